@@ -1,0 +1,80 @@
+"""The recipe's command line: `python -m headscope.reference train --pictures FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from transformers import PreTrainedTokenizerFast
+
+from headscope.errors import DataError, HeadscopeError
+from headscope.reference import parallel
+from headscope.reference.export import export as export_folder
+from headscope.reference.pictures import load_stickers
+from headscope.reference.presets import PRESETS, Preset
+from headscope.reference.tokenizer import build_tokenizer
+from headscope.reference.transformer import Plan, train_transformer
+from headscope.reference.vq import train_vq
+
+LONGEST_PROMPT = 64
+SHIPPED = Path(__file__).parent / "stickers"
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Make the bundled model `stickers` again.")
+Pictures = Annotated[Path, typer.Option(help="Parquet file of pictures (see the `pictures` command).")]
+Folder = Annotated[Path, typer.Option(help="Folder for weights, logs and checkpoints; a stopped run goes on there.")]
+Size = Annotated[str, typer.Option("--preset", help="quick: hours on two cores; full: minutes on a GPU.")]
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise DataError(f"--preset {name}: unknown; known presets are {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def _tokenizer(pictures: Path) -> PreTrainedTokenizerFast:
+    try:
+        concepts = pd.read_parquet(pictures, columns=["concept"])["concept"]
+    except Exception as error:
+        raise DataError(f"{pictures}: not a readable picture file ({error}).") from None
+    return build_tokenizer(sorted(set(concepts)), LONGEST_PROMPT)
+
+
+@app.command()
+def train(
+    pictures: Pictures,
+    out: Folder = Path("training"),
+    preset: Size = "quick",
+    workers: Annotated[int, typer.Option(help="Processes of one thread each (CPU); 1 on a GPU.")] = 2,
+    seed: int = 0,
+    device: str = "cpu",
+    count: Annotated[int | None, typer.Option("--count", help="Train on this many pictures instead.")] = None,
+    warm_start: Annotated[Path | None, typer.Option(help="Weights (safetensors) of an earlier run.")] = None,
+) -> None:
+    """Train the VQ model, then the transformer. Example: python -m headscope.reference train --pictures stickers96.parquet"""
+    size = _preset(preset)
+    stickers = load_stickers(pictures, size, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "vq.safetensors").exists():
+        parallel.run(train_vq, workers, size, stickers, out, seed, device)
+    plan = Plan(out, seed, device, count, warm_start)
+    parallel.run(train_transformer, workers, size, stickers, _tokenizer(pictures), plan)
+
+
+@app.command()
+def export(
+    pictures: Pictures,
+    training: Folder = Path("training"),
+    out: Annotated[Path, typer.Option(help="The folder to fill.")] = SHIPPED,
+    preset: Size = "quick",
+) -> None:
+    """Write the trained model as a folder. Example: python -m headscope.reference export --pictures stickers96.parquet"""
+    print(export_folder(_preset(preset), _tokenizer(pictures), training, out))
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except HeadscopeError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,48 @@
+"""From checkpoints to the shipped folder: bf16 safetensors shards, configuration, tokenizer, model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from headscope.errors import DataError
+from headscope.reference.presets import Preset
+from headscope.reference.tokenizer import special_ids
+from headscope.reference.transformer import fresh_model, trainable
+
+GUIDANCE = 3.0
+
+
+def export(preset: Preset, tokenizer: PreTrainedTokenizerFast, training: Path, out: Path) -> Path:
+    """Write a folder that `JanusForConditionalGeneration.from_pretrained` and headscope both read.
+
+    Args:
+        training: holds `vq.safetensors` and `transformer.safetensors`.
+        out: the folder to fill; shards stay under 10 MB.
+    Raises:
+        DataError: nothing was trained yet.
+    """
+    checkpoint = training / "transformer.safetensors"
+    if not checkpoint.exists():
+        raise DataError(f"{checkpoint}: no such checkpoint; run `python -m headscope.reference train` first.")
+    model = fresh_model(preset, tokenizer, training, 0, "cpu")
+    state = {n: v for n, v in load_file(checkpoint).items() if not n.startswith("optimiser.")}
+    trainable(model).load_state_dict(state)
+    ids = special_ids(tokenizer)
+    model.generation_config = GenerationConfig(
+        bos_token_id=ids["bos"],
+        eos_token_id=ids["eos"],
+        pad_token_id=ids["pad"],
+        guidance_scale=GUIDANCE,
+        do_sample=True,
+        generation_kwargs={"boi_token_id": ids["boi"]},
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("model*.safetensors*"):
+        old.unlink()
+    model.to(torch.bfloat16).save_pretrained(out, max_shard_size="10MB")
+    tokenizer.save_pretrained(out)
+    return out

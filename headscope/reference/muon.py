@@ -1,0 +1,72 @@
+"""Muon for the matrices of a transformer, AdamW for everything else.
+
+`torch.optim.Muon` orthogonalises in bfloat16, which CPUs without bfloat16 units do fifty times slower than float32; this one
+runs Newton-Schulz in the dtype of the weights and keeps its state as named tensors, so that a checkpoint is a safetensors
+file. Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+_A, _B, _C = 3.4445, -4.7750, 2.0315  # quintic coefficients of the source
+
+
+def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Nearly the closest semi-orthogonal matrix, by Newton-Schulz iteration. matrix: [rows, columns]."""
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def _is_hidden_matrix(name: str, p: nn.Parameter) -> bool:
+    """Linear layers inside the decoder, and convolutions between hidden channels (read as [out, in * kernel])."""
+    return (p.ndim == 2 and ".layers." in name) or (p.ndim == 4 and min(p.shape[:2]) >= 8)
+
+
+class MuonAdam:
+    """Both optimisers over one model. `state` maps "name.buffer" to tensors."""
+
+    def __init__(self, model: nn.Module, rate: float, adam_rate: float, weight_decay: float = 0.01) -> None:
+        self.rate, self.adam_rate, self.weight_decay = rate, adam_rate, weight_decay
+        self.step_count = 0
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.matrices = [(n, p) for n, p in named if _is_hidden_matrix(n, p)]
+        self.others = [(n, p) for n, p in named if not _is_hidden_matrix(n, p)]
+        self.state: dict[str, torch.Tensor] = {}
+        for name, p in self.matrices:
+            self.state[f"{name}.momentum"] = torch.zeros_like(p)
+        for name, p in self.others:
+            self.state[f"{name}.mean"] = torch.zeros_like(p)
+            self.state[f"{name}.square"] = torch.zeros_like(p)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for _, p in (*self.matrices, *self.others)]
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """One update with both learning rates multiplied by `factor`."""
+        self.step_count += 1
+        for name, p in self.matrices:
+            if p.grad is None:
+                continue
+            momentum = self.state[f"{name}.momentum"]
+            momentum.lerp_(p.grad, 0.05)
+            update = orthogonalise(p.grad.lerp(momentum, 0.95).flatten(1))
+            p.mul_(1 - self.rate * factor * self.weight_decay)
+            stretch = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+            p.add_(update.view_as(p), alpha=-self.rate * factor * stretch)
+        first, second = 0.9, 0.95
+        for name, p in self.others:
+            if p.grad is None:
+                continue
+            mean, square = self.state[f"{name}.mean"], self.state[f"{name}.square"]
+            mean.lerp_(p.grad, 1 - first)
+            square.lerp_(p.grad.square(), 1 - second)
+            scale = (1 - second**self.step_count) ** 0.5 / (1 - first**self.step_count)
+            p.addcdiv_(mean, square.sqrt().add_(1e-10), value=-self.adam_rate * factor * scale)

@@ -1,0 +1,75 @@
+"""Sizes of the bundled model: what `--preset quick` and `--preset full` build and train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STYLES = ("emojione", "firefox", "flat", "fluent", "noto", "twemoji")
+
+# Pale enough that every sticker stands out; the word is what a prompt says ("..., blue background").
+BACKGROUNDS = {
+    "white": (255, 255, 255),
+    "grey": (222, 222, 224),
+    "cream": (250, 240, 215),
+    "blue": (205, 228, 250),
+    "green": (210, 240, 212),
+    "pink": (252, 216, 226),
+    "yellow": (253, 244, 170),
+    "purple": (228, 214, 246),
+}
+
+_EVERYDAY = """
+red apple; green apple; pear; tangerine; lemon; banana; watermelon; grapes; strawberry; cherries; peach; pineapple;
+kiwi fruit; tomato; eggplant; avocado; broccoli; carrot; ear of corn; hot pepper; mushroom; onion; bread; croissant;
+pretzel; cheese wedge; egg; hamburger; french fries; pizza; hot dog; doughnut; cookie; birthday cake; cupcake; lollipop;
+candy; ice cream; soft ice cream; hot beverage; beer mug; wine glass; cocktail glass; glass of milk; dog face; cat face;
+mouse face; rabbit face; fox; bear; panda; koala; tiger face; lion; cow face; pig face; frog; monkey face; chicken;
+penguin; baby chick; owl; unicorn; honeybee; butterfly; lady beetle; snail; spider; turtle; octopus; crab; fish;
+tropical fish; spouting whale; dolphin; elephant; sunflower; tulip; rose; cherry blossom; cactus; palm tree;
+evergreen tree; deciduous tree; four leaf clover; maple leaf; sun; full moon; crescent moon; star; cloud;
+sun behind cloud; cloud with rain; rainbow; snowflake; snowman; fire; droplet; umbrella; high voltage; soccer ball;
+basketball; baseball; tennis; volleyball; american football; trophy; bullseye; automobile; taxi; bus; fire engine;
+police car; bicycle; airplane; rocket; sailboat; helicopter; tractor; house; tent; christmas tree; balloon;
+wrapped gift; bell; key; locked; hammer; scissors; pencil; books; envelope; camera; television; laptop; mobile phone;
+alarm clock; hourglass done; magnet; guitar; drum; crown; top hat; glasses; t shirt; jeans; dress; running shoe; socks;
+ring; red heart; blue heart; yellow heart; broken heart; skull; ghost; alien; robot; pile of poo; jack o lantern;
+grinning face; smiling face with sunglasses; smiling face with heart eyes; crying face; sleeping face; angry face
+"""
+EVERYDAY = tuple(name.strip() for name in _EVERYDAY.replace("\n", " ").split(";"))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One size of the recipe; lengths are counted in pictures, so the same seed gives the same schedule anywhere."""
+
+    name: str
+    pixels: int  # side of the square picture
+    everyday: bool  # only the everyday concepts, or all
+    codes: int  # size of the codebook
+    vq_base: int  # channels of the VQ model at full resolution (GroupNorm wants multiples of 32)
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    vq_pictures: int
+    vq_batch: int
+    vq_rate: float
+    pictures: int
+    batch: int
+    rate: float  # of Muon for matrices; AdamW for the rest runs at `adam_rate`
+    adam_rate: float
+
+    @property
+    def grid(self) -> int:
+        """Rows and columns of image tokens: the VQ model shrinks by 4."""
+        return self.pixels // 4
+
+
+PRESETS = {
+    "quick": Preset(
+        "quick", 64, True, 512, 64, 192, 8, 8, 512, 20_000, 8, 0.02, 60_000, 24, 0.02, 2e-3
+    ),
+    "full": Preset(
+        "full", 96, False, 1024, 64, 256, 8, 8, 768, 400_000, 64, 0.02, 3_000_000, 256, 0.02, 2e-3
+    ),
+}

@@ -1,0 +1,184 @@
+"""Training the transformer: prompts and image tokens, pictures drawn anew for every step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
+
+from headscope.reference import parallel
+from headscope.reference.configuration import build
+from headscope.reference.journal import Journal
+from headscope.reference.muon import MuonAdam
+from headscope.reference.pictures import Batch, Stickers, draw
+from headscope.reference.presets import Preset
+from headscope.reference.tokenizer import special_ids
+from headscope.reference.vq import encode, load_vq
+from headscope.storage import write_whole
+
+DROPPED = 0.1  # share of prompts replaced by pads, which is what guidance's unconditional stream sees
+DECAY_FROM = 0.65  # the learning rate is constant until this share of the run, then falls to zero
+WARM_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is told: everything else stands in the preset."""
+
+    folder: Path
+    seed: int = 0
+    device: str = "cpu"
+    pictures: int | None = None  # instead of the preset's number
+    warm_start: Path | None = None  # weights of an earlier run
+    minutes_between_checkpoints: float = 4.0
+
+
+def captions_to_ids(
+    tokenizer: PreTrainedTokenizerFast, captions: list[str], dropped: np.ndarray, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded ids and mask [b, prefix]; a dropped prompt becomes attended pads of its own length, as in `generate`."""
+    ids = special_ids(tokenizer)
+    batch = tokenizer([text + "<begin_of_image>" for text in captions], padding=True, return_tensors="pt")
+    tokens, mask = batch["input_ids"], batch["attention_mask"]
+    words = (tokens != ids["bos"]) & (tokens != ids["boi"])
+    tokens = torch.where(words & torch.from_numpy(dropped)[:, None], ids["pad"], tokens)
+    return tokens.to(device), mask.to(device)
+
+
+def token_losses(
+    model: JanusForConditionalGeneration, ids: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """Nats of each image token given the prompt and the tokens before it: [b, N]."""
+    inner = model.model
+    words = inner.language_model.get_input_embeddings()(ids)
+    image = model.prepare_embeddings_for_image_generation(tokens[:, :-1])
+    full_mask = functional.pad(mask, (0, image.shape[1]), value=1)
+    hidden = inner.language_model(
+        inputs_embeds=torch.cat([words, image], 1), attention_mask=full_mask, use_cache=False
+    ).last_hidden_state
+    logits = inner.generation_head(hidden[:, ids.shape[1] - 1 :])
+    return functional.cross_entropy(logits.transpose(1, 2).float(), tokens, reduction="none")
+
+
+def trainable(model: JanusForConditionalGeneration) -> nn.ModuleDict:
+    """The parts that learn here: the decoder and the image embeddings and head (not the VQ model, not the vision tower)."""
+    inner = model.model
+    return nn.ModuleDict(
+        {
+            "language_model": inner.language_model,
+            "generation_embeddings": inner.generation_embeddings,
+            "generation_aligner": inner.generation_aligner,
+            "generation_head": inner.generation_head,
+        }
+    )
+
+
+def fresh_model(
+    preset: Preset, tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int, device: str
+) -> JanusForConditionalGeneration:
+    """Random transformer around the trained VQ model; image embeddings start as the codebook."""
+    torch.manual_seed(seed)
+    model = build(preset, len(tokenizer), special_ids(tokenizer))
+    model.model.vqmodel.load_state_dict(load_vq(preset, folder).state_dict())
+    with torch.no_grad():
+        model.model.generation_embeddings.weight.copy_(model.model.vqmodel.quantize.embedding.weight)
+        for layer in model.model.language_model.layers:  # every block starts as the identity
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    return model.to(device)
+
+
+def rate_factor(done: float, step: int) -> float:
+    """Learning rate as a share of its peak, `done` being the share of the run behind us."""
+    return min(1.0, (step + 1) / WARM_STEPS) * min(1.0, max(0.0, (1 - done) / (1 - DECAY_FROM)))
+
+
+def train_transformer(
+    rank: int, preset: Preset, stickers: Stickers, tokenizer: PreTrainedTokenizerFast, plan: Plan
+) -> None:
+    """Train, log to `transformer.csv`, checkpoint to `transformer.safetensors`; a stopped run goes on where it was."""
+    model = fresh_model(preset, tokenizer, plan.folder, plan.seed, plan.device).train()
+    vq = model.model.vqmodel.eval()
+    parts = trainable(model)
+    if plan.warm_start is not None:
+        parts.load_state_dict({n: v.float() for n, v in load_file(plan.warm_start).items() if not n.startswith("optimiser.")}, strict=True)  # fmt: skip
+    optimiser = MuonAdam(parts, preset.rate, preset.adam_rate)
+    checkpoint = plan.folder / "transformer.safetensors"
+    step = _resume(parts, optimiser, checkpoint)
+    total = plan.pictures or preset.pictures
+    per_step = preset.batch * parallel.world()
+    steps = -(-total // per_step)
+    train = stickers.indices(held_out=False)
+    tests = {
+        "unseen_pairs": _test_batch(stickers, stickers.indices(held_out=True), plan),
+        "unseen_views": _test_batch(stickers, train, plan),
+    }
+    journal = Journal(plan.folder / "transformer.csv", rank)
+    started = saved = time.monotonic()
+    first = step
+    running = 0.0
+    use_bf16 = plan.device.startswith("cuda")
+    while step < steps:
+        rng = np.random.default_rng([plan.seed, rank, step, 2])
+        batch = draw(stickers, rng.choice(train, preset.batch), rng, plan.device)
+        ids, mask = captions_to_ids(tokenizer, batch.captions, rng.random(preset.batch) < DROPPED, plan.device)
+        tokens = encode(vq, batch.pixels)
+        with torch.autocast("cuda", torch.bfloat16, enabled=use_bf16):
+            loss = token_losses(model, ids, mask, tokens).mean()
+        loss.backward()
+        parallel.average_gradients(optimiser.parameters)
+        nn.utils.clip_grad_norm_(optimiser.parameters, 1.0)
+        optimiser.step(rate_factor(step / steps, step))
+        parts.zero_grad(set_to_none=True)
+        running = loss.item() if step == first else 0.95 * running + 0.05 * loss.item()
+        step += 1
+        if step % 50 == 0 or step == steps:
+            losses = {name: _test_loss(model, tokenizer, test, plan.device) for name, test in tests.items()} if rank == 0 else {}
+            seconds = time.monotonic() - started
+            journal.write(step=step, pictures=step * per_step, loss=running, **losses,
+                          pictures_a_second=(step - first) * per_step / seconds, seconds=seconds)  # fmt: skip
+        if rank == 0 and (time.monotonic() - saved > plan.minutes_between_checkpoints * 60 or step == steps):
+            _save(parts, optimiser, step, checkpoint)
+            saved = time.monotonic()
+
+
+def _test_batch(stickers: Stickers, indices: np.ndarray, plan: Plan) -> Batch:
+    rng = np.random.default_rng([plan.seed, 7, len(indices)])
+    return draw(stickers, rng.choice(indices, 48), rng, plan.device)
+
+
+@torch.no_grad()
+def _test_loss(
+    model: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, test: Batch, device: str
+) -> float:
+    ids, mask = captions_to_ids(tokenizer, test.captions, np.zeros(len(test.captions), bool), device)
+    return float(token_losses(model, ids, mask, encode(model.model.vqmodel, test.pixels)).mean())
+
+
+def _save(parts: nn.Module, optimiser: MuonAdam, step: int, path: Path) -> None:
+    state = {name: value.detach().cpu().contiguous() for name, value in parts.state_dict().items()}
+    state |= {f"optimiser.{name}": value.cpu().contiguous() for name, value in optimiser.state.items()}
+    write_whole(path, lambda target: save_file(state, target, metadata={"step": str(step)}))
+
+
+def _resume(parts: nn.Module, optimiser: MuonAdam, path: Path) -> int:
+    """Load a checkpoint if there is one; returns the steps it has behind it."""
+    if not path.exists():
+        return 0
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        step = int(file.metadata()["step"])
+    state = load_file(path)
+    parts.load_state_dict({name: value for name, value in state.items() if not name.startswith("optimiser.")})
+    for name, buffer in optimiser.state.items():
+        buffer.copy_(state[f"optimiser.{name}"])
+    optimiser.step_count = step
+    return step

@@ -1,0 +1,65 @@
+"""Files are written whole or not at all: write to a temporary name in the same folder, then rename."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from headscope.errors import DataError
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it becomes `path`, on any failure it vanishes.
+
+    Raises:
+        DataError: the folder cannot be made or written (read-only, disk full, a file in its place).
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise DataError(
+            f"{target}: cannot be written ({error.strerror or error}); what was there before is unchanged - "
+            "free some space or choose another folder with --out."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
+    """Call `write(temporary_path)` and move the result to `path` in one step."""
+    with whole_file(path) as temporary:
+        write(temporary)
+    return Path(path)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write `text` as UTF-8, whole or not at all."""
+    return write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write `value` as indented JSON, whole or not at all."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not a readable JSON file ({error}).") from None

@@ -1,0 +1,158 @@
+"""Options: the few (window, heavy, decay) choices at which a head's loss is measured, and the table of those losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from headscope.errors import DataError
+from headscope.geometry import Geometry
+
+COLUMNS = ["layer", "kv_head", "window", "heavy", "decay", "stride", "loss"]
+
+
+@dataclass(frozen=True, order=True)
+class Option:
+    """What one head may keep: `window` recent tokens, `heavy` older ones chosen by a score that fades by `decay`."""
+
+    window: int
+    heavy: int = 0
+    decay: float = 1.0
+
+    def smaller_than(self, other: Option) -> bool:
+        """No more of anything, chosen the same way: `other` can not lose more (but for the luck of the scores)."""
+        same_score = self.heavy == 0 or other.heavy == 0 or self.decay == other.decay
+        return self.window <= other.window and self.heavy <= other.heavy and same_score
+
+
+def default_options(geometry: Geometry, decay: float = 1.0) -> list[Option]:
+    """Ten options relative to the grid, the most telling first, so that a stopped table is already of use.
+
+    A head that looks at the row above falls off a cliff below window = row + 1, so the windows straddle the rows:
+    `row + 2` is just past the first cliff, `2 row + 2` past the second. Heavy heads are cheap in tokens but pay for a
+    stride's buffer; with a window of 2 they are prompt and margin readers, with `row + 2` they also see the row above.
+    """
+    row, most = geometry.row_length, geometry.tokens - 1
+    sizes = [
+        (1, 0),
+        (row + 2, 0),
+        (2, row),
+        (4 * row, 0),
+        (row + 2, 2 * row),
+        (2 * row + 2, 0),
+        (4, 0),
+        (2, 3 * row),
+        (row + 2, 6 * row),
+        (8 * row, 0),
+    ]
+    options = [Option(window, heavy, decay if heavy else 1.0) for window, heavy in sizes if window + heavy < most]
+    return options or [Option(0)]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The table as arrays.
+
+    Attributes:
+        options: O options, the last one keeps everything and loses nothing.
+        loss: float64 [layers, kv_heads, O], nats a token when this head alone has this option and the others are full.
+        stride: at which the heavy options were measured.
+    """
+
+    options: tuple[Option, ...]
+    loss: np.ndarray
+    stride: int
+
+    def at_stride(self, stride: int) -> Losses:
+        """The table for another stride.
+
+        Between two stride ends a heavy head grows from window + heavy by a stride: on average it sees half a stride
+        more than it chose. So an option of the same average holds half the difference of the strides more or less
+        heavy tokens, and is given the same loss. Options that would hold none are dropped.
+        """
+        shift = round((self.stride - stride) / 2)
+        if shift == 0:
+            return Losses(self.options, self.loss, stride)
+        most = self.options[-1].window
+        options, kept = [], []
+        for number, option in enumerate(self.options[:-1]):
+            heavy = option.heavy and option.heavy + shift
+            if option.heavy == 0 or 0 < heavy and option.window + heavy < most:
+                options.append(Option(option.window, heavy, option.decay))
+                kept.append(number)
+        return Losses((*options, self.options[-1]), self.loss[:, :, [*kept, len(self.options) - 1]], stride)
+
+    def reweighted(self, weight: np.ndarray) -> Losses:
+        """Losses times `weight`, broadcast over [layers, kv_heads, O]."""
+        return Losses(self.options, self.loss * weight, self.stride)
+
+
+def losses_from(table: pd.DataFrame, layers: int, kv_heads: int, geometry: Geometry) -> Losses:
+    """Arrays from a (perhaps unfinished) table.
+
+    A missing cell gets the smallest loss among the measured options that keep less (an upper bound), else infinity.
+    Measured cells are bounded the same way: keeping more can't be worth less, since the smaller choice is open too.
+
+    Raises:
+        DataError: the table is empty, of several strides, or of a model with other layers and heads.
+    """
+    missing = [name for name in COLUMNS if name not in table.columns]
+    if missing or table.empty:
+        raise DataError(f"The sensitivity table is empty or lacks {', '.join(missing) or 'rows'}: measure it again.")
+    if int(table["layer"].max()) >= layers or int(table["kv_head"].max()) >= kv_heads:
+        raise DataError(
+            f"The sensitivity table has layer {table['layer'].max()} head {table['kv_head'].max()}, the model has "
+            f"{layers} layers of {kv_heads} KV heads: it was measured on another model."
+        )
+    strides = sorted(set(table["stride"].astype(int)))
+    if len(strides) > 1:
+        raise DataError(f"The sensitivity table mixes the strides {strides}: solve one of them at a time.")
+    triples = sorted(set(zip(table["window"].astype(int), table["heavy"].astype(int), table["decay"], strict=True)))
+    options = [Option(window, heavy, float(decay)) for window, heavy, decay in triples]
+    index = {option: number for number, option in enumerate(options)}
+    everything = Option(geometry.tokens - 1, 0)
+    loss = np.full((layers, kv_heads, len(options) + 1), np.inf)
+    loss[:, :, -1] = 0.0
+    for row in table.itertuples(index=False):
+        option = Option(int(row.window), int(row.heavy), float(row.decay))  # type: ignore[arg-type]
+        loss[int(row.layer), int(row.kv_head), index[option]] = max(float(row.loss), 0.0)  # type: ignore[arg-type]
+    return Losses((*options, everything), _bounded(options, loss), strides[0])
+
+
+def _bounded(options: Sequence[Option], loss: np.ndarray) -> np.ndarray:
+    bounded = loss.copy()
+    for large, option in enumerate(options):
+        smaller = [number for number, other in enumerate(options) if other.smaller_than(option)]
+        bounded[:, :, large] = loss[:, :, smaller].min(-1)
+    return bounded
+
+
+def interpolated(losses: Losses, between: int = 1) -> Losses:
+    """More options: `between` sizes between two neighbours of a chain, their loss on the chord.
+
+    A chain is one window with growing heavy, or windows alone from the third row on. Losses fall steeply first, so the
+    chord lies above the truth and an interpolated option promises too little, not too much. Windows up to two rows are
+    left as measured: there the loss has cliffs (a row-above head), and a chord across a cliff would lie.
+    """
+    options, everything = list(losses.options[:-1]), losses.options[-1]
+    columns = [losses.loss[:, :, number] for number in range(len(options))]
+    alone = [option for option in options if option.heavy == 0]
+    cliffs = sorted(alone)[len(alone) // 2].window if alone else 0
+    chains = [[option for option in alone if option.window >= cliffs]]
+    for window, decay in sorted({(option.window, option.decay) for option in options if option.heavy}):
+        chains.append([option for option in options if option.heavy and (option.window, option.decay) == (window, decay)])
+    made: dict[Option, np.ndarray] = dict(zip(options, columns, strict=True))
+    for chain in chains:
+        for small, large in zip(sorted(chain), sorted(chain)[1:], strict=False):
+            for step in range(1, between + 1):
+                share = step / (between + 1)
+                window = round(small.window + share * (large.window - small.window))
+                heavy = round(small.heavy + share * (large.heavy - small.heavy))
+                option = Option(window, heavy, large.decay)
+                made.setdefault(option, (1 - share) * made[small] + share * made[large])
+    ordered = sorted(made)
+    loss = np.stack([*(made[option] for option in ordered), losses.loss[:, :, -1]], -1)
+    return Losses((*ordered, everything), loss, losses.stride)

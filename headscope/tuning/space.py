@@ -1,0 +1,252 @@
+"""Spaces: the few numbers that a study varies, and the policy that each point of them stands for.
+
+`ClassSpace` holds eight numbers for the two classes of heads; every preset is a point of it. `TableSpace` holds eight
+numbers around the allocator's answer: where single-head losses do not add up (early layers against late, semantic heads
+against spatial), the table is re-weighted and solved again, so that an allocation keeps the sizes that were measured in
+place of scaling a row-above head off its cliff. Both build policies within the byte limit at every point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
+
+from headscope.policy.budget import Limit, project
+from headscope.policy.policy import ModelShape, Policy
+from headscope.tuning.allocators import solve
+from headscope.tuning.options import Losses
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a space: continuous, or whole with step 1; `neutral` is where it changes nothing."""
+
+    name: str
+    low: float
+    high: float
+    neutral: float
+    whole: bool = False
+
+    def distribution(self) -> BaseDistribution:
+        """Optuna's description of it (never a categorical: not every sampler can use those)."""
+        if self.whole:
+            return IntDistribution(int(self.low), int(self.high))
+        return FloatDistribution(self.low, self.high)
+
+    def suggest(self, trial: Trial) -> float:
+        """Ask the trial's sampler for a value."""
+        if self.whole:
+            return trial.suggest_int(self.name, int(self.low), int(self.high))
+        return trial.suggest_float(self.name, self.low, self.high)
+
+
+class Space(Protocol):
+    """What the study needs: the numbers, and the policy at a point."""
+
+    numbers: tuple[Number, ...]
+
+    def build(self, values: Mapping[str, float]) -> Policy:
+        """The policy at `values`, within the byte limit."""
+        ...
+
+
+def fitting_strides(shape: ModelShape, limit: Limit, prefix: int, strides: Sequence[int] | None = None) -> list[int]:
+    """The strides to search: those asked for, or 1, quarters of a row, a row and two rows, whose buffer fits the limit.
+
+    A stride is dropped where not even every head with one heavy token fits: then no class could use it.
+    """
+    geometry = shape.geometry
+    row = geometry.row_length
+    wanted = strides or [1, max(row // 4, 1), max(row // 2, 1), row, 2 * row]
+    valid = sorted(set(wanted) & set(geometry.strides()))
+    one = torch.ones(shape.layers, shape.kv_heads)
+    fitting = []
+    for stride in valid:
+        try:
+            project(0 * one, one, limit, shape, stride=stride, anchor=0, prefix=prefix)
+        except Exception as error:  # noqa: BLE001
+            if type(error).__name__ != "BudgetError":
+                raise
+            continue
+        fitting.append(stride)
+    return fitting or valid[:1]
+
+
+@dataclass
+class ClassSpace:
+    """Sizes by class and layer.
+
+    A head's size (window + heavy, before projection) is `2 ** ratio` for semantic heads and 1 for spatial ones, times
+    `1 + slope * (1 - 2 * layer / (layers - 1))` (positive: early layers keep more); of it `heavy_spatial` or
+    `heavy_semantic` is heavy. Heads whose semantic score exceeds `threshold` are semantic.
+
+    Attributes:
+        semantic_score: float32 [layers, kv_heads]; strides: what the number `stride` is an index into.
+    """
+
+    shape: ModelShape
+    limit: Limit
+    prefix: int
+    semantic_score: torch.Tensor
+    strides: Sequence[int]
+    numbers: tuple[Number, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.numbers = (
+            Number("threshold", 0.0, 1.0, 0.5),
+            Number("ratio", -3.0, 3.0, 0.0),
+            Number("heavy_spatial", 0.0, 1.0, 0.0),
+            Number("heavy_semantic", 0.0, 1.0, 0.5),
+            Number("slope", -0.9, 0.9, 0.0),
+            Number("decay", 0.0, 1.0, 1.0),
+            Number("anchor", 0, self.shape.geometry.row_length, 0, whole=True),
+            Number("stride", 0, len(self.strides) - 1, len(self.strides) - 1, whole=True),
+        )
+
+    def build(self, values: Mapping[str, float]) -> Policy:
+        """The class-level policy at `values`, projected onto the limit."""
+        semantic = self.semantic_score > values["threshold"]
+        size = torch.where(semantic, 2.0 ** values["ratio"], 1.0) * _falling(self.shape, values["slope"])
+        share = torch.where(semantic, values["heavy_semantic"], values["heavy_spatial"])
+        return fit(
+            size * (1 - share),
+            size * share,
+            self.shape,
+            self.limit,
+            self.prefix,
+            stride=self.strides[int(values["stride"])],
+            anchor=int(values["anchor"]),
+            decay=values["decay"],
+            semantic_score=self.semantic_score,
+        )
+
+
+@dataclass
+class TableSpace:
+    """Around the allocator's answer.
+
+    `early`, `late`, `semantic` and `heavy` are log2 weights on the table's losses of the first and last third of the
+    layers, of semantic heads (times score minus mean score) and of options with heavy tokens; the knapsack is solved
+    again with them. `blend` moves every head's tokens that share of the way to `towards`, the best class-level policy.
+    """
+
+    shape: ModelShape
+    limit: Limit
+    prefix: int
+    semantic_score: torch.Tensor
+    strides: Sequence[int]
+    losses: Losses
+    towards: Policy
+    buckets: int = 3
+    numbers: tuple[Number, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        nearest = min(range(len(self.strides)), key=lambda index: abs(self.strides[index] - self.losses.stride))
+        self.numbers = (
+            Number("early", -1.5, 1.5, 0.0),
+            Number("late", -1.5, 1.5, 0.0),
+            Number("semantic", -2.0, 2.0, 0.0),
+            Number("heavy", -1.0, 1.0, 0.0),
+            Number("blend", 0.0, 1.0, 0.0),
+            Number("decay", 0.0, 1.0, 1.0),
+            Number("anchor", 0, 4, 0, whole=True),
+            Number("stride", 0, len(self.strides) - 1, nearest, whole=True),
+        )
+
+    def build(self, values: Mapping[str, float]) -> Policy:
+        """The allocator's policy for the re-weighted table, blended."""
+        solved = solve(
+            self.losses.reweighted(self._weight(values)),
+            self.shape,
+            self.limit,
+            self.prefix,
+            self.strides[int(values["stride"])],
+            self.buckets,
+            anchor=int(values["anchor"]),
+            decay=values["decay"],
+            semantic_score=self.semantic_score,
+        )
+        blend = values["blend"]
+        if blend == 0.0:
+            return solved
+        window = torch.lerp(solved.window.float(), self.towards.window.float(), blend)
+        heavy = torch.lerp(solved.heavy.float(), self.towards.heavy.float(), blend)
+        window, heavy = merged(window.round(), heavy.round(), self.buckets)
+        return fit(
+            window,
+            heavy,
+            self.shape,
+            self.limit,
+            self.prefix,
+            stride=solved.stride,
+            anchor=int(values["anchor"]),
+            decay=values["decay"],
+            semantic_score=self.semantic_score,
+        )
+
+    def _weight(self, values: Mapping[str, float]) -> np.ndarray:
+        layers = np.arange(self.shape.layers) / max(self.shape.layers - 1, 1)
+        third = np.where(layers < 1 / 3, values["early"], np.where(layers > 2 / 3, values["late"], 0.0))
+        score = self.semantic_score.double().numpy()
+        head = third[:, None] + values["semantic"] * (score - score.mean())
+        option = np.array([values["heavy"] if option.heavy else 0.0 for option in self.losses.options])
+        return np.exp2(head[:, :, None] + option)
+
+
+def fit(
+    window: torch.Tensor,
+    heavy: torch.Tensor,
+    shape: ModelShape,
+    limit: Limit,
+    prefix: int,
+    *,
+    stride: int,
+    anchor: int,
+    decay: float,
+    semantic_score: torch.Tensor,
+) -> Policy:
+    """Project float weights [layers, kv_heads] onto the limit and make them a policy."""
+    kept_window, kept_heavy = project(window, heavy, limit, shape, stride=stride, anchor=anchor, prefix=prefix)
+    return Policy.uniform(
+        shape,
+        window=kept_window,
+        heavy=kept_heavy,
+        anchor=anchor,
+        # Without heavy tokens the score is never read: one decay, so that such heads share a bucket.
+        decay=torch.where(kept_heavy > 0, float(decay), 1.0),
+        stride=stride,
+        prefix=prefix,
+        semantic_score=semantic_score,
+    )
+
+
+def merged(window: torch.Tensor, heavy: torch.Tensor, buckets: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most `buckets` distinct (window, heavy) a layer: the two closest pairs become the larger of each, repeatedly.
+
+    Example: windows 1, 2, 20 without heavy tokens and two buckets: 2, 2, 20.
+    """
+    window, heavy = window.clone(), heavy.clone()
+    for layer in range(len(window)):
+        while len(pairs := sorted(set(zip(window[layer].tolist(), heavy[layer].tolist(), strict=True)))) > buckets:
+            closest = min(
+                ((a, b) for i, a in enumerate(pairs) for b in pairs[i + 1 :]),
+                key=lambda two: abs(two[0][0] - two[1][0]) + abs(two[0][1] - two[1][1]),
+            )
+            both = torch.zeros_like(window[layer], dtype=torch.bool)
+            for pair in closest:
+                both |= (window[layer] == pair[0]) & (heavy[layer] == pair[1])
+            window[layer][both] = max(pair[0] for pair in closest)
+            heavy[layer][both] = max(pair[1] for pair in closest)
+    return window, heavy
+
+
+def _falling(shape: ModelShape, slope: float) -> torch.Tensor:
+    """float32 [layers, 1]: 1 + slope at the first layer, 1 - slope at the last."""
+    place = torch.linspace(1.0, -1.0, shape.layers) if shape.layers > 1 else torch.zeros(1)
+    return (1 + slope * place)[:, None]
