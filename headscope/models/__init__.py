@@ -1,1 +1,7 @@
+"""Model families, and the one place where attention is reached."""
 
+from headscope.models.protocol import ImageModel, Prefix
+from headscope.models.registry import known_models, load_model
+from headscope.models.samples import Samples
+
+__all__ = ["ImageModel", "Prefix", "Samples", "known_models", "load_model"]

@@ -214,9 +214,9 @@ def _signed(best: Found, measured: Mapping[str, Mapping[str, Any]], seed: int, l
     """The policy with its origin and its calibration results."""
     result = measured.get(best.policy.fingerprint(), {})
     origin = {"method": "searched", "origin": best.label, "study": best.phase, "trial": best.number, "seed": seed}
-    budget = {"limit_bytes": limit.bytes, "batch": limit.batch, "streams": limit.streams, "of": limit.of}
+    terms = {"bytes": limit.bytes, "batch": limit.batch, "streams": limit.streams, "dtype": str(limit.dtype), "of": limit.of}
     return best.policy.replace(
-        provenance={**best.policy.provenance, **origin, **budget},
+        provenance={**best.policy.provenance, **origin, "limit": terms},
         results={"calibration_kl": best.kl, **({"calibration_top1": result["top1"]} if "top1" in result else {})},
     )
 

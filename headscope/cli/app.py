@@ -1,0 +1,62 @@
+"""The `headscope` command: one small file a verb; every one parses, calls the Python API, and prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from headscope.cli import demo, generate, heads, models, policy, report, run, search, trace
+from headscope.cli.console import errors
+from headscope.errors import HeadscopeError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Learn what the attention heads of an image-generating transformer need to remember, and keep only that.",
+)
+app.command("demo")(demo.demo)
+app.command("run")(run.run)
+app.command("trace")(trace.trace)
+app.command("heads")(heads.heads)
+app.command("search")(search.search)
+app.command("generate")(generate.generate)
+app.command("report")(report.report)
+app.add_typer(policy.app, name="policy")
+app.command("models")(models.models)
+
+
+def main() -> None:
+    """Entry point: what a user did wrong is one sentence and exit status 2; Ctrl-C leaves files that go on."""
+    try:
+        app(standalone_mode=False)
+    except HeadscopeError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except typer.Exit as error:
+        raise SystemExit(error.exit_code) from None
+    except (typer.Abort, KeyboardInterrupt):
+        errors.print("\nstopped; the same command with --resume goes on where this one was.", soft_wrap=True)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of our output went away, `| head` for example
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        errors.print(f"error: {where}{error.strerror or error}; nothing that was finished is lost.", style="red", markup=False)
+        raise SystemExit(2) from None
+    except Exception as error:
+        if _is_usage(error):
+            error.show()  # type: ignore[attr-defined]
+            raise SystemExit(2) from None
+        raise
+
+
+def _is_usage(error: Exception) -> bool:
+    """Typer brings its own copy of click, or uses the installed one: told by what it can do."""
+    return hasattr(error, "show") and hasattr(error, "exit_code")
+
+

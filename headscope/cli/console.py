@@ -1,0 +1,78 @@
+"""What the commands print: plain lines, one progress display, the options they share."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers.utils import logging as transformers_logging
+
+from headscope.run.steps import Progress as Tell
+
+lines = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16 (default: float32 on a CPU, else bfloat16).")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by `headscope trace` or `run`.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, or a hub id.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+PromptFile = Annotated[
+    Path | None, typer.Option(help="Text file with one prompt a line, or JSON lines with a `prompt` (default: the model's own).")
+]
+Keep = Annotated[str | None, typer.Option(help="Share of the plain cache to keep, such as 20%.")]
+Memory = Annotated[str | None, typer.Option(help="Bytes to keep, such as 12MiB, for --batch pictures.")]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures drawn together that --memory is for.")]
+KeepOf = Annotated[str, typer.Option(help="What --keep counts: `all` tokens, or those of the `image`.")]
+Trials = Annotated[int, typer.Option(min=1, help="Trials of the study.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew.")]
+
+
+def say(text: str, style: str | None = None) -> None:
+    """One line of output; never wrapped, so that paths can be copied."""
+    lines.print(text, style=style, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress() -> Iterator[Tell]:
+    """A display that shows one bar for each kind of work."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="transformers")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=errors) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(what: str, done: int, total: int, least: float) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, note="")
+            note = "" if not math.isfinite(least) else f"least KL {least:.4f}"
+            bars.update(tasks[what], completed=done, total=total, note=note)
+
+        yield tell
+
+
+def limit_options(keep: str | None, memory: str | None) -> tuple[str | None, str | None]:
+    """`--keep` or `--memory`, 20 % where neither is given.
+
+    Raises:
+        typer.BadParameter: both.
+    """
+    if keep is not None and memory is not None:
+        raise typer.BadParameter("give --keep or --memory, not both.")
+    return (None, memory) if memory is not None else (keep or "20%", None)

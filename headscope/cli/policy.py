@@ -1,0 +1,52 @@
+"""`headscope policy`: look into a policy file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headscope.cli.console import say
+from headscope.policy.budget import kept_ratio, plain_bytes, policy_bytes
+from headscope.policy.files import load_policy
+from headscope.policy.policy import Policy
+
+app = typer.Typer(no_args_is_help=True, help="Policy files.")
+
+
+@app.callback()
+def _group() -> None:
+    """Policy files."""
+
+
+@app.command("show")
+def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy file.")]) -> None:
+    """Print what a policy keeps, and for which model. Example: headscope policy show runs/demo/policy.safetensors"""
+    policy = load_policy(file)
+    shape = policy.shape
+    limit = policy.provenance.get("limit") or {}
+    terms = {"batch": int(limit.get("batch", 1)), "streams": int(limit.get("streams", 2))}
+    terms["dtype"] = str(limit.get("dtype", "float32"))
+    nbytes = policy_bytes(policy, **terms)  # type: ignore[arg-type]
+    plain = plain_bytes(shape, prefix=policy.prefix, **terms)  # type: ignore[arg-type]
+    geometry = shape.geometry
+    say(f"model      {shape.name}, {shape.layers} layers, {shape.kv_heads} KV heads, {geometry.rows} x {geometry.cols} tokens")
+    say(f"weights    {shape.weights[:16]}")
+    say(f"stride     {policy.stride} tokens; prompts up to {policy.prefix} tokens")
+    ratio = kept_ratio(policy, dtype=terms["dtype"], streams=terms["streams"])
+    say(f"bytes      {nbytes:,} of {plain:,} ({ratio:.1%}) for {terms['batch']} x {terms['streams']} streams in {terms['dtype']}")
+    say(f"made by    {policy.provenance.get('method', 'hand')} {policy.provenance.get('origin', '')}")
+    for name, value in policy.results.items():
+        say(f"{name:10} {value}")
+    say("")
+    say("layer  heads  window  heavy  anchor  decay")
+    for layer in range(shape.layers):
+        for row in _rows(policy, layer):
+            say(row)
+
+
+def _rows(policy: Policy, layer: int) -> list[str]:
+    return [
+        f"{layer:5}  {len(b.heads):5}  {b.window:6}  {b.heavy:5}  {b.anchor:6}  {b.decay:5.2f}" for b in policy.buckets(layer)
+    ]

@@ -1,0 +1,101 @@
+"""`headscope run`: all steps for any model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headscope.cli.console import (
+    Batch,
+    Device,
+    Dtype,
+    Keep,
+    KeepOf,
+    Memory,
+    ModelName,
+    Overwrite,
+    PromptFile,
+    Resume,
+    Seed,
+    Trials,
+    limit_options,
+    progress,
+    say,
+)
+from headscope.cli.tables import methods_table
+from headscope.models.protocol import ImageModel
+from headscope.run import Settings
+from headscope.run import run as run_all
+from headscope.run.plan import Estimate
+
+Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/ and the model's name).")]
+
+
+def run(
+    model: ModelName,
+    out: Out = None,
+    prompts: PromptFile = None,
+    keep: Keep = None,
+    memory: Memory = None,
+    batch: Batch = 1,
+    keep_of: KeepOf = "all",
+    trials: Trials = 40,
+    calibration: Annotated[int, typer.Option(min=1, help="Prompts to trace and search on.")] = 16,
+    unseen: Annotated[int, typer.Option(min=1, help="Prompts to judge by.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn together while running.")] = 16,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Trace, classify, search, draw and report. Example: headscope run stickers --keep 20% --out runs/stickers"""
+    keep, memory = limit_options(keep, memory)
+    settings = Settings(
+        keep=keep,
+        memory=memory,
+        batch=batch,
+        of=keep_of,
+        trials=trials,
+        calibration=calibration,
+        unseen=unseen,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    go(model, out or Path("runs") / Path(model).name, prompts, settings, device, dtype, resume, overwrite)
+
+
+def go(
+    model: str,
+    out: Path,
+    prompts: Path | None,
+    settings: Settings,
+    device: str,
+    dtype: str | None,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Run with a progress display, then print the table of methods and where the report is."""
+    with progress() as tell:
+        report = run_all(
+            model,
+            out,
+            prompts=prompts,
+            settings=settings,
+            device=device,
+            dtype=dtype,
+            resume=resume,
+            overwrite=overwrite,
+            announce=_announce,
+            progress=tell,
+        )
+    methods_table(out / "methods.csv")
+    say(f"report: {report}")
+
+
+def _announce(model: ImageModel, estimate: Estimate) -> None:
+    shape = model.shape
+    say(f"{shape.name}: {shape.layers} layers, {shape.kv_heads} KV heads, {shape.geometry.rows} x {shape.geometry.cols} tokens")
+    say(f"all steps take about {estimate.minutes:.1f} minutes and {estimate.nbytes / 2**30:.1f} GiB of memory here")

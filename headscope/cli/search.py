@@ -1,0 +1,45 @@
+"""`headscope search`: find a policy under a byte limit, and measure it on unseen prompts."""
+
+from __future__ import annotations
+
+from headscope.cli.console import (
+    Batch,
+    Device,
+    Dtype,
+    Keep,
+    KeepOf,
+    Memory,
+    RunPath,
+    Seed,
+    Trials,
+    limit_options,
+    progress,
+    say,
+)
+from headscope.cli.tables import methods_table
+from headscope.run import open_run, settings_of
+from headscope.run.run import read_prompts_of
+from headscope.run.steps import compare_step, search_step
+
+
+def search(
+    run: RunPath,
+    keep: Keep = None,
+    memory: Memory = None,
+    batch: Batch = 1,
+    keep_of: KeepOf = "all",
+    trials: Trials = 40,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+) -> None:
+    """Search a policy; the same command goes on after a stop. Example: headscope search runs/stickers --memory 12MiB --batch 8"""
+    keep, memory = limit_options(keep, memory)
+    model, folder = open_run(run, device, dtype)
+    settings = settings_of(folder, keep=keep, memory=memory, batch=batch, of=keep_of, trials=trials, seed=seed)
+    with progress() as tell:
+        search_step(model, folder, settings, tell)
+        compare_step(model, folder, read_prompts_of(folder)["unseen"], settings, tell)
+    methods_table(folder.path / "methods.csv")
+    say(f"policy: {folder.policy}")
+    say(f"next: headscope generate {folder.read()['model']['source']} --policy {folder.policy} --out pictures")

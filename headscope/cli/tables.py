@@ -1,0 +1,43 @@
+"""Tables on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from headscope.cli.console import lines, say
+
+PRESETS_BEATEN = "The searched policy loses less than every preset at the same bytes, on prompts it never saw."
+
+
+def methods_table(path: Path) -> None:
+    """Print methods.csv, and say plainly whether the searched policy is the best at its bytes."""
+    methods = pd.read_csv(path)
+    table = Table("method", "budget", "kept", "replay KL", "95 %", "top-1", "KiB a picture", "ms a step", box=None)
+    for row in methods.itertuples(index=False):
+        table.add_row(
+            str(row.method),
+            str(row.budget),
+            f"{row.kept_ratio:.1%}",
+            f"{row.replay_kl:.4f}",
+            f"{row.kl_low:.4f} - {row.kl_high:.4f}",
+            f"{row.top1:.1%}",
+            f"{row.cache_bytes / 1024:,.0f}",
+            f"{row.ms_per_step:.1f}",
+            style="bold" if row.method == "searched" else None,
+        )
+    lines.print(table)
+    say(verdict(methods))
+
+
+def verdict(methods: pd.DataFrame) -> str:
+    """One honest sentence about the searched policy."""
+    losses = methods.set_index("method")["replay_kl"]
+    presets = losses.drop(["full", "searched"], errors="ignore")
+    better = presets[presets <= losses["searched"]]
+    if better.empty:
+        return PRESETS_BEATEN
+    names = ", ".join(str(name) for name in better.index)
+    return f"The searched policy does not win here: {names} loses as little or less on unseen prompts at the same bytes."

@@ -1,0 +1,42 @@
+"""`headscope trace`: draw pictures and record what every head looks at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headscope.cli.console import Device, Dtype, ModelName, Overwrite, PromptFile, Resume, Seed, progress, say
+from headscope.models import load_model
+from headscope.run import RunFolder, Settings
+from headscope.run.prompts import default_prompts, read_prompts, split
+from headscope.run.run import read_prompts_of
+from headscope.run.steps import begin, trace_step
+
+
+def trace(
+    model: ModelName,
+    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    prompts: PromptFile = None,
+    calibration: Annotated[int, typer.Option(min=1, help="Prompts to trace.")] = 16,
+    unseen: Annotated[int, typer.Option(min=1, help="Prompts to leave for judging.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn together.")] = 16,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw pictures and trace every head. Example: headscope trace stickers --out runs/stickers"""
+    texts = default_prompts(model) if prompts is None else read_prompts(prompts)
+    settings = Settings(calibration=calibration, unseen=unseen, seed=seed, batch_size=batch_size)
+    loaded = load_model(model, device=device, dtype=dtype)
+    folder = RunFolder(out)
+    parts = split(texts, calibration, unseen)
+    begin(loaded, model, folder, parts, settings, resume=resume, overwrite=overwrite)
+    if not folder.done("trace"):
+        with progress() as tell:
+            trace_step(loaded, folder, read_prompts_of(folder)["calibration"], settings, tell)
+    say(f"trace: {folder.trace}")
+    say(f"next: headscope heads {out}")

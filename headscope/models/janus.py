@@ -1,0 +1,169 @@
+"""Janus, Janus-Pro and the bundled model: one adapter around transformers' `JanusForConditionalGeneration`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, Cache, JanusForConditionalGeneration
+
+from headscope.errors import DataError, ModelError
+from headscope.geometry import Geometry
+from headscope.models.fingerprint import weights_fingerprint
+from headscope.models.protocol import Prefix
+from headscope.policy.policy import ModelShape
+
+# The authors' own sampling script: guidance 5, temperature 1, no top-k.
+GUIDANCE, TEMPERATURE, TOP_K = 5.0, 1.0, None
+
+
+class JanusModel:
+    """An `ImageModel` (see protocol.py) over a loaded Janus network and its tokenizer."""
+
+    def __init__(self, network: JanusForConditionalGeneration, tokenizer: Any, name: str) -> None:
+        self.network = network.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        config = network.config
+        text, vision = config.text_config, config.vision_config
+        side = vision.image_size // vision.patch_size
+        if vision.num_image_tokens != side * side:
+            raise ModelError(
+                f"{name}: its configuration names {vision.num_image_tokens} image tokens but a grid of {side} x {side}; "
+                "this is not a Janus model headscope can drive."
+            )
+        self.decoder: nn.Module = network.model.language_model
+        self.vocabulary = int(config.vq_config.num_embeddings)
+        limits = [text.max_position_embeddings - side * side]
+        if tokenizer.model_max_length < 1_000_000:  # transformers' mark for "not set" is larger
+            limits.append(tokenizer.model_max_length)
+        self.max_prefix = min(limits)
+        settings = network.generation_config
+        self.guidance = float(settings.guidance_scale or GUIDANCE)
+        self.temperature = float(settings.temperature or TEMPERATURE)
+        self.top_k = TOP_K
+        self._begin = getattr(tokenizer, "boi_token", None) or "<begin_of_image>"
+        self._begin_id = int(tokenizer.convert_tokens_to_ids(self._begin))
+        geometry = Geometry(side, side)
+        self.shape = ModelShape(
+            name=name,
+            layers=text.num_hidden_layers,
+            query_heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            geometry=geometry,
+            architecture=_architecture(config, geometry),
+            weights=weights_fingerprint(self.decoder),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the decoder's weights."""
+        return next(self.decoder.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder is."""
+        return next(self.decoder.parameters()).device
+
+    def encode(self, prompts: list[str], length: int | None = None) -> Prefix:
+        """See `ImageModel.encode`. The unconditional stream is what `generate()` makes of it: every token but the first
+        and the begin-of-image becomes a pad, which is attended."""
+        if not prompts:
+            raise DataError("No prompt was given: name at least one.")
+        for number, prompt in enumerate(prompts):
+            if not prompt.strip():
+                raise DataError(f"Prompt {number + 1} of {len(prompts)} is empty: write what the picture should show.")
+        texts = [self._text(prompt) for prompt in prompts]
+        rows = [self.tokenizer(text)["input_ids"] for text in texts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > self.max_prefix:
+                raise DataError(
+                    f"The prompt '{_shortened(prompt)}' is {len(row)} tokens long, {self.name} admits "
+                    f"{self.max_prefix}: shorten it."
+                )
+        width = max(max(len(row) for row in rows), length or 0)
+        pad, bos = self.tokenizer.pad_token_id, self.tokenizer.bos_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        unconditional = ids.where((ids == bos) | (ids == self._begin_id), pad)
+        return Prefix(ids, mask, unconditional, mask, texts)
+
+    def _text(self, prompt: str) -> str:
+        text = prompt
+        if self.tokenizer.chat_template is not None:
+            messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return text + self._begin
+
+    def embed_prefix(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids [B, P] -> [B, P, C]."""
+        return self.network.get_input_embeddings()(ids)
+
+    def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Image codes [B, T] -> [B, T, C]."""
+        return self.network.prepare_embeddings_for_image_generation(tokens)
+
+    def decode(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
+        """See `ImageModel.decode`. Positions count the padding too: rotary attention only reads differences."""
+        return self.decoder(
+            inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [B, T, C] -> [B, T, V]."""
+        return self.network.model.generation_head(hidden)
+
+    def to_images(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Image codes [B, N] -> uint8 [B, height, width, 3]; one picture at a time, so that memory stays small."""
+        with torch.inference_mode():
+            pictures = [self.network.decode_image_tokens(row[None].long().to(self.device)) for row in tokens]
+        return torch.cat([((p.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu() for p in pictures])
+
+
+def load_janus(source: str | Path, name: str, device: str, dtype: torch.dtype) -> JanusModel:
+    """Load from a folder or a hub id; a folder is never looked up on a network."""
+    local = Path(source).is_dir()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        network = JanusForConditionalGeneration.from_pretrained(source, dtype=dtype, local_files_only=local)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{source}: cannot be loaded as a Janus model ({reason}).") from error
+    if tokenizer.chat_template is None and local:
+        tokenizer.chat_template = _template(Path(source))
+    return JanusModel(network.to(device), tokenizer, name)
+
+
+def _template(folder: Path) -> str | None:
+    """The processor's chat template, where the tokenizer has none of its own."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / "chat_template.json").is_file():
+        return json.loads((folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
+    return None
+
+
+def _architecture(config: Any, geometry: Geometry) -> str:
+    """Hash of what makes two networks take the same policy; not of the versions that wrote the files."""
+    text = config.text_config
+    facts = {
+        "family": "janus",
+        "layers": text.num_hidden_layers,
+        "query_heads": text.num_attention_heads,
+        "kv_heads": text.num_key_value_heads,
+        "hidden": text.hidden_size,
+        "intermediate": text.intermediate_size,
+        "codes": config.vq_config.num_embeddings,
+        "rows": geometry.rows,
+        "cols": geometry.cols,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _shortened(prompt: str) -> str:
+    return prompt if len(prompt) <= 40 else prompt[:37] + "..."

@@ -1,0 +1,85 @@
+"""From what the user typed (a bundled name, a folder, a hub id) to an `ImageModel`."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from headscope.errors import ModelError
+from headscope.models.janus import load_janus
+from headscope.models.protocol import ImageModel
+
+_BUNDLED = {"stickers": "bundled: draws 64 x 64 stickers from words, runs offline on a laptop"}
+_HUB = {
+    "deepseek-community/Janus-Pro-1B": "hub: Janus-Pro-1B in transformers' format",
+    "deepseek-community/Janus-Pro-7B": "hub: Janus-Pro-7B in transformers' format",
+}
+
+
+def known_models() -> list[tuple[str, str]]:
+    """(name, description) of the models that can be named; any folder of the same family can be named too."""
+    return [*_BUNDLED.items(), *_HUB.items(), ("FOLDER", "a folder with a Janus model in transformers' format")]
+
+
+def load_model(name: str, device: str = "cpu", dtype: torch.dtype | str | None = None) -> ImageModel:
+    """Load a model ready to draw.
+
+    Args:
+        name: `stickers`, a folder, or a hub id such as `deepseek-community/Janus-Pro-1B` (the only case that uses a network).
+        dtype: float32 on a CPU and bfloat16 elsewhere, unless given.
+    Raises:
+        ModelError: unknown name, or a folder or hub id that does not hold a model of a known family.
+    """
+    kind = _dtype(dtype, device)
+    _check_device(device)
+    folder = bundled_folder(name)
+    if folder is not None:
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{name}: its files are missing from this installation; install headscope again.")
+        return load_janus(folder, name, device, kind)
+    if Path(name).is_dir():
+        _check_family(Path(name))
+        return load_janus(name, Path(name).resolve().name, device, kind)
+    if name.startswith("deepseek-ai/Janus"):
+        other = name.replace("deepseek-ai/", "deepseek-community/")
+        raise ModelError(f"{name} is in DeepSeek's own format, which transformers cannot load: use {other}.")
+    if name.count("/") == 1 and not name.startswith((".", "/")):
+        return load_janus(name, name, device, kind)
+    known = ", ".join(known for known, _ in known_models()[:-1])
+    raise ModelError(f"{name}: neither a known model nor a folder; known models are {known}.")
+
+
+def bundled_folder(name: str) -> Path | None:
+    """Where a bundled model lies; None for a name that is not one."""
+    return Path(str(files("headscope") / "reference" / name)) if name in _BUNDLED else None
+
+
+def _check_family(folder: Path) -> None:
+    try:
+        family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        raise ModelError(f"{folder}: no readable config.json in this folder, so it holds no model.") from None
+    if family != "janus":
+        raise ModelError(f"{folder}: holds a model of type '{family}'; headscope drives janus models.")
+
+
+def _dtype(dtype: torch.dtype | str | None, device: str) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None:
+        return torch.float32 if device == "cpu" else torch.bfloat16
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in names:
+        raise ModelError(f"dtype {dtype}: unknown; known are {', '.join(names)}.")
+    return names[dtype]
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"device {device}: not usable here ({reason}); use --device cpu.") from None

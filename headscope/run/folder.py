@@ -1,0 +1,186 @@
+"""The run folder: where each step finds the files of the step before, and what says which run it is."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headscope.errors import DataError
+from headscope.models.protocol import ImageModel
+from headscope.policy.policy import ModelShape
+from headscope.storage import read_json, write_json
+
+PACKAGES = ("torch", "transformers", "optuna", "scikit-learn", "pandas", "numpy", "safetensors")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run, and its `run.json`."""
+
+    path: Path
+
+    @property
+    def trace(self) -> Path:
+        """Folder of the trace dataset."""
+        return self.path / "trace"
+
+    @property
+    def samples(self) -> Path:
+        """The calibration pictures as tokens."""
+        return self.path / "calibration.parquet"
+
+    @property
+    def unseen(self) -> Path:
+        """Pictures of prompts that neither trace nor search saw, drawn with the full cache."""
+        return self.path / "unseen.parquet"
+
+    @property
+    def heads(self) -> Path:
+        """The head classes."""
+        return self.path / "heads.parquet"
+
+    @property
+    def search(self) -> Path:
+        """Folder of the search."""
+        return self.path / "search"
+
+    @property
+    def policy(self) -> Path:
+        """The searched policy."""
+        return self.path / "policy.safetensors"
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of drawn pictures."""
+        return self.path / "pictures"
+
+    @property
+    def json(self) -> Path:
+        """What the run is: model, settings, versions, machine, seconds."""
+        return self.path / "run.json"
+
+    def read(self) -> dict[str, Any]:
+        """The content of run.json.
+
+        Raises:
+            DataError: there is none, so this is no run folder.
+        """
+        if not self.json.is_file():
+            raise DataError(f"{self.path}: no run.json here, so this is no run folder; make one with `headscope trace`.")
+        content = read_json(self.json)
+        if not isinstance(content, dict) or "model" not in content:
+            raise DataError(f"{self.json}: not a run.json of headscope; start in another folder.")
+        return content
+
+    def note(self, **facts: Any) -> dict[str, Any]:
+        """Merge facts into run.json (dictionaries one level deep) and write it whole."""
+        content = self.read()
+        for name, value in facts.items():
+            before = content.get(name)
+            content[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+        write_json(self.json, content)
+        return content
+
+    def begin(self, model: ImageModel, source: str, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Make the folder a run of `model`, or go on with the run that it holds.
+
+        Raises:
+            DataError: it holds a run and neither `resume` nor `overwrite` was asked for, or a run of something else.
+        """
+        if overwrite and self.json.is_file():
+            shutil.rmtree(self.path)
+        if self.json.is_file():
+            found = self.read()
+            self.check_model(model)
+            if not resume:
+                raise DataError(
+                    f"{self.path}: holds a run of {found['model']['name']} already; continue it with --resume, start anew with "
+                    "--overwrite, or choose another folder with --out."
+                )
+            for name, value in settings.items():
+                before = found["settings"].get(name, value)
+                if before != value:
+                    raise DataError(
+                        f"{self.path}: was begun with {name} {_brief(before)}, now it is {_brief(value)}; use the same, or "
+                        "another folder with --out."
+                    )
+            self.note(settings=settings)
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise DataError(f"{self.path}: exists and is no run folder; choose another one with --out.")
+        write_json(
+            self.json,
+            {
+                "headscope": _version("headscope"),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "model": {**model_facts(model.shape), "source": source},
+                "settings": settings,
+                "versions": {name: _version(name) for name in PACKAGES},
+                "machine": machine(model),
+                "steps": {},
+            },
+        )
+
+    def check_model(self, model: ImageModel) -> None:
+        """Refuse a run folder of another model.
+
+        Raises:
+            DataError: the weights differ from those the run was begun with.
+        """
+        found = self.read()["model"]
+        if found["weights"] != model.shape.weights:
+            raise DataError(
+                f"{self.path}: is a run of {found['name']} (weights {found['weights'][:12]}), not of {model.name} (weights "
+                f"{model.shape.weights[:12]}); choose another folder with --out."
+            )
+
+    def done(self, step: str) -> bool:
+        """Whether a step has been finished."""
+        return step in self.read()["steps"]
+
+
+def model_facts(shape: ModelShape) -> dict[str, Any]:
+    """A model's shape for run.json."""
+    return {
+        "name": shape.name,
+        "layers": shape.layers,
+        "query_heads": shape.query_heads,
+        "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "geometry": shape.geometry.to_dict(),
+        "architecture": shape.architecture,
+        "weights": shape.weights,
+    }
+
+
+def machine(model: ImageModel) -> dict[str, Any]:
+    """What figures of time and memory belong to."""
+    device = model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else (platform.processor() or platform.machine())
+    return {
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "device": device.type,
+        "processor": name,
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,276 @@
+"""The steps of a run, each from the files of the one before, each one call."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from PIL import Image
+
+from headscope.benchmarks.methods import COLUMNS, MethodTable, compare_methods
+from headscope.errors import DataError
+from headscope.heads import Heads, classify
+from headscope.models.protocol import ImageModel
+from headscope.models.samples import Samples
+from headscope.policy.budget import Limit, plain_bytes
+from headscope.policy.files import load_policy, save_policy
+from headscope.policy.policy import Policy
+from headscope.policy.presets import make_preset
+from headscope.reporting import contact_sheet
+from headscope.run.folder import RunFolder
+from headscope.runtime import generate
+from headscope.storage import write_json, write_whole
+from headscope.tracing import TraceDataset, trace
+from headscope.tuning import Replay, tune
+
+# Told after each unit of work: (what is being done, units done, units in all, least loss so far or nan).
+Progress = Callable[[str, int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may choose; the defaults are the demo's.
+
+    Attributes:
+        keep, memory: the byte limit, as a share of the plain cache ("20%") or a size ("12MiB"); one of the two.
+        batch: pictures drawn together that `memory` is for. of: "all" or "image", what `keep` counts.
+        trials: of the study. calibration, unseen: pictures to search on, and to judge by.
+        searched_pictures: how many of the calibration pictures a trial replays; table_pictures: the sensitivity table.
+    """
+
+    keep: str | None = "20%"
+    memory: str | None = None
+    batch: int = 1
+    of: str = "all"
+    trials: int = 40
+    calibration: int = 16
+    unseen: int = 16
+    searched_pictures: int = 8
+    table_pictures: int = 3
+    seed: int = 0
+    batch_size: int = 16
+
+
+def limit_of(model: ImageModel, settings: Settings, prefix: int) -> Limit:
+    """The byte limit in force.
+
+    Raises:
+        BudgetError: below the smallest possible, or above the full cache.
+    """
+    terms: dict[str, Any] = {
+        "prefix": prefix,
+        "batch": settings.batch,
+        "streams": streams_of(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "of": settings.of,
+    }
+    if settings.memory is not None:
+        return Limit.from_memory(settings.memory, shape=model.shape, **terms)
+    return Limit.from_keep(model.shape, settings.keep or "20%", **terms)
+
+
+def streams_of(model: ImageModel) -> int:
+    """Rows of the batch that one picture takes: two under guidance."""
+    return 1 if model.guidance == 1.0 else 2
+
+
+def trace_step(
+    model: ImageModel, folder: RunFolder, prompts: list[str], settings: Settings, progress: Progress | None = None
+) -> TraceDataset:
+    """Draw the calibration pictures with the full cache and trace them: calibration.parquet, trace/."""
+    with _timed(folder, "trace"):
+        samples = _drawn(model, folder.samples, prompts, settings.seed, settings.batch_size, "calibration", progress)
+        return trace(
+            model, samples, folder.trace, progress=_as_counts(progress, "tracing"), resume=folder.trace.exists()
+        )
+
+
+def heads_step(folder: RunFolder, model: ImageModel, settings: Settings) -> Heads:
+    """Classify the heads of the trace: heads.parquet."""
+    with _timed(folder, "heads"):
+        heads = classify(TraceDataset(folder.trace), model.shape, seed=settings.seed)
+        heads.save(folder.heads)
+        return heads
+
+
+def search_step(model: ImageModel, folder: RunFolder, settings: Settings, progress: Progress | None = None) -> Policy:
+    """Search a policy under the limit: search/, policy.safetensors.
+
+    Raises:
+        DataError: the trace or heads step has not run. BudgetError: see `limit_of`.
+    """
+    samples = Samples.load(folder.samples)
+    scores = Heads.load(folder.heads).scores()
+    prefix = int(folder.read()["prefix"])
+    limit = limit_of(model, settings, prefix)
+    folder.note(limit=_limit_facts(model, limit, settings, prefix))
+    with _timed(folder, "search"):
+        tuned = tune(
+            model,
+            samples.select(range(min(settings.searched_pictures, len(samples)))),
+            scores,
+            limit,
+            folder.search,
+            trials=settings.trials,
+            table_pictures=settings.table_pictures,
+            prefix=prefix,
+            seed=settings.seed,
+            progress=progress,
+        )
+        save_policy(tuned.policy, folder.policy)
+        return tuned.policy
+
+
+def compare_step(
+    model: ImageModel, folder: RunFolder, prompts: list[str], settings: Settings, progress: Progress | None = None
+) -> MethodTable:
+    """Measure the searched policy and the presets on unseen prompts: unseen.parquet, methods.csv, kl_by_row.parquet."""
+    with _timed(folder, "compare"):
+        seed = settings.seed + 10_000  # other random numbers than the calibration pictures
+        samples = _drawn(model, folder.unseen, prompts, seed, settings.batch_size, "unseen", progress)
+        searched = load_policy(folder.policy, model.shape)
+        prefix = searched.prefix
+        full = Limit.from_keep(model.shape, "100%", **_terms(model, settings, prefix))
+        policies = {"full": make_preset("full", model.shape, full, prefix=prefix), "searched": searched}
+        for path in sorted((folder.search / "presets").glob("*.safetensors")):
+            policies[path.stem] = load_policy(path, model.shape)
+        replay = Replay(model, samples, by_stream=False)
+        table = compare_methods(
+            replay,
+            policies,
+            settings.memory or settings.keep or "",
+            of=settings.of,
+            seed=settings.seed,
+            progress=_as_counts(progress, "methods on unseen prompts"),
+        )
+        write_whole(folder.path / "methods.csv", lambda path: table.methods.to_csv(path, index=False))
+        write_whole(folder.path / "kl_by_row.parquet", lambda path: table.by_row.to_parquet(path, index=False))
+        row = table.methods.set_index("method").loc["searched"]
+        results = {name: float(row[name]) for name in COLUMNS if name not in ("method", "budget")}
+        save_policy(searched.replace(results={**searched.results, "unseen": results}), folder.policy)
+        return table
+
+
+def generate_step(
+    model: ImageModel, folder: RunFolder, settings: Settings, progress: Progress | None = None
+) -> pd.DataFrame:
+    """Draw the unseen prompts with the policy too: pictures/full, pictures/searched, sheet.png, pictures.parquet."""
+    full = Samples.load(folder.unseen)
+    with _timed(folder, "generate"):
+        policy = load_policy(folder.policy, model.shape)
+        searched = generate(
+            model,
+            full.prompts,
+            full.seeds.tolist(),
+            policy=policy,
+            guidance=full.guidance,
+            temperature=full.temperature,
+            top_k=full.top_k,
+            batch_size=settings.batch_size,
+            progress=_as_counts(progress, "drawing with the policy"),
+        )
+        return write_pictures(model, full, searched, folder.pictures)
+
+
+def write_pictures(model: ImageModel, full: Samples, searched: Samples, out: Path) -> pd.DataFrame:
+    """PNG files of both, a contact sheet side by side, and a table of how many tokens agree."""
+    images = {"full": model.to_images(full.tokens), "searched": model.to_images(searched.tokens)}
+    for name, pictures in images.items():
+        for number, picture in enumerate(pictures):
+            save_png(picture, out / name / f"{number:03d}.png")
+    agreement = (full.tokens == searched.tokens).float().mean(1)
+    rows = [
+        (prompt, [images["full"][i].numpy(), images["searched"][i].numpy()]) for i, prompt in enumerate(full.prompts)
+    ]
+    contact_sheet(rows, ["full cache", "policy"], out / "sheet.png")
+    table = pd.DataFrame(
+        {
+            "index": range(len(full)),
+            "prompt": full.prompts,
+            "seed": full.seeds.tolist(),
+            "token_agreement": agreement.tolist(),
+        }
+    )
+    write_whole(out / "pictures.parquet", lambda path: table.to_parquet(path, index=False))
+    return table
+
+
+def save_png(picture: torch.Tensor, path: Path) -> Path:
+    """picture: uint8 [height, width, 3]."""
+    return write_whole(path, lambda target: Image.fromarray(picture.numpy()).save(target, format="PNG"))
+
+
+def begin(
+    model: ImageModel,
+    source: str,
+    folder: RunFolder,
+    parts: tuple[list[str], list[str]],
+    settings: Settings,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Open the run folder: run.json, prompts.json; refuses prompts and limits that can't work before anything is drawn."""
+    calibration, unseen = parts
+    prefix = model.encode([*calibration, *unseen]).ids.shape[1]
+    limit = limit_of(model, settings, prefix)
+    kept = {name: value for name, value in vars(settings).items() if name not in ("batch_size",)}
+    folder.begin(model, source, {**kept, "prompts": [*calibration, *unseen]}, resume=resume, overwrite=overwrite)
+    folder.note(prefix=prefix, limit=_limit_facts(model, limit, settings, prefix), seed=settings.seed)
+    write_json(folder.path / "prompts.json", {"calibration": calibration, "unseen": unseen})
+
+
+def _terms(model: ImageModel, settings: Settings, prefix: int) -> dict[str, Any]:
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {"prefix": prefix, "batch": settings.batch, "streams": streams_of(model), "dtype": dtype, "of": settings.of}
+
+
+def _limit_facts(model: ImageModel, limit: Limit, settings: Settings, prefix: int) -> dict[str, Any]:
+    return {
+        "text": settings.memory or settings.keep,
+        "bytes": limit.bytes,
+        "batch": limit.batch,
+        "streams": limit.streams,
+        "dtype": limit.dtype,
+        "of": limit.of,
+        "plain_bytes": plain_bytes(model.shape, **_terms(model, settings, prefix)),
+    }
+
+
+def _drawn(
+    model: ImageModel, path: Path, prompts: list[str], seed: int, batch_size: int, what: str, progress: Progress | None
+) -> Samples:
+    """Pictures drawn with the full cache, or those that stand in `path` from before a stop."""
+    if path.is_file():
+        samples = Samples.load(path)
+        if samples.prompts != prompts or samples.weights != model.shape.weights:
+            raise DataError(f"{path}: holds pictures of other prompts or weights; choose another folder with --out.")
+        return samples
+    shown = _as_counts(progress, f"drawing the {what} pictures")
+    samples = generate(model, prompts, seed, batch_size=batch_size, progress=shown)
+    samples.save(path)
+    return samples
+
+
+def _as_counts(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(what, done, total, float("nan"))
+
+
+@contextmanager
+def _timed(folder: RunFolder, step: str) -> Iterator[None]:
+    """Note a step's seconds, and the process' peak memory so far, once it has ended well."""
+    started = time.monotonic()
+    yield
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    facts = {"seconds": round(time.monotonic() - started, 2), "peak_memory_bytes": peak}
+    folder.note(steps={step: facts})

@@ -1,0 +1,221 @@
+"""Buckets: heads of one layer that remember alike, in one dense K and one dense V.
+
+Slots of a bucket, from the left:
+
+    [ prefix P | anchors A | image ]
+
+In a window bucket `image` is a ring of `window + 1` slots; in a heavy bucket it is `window + heavy` kept slots and then a
+buffer of one stride. Slots fill from the left without holes, so what is attended to is always one slice. Which slot holds
+what does not matter to attention, because rotary embedding is applied before.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from headscope.policy.policy import Bucket
+
+
+class KeptHeads:
+    """What both kinds of bucket share: storage, prefix, anchors.
+
+    Args:
+        bucket: the heads and their numbers.
+        start, stop: the heads' place in the layer, once its heads are sorted by bucket.
+        prefix: tokens before the image, P.
+        image_slots: slots after prefix and anchors.
+        like: keys [B, H, P, D] that give batch, head size, dtype and device.
+    """
+
+    def __init__(self, bucket: Bucket, start: int, prefix: int, image_slots: int, like: torch.Tensor) -> None:
+        self.numbers = bucket
+        self.start, self.stop = start, start + len(bucket.heads)
+        self.prefix = prefix
+        self.first = prefix + bucket.anchor  # where the image area begins
+        shape = (like.shape[0], len(bucket.heads), self.first + image_slots, like.shape[3])
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything allocated."""
+        return [self.keys, self.values]
+
+    def fill_prefix(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """keys, values [B, h, P, D]."""
+        self.keys[:, :, : self.prefix] = keys
+        self.values[:, :, : self.prefix] = values
+
+    def _padding(self, bias: torch.Tensor | None, slots: int) -> torch.Tensor | None:
+        """bias [B, 1, 1, P] of the prefix -> [B, 1, 1, slots]."""
+        return None if bias is None else functional.pad(bias, (0, slots - self.prefix))
+
+
+class WindowHeads(KeptHeads):
+    """Heads that see the prefix, the anchors, `window` tokens before the query, and the query.
+
+    Example: window 3, no anchors, ring of 4 slots. Token 5 is written to slot 5 % 4 = 1, over token 1, which no query from 5
+    on sees; the ring then holds tokens 4 5 2 3.
+    """
+
+    def __init__(self, bucket: Bucket, start: int, prefix: int, like: torch.Tensor) -> None:
+        self.ring = bucket.window + 1
+        super().__init__(bucket, start, prefix, self.ring, like)
+
+    def step(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, t: int, bias: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        """One image token t. query [B, h, G, D], key and value [B, h, 1, D] -> [B, h, G, D]."""
+        anchor = self.numbers.anchor
+        slot = self.prefix + t if t < anchor else self.first + (t - anchor) % self.ring
+        self.keys[:, :, slot : slot + 1] = key
+        self.values[:, :, slot : slot + 1] = value
+        filled = self._filled(t + 1)
+        mask = self._padding(bias, filled)
+        return functional.scaled_dot_product_attention(
+            query, self.keys[:, :, :filled], self.values[:, :, :filled], attn_mask=mask, scale=scale
+        )
+
+    def chunk(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, t: int, bias: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        """Image tokens t .. t + T - 1. query [B, h, G * T, D], key and value [B, h, T, D] -> [B, h, G * T, D].
+
+        Attends to [slots so far | chunk] before anything is overwritten.
+        """
+        length = key.shape[2]
+        filled = self._filled(t)
+        keys = torch.cat([self.keys[:, :, :filled], key], 2)
+        values = torch.cat([self.values[:, :, :filled], value], 2)
+        mask = self._band(t, length, filled, query)
+        if bias is not None:
+            mask = mask + self._padding(bias, filled + length)
+        out = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+        self._commit(key, value, t)
+        return out
+
+    def _filled(self, seen: int) -> int:
+        """Slots in use after `seen` image tokens."""
+        anchor = self.numbers.anchor
+        return self.prefix + min(seen, anchor) + min(max(seen - anchor, 0), self.ring)
+
+    def _band(self, t: int, length: int, filled: int, query: torch.Tensor) -> torch.Tensor:
+        """[G * T, filled + T]: 0 where query t + i sees the key, -inf elsewhere."""
+        device, anchor = query.device, self.numbers.anchor
+        ring = torch.arange(filled - self.prefix - min(t, anchor), device=device)
+        newest = t - 1 - anchor  # of the tokens in the ring, counted from the first after the anchors
+        held = newest - (newest - ring) % self.ring + anchor
+        at = torch.cat([torch.arange(min(t, anchor), device=device), held, torch.arange(t, t + length, device=device)])
+        now = torch.arange(t, t + length, device=device)[:, None]
+        seen = (at <= now) & ((at >= now - self.numbers.window) | (at < anchor))
+        band = torch.zeros(length, filled + length, dtype=query.dtype, device=device)
+        band[:, self.prefix :].masked_fill_(~seen, -torch.inf)
+        return band.repeat(query.shape[2] // length, 1)
+
+    def _commit(self, key: torch.Tensor, value: torch.Tensor, t: int) -> None:
+        anchor, length = self.numbers.anchor, key.shape[2]
+        tokens = torch.arange(t, t + length, device=key.device)
+        last = (tokens < anchor) | (tokens >= t + length - self.ring)
+        slots = torch.where(tokens < anchor, self.prefix + tokens, self.first + (tokens - anchor) % self.ring)[last]
+        self.keys.index_copy_(2, slots, key[:, :, last])
+        self.values.index_copy_(2, slots, value[:, :, last])
+
+
+class HeavyHeads(KeptHeads):
+    """Heads that also keep the `heavy` tokens with the best score, chosen at every stride end.
+
+    Tokens are appended at slot `live`; at a stride end, if more than `window + heavy` are live, the newest `window` and the
+    best `heavy` others stay: survivors from the tail move into the slots that losers leave in front, in a number of moves
+    that does not depend on the scores.
+
+    Example: window 1, heavy 1, stride 2, tokens 0 1 2 3 live with scores .1 .9 .2 .0. Token 3 is in the window, token 1 is the
+    best other one. Slots 0 1 | 2 3 hold 0 1 | 2 3; slot 0 is a hole, the tail's survivor 3 moves in: 3 1.
+    """
+
+    def __init__(self, bucket: Bucket, start: int, prefix: int, stride: int, like: torch.Tensor) -> None:
+        self.kept = bucket.window + bucket.heavy
+        self.stride = stride
+        super().__init__(bucket, start, prefix, self.kept + stride, like)
+        shape = (*self.keys.shape[:2], self.kept + stride)
+        self.scores = torch.zeros(shape, dtype=torch.float32, device=like.device)
+        self.positions = torch.full(shape, -1, dtype=torch.int32, device=like.device)
+        self.live = 0
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything allocated."""
+        return [*super().tensors(), self.scores, self.positions]
+
+    def step(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, t: int, bias: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        """As `WindowHeads.step`; also adds up scores, and chooses where t ends a stride."""
+        return self.chunk(query, key, value, t, bias, scale)
+
+    def chunk(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, t: int, bias: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        """As `WindowHeads.chunk`; the chunk must not cross a stride end."""
+        length, anchor = key.shape[2], self.numbers.anchor
+        start = self.prefix + t if t < anchor else self.first + self.live
+        stop = start + length
+        self.keys[:, :, start:stop] = key
+        self.values[:, :, start:stop] = value
+        added = stop - max(start, self.first)
+        if added > 0:
+            self.positions[:, :, self.live : self.live + added] = torch.arange(
+                t + length - added, t + length, dtype=torch.int32, device=key.device
+            )
+            self.live += added
+        attention = torch.matmul(query * scale, self.keys[:, :, :stop].transpose(2, 3))
+        mask = self._padding(bias, stop)
+        if mask is not None:
+            attention += mask
+        if length > 1:
+            causal = torch.ones(length, length, dtype=torch.bool, device=key.device).triu_(1)
+            attention[..., start:].masked_fill_(causal.repeat(query.shape[2] // length, 1), -torch.inf)
+        attention = torch.softmax(attention, -1, dtype=torch.float32)
+        if self.live:
+            received = attention[..., self.first :].sum(2)
+            self.scores[:, :, : self.live].add_(received, alpha=length / query.shape[2])  # mean over the G query heads
+        out = torch.matmul(attention.to(query.dtype), self.values[:, :, :stop])
+        if (t + length) % self.stride == 0:
+            self._choose(t + length - 1)
+        return out
+
+    def _choose(self, t: int) -> None:
+        """The stride end after token t."""
+        surplus = self.live - self.kept
+        if surplus > 0:
+            self._drop(self._losers(t, surplus), surplus)
+            self.live = self.kept
+        if self.numbers.decay != 1.0:
+            self.scores.mul_(self.numbers.decay)
+
+    def _losers(self, t: int, surplus: int) -> torch.Tensor:
+        """Slots of the `surplus` tokens that go, int64 [B, h, surplus]: lowest value first, of equals the oldest."""
+        positions = self.positions[:, :, : self.live]
+        value = self.scores[:, :, : self.live]
+        if self.numbers.per_visit:
+            value = value / (t + 1 - positions)  # every query from a token's own on could see it while it lived
+        value = value.masked_fill(positions > t - self.numbers.window, torch.inf)
+        if surplus == 1:
+            least = value == value.amin(-1, keepdim=True)
+            return positions.masked_fill(~least, torch.iinfo(torch.int32).max).argmin(-1, keepdim=True)
+        by_age = positions.argsort(-1)
+        by_value = value.gather(-1, by_age).argsort(-1, stable=True)
+        return by_age.gather(-1, by_value)[..., :surplus]
+
+    def _drop(self, losers: torch.Tensor, surplus: int) -> None:
+        """Keep the other live tokens, in slots 0 .. kept - 1."""
+        gone = torch.zeros_like(self.positions[:, :, : self.live], dtype=torch.bool).scatter_(-1, losers, True)
+        moves = min(surplus, self.kept)
+        front, tail = gone[..., : self.kept], gone[..., self.kept :]
+        holes = front.to(torch.int8).argsort(-1, descending=True, stable=True)[..., :moves]
+        survivors = tail.to(torch.int8).argsort(-1, stable=True)[..., :moves] + self.kept
+        needed = torch.arange(moves, device=gone.device) < front.sum(-1, keepdim=True)
+        source = torch.where(needed, survivors, holes)  # a slot without a hole moves onto itself
+        for tensor in (self.scores, self.positions):
+            tensor.scatter_(-1, holes, tensor.gather(-1, source))
+        self.scores[:, :, self.kept : self.live] = 0
+        to, origin = ((index + self.first)[..., None].expand(-1, -1, -1, self.keys.shape[3]) for index in (holes, source))
+        for tensor in (self.keys, self.values):
+            tensor.scatter_(2, to, tensor.gather(2, origin))

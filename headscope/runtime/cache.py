@@ -1,0 +1,249 @@
+"""CompressedCache: a transformers `Cache` that is as small as its policy says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from headscope.errors import CacheError, PolicyMismatch
+from headscope.models.attention import THROUGH_CACHE, implementation, leave_handle
+from headscope.models.protocol import ImageModel
+from headscope.policy.budget import policy_bytes
+from headscope.policy.policy import Policy
+from headscope.runtime.buckets import HeavyHeads, WindowHeads
+
+
+class CompressedLayer(CacheLayerMixin):
+    """One decoder layer's cache. `update` only takes the new tokens in; `attend` does the work.
+
+    The first call is the whole prefix. Later calls bring one image token, or several that do not cross a stride end.
+    """
+
+    is_compileable = False
+    is_croppable = False
+    is_sliding = False
+
+    def __init__(self, policy: Policy, number: int) -> None:
+        super().__init__()
+        self.policy = policy
+        self.number = number
+        self.stride = min(policy.stride, policy.shape.geometry.tokens)
+        self.groups = policy.shape.query_heads // policy.shape.kv_heads
+        self._numbers = policy.buckets(number)
+        order = [head for bucket in self._numbers for head in bucket.heads]
+        self._order = None if order == sorted(order) else torch.tensor(order)
+        self.buckets: list[WindowHeads | HeavyHeads] = []
+        self.prefix = 0
+        self.seen = 0  # tokens, the prefix included
+        self._bias: torch.Tensor | None = None
+        self._pending: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate every bucket for these prefix keys [B, H, P, D]."""
+        _check_prefix(self.policy, key_states.shape[2])
+        self.prefix = key_states.shape[2]
+        start = 0
+        for numbers in self._numbers:
+            bucket: WindowHeads | HeavyHeads
+            if numbers.heavy:
+                bucket = HeavyHeads(numbers, start, self.prefix, self.stride, key_states)
+            else:
+                bucket = WindowHeads(numbers, start, self.prefix, key_states)
+            self.buckets.append(bucket)
+            start = bucket.stop
+        if self._order is not None:
+            self._order = self._order.to(key_states.device)
+            of_queries = self._order[:, None] * self.groups + torch.arange(self.groups, device=key_states.device)
+            self._query_order = of_queries.flatten()
+            self._query_back = self._query_order.argsort()
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take in keys and values [B, H, T, D] of the next T tokens; the attention function finds this layer on the keys.
+
+        Raises:
+            CacheError: the tokens before were never attended to, or T tokens cross a stride end.
+        """
+        if self._pending is not None:
+            raise CacheError(
+                "CompressedCache needs headscope's attention: use `with headscope.compressed(model, policy)` around the "
+                "calls of the model."
+            )
+        if self.is_initialized:
+            self._check_chunk(key_states)
+        else:
+            self.lazy_initialization(key_states, value_states)
+        self._pending = (key_states, value_states)
+        return leave_handle(key_states.view_as(key_states), self), value_states
+
+    def _check_chunk(self, keys: torch.Tensor) -> None:
+        t, length = self.seen - self.prefix, keys.shape[2]
+        tokens = self.policy.shape.geometry.tokens
+        if t + length > tokens:
+            raise CacheError(
+                f"Layer {self.number}: image token {t + length - 1} is outside the image of {tokens} tokens; make a new "
+                "CompressedCache for a new picture."
+            )
+        crosses = t // self.stride != (t + length - 1) // self.stride
+        if crosses and any(numbers.heavy for numbers in self._numbers):
+            raise CacheError(
+                f"Layer {self.number}: image tokens {t} to {t + length - 1} in one call cross a stride end (stride "
+                f"{self.stride}); feed them in smaller chunks."
+            )
+
+    def attend(
+        self, module: nn.Module, query: torch.Tensor, mask: torch.Tensor | None, scaling: float
+    ) -> torch.Tensor:
+        """query [B, Hq, T, D] -> output [B, T, Hq, D]; adds scores and chooses what stays."""
+        if self._pending is None:
+            raise CacheError(f"Layer {self.number}: attention without new keys; a call of the model was interrupted.")
+        keys, values = self._pending
+        self._pending = None
+        t = self.seen - self.prefix
+        if self._order is not None:
+            keys_in, values_in = keys[:, self._order], values[:, self._order]
+        else:
+            keys_in, values_in = keys, values
+        if self.seen == 0:
+            output, _ = sdpa_attention_forward(module, query, keys, values, mask, scaling=scaling)
+            for bucket in self.buckets:
+                bucket.fill_prefix(keys_in[:, bucket.start : bucket.stop], values_in[:, bucket.start : bucket.stop])
+            self._bias = _padding_bias(mask, keys)
+            self.seen = self.prefix
+            return output
+        batch, heads, length, size = query.shape
+        if self._order is not None:
+            query = query[:, self._query_order]
+        packed = query.reshape(batch, heads // self.groups, self.groups * length, size)
+        parts = []
+        for bucket in self.buckets:
+            rows = slice(bucket.start, bucket.stop)
+            work = bucket.step if length == 1 else bucket.chunk
+            parts.append(work(packed[:, rows], keys_in[:, rows], values_in[:, rows], t, self._bias, scaling))
+        self.seen += length
+        out = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).view(batch, heads, length, size)
+        if self._order is not None:
+            out = out[:, self._query_back]
+        return out.transpose(1, 2)
+
+    def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
+        """Keys the model thinks it sees, and their offset; older transformers pass the positions in place of a length."""
+        length = len(query_length) if isinstance(query_length, torch.Tensor) and query_length.ndim else int(query_length)
+        return self.seen + length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens seen so far, kept or not."""
+        return self.seen
+
+    def get_max_length(self) -> int:
+        """Tokens that can be seen in all."""
+        return self.policy.prefix + self.policy.shape.geometry.tokens
+
+    def get_max_cache_shape(self) -> int:
+        """As `get_max_length`, under the name of older transformers."""
+        return self.get_max_length()
+
+    def nbytes(self) -> int:
+        """Bytes of every tensor kept between calls (0 before the first)."""
+        return sum(t.numel() * t.element_size() for bucket in self.buckets for t in bucket.tensors())
+
+    def reset(self) -> None:
+        """Forget everything; the next call brings a new prefix."""
+        self.buckets, self.seen, self.prefix = [], 0, 0
+        self._bias, self._pending, self.is_initialized = None, None, False
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> None:
+        raise CacheError("CompressedCache cannot be cropped, reordered or repeated: tokens it dropped are gone.")
+
+    crop = reorder_cache = batch_repeat_interleave = batch_select_indices = _refuse
+
+
+class CompressedCache(Cache):
+    """A cache that keeps, for every layer and head, what the policy says; works in `model.generate(past_key_values=...)`.
+
+    Use it inside `with compressed(model, policy)`. Buckets are allocated at the first call, in the dtype and on the device
+    of the keys, for its batch (both guidance streams are rows of it) and its prefix.
+
+    Args:
+        policy: what to keep.
+        batch, prefix, dtype, device: what the first call is expected to bring; refused where it differs. All optional.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        batch: int | None = None,
+        prefix: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.policy = policy
+        self.expected = (batch, prefix, dtype, None if device is None else torch.device(device).type)
+        super().__init__(layers=[CompressedLayer(policy, number) for number in range(policy.shape.layers)])
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `CompressedLayer.update`."""
+        if layer_idx == 0 and not self.layers[0].is_initialized:
+            found = (key_states.shape[0], key_states.shape[2], key_states.dtype, key_states.device.type)
+            for name, want, have in zip(("batch", "prefix", "dtype", "device"), self.expected, found, strict=True):
+                if want is not None and want != have:
+                    raise CacheError(f"CompressedCache was made for {name} {want}, the first call brings {have}.")
+        return self.layers[layer_idx].update(key_states, value_states)  # type: ignore[no-any-return]
+
+    def nbytes(self) -> int:
+        """Bytes of all tensors kept between calls: keys, values, scores, positions. 0 before the first call."""
+        return sum(layer.nbytes() for layer in self.layers)
+
+
+@contextmanager
+def compressed(model: ImageModel, policy: Policy) -> Iterator[None]:
+    """Let `model` attend through a `CompressedCache` inside the block; its own attention is back afterwards.
+
+    Raises:
+        PolicyMismatch: the policy is for another architecture or image.
+    """
+    if policy.shape.architecture != model.shape.architecture:
+        raise PolicyMismatch(
+            f"The policy is for {policy.shape.name} ({policy.shape.layers} layers, {policy.shape.kv_heads} KV heads), not "
+            f"for {model.name} ({model.shape.layers} layers, {model.shape.kv_heads} KV heads): search one for this model."
+        )
+    with implementation(model.decoder, THROUGH_CACHE):
+        yield
+
+
+def _padding_bias(mask: torch.Tensor | None, keys: torch.Tensor) -> torch.Tensor | None:
+    """[B, 1, 1, P] with -inf at the padding, from what the last query of the prefix sees; None if nothing is padded."""
+    if mask is None:
+        return None
+    last = mask[:, :1, -1:, : keys.shape[2]]
+    seen = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
+    if bool(seen.all()):
+        return None
+    return torch.zeros(seen.shape, dtype=keys.dtype, device=keys.device).masked_fill_(~seen, -torch.inf)
+
+
+def _check_prefix(policy: Policy, prefix: int) -> None:
+    """A prompt longer than the policy assumes is refused where it breaks the byte limit that the policy was made for."""
+    limit = policy.provenance.get("limit")
+    if prefix <= policy.prefix or not isinstance(limit, dict):
+        return
+    terms = {"batch": int(limit["batch"]), "streams": int(limit["streams"]), "dtype": str(limit["dtype"])}
+    needed = policy_bytes(policy, prefix=prefix, of=str(limit["of"]), **terms)
+    if needed > int(limit["bytes"]):
+        raise CacheError(
+            f"A prompt of {prefix} tokens takes {needed:,} bytes under this policy, which was made for prompts of "
+            f"{policy.prefix} and at most {int(limit['bytes']):,} bytes: shorten the prompt or search with a larger limit."
+        )

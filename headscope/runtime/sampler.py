@@ -1,0 +1,172 @@
+"""Drawing pictures token by token, with or without a policy, so that a picture depends only on its prompt and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+from transformers import Cache, DynamicCache
+
+from headscope.errors import DataError
+from headscope.models.protocol import ImageModel
+from headscope.models.samples import Samples
+from headscope.policy.policy import Policy
+from headscope.runtime.cache import CompressedCache, compressed
+
+DEFAULT_BATCH = 16
+Progress = Callable[[int, int], None]
+
+
+def generate(
+    model: ImageModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int] | int,
+    *,
+    policy: Policy | None = None,
+    guidance: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Samples:
+    """Draw one picture a prompt.
+
+    Args:
+        prompts: n texts. seeds: one a picture, or one number s for s, s + 1, ...
+        policy: what the cache keeps; None draws with the model's own attention and a plain cache.
+        guidance: scale s of u + s(c - u); 1 draws without the unconditional stream. The model's default unless given.
+        temperature: 0 takes the most likely code. top_k: only the k most likely codes are drawn.
+        batch_size: pictures drawn together (16); results do not depend on it but for the rounding of matrix products.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        Samples with tokens int32 [n, N].
+
+    Raises:
+        DataError: no prompt, a prompt too long, seeds that do not match, numbers out of range.
+        PolicyMismatch: a policy for another model.
+    """
+    seeds = _seeds(prompts, seeds)
+    guidance = model.guidance if guidance is None else float(guidance)
+    temperature = model.temperature if temperature is None else float(temperature)
+    top_k = model.top_k if top_k is None else int(top_k)
+    _check_settings(guidance, temperature, top_k, model.vocabulary)
+    length = model.encode(list(prompts)).ids.shape[1]  # one prefix length for all, so that batches are alike
+    size = batch_size or DEFAULT_BATCH
+    total = len(prompts) * model.shape.geometry.tokens
+    tokens, texts, done = [], [], 0
+    for start in range(0, len(prompts), size):
+        batch = list(prompts[start : start + size])
+
+        def report(step: int, drawn: int = len(batch), before: int = done) -> None:
+            if progress is not None:
+                progress(before + drawn * step, total)
+
+        drawn_texts, drawn = _draw(
+            model, batch, seeds[start : start + size], policy, guidance, temperature, top_k, length, report
+        )
+        texts += drawn_texts
+        tokens.append(drawn)
+        done += len(batch) * model.shape.geometry.tokens
+    return Samples(
+        prompts=list(prompts),
+        texts=texts,
+        seeds=torch.tensor(seeds, dtype=torch.int64),
+        tokens=torch.cat(tokens).to(torch.int32).cpu(),
+        guidance=guidance,
+        temperature=temperature,
+        top_k=top_k,
+        model=model.name,
+        weights=model.shape.weights,
+    )
+
+
+@torch.inference_mode()
+def _draw(
+    model: ImageModel,
+    prompts: list[str],
+    seeds: list[int],
+    policy: Policy | None,
+    guidance: float,
+    temperature: float,
+    top_k: int | None,
+    length: int,
+    report: Callable[[int], None],
+) -> tuple[list[str], torch.Tensor]:
+    prefix = model.encode(prompts, length)
+    streams = 1 if guidance == 1.0 else 2
+    ids, mask = prefix.ids, prefix.mask
+    if streams == 2:
+        ids = torch.cat([ids, prefix.unconditional_ids])
+        mask = torch.cat([mask, prefix.unconditional_mask])
+    count = model.shape.geometry.tokens
+    noise = _Noise(seeds, model.vocabulary, temperature, model.device)
+    tokens = torch.empty(len(prompts), count, dtype=torch.int64, device=model.device)
+    grown = torch.cat([mask, mask.new_ones(len(mask), count)], 1)
+    cache: Cache
+    if policy is None:
+        cache = DynamicCache()
+    else:
+        cache = CompressedCache(policy, batch=len(ids), prefix=length, dtype=model.dtype, device=model.device)
+    with nullcontext() if policy is None else compressed(model, policy):
+        hidden = model.decode(model.embed_prefix(ids), mask, cache)
+        for t in range(count):
+            logits = model.logits(hidden[:, -1:])[:, 0].float()
+            if streams == 2:
+                conditional, unconditional = logits.chunk(2)
+                logits = torch.lerp(unconditional, conditional, guidance)
+            tokens[:, t] = noise.pick(logits, top_k)
+            report(t + 1)
+            if t + 1 < count:  # nothing looks at the last token
+                embeds = model.embed_tokens(tokens[:, t : t + 1]).repeat(streams, 1, 1)
+                hidden = model.decode(embeds, grown[:, : length + t + 1], cache)
+    return prefix.texts, tokens
+
+
+class _Noise:
+    """Gumbel noise of each picture's own generator: argmax(logits / temperature + noise) is a draw from the softmax.
+
+    Drawn on the CPU, so that a picture is the same whatever it is batched with and whichever device draws it.
+    """
+
+    STEPS = 32  # drawn ahead, to save calls
+
+    def __init__(self, seeds: list[int], vocabulary: int, temperature: float, device: torch.device) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.vocabulary, self.temperature, self.device = vocabulary, temperature, device
+        self.drawn: list[torch.Tensor] = []
+
+    def pick(self, logits: torch.Tensor, top_k: int | None) -> torch.Tensor:
+        """logits [n, V] -> codes [n]."""
+        if self.temperature == 0.0:
+            return logits.argmax(-1)
+        if top_k is not None:
+            floor = logits.topk(top_k, -1).values[:, -1:]
+            logits = logits.masked_fill(logits < floor, -torch.inf)
+        return (logits / self.temperature + self._next()).argmax(-1)
+
+    def _next(self) -> torch.Tensor:
+        if not self.drawn:
+            uniform = torch.stack([torch.rand(self.STEPS, self.vocabulary, generator=g) for g in self.generators], 1)
+            tiny = torch.finfo(torch.float32).tiny
+            gumbel = -(-uniform.clamp_min(tiny).log()).clamp_min(tiny).log()
+            self.drawn = list(gumbel.to(self.device))[::-1]
+        return self.drawn.pop()
+
+
+def _seeds(prompts: Sequence[str], seeds: Sequence[int] | int) -> list[int]:
+    if isinstance(seeds, int):
+        return [seeds + i for i in range(len(prompts))]
+    if len(seeds) != len(prompts):
+        raise DataError(f"Found {len(seeds)} seeds for {len(prompts)} prompts: give one a prompt, or a single number.")
+    return [int(seed) for seed in seeds]
+
+
+def _check_settings(guidance: float, temperature: float, top_k: int | None, vocabulary: int) -> None:
+    if not 0.0 <= guidance <= 100.0:
+        raise DataError(f"guidance {guidance:g}: expected a scale from 0 to 100 (1 draws without guidance).")
+    if not 0.0 <= temperature <= 100.0:
+        raise DataError(f"temperature {temperature:g}: expected 0 (most likely code) to 100.")
+    if top_k is not None and not 1 <= top_k <= vocabulary:
+        raise DataError(f"top-k {top_k}: expected 1 to {vocabulary}, the number of image codes.")

@@ -1,0 +1,91 @@
+"""Presets at equal bytes, and fairly: the free number of each is swept on the calibration pictures, its best stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from headscope.errors import BudgetError
+from headscope.policy.budget import Limit
+from headscope.policy.policy import ModelShape, Policy
+from headscope.policy.presets import PRESETS
+from headscope.storage import read_json, write_json, write_whole
+from headscope.tuning.replay import Measures
+
+# What a searched policy is compared with.
+COMPARED = ("streaming", "h2o", "linear", "pyramid", "ssd")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Attributes: best: preset name -> its best policy; table: one row a variant that was tried."""
+
+    best: dict[str, Policy]
+    table: pd.DataFrame
+
+
+def sweep_presets(
+    replay: Measures,
+    shape: ModelShape,
+    limit: Limit,
+    semantic_score: torch.Tensor,
+    *,
+    prefix: int,
+    names: Sequence[str] = COMPARED,
+    path: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sweep:
+    """Measure every variant of every preset at the largest size that fits `limit`.
+
+    Args:
+        replay: the calibration pictures.
+        semantic_score: float32 [layers, kv_heads], for the presets that tell classes apart.
+        path: JSON file of losses by fingerprint; what stands in it is not measured again.
+        progress: called with (variants done, variants in all).
+
+    A variant whose buffer does not fit the limit is left out, and said in the table (`fits` False).
+
+    Raises:
+        BudgetError: of some preset no variant fits.
+    """
+    variants = [(name, variant) for name in names for variant in PRESETS[name].sweep(shape.geometry)]
+    losses = _read_losses(path)
+    rows, best, least = [], {}, dict.fromkeys(names, float("inf"))
+    for done, (name, variant) in enumerate(variants):
+        row = {"method": name, "variant": _described(variant), "fits": True, "kl": float("nan"), "fingerprint": ""}
+        rows.append(row)
+        try:
+            policy = variant.build(shape, limit, prefix=prefix, semantic_score=semantic_score)
+        except BudgetError:
+            row["fits"] = False
+        else:
+            key = policy.fingerprint()
+            if key not in losses:
+                losses[key] = replay.measure(policy).kl
+                if path is not None:
+                    write_json(path, losses)
+            row["kl"], row["fingerprint"] = losses[key], key
+            if losses[key] < least[name]:
+                least[name] = losses[key]
+                best[name] = policy.replace(provenance={**policy.provenance, "variant": row["variant"]})
+        if progress is not None:
+            progress(done + 1, len(variants))
+    if missing := [name for name in names if name not in best]:
+        raise BudgetError(f"No variant of {', '.join(missing)} fits {limit.bytes:,} bytes: raise the limit.")
+    table = pd.DataFrame(rows)
+    if path is not None:
+        write_whole(Path(path).with_name("presets.parquet"), lambda target: table.to_parquet(target, index=False))
+    return Sweep(best, table)
+
+
+def _read_losses(path: str | Path | None) -> dict[str, float]:
+    return dict(read_json(path)) if path is not None and Path(path).exists() else {}
+
+
+def _described(variant: object) -> str:
+    """`split 0.5, stride row` for a preset's dataclass."""
+    return ", ".join(f"{name} {value}" for name, value in asdict(variant).items())  # type: ignore[call-overload]

@@ -1,0 +1,107 @@
+"""The whole search as one call: table, presets, knapsack, study; into one folder that continues after a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from headscope.errors import DataError
+from headscope.models.protocol import ImageModel
+from headscope.models.samples import Samples
+from headscope.policy.budget import Limit
+from headscope.policy.files import save_policy
+from headscope.policy.policy import Policy
+from headscope.tuning.replay import Replay
+from headscope.tuning.sensitivity import measure_sensitivity
+from headscope.tuning.study import SearchResult, search
+from headscope.tuning.sweep import Sweep, sweep_presets
+
+# Told after each unit of work: (what is being done, units done, units in all, least loss so far or nan).
+Progress = Callable[[str, int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Attributes: policy: the best one found; result: of the study; presets: the swept presets at the same bytes."""
+
+    policy: Policy
+    result: SearchResult
+    presets: Sweep
+
+
+def tune(
+    model: ImageModel,
+    samples: Samples,
+    semantic_score: torch.Tensor,
+    limit: Limit,
+    out: str | Path,
+    *,
+    trials: int = 40,
+    table_pictures: int = 3,
+    prefix: int | None = None,
+    strides: Sequence[int] | None = None,
+    buckets: int = 3,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Tuned:
+    """Search the policy that loses least on `samples` under `limit`.
+
+    Args:
+        samples: the calibration pictures; report figures of others.
+        semantic_score: float32 [layers, kv_heads] of `classify`.
+        out: folder for sensitivity.parquet, presets.parquet, presets/, study.db, trials.parquet and search.json. The same
+            call again continues there.
+        trials: of the study, on top of the presets and the knapsack's answers.
+        table_pictures: how many of the pictures measure the sensitivity table.
+        prefix: longest prompt, in tokens, that the limit is for (default: the longest of the samples).
+
+    Raises:
+        BudgetError: nothing fits. DataError: the folder belongs to another model, limit or calibration set.
+    """
+    out = Path(out)
+    if tuple(semantic_score.shape) != (model.shape.layers, model.shape.kv_heads):
+        raise DataError(
+            f"The head classes are for {tuple(semantic_score.shape)} layers and KV heads, {model.name} has "
+            f"{(model.shape.layers, model.shape.kv_heads)}: classify a trace of this model."
+        )
+
+    def tell(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(what, done, total, float("nan")) if progress is not None else None
+
+    few = Replay(model, samples.select(range(min(table_pictures, len(samples)))), batch_size=batch_size, by_stream=False)
+    prefix = few.prefix if prefix is None else prefix
+    table = measure_sensitivity(few, path=out / "sensitivity.parquet", progress=tell("sensitivity of single heads"))
+    del few
+    replay = Replay(model, samples, batch_size=batch_size, by_stream=False)
+    presets = sweep_presets(
+        replay,
+        model.shape,
+        limit,
+        semantic_score,
+        prefix=prefix,
+        path=out / "presets.json",
+        progress=tell("presets at the same bytes"),
+    )
+    for name, policy in presets.best.items():
+        save_policy(policy, out / "presets" / f"{name}.safetensors")
+    result = search(
+        replay,
+        model.shape,
+        limit,
+        table,
+        semantic_score,
+        prefix=prefix,
+        trials=trials,
+        seed=seed,
+        storage=out / "study.db",
+        presets=presets.best,
+        strides=strides,
+        buckets=buckets,
+        progress=lambda done, total, least: progress("trials", done, total, least) if progress is not None else None,
+    )
+    result.save(out)
+    return Tuned(result.policy, result, presets)
