@@ -1,12 +1,35 @@
-"""headscope: learn what the attention heads of an image-generating transformer need to remember, and keep only that."""
+"""headscope: learn what the attention heads of an image-generating transformer need to remember, and keep only that.
 
-from headscope.heads import classify
-from headscope.models import load_model
-from headscope.policy import Policy, load_policy, save_policy
-from headscope.run import run
-from headscope.runtime import CompressedCache, compressed, generate
-from headscope.tracing import trace
-from headscope.tuning import tune as search
+The public names are loaded when they are first used, so that `import headscope` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headscope.heads import classify
+    from headscope.models import load_model
+    from headscope.policy import Policy, load_policy, save_policy
+    from headscope.pipeline import run
+    from headscope.runtime import CompressedCache, compressed, generate
+    from headscope.tracing import trace
+    from headscope.tuning import tune as search
+
+_HOMES = {
+    "classify": "heads",
+    "load_model": "models",
+    "Policy": "policy",
+    "load_policy": "policy",
+    "save_policy": "policy",
+    "run": "pipeline",
+    "CompressedCache": "runtime",
+    "compressed": "runtime",
+    "generate": "runtime",
+    "trace": "tracing",
+    "search": "tuning",
+}
 
 __all__ = [
     "CompressedCache",
@@ -21,3 +44,12 @@ __all__ = [
     "search",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'headscope' has no attribute '{name}'")
+    module = import_module(f"headscope.{_HOMES[name]}")
+    value = getattr(module, "tune" if name == "search" else name)
+    globals()[name] = value
+    return value

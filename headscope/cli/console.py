@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils import logging as transformers_logging
 
-from headscope.run.steps import Progress as Tell
+from headscope.pipeline.steps import Progress as Tell
 
 lines = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)

@@ -9,7 +9,7 @@ import typer
 
 from headscope.cli.console import Overwrite, Resume, Seed, Trials
 from headscope.cli.run import go
-from headscope.run import Settings
+from headscope.pipeline import Settings
 
 
 def demo(

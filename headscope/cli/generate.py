@@ -11,8 +11,8 @@ from headscope.cli.console import Device, Dtype, ModelName, PromptFile, Seed, pr
 from headscope.errors import DataError
 from headscope.models import load_model
 from headscope.policy.files import load_policy
-from headscope.run.prompts import default_prompts, read_prompts
-from headscope.run.steps import save_png, write_pictures
+from headscope.pipeline.prompts import default_prompts, read_prompts
+from headscope.pipeline.steps import save_png, write_pictures
 from headscope.runtime import generate as draw
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from headscope.cli.console import RunPath, Seed, say
-from headscope.run import open_run, settings_of
-from headscope.run.steps import heads_step
+from headscope.pipeline import open_run, settings_of
+from headscope.pipeline.steps import heads_step
 
 
 def heads(run: RunPath, seed: Seed = 0) -> None:

@@ -26,9 +26,9 @@ from headscope.cli.console import (
 )
 from headscope.cli.tables import methods_table
 from headscope.models.protocol import ImageModel
-from headscope.run import Settings
-from headscope.run import run as run_all
-from headscope.run.plan import Estimate
+from headscope.pipeline import Settings
+from headscope.pipeline import run as run_all
+from headscope.pipeline.plan import Estimate
 
 Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/ and the model's name).")]
 

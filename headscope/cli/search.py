@@ -17,9 +17,9 @@ from headscope.cli.console import (
     say,
 )
 from headscope.cli.tables import methods_table
-from headscope.run import open_run, settings_of
-from headscope.run.run import read_prompts_of
-from headscope.run.steps import compare_step, search_step
+from headscope.pipeline import open_run, settings_of
+from headscope.pipeline.run import read_prompts_of
+from headscope.pipeline.steps import compare_step, search_step
 
 
 def search(

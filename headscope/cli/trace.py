@@ -9,10 +9,10 @@ import typer
 
 from headscope.cli.console import Device, Dtype, ModelName, Overwrite, PromptFile, Resume, Seed, progress, say
 from headscope.models import load_model
-from headscope.run import RunFolder, Settings
-from headscope.run.prompts import default_prompts, read_prompts, split
-from headscope.run.run import read_prompts_of
-from headscope.run.steps import begin, trace_step
+from headscope.pipeline import RunFolder, Settings
+from headscope.pipeline.prompts import default_prompts, read_prompts, split
+from headscope.pipeline.run import read_prompts_of
+from headscope.pipeline.steps import begin, trace_step
 
 
 def trace(

@@ -201,7 +201,7 @@ class HeavyHeads(KeptHeads):
             least = value == value.amin(-1, keepdim=True)
             return positions.masked_fill(~least, torch.iinfo(torch.int32).max).argmin(-1, keepdim=True)
         by_age = positions.argsort(-1)
-        by_value = value.gather(-1, by_age).argsort(-1, stable=True)
+        by_value = value.gather(-1, by_age).argsort(dim=-1, stable=True)
         return by_age.gather(-1, by_value)[..., :surplus]
 
     def _drop(self, losers: torch.Tensor, surplus: int) -> None:
@@ -209,8 +209,8 @@ class HeavyHeads(KeptHeads):
         gone = torch.zeros_like(self.positions[:, :, : self.live], dtype=torch.bool).scatter_(-1, losers, True)
         moves = min(surplus, self.kept)
         front, tail = gone[..., : self.kept], gone[..., self.kept :]
-        holes = front.to(torch.int8).argsort(-1, descending=True, stable=True)[..., :moves]
-        survivors = tail.to(torch.int8).argsort(-1, stable=True)[..., :moves] + self.kept
+        holes = front.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :moves]
+        survivors = tail.to(torch.int8).argsort(dim=-1, stable=True)[..., :moves] + self.kept
         needed = torch.arange(moves, device=gone.device) < front.sum(-1, keepdim=True)
         source = torch.where(needed, survivors, holes)  # a slot without a hole moves onto itself
         for tensor in (self.scores, self.positions):

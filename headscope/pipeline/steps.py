@@ -25,7 +25,7 @@ from headscope.policy.files import load_policy, save_policy
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
 from headscope.reporting import contact_sheet
-from headscope.run.folder import RunFolder
+from headscope.pipeline.folder import RunFolder
 from headscope.runtime import generate
 from headscope.storage import write_json, write_whole
 from headscope.tracing import TraceDataset, trace

@@ -9,10 +9,10 @@ from headscope.errors import DataError
 from headscope.models import load_model
 from headscope.models.protocol import ImageModel
 from headscope.reporting import write_report
-from headscope.run.folder import RunFolder
-from headscope.run.plan import Estimate, estimate
-from headscope.run.prompts import default_prompts, read_prompts, split
-from headscope.run.steps import (
+from headscope.pipeline.folder import RunFolder
+from headscope.pipeline.plan import Estimate, estimate
+from headscope.pipeline.prompts import default_prompts, read_prompts, split
+from headscope.pipeline.steps import (
     Progress,
     Settings,
     begin,

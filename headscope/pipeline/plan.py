@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from headscope.models.protocol import ImageModel
-from headscope.run.steps import Settings, streams_of
+from headscope.pipeline.steps import Settings, streams_of
 from headscope.tuning.options import default_options
 from headscope.tuning.replay import BATCH_BYTES
 

@@ -1,0 +1,91 @@
+"""Where an image token lies: raster order, rows of cells, perhaps a few tokens that end each row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from headscope.errors import HeadscopeError
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """rows x cols cells in raster order; each row may be followed by `row_end` tokens that are no cells (Emu3, Lumina).
+
+    Example: Geometry(2, 3, row_end=1) has 8 tokens: cells 0 1 2, row end 3, cells 4 5 6, row end 7.
+    """
+
+    rows: int
+    cols: int
+    row_end: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.cols < 1 or self.row_end < 0:
+            raise HeadscopeError(
+                f"Geometry: {self.rows} rows, {self.cols} columns, {self.row_end} row-end tokens; expected at least one row and "
+                "one column, and no negative number."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.cols}"
+
+    @property
+    def row_length(self) -> int:
+        """Tokens from one cell to the cell below it."""
+        return self.cols + self.row_end
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens N, row ends included."""
+        return self.rows * self.row_length
+
+    @property
+    def cells(self) -> int:
+        """Tokens that are cells."""
+        return self.rows * self.cols
+
+    def coordinates(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Row int64 [N], column int64 [N] and is-a-cell bool [N] of every token."""
+        tokens = torch.arange(self.tokens)
+        column = tokens % self.row_length
+        return tokens // self.row_length, column, column < self.cols
+
+    def position(self, row: int, col: int) -> int:
+        """Token index of a cell."""
+        return row * self.row_length + col
+
+    def row_of(self, t: int) -> int:
+        """Row of token t."""
+        return t // self.row_length
+
+    def col_of(self, t: int) -> int:
+        """Column of token t; cols or more for a row end."""
+        return t % self.row_length
+
+    def strides(self) -> list[int]:
+        """Every stride a policy may have: 1, the divisors of a row, a row, and its multiples up to the image."""
+        row = self.row_length
+        divisors = [n for n in range(1, row + 1) if row % n == 0]
+        return divisors + [row * k for k in range(2, self.rows + 1)]
+
+    def check_stride(self, stride: int) -> None:
+        """Raises HeadscopeError for a stride that is not in `strides()`."""
+        if stride not in self.strides():
+            raise HeadscopeError(
+                f"stride {stride}: expected 1, a divisor of a row ({self.row_length} tokens), a row, or a multiple of a row up to "
+                f"{self.tokens}."
+            )
+
+    def to_dict(self) -> dict[str, int]:
+        """For JSON."""
+        return {"rows": self.rows, "cols": self.cols, "row_end": self.row_end}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Geometry:
+        """From JSON."""
+        try:
+            return cls(int(values["rows"]), int(values["cols"]), int(values.get("row_end", 0)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise HeadscopeError(f"geometry {values}: expected rows, cols and row_end as numbers.") from error

@@ -1,0 +1,206 @@
+"""Policy: for each layer and KV head, what its cache keeps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from headscope.errors import HeadscopeError, PolicyMismatch
+from headscope.geometry import Geometry
+
+HEAD_TENSORS = ("window", "heavy", "anchor", "decay", "per_visit", "semantic_score")
+DTYPES = {
+    "window": torch.int32,
+    "heavy": torch.int32,
+    "anchor": torch.int32,
+    "decay": torch.float32,
+    "per_visit": torch.uint8,
+    "semantic_score": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a policy must know of a model.
+
+    Attributes:
+        architecture, weights: fingerprints (hex). A policy of another architecture is always refused.
+    """
+
+    name: str
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    geometry: Geometry
+    architecture: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """KV heads of one layer that remember alike; the cache stores them in one dense tensor."""
+
+    heads: tuple[int, ...]
+    window: int
+    heavy: int
+    anchor: int
+    decay: float
+    per_visit: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """What to keep, per layer and KV head; see `headscope.runtime` for what the numbers do.
+
+    Attributes:
+        window: int32 [layers, kv_heads], tokens before the query that are always kept, in tokens.
+        heavy: int32 [layers, kv_heads], older tokens kept by score.
+        anchor: int32 [layers, kv_heads], first image tokens that are always kept.
+        decay: float32 [layers, kv_heads] in [0, 1]; per_visit: uint8 [layers, kv_heads], 0 or 1: how the score adds up.
+        semantic_score: float32 [layers, kv_heads] in [0, 1], 1 is semantic; information for readers.
+        stride: tokens between two choices of the heavy set. prefix: prompt length that the byte accounting assumes.
+        shape: the model. provenance, results: JSON values, where it came from and what was measured.
+
+    Raises:
+        PolicyMismatch: on construction; names the tensor, layer and head, what was found and what was expected.
+    """
+
+    window: torch.Tensor
+    heavy: torch.Tensor
+    anchor: torch.Tensor
+    decay: torch.Tensor
+    per_visit: torch.Tensor
+    semantic_score: torch.Tensor
+    stride: int
+    prefix: int
+    shape: ModelShape
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check_tensors()
+        tokens, image = self.shape.geometry.tokens, f"the {self.shape.geometry} image ({self.shape.geometry.tokens} tokens"
+        self._check_range("window", 0, tokens - 1, f"exceeds {image}; largest window {tokens - 1})")
+        self._check_range("heavy", 0, tokens, f"exceeds {image})")
+        self._check_range("anchor", 0, tokens, f"exceeds {image})")
+        for name in ("decay", "per_visit", "semantic_score"):
+            self._check_range(name, 0, 1, "is above 1")
+        try:
+            self.shape.geometry.check_stride(self.stride)
+        except HeadscopeError as error:
+            raise PolicyMismatch(str(error)) from None
+        if self.prefix < 0:
+            raise PolicyMismatch(f"prefix {self.prefix}: expected a number of tokens, 0 or more.")
+
+    def _check_tensors(self) -> None:
+        expected = (self.shape.layers, self.shape.kv_heads)
+        for name in HEAD_TENSORS:
+            tensor = getattr(self, name)
+            if tuple(tensor.shape) != expected:
+                raise PolicyMismatch(
+                    f"tensor {name}: has shape {tuple(tensor.shape)}, expected {expected} (layers, KV heads) for "
+                    f"{self.shape.name}."
+                )
+            if tensor.dtype != DTYPES[name]:
+                raise PolicyMismatch(f"tensor {name}: has dtype {tensor.dtype}, expected {DTYPES[name]}.")
+
+    def _check_range(self, name: str, low: float, high: float, above: str) -> None:
+        tensor = getattr(self, name)
+        wrong = ~((tensor >= low) & (tensor <= high))  # NaN is neither
+        if not bool(wrong.any()):
+            return
+        layer, head = (int(i) for i in wrong.nonzero()[0])
+        value = tensor[layer, head].item()
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        reason = above if value > high else f"is not a number from {low:g} to {high:g}"
+        raise PolicyMismatch(f"layer {layer} head {head}: {name} {shown} {reason}.")
+
+    @classmethod
+    def uniform(
+        cls,
+        shape: ModelShape,
+        *,
+        window: int | torch.Tensor,
+        heavy: int | torch.Tensor = 0,
+        anchor: int | torch.Tensor = 0,
+        decay: float | torch.Tensor = 1.0,
+        per_visit: int | torch.Tensor = 0,
+        stride: int,
+        prefix: int,
+        semantic_score: torch.Tensor | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Policy:
+        """A policy from numbers (the same for all heads) or tensors [layers, kv_heads].
+
+        A head that keeps everything is given no anchors, which would only take slots; 0.5 is an unknown semantic score.
+        """
+        score: float | torch.Tensor = 0.5 if semantic_score is None else semantic_score
+        given = {
+            "window": window,
+            "heavy": heavy,
+            "anchor": anchor,
+            "decay": decay,
+            "per_visit": per_visit,
+            "semantic_score": score,
+        }
+        full = (shape.layers, shape.kv_heads)
+        tensors = {
+            name: value.detach().cpu().to(DTYPES[name]).clone()
+            if isinstance(value, torch.Tensor)
+            else torch.full(full, value, dtype=DTYPES[name])
+            for name, value in given.items()
+        }
+        everything = tensors["window"] + tensors["heavy"] >= shape.geometry.tokens - 1
+        tensors["anchor"] = torch.where(everything, 0, tensors["anchor"]) if everything.shape == full else tensors["anchor"]
+        return cls(**tensors, stride=stride, prefix=prefix, shape=shape, provenance=dict(provenance or {}))
+
+    def slots(self) -> torch.Tensor:
+        """int64 [layers, kv_heads]: tokens a head has room for.
+
+        Example: prefix 10, window 24 and no heavy tokens: 10 + 24 + 1 for the query itself. With heavy 8 and stride 24:
+        10 + 24 + 8 + a buffer of 24.
+        """
+        buffer = min(self.stride, self.shape.geometry.tokens)
+        kept = self.prefix + self.anchor.long() + self.window.long() + self.heavy.long()
+        return kept + torch.where(self.heavy > 0, buffer, 1)
+
+    def buckets(self, layer: int) -> list[Bucket]:
+        """The distinct kinds of heads of a layer, ordered by their first head."""
+        found: dict[tuple[int, int, int, float, bool], list[int]] = {}
+        for head in range(self.shape.kv_heads):
+            kind = (
+                int(self.window[layer, head]),
+                int(self.heavy[layer, head]),
+                int(self.anchor[layer, head]),
+                float(self.decay[layer, head]),
+                bool(self.per_visit[layer, head]),
+            )
+            if kind[1] == 0:  # without heavy tokens no score is kept
+                kind = (*kind[:3], 1.0, False)
+            found.setdefault(kind, []).append(head)
+        return [Bucket(tuple(heads), *kind) for kind, heads in found.items()]
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether no head ever drops a token."""
+        return bool((self.window + self.heavy >= self.shape.geometry.tokens - 1).all())
+
+    def replace(self, **changes: Any) -> Policy:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def fingerprint(self) -> str:
+        """sha256 of everything that changes what is kept."""
+        digest = hashlib.sha256(f"{self.shape.geometry.to_dict()} {self.stride} {self.prefix}".encode())
+        for name in HEAD_TENSORS[:-1]:
+            digest.update(name.encode() + getattr(self, name).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def same_as(self, other: Policy) -> bool:
+        """Whether both keep the same."""
+        return self.fingerprint() == other.fingerprint()

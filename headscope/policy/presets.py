@@ -1,0 +1,260 @@
+"""The known methods as policies: each a few numbers, built at the largest size that fits a byte limit.
+
+Every preset has one or two free numbers that its paper leaves open; `sweep` lists at least five settings of them, so that a
+comparison can take the best.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+
+from headscope.errors import BudgetError, HeadscopeError
+from headscope.geometry import Geometry
+from headscope.policy.budget import Limit, policy_bytes, project
+from headscope.policy.policy import ModelShape, Policy
+
+
+class Preset(Protocol):
+    """A method with its free numbers set."""
+
+    name: ClassVar[str]
+
+    def build(
+        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
+    ) -> Policy:
+        """The policy at the largest size that fits `limit`.
+
+        Raises:
+            BudgetError: it does not fit at any size.
+        """
+        ...
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """Settings to choose from."""
+        ...
+
+
+@dataclass(frozen=True)
+class Full:
+    """Everything is kept."""
+
+    name: ClassVar[str] = "full"
+
+    def build(
+        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
+    ) -> Policy:
+        """See `Preset.build`."""
+        policy = Policy.uniform(
+            shape,
+            window=shape.geometry.tokens - 1,
+            stride=1,
+            prefix=prefix,
+            semantic_score=semantic_score,
+            provenance={"method": self.name},
+        )
+        needed = policy_bytes(policy, batch=limit.batch, streams=limit.streams, dtype=limit.dtype, of=limit.of)
+        if needed > limit.bytes:
+            raise BudgetError(f"preset full: takes {needed:,} bytes, the limit is {limit.bytes:,}; give --keep 100%.")
+        return policy
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """There is nothing to choose."""
+        return [cls()]
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """StreamingLLM (2309.17453): the first `anchor` image tokens and a recent window. The prompt is kept besides."""
+
+    name: ClassVar[str] = "streaming"
+    anchor: int = 4
+
+    def build(
+        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
+    ) -> Policy:
+        """See `Preset.build`."""
+        one = torch.ones(shape.layers, shape.kv_heads)
+        return _built(self.name, shape, limit, prefix, semantic_score, one, 0 * one, 1, self.anchor, 1.0)
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """The paper keeps 4 sinks; 0 to a row here."""
+        row = geometry.row_length
+        return [cls(anchor) for anchor in dict.fromkeys((0, 1, 2, 4, max(row // 2, 3), max(row, 5)))]
+
+
+@dataclass(frozen=True)
+class H2O:
+    """H2O (2306.14048): `split` of the tokens are recent, the others heavy hitters by the sum of attention received.
+
+    The paper chooses at every token (stride 1); `by_row` chooses at row ends, which costs a buffer of one row.
+    """
+
+    name: ClassVar[str] = "h2o"
+    split: float = 0.5
+    by_row: bool = False
+
+    def build(
+        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
+    ) -> Policy:
+        """See `Preset.build`."""
+        one = torch.ones(shape.layers, shape.kv_heads)
+        stride = shape.geometry.row_length if self.by_row else 1
+        return _built(
+            self.name, shape, limit, prefix, semantic_score, self.split * one, (1 - self.split) * one, stride, 0, 1.0
+        )
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """The paper's even split at both strides, and other splits."""
+        return [cls(split, by_row) for by_row in (False, True) for split in (0.25, 0.5, 0.75)]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """LineAR (2512.04857): `recent` of the tokens are recent rows, the others chosen at each row end by the attention of
+    the row just drawn (decay 0); the first row may be kept as anchors. The same in every layer and head."""
+
+    name: ClassVar[str] = "linear"
+    recent: float = 0.5
+    anchored: bool = False
+
+    def build(
+        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
+    ) -> Policy:
+        """See `Preset.build`."""
+        one = torch.ones(shape.layers, shape.kv_heads)
+        row = shape.geometry.row_length
+        weights = (self.recent * one, (1 - self.recent) * one)
+        anchor = row if self.anchored else 0
+        return _built(self.name, shape, limit, prefix, semantic_score, *weights, row, anchor, 0.0)
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """From almost all heavy to almost all recent, and once with anchors."""
+        return [*(cls(recent) for recent in (0.1, 0.3, 0.5, 0.7, 0.9)), cls(0.5, True)]
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """PyramidKV (2406.02069): budgets fall linearly with the layer, from 1 + slope to 1 - slope; SnapKV's recent attention
+    chooses, once a row (decay 0), beside `recent` of the tokens as a window."""
+
+    name: ClassVar[str] = "pyramid"
+    slope: float = 0.5
+    recent: float = 0.5
+
+    def build(
+        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
+    ) -> Policy:
+        """See `Preset.build`."""
+        place = torch.linspace(1.0, -1.0, shape.layers) if shape.layers > 1 else torch.zeros(1)
+        size = (1 + self.slope * place)[:, None].expand(shape.layers, shape.kv_heads)
+        row = shape.geometry.row_length
+        weights = (self.recent * size, (1 - self.recent) * size)
+        return _built(self.name, shape, limit, prefix, semantic_score, *weights, row, 0, 0.0)
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """Slopes of both signs, and two shares of the window."""
+        return [*(cls(slope) for slope in (-0.4, 0.2, 0.4, 0.6, 0.8)), cls(0.4, 0.75)]
+
+
+@dataclass(frozen=True)
+class SSD:
+    """SSD (2510.18716, Algorithm 1): spatial heads keep the last W tokens, semantic heads the M with the largest sum of
+    attention received, and nothing recent. tau, W and M are not published: heads whose semantic score exceeds `threshold`
+    are semantic, M = `ratio` W, and the limit fixes W. `by_row` is the paper's buffer variant."""
+
+    name: ClassVar[str] = "ssd"
+    threshold: float = 0.5
+    ratio: float = 1.0
+    by_row: bool = False
+
+    def build(
+        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
+    ) -> Policy:
+        """See `Preset.build`."""
+        if semantic_score is None:
+            raise HeadscopeError("preset ssd: needs the heads' semantic scores; run `headscope heads` first.")
+        semantic = (semantic_score > self.threshold).float()
+        stride = shape.geometry.row_length if self.by_row else 1
+        weights = (1 - semantic, self.ratio * semantic)
+        return _built(self.name, shape, limit, prefix, semantic_score, *weights, stride, 0, 1.0)
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """Three ratios at both strides, and two other thresholds."""
+        even = [cls(0.5, ratio, by_row) for by_row in (False, True) for ratio in (0.5, 1.0, 2.0)]
+        return [*even, cls(0.25, 1.0, True), cls(0.75, 1.0, True)]
+
+
+@dataclass(frozen=True)
+class Random:
+    """Each head draws its size and its split from a seed: what a search must beat by far."""
+
+    name: ClassVar[str] = "random"
+    seed: int = 0
+
+    def build(
+        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
+    ) -> Policy:
+        """See `Preset.build`."""
+        generator = torch.Generator().manual_seed(self.seed)
+        size = 0.25 + torch.rand(shape.layers, shape.kv_heads, generator=generator)
+        share = torch.rand(shape.layers, shape.kv_heads, generator=generator)
+        return _built(self.name, shape, limit, prefix, semantic_score, size * share, size * (1 - share), 1, 0, 1.0)
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """Five seeds."""
+        return [cls(seed) for seed in range(5)]
+
+
+PRESETS: dict[str, type[Preset]] = {
+    preset.name: preset for preset in (Full, Streaming, H2O, Linear, Pyramid, SSD, Random)
+}
+
+
+def make_preset(
+    name: str, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
+) -> Policy:
+    """The preset called `name` with its default numbers.
+
+    Raises:
+        HeadscopeError: unknown name. BudgetError: it does not fit.
+    """
+    if name not in PRESETS:
+        raise HeadscopeError(f"preset {name}: unknown; known presets are {', '.join(PRESETS)}.")
+    return PRESETS[name]().build(shape, limit, prefix=prefix, semantic_score=semantic_score)
+
+
+def _built(
+    name: str,
+    shape: ModelShape,
+    limit: Limit,
+    prefix: int,
+    semantic_score: torch.Tensor | None,
+    weights_window: torch.Tensor,
+    weights_heavy: torch.Tensor,
+    stride: int,
+    anchor: int,
+    decay: float,
+) -> Policy:
+    window, heavy = project(weights_window, weights_heavy, limit, shape, stride=stride, anchor=anchor, prefix=prefix)
+    return Policy.uniform(
+        shape,
+        window=window,
+        heavy=heavy,
+        anchor=anchor,
+        decay=torch.where(heavy > 0, decay, 1.0),
+        stride=stride,
+        prefix=prefix,
+        semantic_score=semantic_score,
+        provenance={"method": name},
+    )

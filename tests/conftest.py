@@ -1,0 +1,47 @@
+"""Shared by all tests: one thread, no network, the bundled model, and a tiny random Janus."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from headscope.models import ImageModel, Samples, load_model
+from headscope.runtime import generate
+from tests.tiny import tiny_model
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def stickers() -> ImageModel:
+    """The bundled model."""
+    return load_model("stickers")
+
+
+@pytest.fixture(scope="session")
+def recorded(stickers: ImageModel) -> Samples:
+    """Two pictures of the bundled model, drawn with the full cache."""
+    return generate(stickers, ["red apple, noto style", "dog face, twemoji style, blue background"], 0)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ImageModel:
+    """A random Janus: 2 layers, 4 query and 2 KV heads, 4 x 4 tokens."""
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a folder."""
+    folder = tmp_path_factory.mktemp("tiny-janus")
+    model = tiny_model()
+    model.network.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,183 @@
+"""The cache means what the policy says: against a slow oracle, token by token, in chunks, and under a mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from headscope.geometry import Geometry
+from headscope.models.attention import attend_through_cache
+from headscope.policy.policy import ModelShape, Policy
+from headscope.runtime.cache import CompressedCache
+from tests.runtime.oracle import OracleHead
+
+ROWS, COLS, SIZE = 4, 4, 4
+TOKENS = ROWS * COLS
+
+
+def shape_of(query_heads: int, kv_heads: int, layers: int = 1) -> ModelShape:
+    return ModelShape("toy", layers, query_heads, kv_heads, SIZE, Geometry(ROWS, COLS), "a", "w")
+
+
+class Module(nn.Module):
+    """What transformers' attention function reads of an attention layer."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.num_key_value_groups = groups
+        self.is_causal = True
+
+
+def run_cache(
+    policy: Policy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix: int, lengths: list[int], mask=None
+) -> torch.Tensor:
+    """Feed the prefix, then chunks of these lengths; q [B, Hq, P + N, D] -> outputs of the image tokens [B, N, Hq, D]."""
+    cache = CompressedCache(policy)
+    module = Module(q.shape[1] // k.shape[1])
+    outputs = []
+    at = 0
+    for length in [prefix, *lengths]:
+        part = slice(at, at + length)
+        keys, values = cache.update(k[:, :, part], v[:, :, part], 0)
+        out, _ = attend_through_cache(module, q[:, :, part], keys, values, mask if at == 0 else None, scaling=0.7)
+        outputs.append(out)
+        at += length
+    return torch.cat(outputs[1:], 1)
+
+
+def random_states(seed: int, batch: int, query_heads: int, kv_heads: int, length: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    heads = (query_heads, kv_heads, kv_heads)
+    return tuple(torch.randn(batch, h, length, SIZE, generator=generator, dtype=torch.float64) * 1.5 for h in heads)
+
+
+def run_oracle(policy: Policy, q, k, v, prefix: int) -> torch.Tensor:
+    batch, query_heads = q.shape[:2]
+    kv_heads = k.shape[1]
+    group = query_heads // kv_heads
+    out = torch.zeros(batch, TOKENS, query_heads, SIZE, dtype=torch.float64)
+    for b in range(batch):
+        for h in range(kv_heads):
+            head = OracleHead(
+                prefix_keys=k[b, h, :prefix].tolist(),
+                prefix_values=v[b, h, :prefix].tolist(),
+                window=int(policy.window[0, h]),
+                heavy=int(policy.heavy[0, h]),
+                anchor=int(policy.anchor[0, h]),
+                decay=float(policy.decay[0, h]),
+                per_visit=bool(policy.per_visit[0, h]),
+                stride=policy.stride,
+            )
+            for t in range(TOKENS):
+                queries = q[b, h * group : (h + 1) * group, prefix + t].tolist()
+                outputs, _ = head.step(queries, k[b, h, prefix + t].tolist(), v[b, h, prefix + t].tolist(), 0.7)
+                out[b, t, h * group : (h + 1) * group] = torch.tensor(outputs, dtype=torch.float64)
+    return out
+
+
+@st.composite
+def policies(draw: st.DrawFn, kv_heads: int = 3, groups: int = 2) -> Policy:
+    def per_head(element: st.SearchStrategy) -> torch.Tensor:
+        return torch.tensor([draw(st.lists(element, min_size=kv_heads, max_size=kv_heads))])
+
+    size = st.sampled_from([0, 0, 1, 2, 3, 5, 8, TOKENS - 1])
+    return Policy.uniform(
+        shape_of(kv_heads * groups, kv_heads),
+        window=per_head(size),
+        heavy=per_head(st.sampled_from([0, 1, 2, 3, 6, TOKENS])),
+        anchor=per_head(st.sampled_from([0, 0, 1, 3, 6])),
+        decay=per_head(st.sampled_from([0.0, 0.5, 1.0])),
+        per_visit=per_head(st.sampled_from([0, 1])),
+        stride=draw(st.sampled_from([1, 2, 4, 8])),
+        prefix=3,
+    )
+
+
+@given(policies(), st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_every_head_attends_to_what_the_oracle_says(policy: Policy, seed: int) -> None:
+    q, k, v = random_states(seed, 2, 6, 3, 3 + TOKENS)
+    found = run_cache(policy, q, k, v, 3, [1] * TOKENS)
+    expected = run_oracle(policy, q, k, v, 3)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@given(policies(), st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_chunks_give_what_single_tokens_give(policy: Policy, seed: int) -> None:
+    q, k, v = random_states(seed, 2, 6, 3, 3 + TOKENS)
+    single = run_cache(policy, q, k, v, 3, [1] * TOKENS)
+    whole = [policy.stride] * (TOKENS // policy.stride)
+    halves = [n for _ in whole for n in ([policy.stride // 2] * 2 if policy.stride > 1 else [1])]
+    for lengths in (whole, halves):
+        torch.testing.assert_close(run_cache(policy, q, k, v, 3, lengths), single, rtol=1e-5, atol=1e-5)
+
+
+@given(st.integers(0, TOKENS - 1), st.integers(0, TOKENS), st.integers(1, TOKENS), st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_window_heads_equal_full_attention_under_a_band(window: int, anchor: int, length: int, seed: int) -> None:
+    policy = Policy.uniform(shape_of(2, 2), window=window, anchor=anchor, stride=1, prefix=3)
+    q, k, v = random_states(seed, 1, 2, 2, 3 + TOKENS)
+    lengths = [length] * (TOKENS // length) + ([TOKENS % length] if TOKENS % length else [])
+    found = run_cache(policy, q, k, v, 3, lengths)
+    t = torch.arange(TOKENS)
+    seen = (t[None] <= t[:, None]) & ((t[:, None] - t[None] <= window) | (t[None] < anchor))
+    mask = torch.cat([torch.ones(TOKENS, 3, dtype=torch.bool), seen], 1)
+    logits = (0.7 * q[:, :, 3:] @ k.transpose(2, 3)).masked_fill(~mask, -torch.inf)
+    expected = (logits.softmax(-1) @ v).transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_equal_scores_keep_the_newer_token() -> None:
+    policy = Policy.uniform(shape_of(1, 1), window=0, heavy=2, decay=0.0, stride=4, prefix=1)
+    cache = CompressedCache(policy)
+    same = torch.zeros(1, 1, 1, SIZE)
+    for _ in range(1 + 4):
+        keys, values = cache.update(same, same, 0)
+        attend_through_cache(Module(1), same, keys, values, None, scaling=1.0)
+    bucket = cache.layers[0].buckets[0]
+    # Tokens 0..3 received 1/2+1/3+1/4+1/5, 1/3+1/4+1/5, 1/4+1/5, 1/5: the sums favour the old ones.
+    assert sorted(bucket.positions[0, 0, :2].tolist()) == [0, 1]
+    bucket.scores.zero_()
+    bucket.live = 3
+    bucket.positions[0, 0, :3] = torch.tensor([5, 9, 7])
+    bucket._choose(20)
+    assert sorted(bucket.positions[0, 0, :2].tolist()) == [7, 9]
+
+
+def test_padding_of_the_prompt_is_never_seen() -> None:
+    policy = Policy.uniform(
+        shape_of(2, 2), window=torch.tensor([[3, 2]]), heavy=torch.tensor([[0, 2]]), stride=4, prefix=3
+    )
+    q, k, v = random_states(1, 2, 2, 2, 3 + TOKENS)
+    mask = torch.ones(2, 1, 3, 3, dtype=torch.bool).tril()
+    mask[1, :, :, 0] = False  # the second prompt is one token shorter
+    mask[1, :, 0, 0] = True  # as transformers does, the padding sees itself
+    padded = run_cache(policy, q, k, v, 3, [1] * TOKENS, mask)
+    in_chunks = run_cache(policy, q, k, v, 3, [4] * 4, mask)
+    short = run_cache(policy, q[1:, :, 1:], k[1:, :, 1:], v[1:, :, 1:], 2, [1] * TOKENS)
+    torch.testing.assert_close(padded[1:], short, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(in_chunks[1:], short, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 4, 8])
+def test_bytes_are_those_of_the_policy(stride: int) -> None:
+    from headscope.policy.budget import policy_bytes
+
+    policy = Policy.uniform(
+        shape_of(4, 2),
+        window=torch.tensor([[3, 2]]),
+        heavy=torch.tensor([[0, 5]]),
+        anchor=torch.tensor([[0, 2]]),
+        stride=stride,
+        prefix=3,
+    )
+    cache = CompressedCache(policy)
+    k = torch.zeros(4, 2, 3, SIZE)
+    cache.update(k, k, 0)
+    by_hand = 4 * ((3 + 3 + 1) + (3 + 2 + 2 + 5 + stride)) * 2 * SIZE * 4 + 4 * (7 + stride) * 8
+    assert cache.nbytes() == by_hand
+    assert policy_bytes(policy, batch=2, streams=2, dtype="float32") == by_hand
