@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, Cache, JanusForConditionalGeneration
 
 from headscope.errors import DataError, ModelError
@@ -131,7 +132,7 @@ def load_janus(source: str | Path, name: str, device: str, dtype: torch.dtype) -
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
         network = JanusForConditionalGeneration.from_pretrained(source, dtype=dtype, local_files_only=local)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{source}: cannot be loaded as a Janus model ({reason}).") from error
     if tokenizer.chat_template is None and local:

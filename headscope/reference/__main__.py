@@ -10,13 +10,16 @@ import typer
 from transformers import PreTrainedTokenizerFast
 
 from headscope.errors import DataError, HeadscopeError
+from headscope.models import load_model
 from headscope.reference import parallel
 from headscope.reference.export import export as export_folder
-from headscope.reference.pictures import load_stickers
+from headscope.reference.pictures import load_stickers, prompts_by_seed
 from headscope.reference.presets import PRESETS, Preset
 from headscope.reference.tokenizer import build_tokenizer
 from headscope.reference.transformer import Plan, train_transformer
 from headscope.reference.vq import train_vq
+from headscope.reporting import contact_sheet
+from headscope.runtime import generate
 
 LONGEST_PROMPT = 64
 SHIPPED = Path(__file__).parent / "stickers"
@@ -70,7 +73,27 @@ def export(
     preset: Size = "quick",
 ) -> None:
     """Write the trained model as a folder. Example: python -m headscope.reference export --pictures stickers96.parquet"""
-    print(export_folder(_preset(preset), _tokenizer(pictures), training, out))
+    size = _preset(preset)
+    print(export_folder(size, _tokenizer(pictures), load_stickers(pictures, size), training, out))
+
+
+@app.command()
+def sheet(
+    pictures: Pictures,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("reports/stickers/sheet.png"),
+    count: Annotated[int, typer.Option(min=1, help="Prompts.")] = 48,
+    seed: int = 1,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the model's).")] = None,
+    preset: Size = "quick",
+    model: Annotated[str, typer.Option(help="A model name or folder.")] = "stickers",
+) -> None:
+    """Draw prompts chosen by seed on one sheet. Example: python -m headscope.reference sheet --pictures stickers96.parquet"""
+    prompts = prompts_by_seed(load_stickers(pictures, _preset(preset)), count, seed)
+    loaded = load_model(model)
+    samples = generate(loaded, prompts, seed, guidance=guidance)
+    images = loaded.to_images(samples.tokens)
+    contact_sheet([(prompt, [image.numpy()]) for prompt, image in zip(prompts, images, strict=True)], [], out)
+    print(out)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,24 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from headscope.errors import DataError
+from headscope.reference.pictures import Stickers, prompts_by_seed
 from headscope.reference.presets import Preset
 from headscope.reference.tokenizer import special_ids
 from headscope.reference.transformer import fresh_model, trainable
+from headscope.storage import write_text
 
 GUIDANCE = 3.0
+PROMPTS = 64
 
 
-def export(preset: Preset, tokenizer: PreTrainedTokenizerFast, training: Path, out: Path) -> Path:
+def export(
+    preset: Preset, tokenizer: PreTrainedTokenizerFast, stickers: Stickers, training: Path, out: Path, seed: int = 0
+) -> Path:
     """Write a folder that `JanusForConditionalGeneration.from_pretrained` and headscope both read.
 
     Args:
         training: holds `vq.safetensors` and `transformer.safetensors`.
+        stickers: what it was trained on, from which the prompts of its demo are drawn.
         out: the folder to fill; shards stay under 10 MB.
     Raises:
         DataError: nothing was trained yet.
@@ -45,4 +51,6 @@ def export(preset: Preset, tokenizer: PreTrainedTokenizerFast, training: Path, o
         old.unlink()
     model.to(torch.bfloat16).save_pretrained(out, max_shard_size="10MB")
     tokenizer.save_pretrained(out)
+    lines = ["# Drawn by seed from the concepts and styles that the model was trained on."]
+    write_text(out / "prompts.txt", "\n".join([*lines, *prompts_by_seed(stickers, PROMPTS, seed)]) + "\n")
     return out

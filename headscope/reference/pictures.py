@@ -118,3 +118,12 @@ def draw(stickers: Stickers, chosen: np.ndarray, rng: np.random.Generator, devic
         for i, index in enumerate(chosen)
     ]
     return Batch(pixels.clamp_(0, 1).mul_(2).sub_(1), captions)
+
+
+def prompts_by_seed(stickers: Stickers, count: int, seed: int) -> list[str]:
+    """Different captions of stickers, drawn by seed and not by hand: every other one names a background."""
+    rng = np.random.default_rng(seed)
+    names = list(BACKGROUNDS)
+    chosen = rng.permutation(len(stickers.concepts))[:count]
+    backgrounds = [names[b] if said else None for b, said in zip(rng.integers(len(names), size=count), rng.random(count) < 0.5, strict=True)]
+    return [caption(stickers.concepts[i], stickers.styles[i], b) for i, b in zip(chosen, backgrounds, strict=False)]
