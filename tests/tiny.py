@@ -64,6 +64,8 @@ def tiny_model(side: int = 4, layers: int = 2, heads: int = 4, kv_heads: int = 2
             if parameter.ndim == 2 and "embed" not in name:
                 parameter.normal_(std=0.35)
         network.model.generation_embeddings.weight.normal_(std=1.0)
+        for parameter in network.model.generation_head.parameters():
+            parameter.normal_(std=0.5)
     network.generation_config = GenerationConfig(
         bos_token_id=ids["bos"],
         eos_token_id=ids["eos"],

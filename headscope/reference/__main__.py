@@ -13,6 +13,7 @@ from headscope.errors import DataError, HeadscopeError
 from headscope.models import load_model
 from headscope.reference import parallel
 from headscope.reference.export import export as export_folder
+from headscope.reference.icons import build_pictures
 from headscope.reference.pictures import load_stickers, prompts_by_seed
 from headscope.reference.presets import PRESETS, Preset
 from headscope.reference.tokenizer import build_tokenizer
@@ -42,6 +43,16 @@ def _tokenizer(pictures: Path) -> PreTrainedTokenizerFast:
     except Exception as error:
         raise DataError(f"{pictures}: not a readable picture file ({error}).") from None
     return build_tokenizer(sorted(set(concepts)), LONGEST_PROMPT)
+
+
+@app.command("pictures")
+def pictures_of_icons(
+    packages: Annotated[Path, typer.Option(help="Folder with the icon packages, as `npm pack` leaves them or unpacked.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")] = Path("stickers96.parquet"),
+    size: Annotated[int, typer.Option(min=1, help="Pixels of a side.")] = 96,
+) -> None:
+    """Render the pictures from icon packages. Example: python -m headscope.reference pictures --packages icons"""
+    print(build_pictures(packages, out, size))
 
 
 @app.command()

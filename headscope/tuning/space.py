@@ -17,6 +17,7 @@ import torch
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
+from headscope.errors import BudgetError
 from headscope.policy.budget import Limit, project
 from headscope.policy.policy import ModelShape, Policy
 from headscope.tuning.allocators import solve
@@ -56,6 +57,11 @@ class Space(Protocol):
         ...
 
 
+def neutral(space: Space) -> dict[str, float]:
+    """The point of a space where no number changes anything."""
+    return {number.name: number.neutral for number in space.numbers}
+
+
 def fitting_strides(shape: ModelShape, limit: Limit, prefix: int, strides: Sequence[int] | None = None) -> list[int]:
     """The strides to search: those asked for, or 1, quarters of a row, a row and two rows, whose buffer fits the limit.
 
@@ -70,9 +76,7 @@ def fitting_strides(shape: ModelShape, limit: Limit, prefix: int, strides: Seque
     for stride in valid:
         try:
             project(0 * one, one, limit, shape, stride=stride, anchor=0, prefix=prefix)
-        except Exception as error:  # noqa: BLE001
-            if type(error).__name__ != "BudgetError":
-                raise
+        except BudgetError:
             continue
         fitting.append(stride)
     return fitting or valid[:1]
@@ -125,6 +129,41 @@ class ClassSpace:
             decay=values["decay"],
             semantic_score=self.semantic_score,
         )
+
+    def locate(self, policy: Policy) -> dict[str, float] | None:
+        """The point whose policy keeps what `policy` keeps, to one token a head; None where there is none.
+
+        Every preset with a stride in `strides` is such a point, so that the sampler learns from presets too.
+        """
+        size = (policy.window + policy.heavy).double()
+        if policy.stride not in self.strides or bool((size == 0).any()) or len(policy.anchor.unique()) > 1:
+            return None
+        heavy, share = policy.heavy > 0, policy.heavy.double() / size
+        uniform = bool(heavy.all()) or not bool(heavy.any())
+        threshold, ratio = 0.5, 0.0
+        if not uniform:
+            low, high = self.semantic_score[~heavy].max(), self.semantic_score[heavy].min()
+            if low >= high:
+                return None
+            threshold = float((low + high) / 2)
+            ratio = float(torch.log2(size[heavy].mean() / size[~heavy].mean()).clamp(-3, 3))
+        by_layer = size.mean(1)
+        values: dict[str, float] = {
+            "threshold": threshold,
+            "ratio": ratio,
+            "heavy_spatial": float(share.mean()) if uniform else 0.0,
+            "heavy_semantic": float(share[heavy].mean()) if bool(heavy.any()) else 0.0,
+            "slope": float(((by_layer[0] - by_layer[-1]) / (by_layer[0] + by_layer[-1])).clamp(-0.9, 0.9)) if uniform else 0.0,
+            "decay": float(policy.decay[heavy].mean()) if bool(heavy.any()) else 1.0,
+            "anchor": int(policy.anchor.max()),
+            "stride": list(self.strides).index(policy.stride),
+        }
+        try:
+            there = self.build(values)
+        except BudgetError:
+            return None
+        near = (there.window - policy.window).abs().max() <= 1 and (there.heavy - policy.heavy).abs().max() <= 1
+        return values if near else None
 
 
 @dataclass
@@ -212,7 +251,11 @@ def fit(
     semantic_score: torch.Tensor,
 ) -> Policy:
     """Project float weights [layers, kv_heads] onto the limit and make them a policy."""
-    kept_window, kept_heavy = project(window, heavy, limit, shape, stride=stride, anchor=anchor, prefix=prefix)
+    try:
+        kept_window, kept_heavy = project(window, heavy, limit, shape, stride=stride, anchor=anchor, prefix=prefix)
+    except BudgetError:  # no room for so many anchors beside the buffers: a point without them stands for this one
+        anchor = 0
+        kept_window, kept_heavy = project(window, heavy, limit, shape, stride=stride, anchor=anchor, prefix=prefix)
     return Policy.uniform(
         shape,
         window=kept_window,

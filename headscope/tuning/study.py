@@ -23,7 +23,7 @@ from headscope.storage import write_json, write_whole
 from headscope.tuning.allocators import solve
 from headscope.tuning.options import Losses, losses_from
 from headscope.tuning.replay import Measures
-from headscope.tuning.space import ClassSpace, Space, TableSpace, fitting_strides
+from headscope.tuning.space import ClassSpace, Space, TableSpace, fitting_strides, neutral
 from headscope.tuning.trials import Found, TrialBook
 
 # Decays tried with the allocator's answer: H2O's sum, a memory of a few strides, the last stride alone.
@@ -133,7 +133,7 @@ def search(
     table_space: TableSpace | None = None
     if by_table is not None and table is not None:
         losses = table if isinstance(table, Losses) else losses_from(table, shape.layers, shape.kv_heads, shape.geometry)
-        first = next(iter((presets or {}).values()), None) or class_space.build(class_space.neutral())
+        first = next(iter((presets or {}).values()), None) or class_space.build(neutral(class_space))
         table_space = TableSpace(shape, limit, prefix, semantic_score, fitting, losses, towards=first, buckets=buckets)
         for label, policy, values in _solver_answers(table_space):
             found = by_table.incumbent(label, policy, table_space, values)
@@ -198,11 +198,11 @@ def _propose(book: TrialBook, space: Space, quota: int, counter: _Counter, patie
 def _solver_answers(space: TableSpace) -> list[tuple[str, Policy, dict[str, float]]]:
     """The allocator's answer at every fitting stride, and at the table's stride with other decays."""
     answers = []
-    neutral = space.neutral()
+    middle = neutral(space)
     for index, stride in enumerate(space.strides):
-        decays = SOLVER_DECAYS if index == int(neutral["stride"]) else SOLVER_DECAYS[:1]
+        decays = SOLVER_DECAYS if index == int(middle["stride"]) else SOLVER_DECAYS[:1]
         for decay in decays:
-            values = {**neutral, "stride": index, "decay": decay}
+            values = {**middle, "stride": index, "decay": decay}
             try:
                 answers.append((f"solver stride {stride} decay {decay:g}", space.build(values), values))
             except BudgetError:  # this stride's buffer leaves no choice that fits; another one may

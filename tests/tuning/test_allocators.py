@@ -1,0 +1,81 @@
+"""The knapsack: against brute force, within the room, within the buckets."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headscope.errors import BudgetError
+from headscope.geometry import Geometry
+from headscope.policy.budget import Limit, policy_bytes
+from headscope.policy.policy import ModelShape
+from headscope.tuning.allocators import allocate, relax, solve
+from headscope.tuning.options import Losses, Option
+
+SHAPE = ModelShape("toy", 2, 2, 2, 4, Geometry(4, 4), "a", "w")
+
+
+def best_by_trying(loss: np.ndarray, cost: np.ndarray, room: float, buckets: int) -> float:
+    layers, heads, options = loss.shape
+    best = np.inf
+    for choice in product(range(options), repeat=layers * heads):
+        grid = np.array(choice).reshape(layers, heads)
+        if cost[grid].sum() <= room and all(len(set(row)) <= buckets for row in grid.tolist()):
+            best = min(best, np.take_along_axis(loss, grid[..., None], -1).sum())
+    return best
+
+
+@given(st.integers(0, 10_000), st.integers(1, 3), st.floats(0.0, 1.0))
+@settings(max_examples=25, deadline=None)
+def test_the_least_loss_is_found(seed: int, buckets: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    loss = rng.random((2, 2, 4))
+    cost = np.sort(rng.integers(1, 20, 4)).astype(float)
+    room = 4 * (cost.min() + share * (cost.max() - cost.min()))
+    found = allocate(loss, cost, room, buckets)
+    expected = best_by_trying(loss, cost, room, buckets)
+    assert found is not None
+    assert found.nbytes <= room
+    assert max(len(set(row)) for row in found.choice.tolist()) <= buckets
+    assert found.loss <= expected * (1 + 2e-3) + 1e-9
+    quick = relax(loss, cost, room, buckets)
+    assert quick is not None
+    assert quick.nbytes <= room
+
+
+def test_nothing_fits_in_too_little_room() -> None:
+    assert allocate(np.ones((2, 2, 3)), np.array([5.0, 6.0, 7.0]), 19.0, 3) is None
+
+
+@given(st.integers(0, 1000), st.floats(0.35, 1.0), st.sampled_from([1, 2, 4]))
+@settings(max_examples=20, deadline=None)
+def test_a_solved_policy_keeps_to_the_limit(seed: int, keep: float, stride: int) -> None:
+    rng = np.random.default_rng(seed)
+    options = (Option(0), Option(2), Option(5), Option(1, 3), Option(4, 6), Option(15))
+    loss = np.sort(rng.random((2, 2, len(options))))[..., ::-1].copy()
+    loss[..., -1] = 0.0
+    limit = Limit.from_keep(SHAPE, keep, prefix=3, streams=2)
+    policy = solve(Losses(options, loss, stride), SHAPE, limit, 3, stride, buckets=2, anchor=1)
+    assert policy_bytes(policy, streams=2) <= limit.bytes
+    assert all(len(policy.buckets(layer)) <= 2 for layer in range(2))
+
+
+def test_a_limit_below_every_option_says_what_is_needed() -> None:
+    losses = Losses((Option(8), Option(15)), np.array([[[1.0, 0.0]] * 2] * 2), 1)
+    with pytest.raises(BudgetError, match="smallest takes"):
+        solve(losses, SHAPE, Limit.from_keep(SHAPE, 0.3, prefix=3), 3, 1)
+
+
+def test_the_head_that_needs_most_gets_most() -> None:
+    options = (Option(0), Option(8), Option(15))
+    loss = np.zeros((2, 2, 3))
+    loss[..., 0], loss[..., 1] = 0.1, 0.05
+    loss[1, 0] = [9.0, 5.0, 0.0]
+    policy = solve(Losses(options, loss, 1), SHAPE, Limit.from_keep(SHAPE, 0.5, prefix=3), 3, 1, interpolate=False)
+    assert policy.window.argmax() == 2
+    assert torch.equal(policy.window[1, 0], torch.tensor(15, dtype=torch.int32))
