@@ -1,0 +1,60 @@
+PYTHON ?= python3
+# Given to pytest: make test ARGS="tests/policy -k budget"
+ARGS ?=
+VENV := .venv
+OLD := .venv-oldest
+
+# The oldest transformers that pyproject.toml admits, and the versions it needs in place of those in the lock.
+OLDEST := transformers==5.5.0 huggingface_hub==1.33.0 tokenizers==0.22.2 httpx==0.28.1 httpcore==1.0.9 certifi==2026.10.18
+REPLACED := transformers|huggingface_hub|tokenizers|httpx2|httpcore2|truststore
+
+# Two OpenMP threads in one process collapse as soon as anything else runs: two processes of one thread each.
+PYTEST := -m pytest -n 2 --dist loadfile
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oldest lint clean
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.ready ## Tune the bundled model's cache from nothing, into runs/demo/
+	$(VENV)/bin/headscope demo --out runs/demo --overwrite
+	@echo "Open $(CURDIR)/runs/demo/report.html in a browser."
+
+test: $(VENV)/.ready ## Run the tests
+	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) $(ARGS)
+
+test-oldest: $(OLD)/.ready ## Run the tests on the oldest admitted transformers
+	OMP_NUM_THREADS=1 $(OLD)/bin/python $(PYTEST) $(ARGS)
+
+lint: $(VENV)/.ready ## Check style, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean: ## Remove the environments and what tools left behind; runs/ stays
+	rm -rf $(VENV) $(OLD) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find headscope tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: made last, so that an install that stopped half-way is begun again, and a finished one is not repeated.
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(call environment,$(VENV))
+	@echo "Installing into $(VENV); the first time takes some minutes."
+	$(VENV)/bin/python -m pip install --quiet -r requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(OLD)/.ready: requirements.lock pyproject.toml Makefile
+	$(call environment,$(OLD))
+	@echo "Installing into $(OLD); the first time takes some minutes."
+	grep -vE '^($(REPLACED))==' requirements.lock > $(OLD)/others.txt
+	$(OLD)/bin/python -m pip install --quiet -r $(OLD)/others.txt $(OLDEST)
+	$(OLD)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+define environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "headscope needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
+$(PYTHON) -m venv $(1) || $(PYTHON) -m virtualenv $(1)
+endef

@@ -1,0 +1,240 @@
+"""The project keeps its own rules: floors, no pickle, short files, exact versions, and a wheel with everything in it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "headscope"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# Imports go down only. `reference` stands apart: it may know everything, and nothing imports it.
+FLOORS = {
+    **dict.fromkeys(("errors", "storage"), -1),
+    **dict.fromkeys(("geometry", "policy"), 0),
+    "models": 1,
+    **dict.fromkeys(("tracing", "runtime"), 2),
+    "heads": 3,
+    **dict.fromkeys(("tuning", "evaluation"), 4),
+    **dict.fromkeys(("benchmarks", "reporting"), 5),
+    **dict.fromkeys(("headscope", "cli", "pipeline"), 6),
+    "reference": 7,
+}
+TOP = 6
+LOWEST = -1
+# The one neighbour on a floor, and the one part of a room, that may be known.
+SIDEWAYS = {("policy", "geometry")}
+ONLY_PART = {("heads", "tracing"): "headscope.tracing.dataset"}
+PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def room_of(module: str) -> str:
+    """`headscope.tracing.hooks` -> tracing; `headscope` itself -> headscope."""
+    return (module.split(".") + ["headscope"])[1] if module != "headscope" else "headscope"
+
+
+def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """(line, full name) of every headscope module that is imported anywhere in a file, inside functions too."""
+    here = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names if room_name(alias.name))
+        elif isinstance(node, ast.ImportFrom):
+            start = here[: len(here) - node.level + 1] if node.level else []
+            base = ".".join([*start, *(node.module or "").split(".")]).strip(".")
+            if not room_name(base):
+                continue
+            for alias in node.names:  # `from headscope import policy` is the room, `from headscope import run` the top
+                below = PACKAGE.joinpath(*base.split(".")[1:], alias.name)
+                inner = below.is_dir() or below.with_suffix(".py").is_file()
+                yield node.lineno, f"{base}.{alias.name}" if inner else base
+
+
+def room_name(module: str) -> bool:
+    return module == "headscope" or module.startswith("headscope.")
+
+
+def misplaced(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Sentences about the imports of one file that go up or sideways."""
+    room, found = room_of(module), []
+    for line, name in imported(ast.parse(source), module, is_package):
+        other = room_of(name)
+        if other == room or (room, other) in SIDEWAYS or room == "reference":
+            continue
+        up = FLOORS[other] > FLOORS[room] or other == "reference"
+        sideways = FLOORS[other] == FLOORS[room] and FLOORS[room] not in (TOP, LOWEST)
+        wrong_part = (room, other) in ONLY_PART and name != ONLY_PART[room, other]
+        if up or sideways or wrong_part:
+            found.append(f"{module} line {line}: {room} imports {name}")
+    return found
+
+
+def pickling(source: str) -> list[str]:
+    """Sentences about what would read or write pickled objects."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        found += [f"line {node.lineno}: imports {name}" for name in names if name.split(".")[0] in PICKLES]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            called, settings = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            unsafe = called == "torch.load" and settings.get("weights_only") != "True"
+            if unsafe or called == "torch.save" or settings.get("allow_pickle") == "True" or called.endswith("_pickle"):
+                found.append(f"line {node.lineno}: {called}")
+    return found
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_every_room_stands_on_a_floor() -> None:
+    rooms = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir() if path.name != "__init__.py"}
+    rooms = {room for room in rooms if (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file()}
+    assert rooms - {"__pycache__"} <= set(FLOORS)
+
+
+def test_imports_go_down_the_floors_only() -> None:
+    found = [
+        sentence
+        for path in SOURCES
+        for sentence in misplaced(path.read_text(encoding="utf-8"), module_of(path), path.name == "__init__.py")
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("headscope.tracing.hooks", "from headscope.runtime import generate"),
+        ("headscope.runtime.cache", "from headscope.tracing.dataset import TraceDataset"),
+        ("headscope.geometry", "import headscope.policy.policy"),
+        ("headscope.policy.files", "from headscope import models"),
+        ("headscope.policy.files", "from headscope import run"),
+        ("headscope.policy.files", "from ..models import load_model"),
+        ("headscope.heads.features", "from headscope.tracing.hooks import attach"),
+        ("headscope.tuning.study", "def late():\n    from headscope.evaluation import judge"),
+        ("headscope.errors", "import headscope.geometry"),
+        ("headscope.cli.run", "from headscope.reference.presets import PRESETS"),
+    ],
+)
+def test_an_import_upward_or_sideways_is_found(module: str, source: str) -> None:
+    assert len(misplaced(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("headscope.policy.policy", "from headscope.geometry import Geometry"),
+        ("headscope.heads.features", "from headscope.tracing.dataset import TraceDataset"),
+        ("headscope.cli.run", "from headscope.pipeline import run"),
+        ("headscope.runtime.cache", "from .buckets import Bucket\nfrom headscope import errors"),
+        ("headscope.reference.export", "from headscope.runtime import generate"),
+    ],
+)
+def test_an_import_downward_is_allowed(module: str, source: str) -> None:
+    assert misplaced(source, module) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_is_pickled_and_no_file_is_long(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert pickling(text) == []
+    assert len(text.splitlines()) <= 500
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import dump",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.save(x, path)",
+        "np.load(path, allow_pickle=True)",
+        "pd.read_pickle(path)",
+    ],
+)
+def test_a_pickle_is_found(source: str) -> None:
+    assert len(pickling(source)) == 1
+
+
+def test_loading_weights_only_is_no_pickle() -> None:
+    assert pickling("torch.load(path, weights_only=True)\nnp.load(path)") == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pyproject.toml", "requirements.lock", "Makefile", "README.md", "CHANGELOG.md", "CITATION.cff"),
+        *("LICENSE", "NOTICE", ".ci/run", ".gitignore"),
+    ],
+)
+def test_the_project_has_its_papers(name: str) -> None:
+    assert (ROOT / name).stat().st_size > 0
+
+
+def test_ci_runs_the_tests_through_make() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert "make test" in script.read_text(encoding="utf-8")
+
+
+def locked() -> dict[str, str]:
+    """Package -> version; every line of the lock is `name==version` and nothing else."""
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = [re.fullmatch(r"([A-Za-z0-9_.-]+)==([A-Za-z0-9.]+)", line) for line in lines if not line.startswith("#")]
+    assert all(pins), [line for line, pin in zip(lines[1:], pins, strict=False) if not pin]
+    return {canonicalize_name(pin[1]): pin[2] for pin in pins if pin}
+
+
+def test_the_lock_names_exact_versions_and_torch_by_its_plain_number() -> None:
+    assert locked()["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("extra", [None, "recipe", "dev"])
+def test_the_lock_holds_what_the_project_asks_for(extra: str | None) -> None:
+    wanted = PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]
+    pins = locked()
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), str(requirement)
+
+
+def test_the_project_asks_for_what_the_design_says() -> None:
+    wanted = {requirement.name: str(requirement.specifier) for requirement in map(Requirement, PROJECT["dependencies"])}
+    assert (wanted["torch"], wanted["transformers"]) == (">=2.9", ">=5.5")
+    assert PROJECT["requires-python"] == ">=3.11"
+    assert PROJECT["scripts"]["headscope"] == "headscope.cli:main"
+    assert {"eval", "text", "ray", "dev"} <= set(PROJECT["optional-dependencies"])
+
+
+def test_the_wheel_carries_every_file_of_the_package(tmp_path: Path) -> None:
+    builder = pytest.importorskip("hatchling.builders.wheel").WheelBuilder(str(ROOT))
+    wheel = next(iter(builder.build(directory=str(tmp_path), versions=["standard"])))
+    carried = set(zipfile.ZipFile(wheel).namelist())
+    files = {path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    wanted = {str(path.relative_to(ROOT)) for path in files if not path.name.startswith(".")}
+    assert wanted <= carried
+    assert "headscope/reference/stickers/config.json" in carried
+
+
+def test_the_notice_credits_every_icon_set_by_its_version() -> None:
+    from headscope.reference.icons import SETS
+
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    assert all(f"{icon_set.package} {icon_set.version}" in notice for icon_set in SETS)
+    assert "https://creativecommons.org/licenses/by/4.0/" in notice

@@ -1,0 +1,182 @@
+"""Every statistic equals its definition: from hand-made patterns, and from eager maps summed the slow way."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from headscope.geometry import Geometry
+from headscope.models.attention import Group
+from headscope.models.janus import JanusModel
+from headscope.runtime import generate
+from headscope.tracing.accumulators import Accumulated, Accumulator
+from headscope.tracing.hooks import watch
+from headscope.tracing.statistics import STATISTICS, lag_mass
+
+ROWS, COLS = 3, 4
+GEOMETRY = Geometry(ROWS, COLS)
+QUERIES = ROWS * COLS - 1
+PREFIX = 2
+
+
+def group_of(attention: np.ndarray) -> Group:
+    """A group whose softmax is `attention` [Q, P + Q] (rows sum to 1, causal): q = log A, k = identity."""
+    length = attention.shape[1]
+    q = np.full((length, length), -60.0)
+    q[PREFIX:] = np.log(np.maximum(attention, 1e-26))
+    positions = torch.arange(length)
+    return Group([0], _t(q), _t(np.eye(length)), positions[None, None], positions, None, 1.0)
+
+
+def _t(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values).float()[None, None]
+
+
+def statistics_of(attention: np.ndarray) -> dict[str, float]:
+    a = Accumulator(GEOMETRY, PREFIX).add(group_of(attention))
+    return {name: float(statistic(a, GEOMETRY)[0, 0]) for name, statistic in STATISTICS.items()}
+
+
+def attending(to) -> np.ndarray:
+    """All of query t's attention goes to the sequence position `to(t)`."""
+    attention = np.zeros((QUERIES, PREFIX + QUERIES))
+    for t in range(QUERIES):
+        attention[t, to(t)] = 1.0
+    return attention
+
+
+def test_a_head_that_reads_the_first_token() -> None:
+    found = statistics_of(attending(lambda t: 0))
+    assert found["prefix_mass"] == pytest.approx(1, abs=1e-6)
+    assert found["first_token_mass"] == pytest.approx(1, abs=1e-6)
+    assert found["sparsity_1"] == pytest.approx(1, abs=1e-6)
+    assert found["neighbourhood_2"] == pytest.approx(0, abs=1e-6)
+    assert found["sink_rate"] == pytest.approx(1 / 13)  # one of 2 + 11 keys
+    assert found["entropy"] == pytest.approx(0, abs=1e-5)
+    assert found["verticality"] == pytest.approx(0, abs=1e-5)
+    assert found["diagonality"] == pytest.approx(-np.mean(np.arange(2, 13)) / 13, abs=1e-5)
+
+
+def test_a_head_that_reads_the_row_above() -> None:
+    found = statistics_of(attending(lambda t: PREFIX + t - COLS if t >= COLS else 0))
+    assert found["row_above"] == pytest.approx(7 / 11)  # the first row has none
+    assert found["previous_token"] == pytest.approx(0, abs=1e-6)
+    assert found["neighbourhood_1"] == pytest.approx(7 / 11)
+    assert found["sparsity_1"] == pytest.approx(4 / 11)
+    assert found["prefix_mass"] == pytest.approx(4 / 11)
+    assert found["column_variance"] > 0
+
+
+def test_a_head_that_reads_the_last_column_of_the_first_row() -> None:
+    corner = COLS - 1
+    found = statistics_of(attending(lambda t: PREFIX + corner if t > corner else 1))
+    assert found["margin_mass"] == pytest.approx(7 / 11)
+    assert found["column_concentration"] == pytest.approx(1, abs=1e-6)
+    assert found["sparsity_image_1"] >= 5 / 11 - 1e-6
+
+
+def test_even_attention_has_entropy_one() -> None:
+    attention = np.zeros((QUERIES, PREFIX + QUERIES))
+    for t in range(QUERIES):
+        attention[t, : PREFIX + t + 1] = 1 / (PREFIX + t + 1)
+    found = statistics_of(attention)
+    assert found["entropy"] == pytest.approx(1, abs=1e-5)
+    assert found["self_mass"] == pytest.approx(np.mean([1 / (PREFIX + t + 1) for t in range(QUERIES)]), abs=1e-6)
+    assert found["sink_rate"] == 0
+
+
+def by_definition(attention: np.ndarray, name: str) -> float:
+    """The definitions, one query and one key at a time. attention [Q, P + Q] without padding."""
+    queries, prefix = attention.shape[0], attention.shape[1] - attention.shape[0]
+    place = [(t // COLS, t % COLS) for t in range(queries)]
+    image = attention[:, prefix:]
+    scaled = image / image.sum(1, keepdims=True)
+
+    def near(weights: np.ndarray, radius: int) -> float:
+        total = 0.0
+        for q in range(queries):
+            for k in range(q + 1):
+                if max(abs(place[q][0] - place[k][0]), abs(place[q][1] - place[k][1])) <= radius:
+                    total += weights[q, k]
+        return total / queries
+
+    def seen(k: int) -> list[int]:
+        return [q for q in range(queries) if k <= prefix + q]
+
+    def lag(n: int) -> float:
+        return sum(image[q, q - n] for q in range(n, queries)) / queries
+
+    alphas = [np.mean([attention[q, k] for q in seen(k)]) for k in range(prefix + queries)]
+    mean = attention.mean(0)
+    distances = [math.dist(place[q], place[k]) * scaled[q, k] for q in range(queries) for k in range(q + 1)]
+    column_sums = image.sum(0)
+    values = {
+        "neighbourhood_1": lambda: near(image, 1),
+        "neighbourhood_2": lambda: near(image, 2),
+        "sparsity_1": lambda: 1 - near(image, 1),
+        "sparsity_2": lambda: 1 - near(image, 2),
+        "sparsity_image_1": lambda: 1 - near(scaled, 1),
+        "sparsity_image_2": lambda: 1 - near(scaled, 2),
+        "mean_distance": lambda: sum(distances) / queries,
+        "prefix_mass": lambda: attention[:, :prefix].sum() / queries,
+        "first_token_mass": lambda: attention[:, 0].mean(),
+        "margin_mass": lambda: sum(image[:, k].sum() for k in range(queries) if place[k][1] in (0, COLS - 1)) / queries,
+        "entropy": lambda: np.mean(
+            [-sum(p * math.log(p) for p in attention[q] if p > 0) / math.log(prefix + q + 1) for q in range(queries)]
+        ),
+        "sink_rate": lambda: np.mean([alpha > 0.3 for alpha in alphas]),
+        "column_concentration": lambda: sorted(column_sums)[-1] / column_sums.sum(),
+        "previous_token": lambda: lag(1),
+        "row_above": lambda: lag(COLS),
+        "self_mass": lambda: lag(0),
+        "column_variance": lambda: np.mean([np.var([image[q, k] for q in seen(prefix + k)]) for k in range(queries)]),
+        "verticality": lambda: sum(p * math.log(p) for p in mean if p > 0),
+        "diagonality": lambda: -np.mean(
+            [sum(abs(prefix + q - k) * attention[q, k] for k in range(prefix + q + 1)) for q in range(queries)]
+        )
+        / (prefix + queries),
+    }
+    return float(values[name]())
+
+
+@pytest.mark.parametrize("name", list(STATISTICS))
+def test_each_statistic_equals_its_definition(name: str) -> None:
+    rng = np.random.default_rng(3)
+    logits = 2 * rng.standard_normal((QUERIES, PREFIX + QUERIES))
+    causal = np.arange(PREFIX + QUERIES)[None] <= PREFIX + np.arange(QUERIES)[:, None]
+    attention = np.where(causal, np.exp(logits), 0)
+    attention /= attention.sum(1, keepdims=True)
+    assert statistics_of(attention)[name] == pytest.approx(by_definition(attention, name), abs=1e-5)
+
+
+def test_blocks_of_queries_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    attention = rng.random((QUERIES, PREFIX + QUERIES))
+    whole = Accumulator(GEOMETRY, PREFIX).add(group_of(attention))
+    monkeypatch.setattr("headscope.tracing.accumulators.BLOCK", 40)
+    blocks = Accumulator(GEOMETRY, PREFIX).add(group_of(attention))
+    for name in ("columns", "squares", "offsets", "offsets_image", "entropy", "distance"):
+        torch.testing.assert_close(getattr(whole, name), getattr(blocks, name))
+
+
+def test_padding_does_not_change_a_statistic(tiny: JanusModel) -> None:
+    """A short prompt beside a long one, and alone; grouped-query heads and both streams included."""
+    samples = generate(tiny, ["dog", "a blue car on a red background"], 3)
+    together, alone = watch(tiny, samples), watch(tiny, samples.select([0]))
+    geometry = tiny.shape.geometry
+    for layer in range(2):
+        for name, statistic in STATISTICS.items():
+            padded = statistic(together.layers[layer], geometry)[[0, 2]]
+            plain = statistic(alone.layers[layer], geometry)
+            torch.testing.assert_close(padded, plain, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_lags_are_the_sub_diagonals() -> None:
+    a: Accumulated = Accumulator(GEOMETRY, PREFIX).add(group_of(attending(lambda t: PREFIX + max(t - 3, 0))))
+    lags = lag_mass(a, GEOMETRY)[0, 0]
+    assert lags[3] == pytest.approx(8 / 11, abs=1e-6)
+    assert lags[:3].tolist() == pytest.approx([1 / 11] * 3, abs=1e-6)
+    assert lags.shape == (ROWS * COLS,)
