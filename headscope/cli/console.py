@@ -32,6 +32,7 @@ Memory = Annotated[str | None, typer.Option(help="Bytes to keep, such as 12MiB, 
 Batch = Annotated[int, typer.Option(min=1, help="Pictures drawn together that --memory is for.")]
 KeepOf = Annotated[str, typer.Option(help="What --keep counts: `all` tokens, or those of the `image`.")]
 Trials = Annotated[int, typer.Option(min=1, help="Trials of the study.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A dry run: no sensitivity table, presets not swept.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew.")]
 

@@ -17,6 +17,7 @@ from headscope.cli.console import (
     ModelName,
     Overwrite,
     PromptFile,
+    Quick,
     Resume,
     Seed,
     Trials,
@@ -45,6 +46,7 @@ def run(
     calibration: Annotated[int, typer.Option(min=1, help="Prompts to trace and search on.")] = 16,
     unseen: Annotated[int, typer.Option(min=1, help="Prompts to judge by.")] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn together while running.")] = 16,
+    quick: Quick = False,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = None,
@@ -61,6 +63,7 @@ def run(
         trials=trials,
         calibration=calibration,
         unseen=unseen,
+        quick=quick,
         seed=seed,
         batch_size=batch_size,
     )
@@ -91,7 +94,7 @@ def go(
             announce=_announce,
             progress=tell,
         )
-    methods_table(out / "methods.csv")
+    methods_table(out / "methods.csv", settings.quick)
     say(f"report: {report}")
 
 

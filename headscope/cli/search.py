@@ -9,6 +9,7 @@ from headscope.cli.console import (
     Keep,
     KeepOf,
     Memory,
+    Quick,
     RunPath,
     Seed,
     Trials,
@@ -29,6 +30,7 @@ def search(
     batch: Batch = 1,
     keep_of: KeepOf = "all",
     trials: Trials = 40,
+    quick: Quick = False,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = None,
@@ -36,10 +38,10 @@ def search(
     """Search a policy; the same command goes on after a stop. Example: headscope search runs/stickers --memory 12MiB --batch 8"""
     keep, memory = limit_options(keep, memory)
     model, folder = open_run(run, device, dtype)
-    settings = settings_of(folder, keep=keep, memory=memory, batch=batch, of=keep_of, trials=trials, seed=seed)
+    settings = settings_of(folder, keep=keep, memory=memory, batch=batch, of=keep_of, trials=trials, quick=quick, seed=seed)
     with progress() as tell:
         search_step(model, folder, settings, tell)
         compare_step(model, folder, read_prompts_of(folder)["unseen"], settings, tell)
-    methods_table(folder.path / "methods.csv")
+    methods_table(folder.path / "methods.csv", quick)
     say(f"policy: {folder.policy}")
     say(f"next: headscope generate {folder.read()['model']['source']} --policy {folder.policy} --out pictures")

@@ -30,7 +30,7 @@ def trace(
 ) -> None:
     """Draw pictures and trace every head. Example: headscope trace stickers --out runs/stickers"""
     texts = default_prompts(model) if prompts is None else read_prompts(prompts)
-    settings = Settings(calibration=calibration, unseen=unseen, seed=seed, batch_size=batch_size)
+    settings = Settings(keep=None, calibration=calibration, unseen=unseen, seed=seed, batch_size=batch_size)
     loaded = load_model(model, device=device, dtype=dtype)
     folder = RunFolder(out)
     parts = split(texts, calibration, unseen)

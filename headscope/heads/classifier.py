@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.mixture import GaussianMixture
 
 from headscope.errors import DataError
-from headscope.heads.features import FEATURES, features
+from headscope.heads.features import FEATURES, features, odd_heads
 from headscope.policy.policy import ModelShape
 from headscope.storage import write_whole
 from headscope.tracing.dataset import TraceDataset
@@ -59,9 +60,12 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         self.mean_ = values.mean(0)
         self.scale_ = np.where(values.std(0) > 1e-12, values.std(0), 1.0)
         standard = self._standardised(values)
-        self.mixture_ = GaussianMixture(
-            2, covariance_type="diag", reg_covar=1e-2, n_init=self.starts, random_state=self.seed
-        ).fit(standard)
+        with warnings.catch_warnings():
+            # Heads that are all alike make one cluster; both classes then get the same centre and every score is .5.
+            warnings.filterwarnings("ignore", message="Number of distinct clusters")
+            self.mixture_ = GaussianMixture(
+                2, covariance_type="diag", reg_covar=1e-2, n_init=self.starts, random_state=self.seed
+            ).fit(standard)
         centres = self.mixture_.means_
         self.semantic_ = int(centres[:, 0].argmax())  # by SSD's own score, sparsity
         step = centres[self.semantic_] - centres[1 - self.semantic_]
@@ -97,7 +101,7 @@ class Heads:
 
     Attributes:
         table: layer, kv_head, class, semantic_score, confidence, stability, then the features.
-        meta: model, weights, seed.
+        meta: model, its two fingerprints, seed, features.
     """
 
     table: pd.DataFrame
@@ -138,13 +142,21 @@ def classify(trace: TraceDataset, shape: ModelShape, seed: int = 0, resamples: i
     `confidence` is the posterior of the class given, `stability` the share of `resamples` bootstraps over pictures in which a
     classifier fitted anew gives the same class.
 
+    A statistic that is not a number (attention that overflowed) is warned of, and the mean of the other heads stands in.
+
     Raises:
-        DataError: the trace is of another model.
+        DataError: the trace is of another model, or lacks heads.
     """
     if trace.meta["weights"] != shape.weights:
         raise DataError(f"{trace.path}: a trace of {trace.meta['model']} with other weights than {shape.name}: trace again.")
     records = trace.heads()
+    if (odd := odd_heads(records)) > 0:
+        warnings.warn(f"{trace.path}: {odd} heads have statistics that are no numbers; means stand in.", stacklevel=2)
     table = features(records, shape.query_heads, shape.kv_heads)
+    if len(table) != shape.layers * shape.kv_heads:
+        raise DataError(
+            f"{trace.path}: the table has {len(table)} KV heads, {shape.name} {shape.layers} x {shape.kv_heads}: trace again."
+        )
     values = table[list(FEATURES)].to_numpy()
     classifier = HeadClassifier(seed=seed).fit(values)
     classes = classifier.predict(values)
@@ -152,7 +164,8 @@ def classify(trace: TraceDataset, shape: ModelShape, seed: int = 0, resamples: i
     table.insert(3, "semantic_score", classifier.score_semantic(values))
     table.insert(4, "confidence", classifier.predict_proba(values).max(1))
     table.insert(5, "stability", _stability(records, shape, classes, seed, resamples))
-    return Heads(table, {"model": shape.name, "weights": shape.weights, "seed": seed, "features": list(FEATURES)})
+    facts = {"model": shape.name, "architecture": shape.architecture, "weights": shape.weights}
+    return Heads(table, {**facts, "seed": seed, "features": list(FEATURES)})
 
 
 def _stability(records: pd.DataFrame, shape: ModelShape, classes: np.ndarray, seed: int, resamples: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from headscope.errors import DataError
@@ -24,6 +25,8 @@ FEATURES = (
 def features(table: pd.DataFrame, query_heads: int, kv_heads: int) -> pd.DataFrame:
     """One row per (layer, kv_head): means over pictures, streams and the query heads of the group.
 
+    Numbers that are not finite are left out of the means; a head that has no other gets the mean of all heads.
+
     Args:
         table: of `TraceDataset.heads()`.
 
@@ -36,5 +39,15 @@ def features(table: pd.DataFrame, query_heads: int, kv_heads: int) -> pd.DataFra
         raise DataError(
             f"The trace has {int(table['head'].max()) + 1} query heads a layer, the model {query_heads}: trace this model."
         )
-    group = table.assign(kv_head=table["head"] // (query_heads // kv_heads)).groupby(["layer", "kv_head"])
-    return group[list(FEATURES)].mean().astype("float64").fillna(0.0).reset_index()
+    names = list(FEATURES)
+    finite = table[names].astype("float64").replace([np.inf, -np.inf], np.nan)
+    finite = finite.assign(layer=table["layer"], kv_head=table["head"] // (query_heads // kv_heads))
+    means = finite.groupby(["layer", "kv_head"])[names].mean()
+    return means.fillna(means.mean()).fillna(0.0).reset_index()
+
+
+def odd_heads(table: pd.DataFrame) -> int:
+    """How many (layer, query head) have a feature that is not finite in some picture."""
+    names = [name for name in FEATURES if name in table.columns]
+    odd = ~np.isfinite(table[names].to_numpy(dtype=np.float64)).all(1)
+    return len(table.loc[odd, ["layer", "head"]].drop_duplicates())

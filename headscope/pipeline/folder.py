@@ -106,7 +106,7 @@ class RunFolder:
                 )
             for name, value in settings.items():
                 before = found["settings"].get(name, value)
-                if before != value:
+                if before not in (None, value):  # None: the steps so far did not need it
                     raise DataError(
                         f"{self.path}: was begun with {name} {_brief(before)}, now it is {_brief(value)}; use the same, or "
                         "another folder with --out."

@@ -55,8 +55,7 @@ def estimate(model: ImageModel, settings: Settings, calibration: int, unseen: in
     seconds = {
         "trace": _draws(calibration, settings) * tokens * decoding + 3 * parallel * calibration,
         "heads": 2.0,
-        "search": 0.6 * cells * min(settings.table_pictures, searched) * parallel
-        + (settings.trials + OTHER_REPLAYS) * searched * replayed,
+        "search": _search(settings, cells, searched, parallel),
         "compare": _draws(unseen, settings) * tokens * decoding + 7 * unseen * replayed,
         "generate": _draws(unseen, settings) * tokens * decoding,
         "report": 5.0,
@@ -64,6 +63,12 @@ def estimate(model: ImageModel, settings: Settings, calibration: int, unseen: in
     weights = sum(p.numel() * p.element_size() for p in model.decoder.parameters())
     tables = 4 * tokens * model.vocabulary * max(searched + settings.table_pictures, unseen)
     return Estimate(seconds, LIBRARIES + 2 * weights + tables + BATCH_BYTES)
+
+
+def _search(settings: Settings, cells: int, pictures: int, parallel: float) -> float:
+    """Seconds of the table (most cells skip the layers below), the presets and the trials."""
+    replays = (settings.trials + (5 if settings.quick else OTHER_REPLAYS)) * pictures * CHUNKED * parallel
+    return replays if settings.quick else replays + 0.6 * cells * min(settings.table_pictures, pictures) * parallel
 
 
 def _draws(pictures: int, settings: Settings) -> int:

@@ -40,10 +40,12 @@ class Settings:
     """What a user may choose; the defaults are the demo's.
 
     Attributes:
-        keep, memory: the byte limit, as a share of the plain cache ("20%") or a size ("12MiB"); one of the two.
+        keep, memory: the byte limit, as a share of the plain cache ("20%") or a size ("12MiB"); one of the two, or none while
+            nothing is searched.
         batch: pictures drawn together that `memory` is for. of: "all" or "image", what `keep` counts.
         trials: of the study. calibration, unseen: pictures to search on, and to judge by.
         searched_pictures: how many of the calibration pictures a trial replays; table_pictures: the sensitivity table.
+        quick: a dry run: no sensitivity table, presets not swept.
     """
 
     keep: str | None = "20%"
@@ -55,6 +57,7 @@ class Settings:
     unseen: int = 16
     searched_pictures: int = 8
     table_pictures: int = 3
+    quick: bool = False
     seed: int = 0
     batch_size: int = 16
 
@@ -123,6 +126,7 @@ def search_step(model: ImageModel, folder: RunFolder, settings: Settings, progre
             table_pictures=settings.table_pictures,
             prefix=prefix,
             seed=settings.seed,
+            quick=settings.quick,
             progress=progress,
         )
         save_policy(tuned.policy, folder.policy)
@@ -221,10 +225,11 @@ def begin(
     """Open the run folder: run.json, prompts.json; refuses prompts and limits that can't work before anything is drawn."""
     calibration, unseen = parts
     prefix = model.encode([*calibration, *unseen]).ids.shape[1]
-    limit = limit_of(model, settings, prefix)
+    limited = settings.keep is not None or settings.memory is not None
+    facts = {"limit": _limit_facts(model, limit_of(model, settings, prefix), settings, prefix)} if limited else {}
     kept = {name: value for name, value in vars(settings).items() if name not in ("batch_size",)}
     folder.begin(model, source, {**kept, "prompts": [*calibration, *unseen]}, resume=resume, overwrite=overwrite)
-    folder.note(prefix=prefix, limit=_limit_facts(model, limit, settings, prefix), seed=settings.seed)
+    folder.note(prefix=prefix, seed=settings.seed, **facts)
     write_json(folder.path / "prompts.json", {"calibration": calibration, "unseen": unseen})
 
 

@@ -47,7 +47,7 @@ def _tokenizer(pictures: Path) -> PreTrainedTokenizerFast:
 
 @app.command("pictures")
 def pictures_of_icons(
-    packages: Annotated[Path, typer.Option(help="Folder with the icon packages, as `npm pack` leaves them or unpacked.")],
+    packages: Annotated[Path, typer.Option(help="Folder with the icon packages, packed by npm or unpacked.")],
     out: Annotated[Path, typer.Option(help="Parquet file to write.")] = Path("stickers96.parquet"),
     size: Annotated[int, typer.Option(min=1, help="Pixels of a side.")] = 96,
 ) -> None:

@@ -28,8 +28,8 @@ LEAST_SETS = 4
 # Rendered larger and reduced (Lanczos), because resvg's own edges at 96 pixels are coarser.
 OVERSAMPLING = 2
 
-# What is not an everyday thing with a name: hands and people (they come in every skin tone), clock faces, keys, arrows, and
-# signs. Plain parts of a name, not words, as the data were made: `man` also drops `mango`, `light` `slightly smiling face`.
+# What is not an everyday thing with a name: hands and people (they come in every skin tone), clock faces, keys, arrows
+# and signs. Parts of a name, not words, as the data were made: `man` drops `mango`, `light` `slightly smiling face`.
 DROPPED_PARTS = (
     *("tone", "light", "medium", "dark"),
     *("person", "people", "family", "boy", "girl", "man-"),
@@ -114,7 +114,9 @@ def read_packages(folder: Path, sets: Sequence[IconSet] = SETS) -> list[Package]
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; make it, then {_fetch(folder, sets)}.")
     unpacked = {} if all((folder / s.archive).is_file() for s in sets) else _unpacked(folder)
-    places = [folder / s.archive if (folder / s.archive).is_file() else unpacked.get((s.package, s.version)) for s in sets]
+    places = [
+        folder / s.archive if (folder / s.archive).is_file() else unpacked.get((s.package, s.version)) for s in sets
+    ]
     missing = [icon_set for icon_set, place in zip(sets, places, strict=True) if place is None]
     if missing:
         names = ", ".join(f"{s.package}@{s.version}" for s in missing)
@@ -183,7 +185,9 @@ def _read(icon_set: IconSet, place: Path) -> Package:
             raise ValueError("its icons are no table")
         return Package(icon_set, icons, str(info["license"]["spdx"]))
     except (OSError, EOFError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{place}: damaged, not the icon package {icon_set.package} ({error}); fetch it again.") from None
+        raise DataError(
+            f"{place}: damaged, not the icon package {icon_set.package} ({error}); fetch it again."
+        ) from None
 
 
 def _member(archive: tarfile.TarFile, name: str) -> Any:

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from headscope.models.samples import Samples
 from headscope.storage import read_json, write_json, write_whole
 
 CURVES = ("lag_mass", "footprint")
+KEYS = ("sample", "stream", "layer", "head", "band")
+FACTS = ("model", "architecture", "weights", "geometry", "samples", "pictures", "definitions", "complete")
+_DIGEST = b"headscope_curves_sha256"
 
 
 class TraceDataset:
@@ -38,8 +43,8 @@ class TraceDataset:
         self.path = Path(path)
         if not (self.path / "trace.json").is_file():
             raise DataError(f"{self.path}: holds no trace; make one with `headscope trace`.")
-        self.meta: dict[str, Any] = read_json(self.path / "trace.json")
-        if not self.meta.get("complete"):
+        self.meta: dict[str, Any] = read_meta(self.path)
+        if not self.meta["complete"]:
             raise DataError(f"{self.path}: the trace was stopped before its end; go on with `headscope trace ... --resume`.")
 
     def heads(self) -> pd.DataFrame:
@@ -53,6 +58,16 @@ class TraceDataset:
     def samples(self) -> Samples:
         """The pictures that were traced."""
         return Samples.load(self.path / "samples.parquet")
+
+    def damage(self) -> DataError | None:
+        """The first of the folder's files that is missing or cannot be read."""
+        try:
+            self.heads()
+            self.curves()
+            self.samples()
+        except DataError as error:
+            return error
+        return None
 
 
 class Parts:
@@ -75,8 +90,7 @@ class Parts:
                 numbers.append(number)
                 continue
             try:
-                read_table(table)
-                read_curves(curves)
+                self._check(table, curves)
             except DataError:
                 self.damaged.append(str(table.with_suffix("")))
                 numbers.append(number)
@@ -85,8 +99,15 @@ class Parts:
     def write(self, number: int, table: pd.DataFrame, curves: dict[str, torch.Tensor]) -> None:
         """Write one part, whole or not at all."""
         files = self._files(number)
-        write_whole(files[0], lambda target: table.to_parquet(target, index=False))
-        write_whole(files[1], lambda target: save_file(curves, target))
+        _write_curves(files[1], curves)
+        _write_table(files[0], table, {_DIGEST: _digest(files[1])})
+
+    def _check(self, table: Path, curves: Path) -> None:
+        """Raises DataError if one file is damaged or they are not of one writing; safetensors has no check sum itself."""
+        read_table(table)
+        read_curves(curves)
+        if (pq.read_schema(table).metadata or {}).get(_DIGEST) != _digest(curves):
+            raise DataError(f"{curves}: damaged (another check sum than when it was written); trace again.")
 
     def compact(self) -> None:
         """Join the parts into heads.parquet and curves.safetensors, then remove them."""
@@ -98,27 +119,57 @@ class Parts:
                 sums[name] = sums[name] + value if name in sums else value
         heads = pd.concat(tables, ignore_index=True)
         means = {name: (value / self.count).contiguous() for name, value in sums.items()}
-        write_whole(self.path / "heads.parquet", lambda target: heads.to_parquet(target, index=False))
-        write_whole(self.path / "curves.safetensors", lambda target: save_file(means, target))
-        write_json(self.path / "trace.json", {**read_json(self.path / "trace.json"), "complete": True})
-        for number in range(self.count):
-            for file in self._files(number):
-                file.unlink(missing_ok=True)
-        (self.path / "parts").rmdir()
+        _write_table(self.path / "heads.parquet", heads)
+        _write_curves(self.path / "curves.safetensors", means)
+        write_json(self.path / "trace.json", {**read_meta(self.path), "complete": True})
+        # The whole folder: a run that was killed may have left a temporary file in it.
+        shutil.rmtree(self.path / "parts", ignore_errors=True)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The facts of the trace folder `path`, finished or not.
+
+    Raises:
+        DataError: trace.json is missing, damaged, or lacks one of FACTS.
+    """
+    meta = read_json(path / "trace.json")
+    if missing := [name for name in FACTS if not isinstance(meta, dict) or name not in meta]:
+        raise DataError(f"{path / 'trace.json'}: lacks {', '.join(missing)}; delete the folder and trace again.")
+    return dict(meta)
+
+
+def _write_table(path: Path, table: pd.DataFrame, metadata: dict[bytes, bytes] | None = None) -> None:
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **(metadata or {})})
+    write_whole(path, lambda target: pq.write_table(arrow, target, write_page_checksum=True))
+
+
+def _write_curves(path: Path, curves: dict[str, torch.Tensor]) -> None:
+    try:
+        write_whole(path, lambda target: save_file(curves, target))
+    except SafetensorError as error:  # what a full disk is to safetensors; it is no OSError
+        raise DataError(f"{path}: cannot be written ({error}); free some space, then go on with --resume.") from error
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).hexdigest().encode()
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """A table of statistics.
 
     Raises:
-        DataError: missing or damaged.
+        DataError: missing, damaged, or a table of something else.
     """
     try:
-        return pq.read_table(path).to_pandas()
+        table = pq.read_table(path, page_checksum_verification=True).to_pandas()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; trace again.") from None
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: damaged ({error}); delete it and trace again.") from None
+        raise DataError(f"{path}: damaged ({error}); go on with `headscope trace ... --resume`.") from None
+    if missing := [name for name in KEYS if name not in table.columns]:
+        raise DataError(f"{path}: lacks {', '.join(missing)}, so it is no table of a trace; trace again.")
+    return table
 
 
 def read_curves(path: Path) -> dict[str, torch.Tensor]:

@@ -172,7 +172,7 @@ class TableSpace:
 
     `early`, `late`, `semantic` and `heavy` are log2 weights on the table's losses of the first and last third of the
     layers, of semantic heads (times score minus mean score) and of options with heavy tokens; the knapsack is solved
-    again with them. `blend` moves every head's tokens that share of the way to `towards`, the best class-level policy.
+    again with them (by the relaxation, unless `nodes` lets the exact solver try). `blend` moves every head's tokens that share of the way to `towards`, the best class-level policy.
     """
 
     shape: ModelShape
@@ -183,6 +183,7 @@ class TableSpace:
     losses: Losses
     towards: Policy
     buckets: int = 3
+    nodes: int = 0
     numbers: tuple[Number, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -210,6 +211,7 @@ class TableSpace:
             anchor=int(values["anchor"]),
             decay=values["decay"],
             semantic_score=self.semantic_score,
+            nodes=self.nodes,
         )
         blend = values["blend"]
         if blend == 0.0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from headscope.errors import BudgetError
 from headscope.policy.budget import Limit
 from headscope.policy.policy import ModelShape, Policy
 from headscope.storage import write_json, write_whole
-from headscope.tuning.allocators import solve
+from headscope.tuning.allocators import NODES, solve
 from headscope.tuning.options import Losses, losses_from
 from headscope.tuning.replay import Measures
 from headscope.tuning.space import ClassSpace, Space, TableSpace, fitting_strides, neutral
@@ -198,13 +198,14 @@ def _propose(book: TrialBook, space: Space, quota: int, counter: _Counter, patie
 def _solver_answers(space: TableSpace) -> list[tuple[str, Policy, dict[str, float]]]:
     """The allocator's answer at every fitting stride, and at the table's stride with other decays."""
     answers = []
+    exact = replace(space, nodes=NODES)
     middle = neutral(space)
     for index, stride in enumerate(space.strides):
         decays = SOLVER_DECAYS if index == int(middle["stride"]) else SOLVER_DECAYS[:1]
         for decay in decays:
             values = {**middle, "stride": index, "decay": decay}
             try:
-                answers.append((f"solver stride {stride} decay {decay:g}", space.build(values), values))
+                answers.append((f"solver stride {stride} decay {decay:g}", exact.build(values), values))
             except BudgetError:  # this stride's buffer leaves no choice that fits; another one may
                 continue
     return answers

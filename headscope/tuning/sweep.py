@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 
 from headscope.errors import BudgetError
+from headscope.geometry import Geometry
 from headscope.policy.budget import Limit
 from headscope.policy.policy import ModelShape, Policy
-from headscope.policy.presets import PRESETS
+from headscope.policy.presets import PRESETS, Preset
 from headscope.storage import read_json, write_json, write_whole
 from headscope.tuning.replay import Measures
 
@@ -36,6 +37,7 @@ def sweep_presets(
     *,
     prefix: int,
     names: Sequence[str] = COMPARED,
+    quick: bool = False,
     path: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sweep:
@@ -44,6 +46,7 @@ def sweep_presets(
     Args:
         replay: the calibration pictures.
         semantic_score: float32 [layers, kv_heads], for the presets that tell classes apart.
+        quick: one variant a preset, of those that replay in chunks of a row: a dry run, no fair comparison.
         path: JSON file of losses by fingerprint; what stands in it is not measured again.
         progress: called with (variants done, variants in all).
 
@@ -52,7 +55,7 @@ def sweep_presets(
     Raises:
         BudgetError: of some preset no variant fits.
     """
-    variants = [(name, variant) for name in names for variant in PRESETS[name].sweep(shape.geometry)]
+    variants = [(name, variant) for name in names for variant in _variants(name, shape.geometry, quick)]
     losses = _read_losses(path)
     rows, best, least = [], {}, dict.fromkeys(names, float("inf"))
     for done, (name, variant) in enumerate(variants):
@@ -80,6 +83,14 @@ def sweep_presets(
     if path is not None:
         write_whole(Path(path).with_name("presets.parquet"), lambda target: table.to_parquet(target, index=False))
     return Sweep(best, table)
+
+
+def _variants(name: str, geometry: Geometry, quick: bool) -> list[Preset]:
+    everything = PRESETS[name].sweep(geometry)
+    if not quick:
+        return everything
+    by_row = [variant for variant in everything if getattr(variant, "by_row", True)]
+    return [by_row[len(by_row) // 2]]
 
 
 def _read_losses(path: str | Path | None) -> dict[str, float]:

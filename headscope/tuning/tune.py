@@ -46,6 +46,7 @@ def tune(
     buckets: int = 3,
     seed: int = 0,
     batch_size: int | None = None,
+    quick: bool = False,
     progress: Progress | None = None,
 ) -> Tuned:
     """Search the policy that loses least on `samples` under `limit`.
@@ -57,6 +58,7 @@ def tune(
             call again continues there.
         trials: of the study, on top of the presets and the knapsack's answers.
         table_pictures: how many of the pictures measure the sensitivity table.
+        quick: a dry run: no sensitivity table, one variant a preset.
         prefix: longest prompt, in tokens, that the limit is for (default: the longest of the samples).
 
     Raises:
@@ -72,17 +74,23 @@ def tune(
     def tell(what: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(what, done, total, float("nan")) if progress is not None else None
 
-    few = Replay(model, samples.select(range(min(table_pictures, len(samples)))), batch_size=batch_size, by_stream=False)
-    prefix = few.prefix if prefix is None else prefix
-    table = measure_sensitivity(few, path=out / "sensitivity.parquet", progress=tell("sensitivity of single heads"))
-    del few
+    table = None
+    if not quick:
+        few = samples.select(range(min(table_pictures, len(samples))))
+        table = measure_sensitivity(
+            Replay(model, few, batch_size=batch_size, by_stream=False),
+            path=out / "sensitivity.parquet",
+            progress=tell("sensitivity of single heads"),
+        )
     replay = Replay(model, samples, batch_size=batch_size, by_stream=False)
+    prefix = replay.prefix if prefix is None else prefix
     presets = sweep_presets(
         replay,
         model.shape,
         limit,
         semantic_score,
         prefix=prefix,
+        quick=quick,
         path=out / "presets.json",
         progress=tell("presets at the same bytes"),
     )

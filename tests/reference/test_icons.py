@@ -25,7 +25,7 @@ def square(colour: str, size: int = 32) -> str:
 
 
 def icons_of(icon_set: IconSet) -> dict[str, dict[str, object]]:
-    """Four sets draw a red apple, five a black bird (one in one word), three a lime, all a hand; a hidden icon counts too."""
+    """Four sets draw a red apple (one hides it), five a black bird (one in one word), three a lime, all a hand."""
     drawn: dict[str, dict[str, object]] = {"waving-hand": {"body": square("#ffcc00")}}
     if icon_set.prefix in ("noto", "twemoji", "emojione", "fluent-emoji"):
         drawn["red-apple"] = {"body": square("#ff0000"), "hidden": icon_set.prefix == "noto"}
@@ -113,7 +113,9 @@ def test_packed_and_unpacked_packages_give_the_same_table(unpacked: Path, packed
     pd.testing.assert_frame_equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["waving-hand", "mango", "man-cook", "one-oclock", "headstone", "stop-sign", "flag-in-hole"])
+@pytest.mark.parametrize(
+    "name", ["waving-hand", "mango", "man-cook", "one-oclock", "headstone", "stop-sign", "flag-in-hole"]
+)
 def test_hands_people_clocks_and_signs_are_left_out(name: str) -> None:
     packages = [Package(icon_set, {"icons": {name: {"body": ""}}}, "MIT") for icon_set in SETS]
     assert choose_drawings(packages) == []
@@ -126,7 +128,11 @@ def test_names_that_only_look_like_those_stay(name: str) -> None:
 
 
 def test_an_icon_takes_its_size_from_itself_then_from_its_set() -> None:
-    icons = {"width": 36, "height": 36, "icons": {"a": {"body": "<g/>", "height": 25.5, "left": -2}, "b": {"body": "<g/>"}}}
+    icons = {
+        "width": 36,
+        "height": 36,
+        "icons": {"a": {"body": "<g/>", "height": 25.5, "left": -2}, "b": {"body": "<g/>"}},
+    }
     package = Package(SETS[0], icons, "MIT")
     assert 'viewBox="-2 0 36 25.5"' in svg(package, "a")
     assert 'viewBox="0 0 36 36"' in svg(package, "b")
@@ -134,7 +140,9 @@ def test_an_icon_takes_its_size_from_itself_then_from_its_set() -> None:
 
 def test_missing_packages_are_named_with_the_command_that_fetches_them(unpacked: Path) -> None:
     (unpacked / "noto" / "package.json").unlink()
-    with pytest.raises(DataError, match=r"noto@1\.2\.9 not found in it; fetch with `npm pack --pack-destination") as error:
+    with pytest.raises(
+        DataError, match=r"noto@1\.2\.9 not found in it; fetch with `npm pack --pack-destination"
+    ) as error:
         read_packages(unpacked)
     assert "twemoji" not in str(error.value)
 

@@ -1,0 +1,71 @@
+"""Contact sheets: many small pictures with their prompts, one PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from headscope.errors import DataError
+from headscope.storage import write_whole
+
+_INK, _PAPER, _QUIET = (28, 28, 30), (255, 255, 255), (120, 120, 126)
+_GAP, _MARGIN, _LINE = 8, 20, 15
+_WIDTH = 1200  # the sheet has as many columns as fit
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[np.ndarray]]], column_titles: Sequence[str], path: str | Path, scale: int = 2
+) -> Path:
+    """Write a sheet of cells, each the pictures of one prompt side by side with the prompt below.
+
+    Args:
+        rows: (prompt, pictures uint8 [height, width, 3] of one size); column_titles: what the pictures of a cell are, or none.
+        scale: each pixel is drawn scale x scale, without smoothing.
+
+    Raises:
+        DataError: nothing to show.
+    """
+    if not rows:
+        raise DataError(f"{path}: no picture to show on a contact sheet.")
+    height, width = (side * scale for side in np.asarray(rows[0][1][0]).shape[:2])
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 11)
+    cell_width = len(rows[0][1]) * (width + 2) - 2
+    columns = max(1, min(len(rows), (_WIDTH - 2 * _MARGIN) // (cell_width + 2 * _GAP)))
+    captions = [_wrapped(prompt, font, cell_width) for prompt, _ in rows]
+    lines = max(len(caption) for caption in captions)
+    cell_height = height + lines * _LINE + 3 * _GAP
+    head = _LINE + _GAP if column_titles else 0
+    count = -(-len(rows) // columns)
+    size = (2 * _MARGIN + columns * (cell_width + 2 * _GAP) - 2 * _GAP, 2 * _MARGIN + head + count * cell_height)
+    sheet = Image.new("RGB", size, _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for number, ((_, pictures), caption) in enumerate(zip(rows, captions, strict=True)):
+        x = _MARGIN + (number % columns) * (cell_width + 2 * _GAP)
+        y = _MARGIN + head + (number // columns) * cell_height
+        for place, picture in enumerate(pictures):
+            left = x + place * (width + 2)
+            if number < columns and column_titles:
+                pen.text((left, _MARGIN), column_titles[place], fill=_QUIET, font=font)
+            shown = Image.fromarray(np.asarray(picture)).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(shown, (left, y))
+        for line, text in enumerate(caption):
+            pen.text((x, y + height + 4 + line * _LINE), text, fill=_INK, font=font)
+    return write_whole(path, lambda target: sheet.save(target, format="PNG", optimize=True))
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 3) -> list[str]:
+    """At most `most` lines that fit `width` pixels; what does not fit is cut with an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1] + " ..."]
+    return lines

@@ -1,0 +1,83 @@
+"""Janus-Pro-1B as a folder: its true configuration, cut to two layers and a small vocabulary, with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    GenerationConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+)
+
+from headscope.reference.tokenizer import build_tokenizer, special_ids
+
+# The template of the published checkpoint: roles, and text parts as they are.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'].capitalize() + '|>: ' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '\n\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|Assistant|>:' }}{% endif %}"
+)
+
+
+def write_janus_pro(folder: Path, layers: int = 2) -> Path:
+    """Everything but depth, vocabulary and the vision tower's depth as published: 2048 hidden, 16 heads of 128, 24 x 24 tokens,
+    16,384 image codes."""
+    tokenizer = build_tokenizer(["user", "assistant", "red apple", "blue car", "dog", "cat"], 4096)
+    ids = special_ids(tokenizer)
+    config = JanusConfig(
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=2048,
+            intermediate_size=5632,
+            num_hidden_layers=layers,
+            num_attention_heads=16,
+            num_key_value_heads=16,
+            max_position_embeddings=16384,
+            rms_norm_eps=1e-6,
+            bos_token_id=ids["bos"],
+            eos_token_id=ids["eos"],
+            pad_token_id=ids["pad"],
+        ),
+        vision_config=JanusVisionConfig(
+            hidden_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=384,
+            patch_size=16,
+            mlp_ratio=1.0,
+            projection_dim=2048,
+            depth=2,
+            num_image_tokens=576,
+        ),
+        vq_config=JanusVQVAEConfig(
+            embed_dim=8,
+            num_embeddings=16384,
+            latent_channels=32,
+            base_channels=32,
+            channel_multiplier=[1, 1, 1, 1, 1],
+            num_res_blocks=0,
+            num_patches=24,
+            projection_dim=2048,
+            image_token_embed_dim=2048,
+        ),
+        image_token_id=ids["image"],
+    )
+    torch.manual_seed(0)
+    network = JanusForConditionalGeneration(config).to(torch.bfloat16)
+    network.generation_config = GenerationConfig(
+        bos_token_id=ids["bos"],
+        eos_token_id=ids["eos"],
+        pad_token_id=ids["pad"],
+        guidance_scale=5.0,
+        generation_kwargs={"boi_token_id": ids["boi"]},
+    )
+    network.save_pretrained(folder)
+    tokenizer.chat_template = None  # the published checkpoint keeps it beside the tokenizer
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    return folder

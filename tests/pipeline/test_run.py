@@ -1,0 +1,161 @@
+"""One command from a model to a report; a stopped run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from headscope.models import ImageModel, Samples, load_model
+from headscope.pipeline import Settings, run
+from headscope.pipeline.prompts import PLAIN, default_prompts, split
+from headscope.policy import kept_ratio, load_policy
+from tests.cli.command import headscope
+from tests.janus_pro import write_janus_pro
+
+PROMPTS = ["red apple", "dog", "blue car", "red car", "apple", "blue dog"]
+SMALL = Settings(keep="50%", trials=6, calibration=3, unseen=3, searched_pictures=3, table_pictures=2)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    report = run(str(tiny_folder), out, prompts=PROMPTS, settings=SMALL)
+    assert report == out / "report.html"
+    return out
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    expected = {
+        "run.json", "prompts.json", "calibration.parquet", "unseen.parquet", "heads.parquet", "policy.safetensors",
+        "methods.csv", "kl_by_row.parquet", "report.html", "trace/heads.parquet", "trace/curves.safetensors",
+        "search/study.db", "search/sensitivity.parquet", "search/trials.parquet", "search/search.json",
+        "search/presets.parquet", "pictures/sheet.png", "pictures/pictures.parquet", "pictures/full/000.png",
+        "pictures/searched/002.png",
+    }  # fmt: skip
+    assert expected <= names
+    assert not [name for name in names if ".part" in name]
+
+
+def test_the_table_of_methods_is_at_equal_bytes(finished: Path) -> None:
+    table = pd.read_csv(finished / "methods.csv")
+    columns = ["method", "budget", "kept_ratio", "replay_kl", "top1", "cache_bytes", "ms_per_step"]
+    assert list(table.columns[:7]) == columns
+    assert set(table["method"]) == {"full", "searched", "streaming", "h2o", "linear", "pyramid", "ssd"}
+    methods = table.set_index("method")
+    full = methods.loc["full"]
+    assert full["replay_kl"] == pytest.approx(0, abs=1e-6)
+    assert full["kept_ratio"] == pytest.approx(1)
+    others = methods.drop("full")
+    assert (others["kept_ratio"] <= 0.5).all()
+    prefix = json.loads((finished / "run.json").read_text())["prefix"]
+    cells = 2 * 2 * 2 * 8 * 4 * 2  # streams, layers, KV heads, head size, float32, keys and values
+    # The unseen prompts may be shorter than the longest of the run, which the limit is for.
+    assert (others["cache_bytes"] <= 0.5 * (prefix + 16) * cells).all()
+    assert full["cache_bytes"] <= (prefix + 16) * cells
+
+
+def test_calibration_and_unseen_prompts_share_nothing(finished: Path) -> None:
+    parts = json.loads((finished / "prompts.json").read_text())
+    assert not set(parts["calibration"]) & set(parts["unseen"])
+    assert Samples.load(finished / "unseen.parquet").prompts == parts["unseen"]
+    assert Samples.load(finished / "trace" / "samples.parquet").prompts == parts["calibration"]
+
+
+def test_the_policy_says_where_it_comes_from(finished: Path, tiny_folder: Path) -> None:
+    model = load_model(str(tiny_folder))
+    policy = load_policy(finished / "policy.safetensors", model.shape)
+    assert kept_ratio(policy) <= 0.5
+    assert policy.provenance["method"] == "searched"
+    assert policy.provenance["limit"]["streams"] == 2
+    assert policy.results["unseen"]["replay_kl"] >= 0
+
+
+def test_the_same_seed_finds_the_same_policy(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    run(str(tiny_folder), tmp_path / "again", prompts=PROMPTS, settings=SMALL)
+    first, second = (load_policy(out / "policy.safetensors") for out in (finished, tmp_path / "again"))
+    assert first.same_as(second)
+
+
+@pytest.mark.parametrize(
+    ("work", "at"),
+    [("drawing the calibration", 1), ("tracing", 1), ("sensitivity", 9), ("presets", 4), ("trials", 3), ("drawing with", 1)],
+)
+def test_a_stopped_run_goes_on(
+    finished: Path, tiny_folder: Path, tmp_path: Path, work: str, at: int, capsys, monkeypatch
+) -> None:
+    def stop(what: str, done: int, total: int, least: float) -> None:
+        if what.startswith(work) and done >= at:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run(str(tiny_folder), out, prompts=PROMPTS, settings=SMALL, progress=stop)
+    assert not (out / "report.html").exists()
+    assert not list(out.rglob("*.part*"))
+    run(str(tiny_folder), out, prompts=PROMPTS, settings=SMALL, resume=True)
+    again, whole = (pd.read_csv(path / "methods.csv").drop(columns="ms_per_step") for path in (out, finished))
+    pd.testing.assert_frame_equal(again, whole)
+    ended = headscope(capsys, monkeypatch, "report", out)
+    assert ended.status == 0
+
+
+def test_every_step_works_alone(finished: Path, tiny_folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    out, prompts = tmp_path / "steps", tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    steps = (
+        ("trace", tiny_folder, "--out", out, "--prompts", prompts, "--calibration", 3, "--unseen", 3),
+        ("heads", out),
+        ("search", out, "--keep", "50%", "--trials", 4),
+        ("policy", "show", out / "policy.safetensors"),
+        ("generate", tiny_folder, "--policy", out / "policy.safetensors", "--prompt", "dog", "--out", tmp_path / "drawn"),
+        ("report", out),
+        ("models",),
+    )
+    for step in steps:
+        ended = headscope(capsys, monkeypatch, *step)
+        assert ended.status == 0, (step, ended)
+    assert (tmp_path / "drawn" / "sheet.png").exists()
+    assert (out / "report.html").exists()
+
+
+def test_a_longer_prompt_than_the_limit_allows_is_refused(finished: Path, tiny_folder: Path, tmp_path, capsys, monkeypatch):
+    long = " ".join(["red apple"] * 20)
+    ended = headscope(
+        capsys, monkeypatch, "generate", tiny_folder, "--policy", finished / "policy.safetensors", "--prompt", long,
+        "--out", tmp_path / "o",
+    )  # fmt: skip
+    assert ended.status == 2
+    assert "A prompt of 42 tokens takes" in ended.err
+
+
+def test_janus_pro_goes_through_every_step(tmp_path: Path, capsys, monkeypatch) -> None:
+    folder = write_janus_pro(tmp_path / "janus-pro")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("red apple\nblue car\n")
+    ended = headscope(
+        capsys, monkeypatch, "run", folder, "--out", tmp_path / "run", "--prompts", prompts, "--quick", "--trials", 1, "--keep", "20%"
+    )
+    assert ended.status == 0, ended.err
+    assert (tmp_path / "run" / "report.html").exists()
+    text = Samples.load(tmp_path / "run" / "unseen.parquet").texts[0]
+    assert text == "<|User|>: blue car\n\n<|Assistant|>:<begin_of_image>"
+    policy = load_policy(tmp_path / "run" / "policy.safetensors")
+    assert policy.shape.geometry.tokens == 576
+    assert kept_ratio(policy) <= 0.20
+
+
+def test_prompts_are_dealt_alternately_and_never_twice() -> None:
+    assert split(["a", "b", "a", "c", "d"], 8, 1) == (["a", "c"], ["b"])
+    assert len(default_prompts("stickers")) >= 32
+    assert default_prompts("no/such-model") == list(PLAIN)
+
+
+def test_the_bundled_models_prompts_are_all_words_it_knows(stickers: ImageModel) -> None:
+    unknown = stickers.tokenizer.unk_token_id  # type: ignore[attr-defined]
+    ids = stickers.encode(default_prompts("stickers")).ids
+    assert not torch.any(ids == unknown)
