@@ -208,11 +208,11 @@ class HeavyHeads(KeptHeads):
         """Keep the other live tokens, in slots 0 .. kept - 1."""
         if surplus == 1:  # the newest token takes the loser's slot, or its own goes
             for tensor in (self.scores, self.positions):
-                tensor.scatter_(-1, losers, tensor[..., self.kept : self.live])
+                tensor.scatter_(-1, losers, tensor[..., self.kept : self.live].clone())
             self.scores[:, :, self.kept : self.live] = 0
             index = (losers + self.first)[..., None].expand(-1, -1, -1, self.keys.shape[3])
             for tensor in (self.keys, self.values):
-                tensor.scatter_(2, index, tensor[:, :, self.first + self.kept : self.first + self.live])
+                tensor.scatter_(2, index, tensor[:, :, self.first + self.kept : self.first + self.live].clone())
             return
         gone = torch.zeros_like(self.positions[:, :, : self.live], dtype=torch.bool).scatter_(-1, losers, True)
         moves = min(surplus, self.kept)

@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from headscope.errors import DataError
@@ -29,7 +29,6 @@ from headscope.storage import read_json, write_json, write_whole
 CURVES = ("lag_mass", "footprint")
 KEYS = ("sample", "stream", "layer", "head", "band")
 FACTS = ("model", "architecture", "weights", "geometry", "samples", "pictures", "definitions", "complete")
-_DIGEST = b"headscope_curves_sha256"
 
 
 class TraceDataset:
@@ -99,15 +98,16 @@ class Parts:
     def write(self, number: int, table: pd.DataFrame, curves: dict[str, torch.Tensor]) -> None:
         """Write one part, whole or not at all."""
         files = self._files(number)
-        _write_curves(files[1], curves)
-        _write_table(files[0], table, {_DIGEST: _digest(files[1])})
+        _write_table(files[0], table)
+        _write_curves(files[1], curves, _digests(files[0], curves))
 
     def _check(self, table: Path, curves: Path) -> None:
-        """Raises DataError if one file is damaged or they are not of one writing; safetensors has no check sum itself."""
+        """Raises DataError if a file is damaged or the two are not of one writing; neither format notices a changed byte."""
         read_table(table)
-        read_curves(curves)
-        if (pq.read_schema(table).metadata or {}).get(_DIGEST) != _digest(curves):
-            raise DataError(f"{curves}: damaged (another check sum than when it was written); trace again.")
+        found = _digests(table, read_curves(curves))
+        with safe_open(curves, "pt") as file:
+            if file.metadata() != found:
+                raise DataError(f"{curves}: damaged (other check sums than when it was written); trace again.")
 
     def compact(self) -> None:
         """Join the parts into heads.parquet and curves.safetensors, then remove them."""
@@ -138,21 +138,22 @@ def read_meta(path: Path) -> dict[str, Any]:
     return dict(meta)
 
 
-def _write_table(path: Path, table: pd.DataFrame, metadata: dict[bytes, bytes] | None = None) -> None:
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
-    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **(metadata or {})})
-    write_whole(path, lambda target: pq.write_table(arrow, target, write_page_checksum=True))
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    write_whole(path, lambda target: table.to_parquet(target, index=False))
 
 
-def _write_curves(path: Path, curves: dict[str, torch.Tensor]) -> None:
+def _write_curves(path: Path, curves: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     try:
-        write_whole(path, lambda target: save_file(curves, target))
+        write_whole(path, lambda target: save_file(curves, target, metadata))
     except SafetensorError as error:  # what a full disk is to safetensors; it is no OSError
         raise DataError(f"{path}: cannot be written ({error}); free some space, then go on with --resume.") from error
 
 
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).hexdigest().encode()
+def _digests(table: Path, curves: dict[str, torch.Tensor]) -> dict[str, str]:
+    numbers = hashlib.sha256()
+    for name in sorted(curves):
+        numbers.update(curves[name].contiguous().numpy().tobytes())
+    return {"table": hashlib.sha256(table.read_bytes()).hexdigest(), "curves": numbers.hexdigest()}
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -162,11 +163,11 @@ def read_table(path: Path) -> pd.DataFrame:
         DataError: missing, damaged, or a table of something else.
     """
     try:
-        table = pq.read_table(path, page_checksum_verification=True).to_pandas()
+        table = pq.read_table(path).to_pandas()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; trace again.") from None
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: damaged ({error}); go on with `headscope trace ... --resume`.") from None
+        raise DataError(f"{path}: damaged ({error}); trace again.") from None
     if missing := [name for name in KEYS if name not in table.columns]:
         raise DataError(f"{path}: lacks {', '.join(missing)}, so it is no table of a trace; trace again.")
     return table
@@ -183,7 +184,7 @@ def read_curves(path: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; trace again.") from None
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: damaged ({error}); delete it and trace again.") from None
+        raise DataError(f"{path}: damaged ({error}); trace again.") from None
     if missing := [name for name in CURVES if name not in curves]:
-        raise DataError(f"{path}: lacks {', '.join(missing)}; delete it and trace again.")
+        raise DataError(f"{path}: lacks {', '.join(missing)}; trace again.")
     return curves

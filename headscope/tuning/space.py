@@ -172,7 +172,8 @@ class TableSpace:
 
     `early`, `late`, `semantic` and `heavy` are log2 weights on the table's losses of the first and last third of the
     layers, of semantic heads (times score minus mean score) and of options with heavy tokens; the knapsack is solved
-    again with them (by the relaxation, unless `nodes` lets the exact solver try). `blend` moves every head's tokens that share of the way to `towards`, the best class-level policy.
+    again with them (by the relaxation, unless `nodes` lets the exact solver try). `blend` moves every head's tokens that
+    share of the way to `towards`, the best class-level policy.
     """
 
     shape: ModelShape
