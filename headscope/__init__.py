@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headscope.heads import classify
     from headscope.models import load_model
-    from headscope.policy import Policy, load_policy, save_policy
     from headscope.pipeline import run
+    from headscope.policy import Policy, load_policy, save_policy
     from headscope.runtime import CompressedCache, compressed, generate
     from headscope.tracing import trace
     from headscope.tuning import tune as search

@@ -24,8 +24,8 @@ class Geometry:
     def __post_init__(self) -> None:
         if self.rows < 1 or self.cols < 1 or self.row_end < 0:
             raise HeadscopeError(
-                f"Geometry: {self.rows} rows, {self.cols} columns, {self.row_end} row-end tokens; expected at least one row and "
-                "one column, and no negative number."
+                f"Geometry: {self.rows} rows, {self.cols} columns, {self.row_end} row-end tokens; expected at least one row "
+                "and one column, and no negative number."
             )
 
     def __str__(self) -> str:
@@ -74,8 +74,8 @@ class Geometry:
         """Raises HeadscopeError for a stride that is not in `strides()`."""
         if stride not in self.strides():
             raise HeadscopeError(
-                f"stride {stride}: expected 1, a divisor of a row ({self.row_length} tokens), a row, or a multiple of a row up to "
-                f"{self.tokens}."
+                f"stride {stride}: expected 1, a divisor of a row ({self.row_length} tokens), a row, or a multiple of a row "
+                f"up to {self.tokens}."
             )
 
     def to_dict(self) -> dict[str, int]:

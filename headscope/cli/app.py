@@ -58,5 +58,3 @@ def main() -> None:
 def _is_usage(error: Exception) -> bool:
     """Typer brings its own copy of click, or uses the installed one: told by what it can do."""
     return hasattr(error, "show") and hasattr(error, "exit_code")
-
-

@@ -25,7 +25,8 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, or a hub id.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 PromptFile = Annotated[
-    Path | None, typer.Option(help="Text file with one prompt a line, or JSON lines with a `prompt` (default: the model's own).")
+    Path | None,
+    typer.Option(help="Text file with one prompt a line, or JSON lines with a `prompt` (default: the model's own)."),
 ]
 Keep = Annotated[str | None, typer.Option(help="Share of the plain cache to keep, such as 20%.")]
 Memory = Annotated[str | None, typer.Option(help="Bytes to keep, such as 12MiB, for --batch pictures.")]

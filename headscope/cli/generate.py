@@ -10,9 +10,9 @@ import typer
 from headscope.cli.console import Device, Dtype, ModelName, PromptFile, Seed, progress, say
 from headscope.errors import DataError
 from headscope.models import load_model
-from headscope.policy.files import load_policy
 from headscope.pipeline.prompts import default_prompts, read_prompts
 from headscope.pipeline.steps import save_png, write_pictures
+from headscope.policy.files import load_policy
 from headscope.runtime import generate as draw
 
 

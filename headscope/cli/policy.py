@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,16 +26,17 @@ def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy fil
     policy = load_policy(file)
     shape = policy.shape
     limit = policy.provenance.get("limit") or {}
-    terms = {"batch": int(limit.get("batch", 1)), "streams": int(limit.get("streams", 2))}
+    terms: dict[str, Any] = {"batch": int(limit.get("batch", 1)), "streams": int(limit.get("streams", 2))}
     terms["dtype"] = str(limit.get("dtype", "float32"))
-    nbytes = policy_bytes(policy, **terms)  # type: ignore[arg-type]
-    plain = plain_bytes(shape, prefix=policy.prefix, **terms)  # type: ignore[arg-type]
+    nbytes = policy_bytes(policy, **terms)
+    plain = plain_bytes(shape, prefix=policy.prefix, **terms)
     geometry = shape.geometry
-    say(f"model      {shape.name}, {shape.layers} layers, {shape.kv_heads} KV heads, {geometry.rows} x {geometry.cols} tokens")
+    say(f"model      {shape.name}, {shape.layers} layers, {shape.kv_heads} KV heads, {geometry} tokens")
     say(f"weights    {shape.weights[:16]}")
     say(f"stride     {policy.stride} tokens; prompts up to {policy.prefix} tokens")
     ratio = kept_ratio(policy, dtype=terms["dtype"], streams=terms["streams"])
-    say(f"bytes      {nbytes:,} of {plain:,} ({ratio:.1%}) for {terms['batch']} x {terms['streams']} streams in {terms['dtype']}")
+    rows = f"{terms['batch']} x {terms['streams']} streams in {terms['dtype']}"
+    say(f"bytes      {nbytes:,} of {plain:,} ({ratio:.1%}) for {rows}")
     say(f"made by    {policy.provenance.get('method', 'hand')} {policy.provenance.get('origin', '')}")
     for name, value in policy.results.items():
         say(f"{name:10} {value}")

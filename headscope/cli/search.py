@@ -35,7 +35,7 @@ def search(
     device: Device = "cpu",
     dtype: Dtype = None,
 ) -> None:
-    """Search a policy; the same command goes on after a stop. Example: headscope search runs/stickers --memory 12MiB --batch 8"""
+    """Search a policy; the same command goes on after a stop. Example: headscope search runs/stickers --keep 20%"""
     keep, memory = limit_options(keep, memory)
     model, folder = open_run(run, device, dtype)
     settings = settings_of(folder, keep=keep, memory=memory, batch=batch, of=keep_of, trials=trials, quick=quick, seed=seed)

@@ -27,17 +27,17 @@ _KEY = b"headscope_heads"
 
 
 class HeadClassifier(ClassifierMixin, BaseEstimator):
-    """Spatial or semantic, by a Gaussian mixture of two clusters over standardised features (scikit-learn's estimator shape).
+    """Spatial or semantic, by a Gaussian mixture of two clusters over standardised features; an estimator as scikit-learn's.
 
-    The published map of Janus-Pro has no gap (the share of heads above any threshold falls smoothly), so a hard split is a
-    choice; beside the class stand a score and a confidence.
+    The published map of Janus-Pro has no gap (the share of heads above any threshold falls smoothly), so a hard split
+    is a choice; beside the class stand a score and a confidence.
 
     Args:
         seed: of the mixture's starts. starts: how many; the likeliest stays.
 
     Attributes after `fit`:
         mixture_: the mixture; mean_, scale_: of the standardisation; semantic_: the semantic component's number;
-        axis_, middle_, spread_: the line through both centres, where its middle lies, and how far the heads scatter along it.
+        axis_, middle_, spread_: the line through both centres, where its middle lies, and how far each centre is from it.
 
     Example:
         >>> classifier = HeadClassifier(seed=0).fit(table[list(FEATURES)])  # doctest: +SKIP
@@ -86,8 +86,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[self.predict_proba(X).argmax(1)]
 
     def score_semantic(self, X: Any) -> np.ndarray:  # noqa: N803
-        """float64 [heads] in 0 .. 1, graded: where the head lies between the two centres, on a logistic scale that is .12 at
-        the spatial centre and .88 at the semantic one. The posterior alone saturates and would forget the order of heads."""
+        """float64 [heads] in 0 .. 1, graded: where the head lies between the two centres, on a logistic scale that is .12
+        at the spatial centre and .88 at the semantic one. The posterior saturates and would forget the order of heads."""
         along = self._standardised(np.asarray(X, dtype=np.float64)) @ self.axis_ - self.middle_
         return 1 / (1 + np.exp(-2 * np.clip(along / self.spread_, -20, 20)))
 
@@ -139,10 +139,10 @@ class Heads:
 def classify(trace: TraceDataset, shape: ModelShape, seed: int = 0, resamples: int = 20) -> Heads:
     """Classify the KV heads of a traced model.
 
-    `confidence` is the posterior of the class given, `stability` the share of `resamples` bootstraps over pictures in which a
-    classifier fitted anew gives the same class.
+    `confidence` is the posterior of the class given, `stability` the share of `resamples` bootstraps over pictures in
+    which a classifier fitted anew gives the same class.
 
-    A statistic that is not a number (attention that overflowed) is warned of, and the mean of the other heads stands in.
+    A statistic that is no number (attention that overflowed) is warned of, and the mean of the other heads stands in.
 
     Raises:
         DataError: the trace is of another model, or lacks heads.

@@ -7,8 +7,8 @@ import pandas as pd
 
 from headscope.errors import DataError
 
-# What tells the two kinds apart: where the mass lies in two dimensions, how far, and in how few columns. All are shares or
-# scaled to the image, so that they mean the same in models of other sizes.
+# What tells the two kinds apart: where the mass lies in two dimensions, how far, and in how few columns. The classifier
+# standardises them, so that distances in cells stand beside shares.
 FEATURES = (
     "sparsity_1",
     "sparsity_image_1",

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -59,9 +59,7 @@ Callback = Callable[[int, list[Group]], None]
 class CacheLayer(Protocol):
     """A cache layer that computes its own attention."""
 
-    def attend(
-        self, module: nn.Module, query: torch.Tensor, mask: torch.Tensor | None, scaling: float
-    ) -> torch.Tensor:
+    def attend(self, module: nn.Module, query: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
         """query [B, Hq, T, D] -> output [B, T, Hq, D]."""
         ...
 
@@ -161,7 +159,7 @@ def _register_observed(original: str) -> str:
             if callbacks:
                 groups = _groups(query, key, attention_mask, kwargs.get("scaling"))
                 for callback in callbacks:
-                    callback(int(module.layer_idx), groups)  # type: ignore[arg-type]
+                    callback(cast(int, module.layer_idx), groups)
             return _function(original, module)(module, query, key, value, attention_mask, **kwargs)
 
         ALL_ATTENTION_FUNCTIONS.register(name, observed)
@@ -173,13 +171,11 @@ def _register_observed(original: str) -> str:
 def _function(name: str, module: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     """The attention registered as `name`; "eager" is a function of the module's own file."""
     if name in ALL_ATTENTION_FUNCTIONS:
-        return ALL_ATTENTION_FUNCTIONS[name]  # type: ignore[no-any-return]
-    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
+        return ALL_ATTENTION_FUNCTIONS[name]
+    return sys.modules[type(module).__module__].eager_attention_forward
 
 
-def _groups(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
-) -> list[Group]:
+def _groups(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float | None) -> list[Group]:
     if getattr(key, _HANDLE, None) is not None:
         raise CacheError(
             "The compressed cache cannot be observed yet: trace the model without a policy, `headscope trace MODEL`."

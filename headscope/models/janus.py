@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoTokenizer, Cache, JanusForConditionalGeneration
 
 from headscope.errors import DataError, ModelError
@@ -29,7 +29,7 @@ class JanusModel:
         self.network = network.eval()
         self.tokenizer = tokenizer
         self.name = name
-        config = network.config
+        config: Any = network.config
         text, vision = config.text_config, config.vision_config
         side = vision.image_size // vision.patch_size
         if vision.num_image_tokens != side * side:
@@ -46,7 +46,7 @@ class JanusModel:
         settings = network.generation_config
         self.guidance = float(settings.guidance_scale or GUIDANCE)
         self.temperature = float(settings.temperature or TEMPERATURE)
-        self.top_k = TOP_K
+        self.top_k: int | None = TOP_K
         self._begin = getattr(tokenizer, "boi_token", None) or "<begin_of_image>"
         self._begin_id = int(tokenizer.convert_tokens_to_ids(self._begin))
         geometry = Geometry(side, side)
@@ -137,7 +137,9 @@ def load_janus(source: str | Path, name: str, device: str, dtype: torch.dtype) -
         raise ModelError(f"{source}: cannot be loaded as a Janus model ({reason}).") from error
     if tokenizer.chat_template is None and local:
         tokenizer.chat_template = _template(Path(source))
-    return JanusModel(network.to(device), tokenizer, name)
+    module: nn.Module = network
+    module.to(device)
+    return JanusModel(network, tokenizer, name)
 
 
 def _template(folder: Path) -> str | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from headscope.errors import DataError
 from headscope.models import load_model
 from headscope.models.protocol import ImageModel
-from headscope.reporting import write_report
 from headscope.pipeline.folder import RunFolder
 from headscope.pipeline.plan import Estimate, estimate
 from headscope.pipeline.prompts import default_prompts, read_prompts, split
@@ -22,6 +21,7 @@ from headscope.pipeline.steps import (
     search_step,
     trace_step,
 )
+from headscope.reporting import write_report
 from headscope.storage import read_json
 
 STEPS = ("trace", "heads", "search", "compare", "generate")

@@ -20,12 +20,12 @@ from headscope.errors import DataError
 from headscope.heads import Heads, classify
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
+from headscope.pipeline.folder import RunFolder
 from headscope.policy.budget import Limit, plain_bytes
 from headscope.policy.files import load_policy, save_policy
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
 from headscope.reporting import contact_sheet
-from headscope.pipeline.folder import RunFolder
 from headscope.runtime import generate
 from headscope.storage import write_json, write_whole
 from headscope.tracing import TraceDataset, trace
@@ -91,9 +91,7 @@ def trace_step(
     """Draw the calibration pictures with the full cache and trace them: calibration.parquet, trace/."""
     with _timed(folder, "trace"):
         samples = _drawn(model, folder.samples, prompts, settings.seed, settings.batch_size, "calibration", progress)
-        return trace(
-            model, samples, folder.trace, progress=_as_counts(progress, "tracing"), resume=folder.trace.exists()
-        )
+        return trace(model, samples, folder.trace, progress=_as_counts(progress, "tracing"), resume=folder.trace.exists())
 
 
 def heads_step(folder: RunFolder, model: ImageModel, settings: Settings) -> Heads:
@@ -163,9 +161,7 @@ def compare_step(
         return table
 
 
-def generate_step(
-    model: ImageModel, folder: RunFolder, settings: Settings, progress: Progress | None = None
-) -> pd.DataFrame:
+def generate_step(model: ImageModel, folder: RunFolder, settings: Settings, progress: Progress | None = None) -> pd.DataFrame:
     """Draw the unseen prompts with the policy too: pictures/full, pictures/searched, sheet.png, pictures.parquet."""
     full = Samples.load(folder.unseen)
     with _timed(folder, "generate"):
@@ -191,9 +187,7 @@ def write_pictures(model: ImageModel, full: Samples, searched: Samples, out: Pat
         for number, picture in enumerate(pictures):
             save_png(picture, out / name / f"{number:03d}.png")
     agreement = (full.tokens == searched.tokens).float().mean(1)
-    rows = [
-        (prompt, [images["full"][i].numpy(), images["searched"][i].numpy()]) for i, prompt in enumerate(full.prompts)
-    ]
+    rows = [(prompt, [images["full"][i].numpy(), images["searched"][i].numpy()]) for i, prompt in enumerate(full.prompts)]
     contact_sheet(rows, ["full cache", "policy"], out / "sheet.png")
     table = pd.DataFrame(
         {

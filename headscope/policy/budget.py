@@ -180,8 +180,8 @@ class Limit:
         smallest, full = smallest_possible(shape, **terms), plain_bytes(shape, **terms)
         if limit.bytes < smallest:
             raise BudgetError(
-                f"--memory {memory}: too small for {batch} pictures of {shape.name}; the smallest possible is {smallest:,} bytes "
-                f"({_percent(smallest, full)} of the full cache)."
+                f"--memory {memory}: too small for {batch} pictures of {shape.name}; the smallest possible is {smallest:,} "
+                f"bytes ({_percent(smallest, full)} of the full cache)."
             )
         if limit.bytes > full:
             raise BudgetError(
@@ -192,7 +192,7 @@ class Limit:
 
 
 def parse_keep(keep: str | float) -> float:
-    """"20%", "0.2" or 0.2 -> 0.2.
+    """Read a share: "20%", "0.2" or 0.2 -> 0.2.
 
     Raises:
         BudgetError: not a share in (0, 1].
@@ -208,7 +208,7 @@ def parse_keep(keep: str | float) -> float:
 
 
 def parse_size(size: str | int) -> int:
-    """"12MiB", "300MB", "1.5GiB", "4096" or 4096 -> bytes.
+    """Read a size: "12MiB", "300MB", "1.5GiB", "4096" or 4096 -> bytes.
 
     Raises:
         BudgetError: not a size.
@@ -262,8 +262,8 @@ def project(
     room = limit.per_sequence
     if cost(*at(0.0)) > room:
         raise BudgetError(
-            f"{limit.bytes:,} bytes are too few for stride {stride} and {anchor} anchors: the smallest policy of this kind takes "
-            f"{cost(*at(0.0)) * limit.batch * limit.streams:,}."
+            f"{limit.bytes:,} bytes are too few for stride {stride} and {anchor} anchors: the smallest policy of this kind "
+            f"takes {cost(*at(0.0)) * limit.batch * limit.streams:,}."
         )
     high = float(full[(ww + wh) > 0].max(initial=0.0)) + 1.0
     if cost(*at(high)) <= room:

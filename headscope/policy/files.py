@@ -85,13 +85,16 @@ def load_policy(path: str | Path, shape: ModelShape | None = None, accept_other_
             names = set(file.keys())
             tensors = {name: file.get_tensor(name) for name in HEAD_TENSORS if name in names}
     except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{path}: cut or damaged, not a readable safetensors file ({error}); copy or search it again.") from None
+        raise DataError(
+            f"{path}: cut or damaged, not a readable safetensors file ({error}); copy or search it again."
+        ) from None
     if "headscope_schema" not in strings:
         raise DataError(f"{path}: a safetensors file, but not a policy of headscope.")
     metadata = _parsed(path, strings)
     if int(metadata["headscope_schema"]) > SCHEMA:
         raise PolicyMismatch(
-            f"{path}: written in schema {metadata['headscope_schema']}, this headscope reads up to {SCHEMA}; install a newer one."
+            f"{path}: written in schema {metadata['headscope_schema']}, this headscope reads up to {SCHEMA}; "
+            "install a newer one."
         )
     if missing := [name for name in HEAD_TENSORS if name not in tensors]:
         raise PolicyMismatch(f"{path}: lacks the tensor {missing[0]}; the file is damaged, search or copy it again.")
@@ -150,5 +153,3 @@ def _shape(model: dict[str, Any]) -> ModelShape:
         architecture=str(model["architecture"]),
         weights=str(model["weights"]),
     )
-
-

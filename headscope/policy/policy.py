@@ -149,7 +149,7 @@ class Policy:
             "semantic_score": score,
         }
         full = (shape.layers, shape.kv_heads)
-        tensors = {
+        tensors: dict[str, Any] = {
             name: value.detach().cpu().to(DTYPES[name]).clone()
             if isinstance(value, torch.Tensor)
             else torch.full(full, value, dtype=DTYPES[name])

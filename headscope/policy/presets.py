@@ -22,9 +22,7 @@ class Preset(Protocol):
 
     name: ClassVar[str]
 
-    def build(
-        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
-    ) -> Policy:
+    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
         """The policy at the largest size that fits `limit`.
 
         Raises:
@@ -44,9 +42,7 @@ class Full:
 
     name: ClassVar[str] = "full"
 
-    def build(
-        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
-    ) -> Policy:
+    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
         policy = Policy.uniform(
             shape,
@@ -74,9 +70,7 @@ class Streaming:
     name: ClassVar[str] = "streaming"
     anchor: int = 4
 
-    def build(
-        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
-    ) -> Policy:
+    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
         one = torch.ones(shape.layers, shape.kv_heads)
         return _built(self.name, shape, limit, prefix, semantic_score, one, 0 * one, 1, self.anchor, 1.0)
@@ -99,15 +93,11 @@ class H2O:
     split: float = 0.5
     by_row: bool = False
 
-    def build(
-        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
-    ) -> Policy:
+    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
         one = torch.ones(shape.layers, shape.kv_heads)
         stride = shape.geometry.row_length if self.by_row else 1
-        return _built(
-            self.name, shape, limit, prefix, semantic_score, self.split * one, (1 - self.split) * one, stride, 0, 1.0
-        )
+        return _built(self.name, shape, limit, prefix, semantic_score, self.split * one, (1 - self.split) * one, stride, 0, 1.0)
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
@@ -124,9 +114,7 @@ class Linear:
     recent: float = 0.5
     anchored: bool = False
 
-    def build(
-        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
-    ) -> Policy:
+    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
         one = torch.ones(shape.layers, shape.kv_heads)
         row = shape.geometry.row_length
@@ -149,9 +137,7 @@ class Pyramid:
     slope: float = 0.5
     recent: float = 0.5
 
-    def build(
-        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
-    ) -> Policy:
+    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
         place = torch.linspace(1.0, -1.0, shape.layers) if shape.layers > 1 else torch.zeros(1)
         size = (1 + self.slope * place)[:, None].expand(shape.layers, shape.kv_heads)
@@ -176,9 +162,7 @@ class SSD:
     ratio: float = 1.0
     by_row: bool = False
 
-    def build(
-        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
-    ) -> Policy:
+    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
         if semantic_score is None:
             raise HeadscopeError("preset ssd: needs the heads' semantic scores; run `headscope heads` first.")
@@ -201,9 +185,7 @@ class Random:
     name: ClassVar[str] = "random"
     seed: int = 0
 
-    def build(
-        self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
-    ) -> Policy:
+    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
         generator = torch.Generator().manual_seed(self.seed)
         size = 0.25 + torch.rand(shape.layers, shape.kv_heads, generator=generator)
@@ -216,9 +198,7 @@ class Random:
         return [cls(seed) for seed in range(5)]
 
 
-PRESETS: dict[str, type[Preset]] = {
-    preset.name: preset for preset in (Full, Streaming, H2O, Linear, Pyramid, SSD, Random)
-}
+PRESETS: dict[str, type[Preset]] = {preset.name: preset for preset in (Full, Streaming, H2O, Linear, Pyramid, SSD, Random)}
 
 
 def make_preset(

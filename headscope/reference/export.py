@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from headscope.errors import DataError
@@ -49,7 +50,9 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("model*.safetensors*"):
         old.unlink()
-    model.to(torch.bfloat16).save_pretrained(out, max_shard_size="10MB")
+    module: nn.Module = model
+    module.to(torch.bfloat16)
+    model.save_pretrained(out, max_shard_size="10MB")
     tokenizer.save_pretrained(out)
     lines = ["# Drawn by seed from the concepts and styles that the model was trained on."]
     write_text(out / "prompts.txt", "\n".join([*lines, *prompts_by_seed(stickers, PROMPTS, seed)]) + "\n")

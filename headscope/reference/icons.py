@@ -114,9 +114,7 @@ def read_packages(folder: Path, sets: Sequence[IconSet] = SETS) -> list[Package]
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; make it, then {_fetch(folder, sets)}.")
     unpacked = {} if all((folder / s.archive).is_file() for s in sets) else _unpacked(folder)
-    places = [
-        folder / s.archive if (folder / s.archive).is_file() else unpacked.get((s.package, s.version)) for s in sets
-    ]
+    places = [folder / s.archive if (folder / s.archive).is_file() else unpacked.get((s.package, s.version)) for s in sets]
     missing = [icon_set for icon_set, place in zip(sets, places, strict=True) if place is None]
     if missing:
         names = ", ".join(f"{s.package}@{s.version}" for s in missing)
@@ -185,9 +183,7 @@ def _read(icon_set: IconSet, place: Path) -> Package:
             raise ValueError("its icons are no table")
         return Package(icon_set, icons, str(info["license"]["spdx"]))
     except (OSError, EOFError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{place}: damaged, not the icon package {icon_set.package} ({error}); fetch it again."
-        ) from None
+        raise DataError(f"{place}: damaged, not the icon package {icon_set.package} ({error}); fetch it again.") from None
 
 
 def _member(archive: tarfile.TarFile, name: str) -> Any:

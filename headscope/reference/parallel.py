@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 
 
 def run(work: Callable[..., None], workers: int, *arguments: Any) -> None:
@@ -21,7 +22,7 @@ def run(work: Callable[..., None], workers: int, *arguments: Any) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:  # a file to meet at, so that no port can be taken
         meeting = str(Path(folder) / "meeting")
-        torch.multiprocessing.spawn(_enter, args=(workers, meeting, work, arguments), nprocs=workers)  # type: ignore[no-untyped-call]
+        spawn(_enter, args=(workers, meeting, work, arguments), nprocs=workers)
 
 
 def _enter(rank: int, workers: int, meeting: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

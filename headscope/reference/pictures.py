@@ -125,5 +125,8 @@ def prompts_by_seed(stickers: Stickers, count: int, seed: int) -> list[str]:
     rng = np.random.default_rng(seed)
     names = list(BACKGROUNDS)
     chosen = rng.permutation(len(stickers.concepts))[:count]
-    backgrounds = [names[b] if said else None for b, said in zip(rng.integers(len(names), size=count), rng.random(count) < 0.5, strict=True)]
+    backgrounds = [
+        names[b] if said else None
+        for b, said in zip(rng.integers(len(names), size=count), rng.random(count) < 0.5, strict=True)
+    ]
     return [caption(stickers.concepts[i], stickers.styles[i], b) for i, b in zip(chosen, backgrounds, strict=False)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import cast
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -21,10 +22,9 @@ SPECIAL = {
 }
 
 # Words of the scenes that a later recipe composes, so that it can warm-start from these weights.
-SCENE_WORDS = (
-    "a an the and of to on with in at one two three four left right above below under over next style background "
-    "photo picture sticker stickers plain"
-).split()
+_LITTLE = ("a", "an", "the", "and", "of", "to", "on", "with", "in", "at", "next")
+_PLACES = ("one", "two", "three", "four", "left", "right", "above", "below", "under", "over")
+SCENE_WORDS = (*_LITTLE, *_PLACES, "style", "background", "photo", "picture", "sticker", "stickers", "plain")
 
 # The prompt is typed as it is: this template only joins the text parts of the messages.
 CHAT_TEMPLATE = (
@@ -75,4 +75,4 @@ def build_tokenizer(concepts: Iterable[str], longest: int) -> PreTrainedTokenize
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     """Ids of the special tokens by short name (`bos`, `boi`, `pad`, ...)."""
-    return {name: int(tokenizer.convert_tokens_to_ids(token)) for name, token in SPECIAL.items()}
+    return {name: int(cast(int, tokenizer.convert_tokens_to_ids(token))) for name, token in SPECIAL.items()}

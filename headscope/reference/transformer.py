@@ -92,7 +92,9 @@ def fresh_model(
         for layer in model.model.language_model.layers:  # every block starts as the identity
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-    return model.to(device)
+    module: nn.Module = model
+    module.to(device)
+    return model
 
 
 def rate_factor(done: float, step: int) -> float:
@@ -100,15 +102,14 @@ def rate_factor(done: float, step: int) -> float:
     return min(1.0, (step + 1) / WARM_STEPS) * min(1.0, max(0.0, (1 - done) / (1 - DECAY_FROM)))
 
 
-def train_transformer(
-    rank: int, preset: Preset, stickers: Stickers, tokenizer: PreTrainedTokenizerFast, plan: Plan
-) -> None:
+def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: PreTrainedTokenizerFast, plan: Plan) -> None:
     """Train, log to `transformer.csv`, checkpoint to `transformer.safetensors`; a stopped run goes on where it was."""
     model = fresh_model(preset, tokenizer, plan.folder, plan.seed, plan.device).train()
     vq = model.model.vqmodel.eval()
     parts = trainable(model)
     if plan.warm_start is not None:
-        parts.load_state_dict({n: v.float() for n, v in load_file(plan.warm_start).items() if not n.startswith("optimiser.")}, strict=True)  # fmt: skip
+        earlier = load_file(plan.warm_start)
+        parts.load_state_dict({name: value.float() for name, value in earlier.items() if not name.startswith("optimiser.")})
     optimiser = MuonAdam(parts, preset.rate, preset.adam_rate)
     checkpoint = plan.folder / "transformer.safetensors"
     step = _resume(parts, optimiser, checkpoint)
@@ -140,7 +141,9 @@ def train_transformer(
         running = loss.item() if step == first else 0.95 * running + 0.05 * loss.item()
         step += 1
         if step % 50 == 0 or step == steps:
-            losses = {name: _test_loss(model, tokenizer, test, plan.device) for name, test in tests.items()} if rank == 0 else {}
+            losses = (
+                {name: _test_loss(model, tokenizer, test, plan.device) for name, test in tests.items()} if rank == 0 else {}
+            )
             seconds = time.monotonic() - started
             journal.write(step=step, pictures=step * per_step, loss=running, **losses,
                           pictures_a_second=(step - first) * per_step / seconds, seconds=seconds)  # fmt: skip
@@ -155,9 +158,7 @@ def _test_batch(stickers: Stickers, indices: np.ndarray, plan: Plan) -> Batch:
 
 
 @torch.no_grad()
-def _test_loss(
-    model: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, test: Batch, device: str
-) -> float:
+def _test_loss(model: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, test: Batch, device: str) -> float:
     ids, mask = captions_to_ids(tokenizer, test.captions, np.zeros(len(test.captions), bool), device)
     return float(token_losses(model, ids, mask, encode(model.model.vqmodel, test.pixels)).mean())
 

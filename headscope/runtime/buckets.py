@@ -87,8 +87,9 @@ class WindowHeads(KeptHeads):
         keys = torch.cat([self.keys[:, :, :filled], key], 2)
         values = torch.cat([self.values[:, :, :filled], value], 2)
         mask = self._band(t, length, filled, query)
-        if bias is not None:
-            mask = mask + self._padding(bias, filled + length)
+        padding = self._padding(bias, filled + length)
+        if padding is not None:
+            mask = mask + padding
         out = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
         self._commit(key, value, t)
         return out

@@ -101,9 +101,7 @@ class CompressedLayer(CacheLayerMixin):
                 f"{self.stride}); feed them in smaller chunks."
             )
 
-    def attend(
-        self, module: nn.Module, query: torch.Tensor, mask: torch.Tensor | None, scaling: float
-    ) -> torch.Tensor:
+    def attend(self, module: nn.Module, query: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
         """query [B, Hq, T, D] -> output [B, T, Hq, D]; adds scores and chooses what stays."""
         if self._pending is None:
             raise CacheError(f"Layer {self.number}: attention without new keys; a call of the model was interrupted.")
@@ -190,22 +188,23 @@ class CompressedCache(Cache):
     ) -> None:
         self.policy = policy
         self.expected = (batch, prefix, dtype, None if device is None else torch.device(device).type)
-        super().__init__(layers=[CompressedLayer(policy, number) for number in range(policy.shape.layers)])
+        self.compressed_layers = [CompressedLayer(policy, number) for number in range(policy.shape.layers)]
+        super().__init__(layers=list(self.compressed_layers))
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `CompressedLayer.update`."""
-        if layer_idx == 0 and not self.layers[0].is_initialized:
+        if layer_idx == 0 and not self.compressed_layers[0].is_initialized:
             found = (key_states.shape[0], key_states.shape[2], key_states.dtype, key_states.device.type)
             for name, want, have in zip(("batch", "prefix", "dtype", "device"), self.expected, found, strict=True):
                 if want is not None and want != have:
                     raise CacheError(f"CompressedCache was made for {name} {want}, the first call brings {have}.")
-        return self.layers[layer_idx].update(key_states, value_states)  # type: ignore[no-any-return]
+        return self.compressed_layers[layer_idx].update(key_states, value_states)
 
     def nbytes(self) -> int:
         """Bytes of all tensors kept between calls: keys, values, scores, positions. 0 before the first call."""
-        return sum(layer.nbytes() for layer in self.layers)
+        return sum(layer.nbytes() for layer in self.compressed_layers)
 
 
 @contextmanager
@@ -240,7 +239,7 @@ def _check_prefix(policy: Policy, prefix: int) -> None:
     limit = policy.provenance.get("limit")
     if prefix <= policy.prefix or not isinstance(limit, dict):
         return
-    terms = {"batch": int(limit["batch"]), "streams": int(limit["streams"]), "dtype": str(limit["dtype"])}
+    terms: dict[str, Any] = {"batch": int(limit["batch"]), "streams": int(limit["streams"]), "dtype": str(limit["dtype"])}
     needed = policy_bytes(policy, prefix=prefix, of=str(limit["of"]), **terms)
     if needed > int(limit["bytes"]):
         raise CacheError(

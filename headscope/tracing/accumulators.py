@@ -1,6 +1,6 @@
 """The few things that touch attention. Everything else is a function of what they add up, so no map is ever stored.
 
-Queries are the image tokens that the model was fed, t = 0 .. N - 2. Keys are all tokens: P prefix positions, then the image.
+Queries are the image tokens that the model was fed, t = 0 .. N - 2. Keys are all tokens: P prefix positions, then those.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Accumulated:
         prefix: P, prefix positions, padding included; prefix_seen: bool [B, P], those that are no padding.
         columns: float32 [B, h, P + Q], attention each key received, summed over queries.
         squares: float32 [B, h, P + Q], the same of squared attention.
-        offsets: float32 [B, h, rows, 2 * row_length - 1], attention to image keys by (rows up, columns right), the column
-            offset from -(row_length - 1) to row_length - 1.
+        offsets: float32 [B, h, rows, 2 * row_length - 1], attention to image keys by (rows up, columns right), the
+            column offset from -(row_length - 1) to row_length - 1.
         offsets_image: the same with each query's attention to the image scaled to sum to 1.
         entropy: float32 [B, h], sum over queries of H / log(visible keys).
         distance: float32 [B, h], sum over queries of sum_k A |q - k|, positions in the sequence without padding.
@@ -57,10 +57,11 @@ class Accumulator:
         down = row[:, None] - row[None]
         across = column[None] - column[:, None] + geometry.row_length - 1
         self._cells = width * geometry.rows
-        self._offset = torch.where(down >= 0, down * width + across, self._cells)  # [N, N]; the last bin takes the future
+        # [N, N]; the last bin takes the future.
+        self._offset = torch.where(down >= 0, down * width + across, self._cells)
 
     def add(self, group: Group) -> Accumulated:
-        """All queries of a teacher-forced pass. group.q [B, h, P + Q, D] with every token, group.k [B, hk, P + Q, D]."""
+        """All queries of a teacher-forced pass: group.q [B, h, P + Q, D] has every token, group.k [B, hk, P + Q, D]."""
         prefix, length = self.prefix, group.q.shape[2]
         queries, batch, heads = length - prefix, group.q.shape[0], group.q.shape[1]
         device = group.q.device
@@ -97,9 +98,7 @@ class Accumulator:
         offsets, offsets_image = (part[:-1].T.reshape(shape) for part in binned)
         return Accumulated(queries, prefix, seen, columns, squares, offsets, offsets_image, entropy, distance)
 
-    def _attention(
-        self, group: Group, keys: torch.Tensor, real: torch.Tensor, start: int, stop: int
-    ) -> torch.Tensor:
+    def _attention(self, group: Group, keys: torch.Tensor, real: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """float32 [B, h, stop - start, P + Q] of image queries start .. stop - 1."""
         at = slice(self.prefix + start, self.prefix + stop)
         logits = torch.matmul(group.q[:, :, at].float() * group.scaling, keys.transpose(2, 3))

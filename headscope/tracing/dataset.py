@@ -1,11 +1,11 @@
 """The trace dataset: a folder, written a part a picture while running, compacted at the end, read lazily.
 
-    parts/000017.parquet, parts/000017.safetensors   while running
-    heads.parquet       a row for each picture, stream, layer, query head and band of rows; a column a statistic
-    curves.safetensors  lag_mass [layers, heads, N] and footprint [layers, heads, rows, 2 cols - 1], means over pictures of the
-                        conditional stream
-    samples.parquet     the pictures: prompts, seeds, tokens
-    trace.json          fingerprints, geometry, versions, and `complete`
+parts/000017.parquet, parts/000017.safetensors   while running
+heads.parquet       a row for each picture, stream, layer, query head and band of rows; a column a statistic
+curves.safetensors  lag_mass [layers, heads, N] and footprint [layers, heads, rows, 2 cols - 1], means over pictures of the
+                    conditional stream
+samples.parquet     the pictures: prompts, seeds, tokens
+trace.json          fingerprints, geometry, versions, and `complete`
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Parts:
         _write_curves(files[1], curves, _digests(files[0], curves))
 
     def _check(self, table: Path, curves: Path) -> None:
-        """Raises DataError if a file is damaged or the two are not of one writing; neither format notices a changed byte."""
+        """Raises DataError if a file is damaged or the two are not of one writing; no format notices a changed byte."""
         read_table(table)
         found = _digests(table, read_curves(curves))
         with safe_open(curves, "pt") as file:

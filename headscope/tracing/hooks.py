@@ -14,8 +14,13 @@ from headscope.tracing.accumulators import Accumulated, Accumulator
 
 @dataclass(frozen=True)
 class Watched:
-    """Attributes: layers: one `Accumulated` a layer, its batch being the pictures of the conditional stream and then, under
-    guidance, those of the unconditional one; streams: 1 or 2."""
+    """What one pass showed.
+
+    Attributes:
+        layers: one `Accumulated` a layer, its batch being the pictures of the conditional stream and then, under guidance,
+            those of the unconditional one.
+        streams: 1 or 2.
+    """
 
     layers: list[Accumulated]
     streams: int

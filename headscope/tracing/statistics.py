@@ -32,7 +32,7 @@ def neighbourhood(radius: int) -> Statistic:
 
 
 def sparsity(radius: int) -> Statistic:
-    """SSD's score (2510.18716): share of all attention, the prefix included, outside the neighbourhood. Range 0 .. 1."""
+    """SSD's score (2510.18716): share of attention outside the neighbourhood, the prefix counting as such. Range 0 .. 1."""
 
     def statistic(a: Accumulated, geometry: Geometry) -> torch.Tensor:
         return 1 - _near(a.offsets, geometry, radius) / a.queries
@@ -50,8 +50,8 @@ def sparsity_image(radius: int) -> Statistic:
 
 
 def mean_distance(a: Accumulated, geometry: Geometry) -> torch.Tensor:
-    """Mean attention distance (Dosovitskiy 2021, Raghu 2021): mean_q sum_k A |pos_q - pos_k|, Euclidean on the grid, image
-    keys only, renormalised. Unit: cells."""
+    """Mean attention distance (Dosovitskiy 2021, Raghu 2021): mean_q sum_k A |pos_q - pos_k|, Euclidean on the grid,
+    image keys only, renormalised. Unit: cells, from 0 to the diagonal of the image."""
     rows = torch.arange(geometry.rows, device=a.offsets.device, dtype=torch.float32)
     across = torch.arange(1 - geometry.row_length, geometry.row_length, device=a.offsets.device, dtype=torch.float32)
     far = torch.hypot(rows[:, None], across[None])
@@ -64,7 +64,7 @@ def prefix_mass(a: Accumulated, geometry: Geometry) -> torch.Tensor:
 
 
 def first_token_mass(a: Accumulated, geometry: Geometry) -> torch.Tensor:
-    """Attention to the first token of the sequence that is no padding, StreamingLLM's sink (2309.17453). Range 0 .. 1."""
+    """Attention to the sequence's first token that is no padding, StreamingLLM's sink (2309.17453). Range 0 .. 1."""
     first = a.prefix_seen.int().argmax(1)
     return a.columns.gather(2, first[:, None, None].expand(-1, a.columns.shape[1], 1)).squeeze(2) / a.queries
 
@@ -82,7 +82,10 @@ def entropy(a: Accumulated, geometry: Geometry) -> torch.Tensor:
 
 
 def sink_rate(a: Accumulated, geometry: Geometry) -> torch.Tensor:
-    """Share of the keys that are sinks (Gu et al. 2410.10781): alpha_k = sum_{i>=k} A[i, k] / (queries that see k) > 0.3."""
+    """Share of the keys that are sinks (Gu et al. 2410.10781): alpha_k = sum_{i>=k} A[i, k] / (queries that see k) > 0.3.
+
+    Keys are the prefix without its padding and the image. Range 0 .. 1.
+    """
     counts, valid = _visits(a)
     sinks = (a.columns / counts > SINK) & valid[:, None]
     return sinks.sum(-1) / valid.sum(1)[:, None]
@@ -96,7 +99,7 @@ def column_concentration(a: Accumulated, geometry: Geometry) -> torch.Tensor:
 
 
 def column_variance(a: Accumulated, geometry: Geometry) -> torch.Tensor:
-    """Variance over the queries that see it of each image column of A, averaged (HACK, 2504.09261). Range 0 .. 0.25."""
+    """Variance over the queries that see it of each image key's column of A, averaged (HACK, 2504.09261). Range 0 .. 0.25."""
     counts, _ = _visits(a)
     mean, square = a.columns / counts, a.squares / counts
     return (square - mean.square()).clamp(min=0)[..., a.prefix :].mean(-1)
@@ -114,7 +117,10 @@ def diagonality(a: Accumulated, geometry: Geometry) -> torch.Tensor:
 
 
 def lag_mass(a: Accumulated, geometry: Geometry) -> torch.Tensor:
-    """float32 [B, h, N]: attention to the image token `lag` before the query, mean over queries; lag 0 is the query."""
+    """float32 [B, h, N]: attention to the image token `lag` before the query, mean over all queries; lag 0 is the query.
+
+    The sum over lags is 1 - prefix_mass. Range 0 .. 1.
+    """
     row, width = geometry.row_length, 2 * geometry.row_length - 1
     down = torch.arange(geometry.rows)[:, None]
     lag = down * row - (torch.arange(width)[None] - (row - 1))
@@ -125,7 +131,7 @@ def lag_mass(a: Accumulated, geometry: Geometry) -> torch.Tensor:
 
 
 def at_lag(lag_of: Callable[[Geometry], int]) -> Statistic:
-    """Share of A on one sub-diagonal."""
+    """Share of A on one sub-diagonal (previous-token score and its kin in an image). Range 0 .. 1."""
 
     def statistic(a: Accumulated, geometry: Geometry) -> torch.Tensor:
         return lag_mass(a, geometry)[..., lag_of(geometry)]

@@ -107,9 +107,7 @@ def solve(
     )
 
 
-def option_bytes(
-    losses: Losses, shape: ModelShape, limit: Limit, prefix: int, stride: int, anchor: int = 0
-) -> np.ndarray:
+def option_bytes(losses: Losses, shape: ModelShape, limit: Limit, prefix: int, stride: int, anchor: int = 0) -> np.ndarray:
     """float64 [O]: bytes a sequence of one head with each option."""
     window = np.array([option.window for option in losses.options])
     heavy = np.array([option.heavy for option in losses.options])
@@ -118,9 +116,7 @@ def option_bytes(
     return np.asarray(nbytes, dtype=np.float64)
 
 
-def allocate(
-    loss: np.ndarray, cost: np.ndarray, room: float, buckets: int, *, nodes: int = NODES
-) -> Allocation | None:
+def allocate(loss: np.ndarray, cost: np.ndarray, room: float, buckets: int, *, nodes: int = NODES) -> Allocation | None:
     """Least sum of `loss` [L, H, O] with the sum of `cost` [O] within `room` and at most `buckets` options a layer.
 
     Exact by `scipy.optimize.milp` (HiGHS) within `nodes` branches; the relaxation (`relax`) is the fallback and the check.
@@ -196,7 +192,7 @@ def relax(loss: np.ndarray, cost: np.ndarray, room: float, buckets: int) -> Allo
 
     The price is bisected until the sum fits, then what is left is spent on the upgrades worth most a byte.
     """
-    layers, _, options = loss.shape
+    layers = len(loss)
     if cost.min() * loss[..., 0].size > room:
         return None
     sets = _subsets(loss, cost, buckets)
@@ -240,7 +236,8 @@ def _topped_up(choice: np.ndarray, loss: np.ndarray, cost: np.ndarray, room: flo
     heads = np.arange(choice.shape[1])
     while True:
         left = room - cost[choice].sum()
-        best_rate, best_move = 0.0, None
+        best_rate = 0.0
+        best_move: tuple[int, int, int] | None = None
         for layer, chosen in enumerate(choice):
             extra = cost[None] - cost[chosen][:, None]
             gain = loss[layer, heads, chosen][:, None] - loss[layer]
@@ -250,8 +247,8 @@ def _topped_up(choice: np.ndarray, loss: np.ndarray, cost: np.ndarray, room: flo
                 allowed &= np.isin(np.arange(len(cost)), list(used))[None]
             rate = np.where(allowed, gain / np.maximum(extra, 1e-9), 0.0)
             if rate.max() > best_rate:
-                best_rate, best_move = rate.max(), (layer, *np.unravel_index(rate.argmax(), rate.shape))
+                head, option = np.unravel_index(rate.argmax(), rate.shape)
+                best_rate, best_move = rate.max(), (layer, int(head), int(option))
         if best_move is None:
             return choice
-        layer, head, option = best_move
-        choice[layer, head] = option
+        choice[best_move[:2]] = best_move[2]

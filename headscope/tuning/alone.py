@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import cast
 
 import torch
 from torch import nn
@@ -84,7 +85,7 @@ class HeadsAlone:
     def _record_inputs(self, batch: Batch) -> list[torch.Tensor]:
         """Each layer's input under the full cache, [rows, P + N - 1, C]."""
         inputs: list[torch.Tensor] = []
-        with _before(self.replay.model.decoder.layers, lambda layer, hidden: inputs.append(hidden)):
+        with _before(_layers(self.replay), lambda layer, hidden: inputs.append(hidden)):
             self.replay.full(batch)
         return inputs
 
@@ -117,7 +118,7 @@ class HeadsAlone:
 
             with (
                 compressed(replay.model, policy),
-                _before(replay.model.decoder.layers, hand_over),
+                _before(_layers(replay), hand_over),
                 _before(projections, keep),
             ):
                 cache = CompressedCache(
@@ -165,7 +166,7 @@ class _Skip(nn.Module):
 @contextmanager
 def _skipping(decoder: nn.Module, below: int) -> Iterator[None]:
     """The layers under `below` hand on what they get; their number and order stay."""
-    layers = decoder.layers
+    layers = cast(nn.ModuleList, decoder.layers)
     decoder.layers = nn.ModuleList([_Skip(layer) if i < below else layer for i, layer in enumerate(layers)])
     try:
         yield
@@ -196,8 +197,13 @@ def _before(
         yield
 
 
+def _layers(replay: Replay) -> nn.ModuleList:
+    return cast(nn.ModuleList, replay.model.decoder.layers)
+
+
 def _projections(decoder: nn.Module) -> list[nn.Module] | None:
     """Each layer's output projection of the attention, or None where the decoder is built otherwise."""
     layers = getattr(decoder, "layers", None)
     found = [getattr(getattr(layer, "self_attn", None), "o_proj", None) for layer in layers or []]
-    return found if found and all(isinstance(module, nn.Module) for module in found) else None
+    modules = [module for module in found if isinstance(module, nn.Module)]
+    return modules if modules and len(modules) == len(found) else None

@@ -80,7 +80,7 @@ class Losses:
         options, kept = [], []
         for number, option in enumerate(self.options[:-1]):
             heavy = option.heavy and option.heavy + shift
-            if option.heavy == 0 or 0 < heavy and option.window + heavy < most:
+            if option.heavy == 0 or (heavy > 0 and option.window + heavy < most):
                 options.append(Option(option.window, heavy, option.decay))
                 kept.append(number)
         return Losses((*options, self.options[-1]), self.loss[:, :, [*kept, len(self.options) - 1]], stride)
@@ -117,8 +117,8 @@ def losses_from(table: pd.DataFrame, layers: int, kv_heads: int, geometry: Geome
     loss = np.full((layers, kv_heads, len(options) + 1), np.inf)
     loss[:, :, -1] = 0.0
     for row in table.itertuples(index=False):
-        option = Option(int(row.window), int(row.heavy), float(row.decay))  # type: ignore[arg-type]
-        loss[int(row.layer), int(row.kv_head), index[option]] = max(float(row.loss), 0.0)  # type: ignore[arg-type]
+        option = Option(int(row.window), int(row.heavy), float(row.decay))
+        loss[int(row.layer), int(row.kv_head), index[option]] = max(float(row.loss), 0.0)
     return Losses((*options, everything), _bounded(options, loss), strides[0])
 
 

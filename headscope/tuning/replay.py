@@ -195,6 +195,9 @@ class Replay:
                 parts.append(self.compare(hidden, batch.pictures))
         joined = [None if first is None else torch.cat(column) for first, column in _columns(parts)]
         divergence, agreement, surplus, conditional, unconditional = joined
+        assert divergence is not None
+        assert agreement is not None
+        assert surplus is not None
         return ReplayResult(
             divergence,
             agreement,

@@ -150,7 +150,8 @@ def search(
     books: list[tuple[TrialBook, Space]] = [(by_class, class_space)]
     if by_table is not None and table_space is not None:
         books.append((by_table, table_space))
-    best = min((found for book, _ in books if (found := book.best())), key=lambda found: found.kl, default=None)
+    candidates = [candidate for book, _ in books if (candidate := book.best())]
+    best = min(candidates, key=lambda candidate: candidate.kl, default=None)
     if best is None:
         raise BudgetError("Not one policy could be measured under this limit; the reasons stand in trials.parquet.")
     return SearchResult(

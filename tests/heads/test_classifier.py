@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from headscope.errors import DataError
 from headscope.heads import HeadClassifier, Heads, classify
-from headscope.heads.features import FEATURES
+from headscope.heads.features import FEATURES, features, odd_heads
 from headscope.models.janus import JanusModel
 from headscope.runtime import generate
 from headscope.tracing import TraceDataset, trace
@@ -51,9 +54,45 @@ def test_the_same_seed_gives_the_same_classes() -> None:
 
 def test_constant_features_and_few_heads_do_not_fail() -> None:
     values = np.ones((4, 9))
-    scores = HeadClassifier().fit(values).score_semantic(values)
-    assert np.isfinite(scores).all()
-    assert ((scores >= 0) & (scores <= 1)).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = HeadClassifier().fit(values).score_semantic(values)
+    assert scores == pytest.approx([0.5] * 4)
+    two = np.random.default_rng(0).random((2, 9))
+    assert np.isfinite(HeadClassifier().fit(two).score_semantic(two)).all()
+
+
+def records(values: np.ndarray, pictures: int = 2) -> pd.DataFrame:
+    """A trace's table: one layer, one query head a row of `values` [heads, features], the same in every picture."""
+    rows = [
+        {"sample": sample, "stream": "conditional", "layer": 0, "head": head, "band": -1}
+        | dict(zip(FEATURES, row, strict=True))
+        for sample in range(pictures)
+        for head, row in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_numbers_that_are_not_finite_are_left_out_of_the_means() -> None:
+    table = records(np.arange(36, dtype=float).reshape(4, 9))
+    table.loc[0, "entropy"] = np.nan  # head 0 in picture 0: picture 1 still knows
+    table.loc[table["head"] == 3, "row_above"] = np.inf  # nobody knows: the mean of heads 0, 1 and 2
+    made = features(table, 4, 4).set_index("kv_head")
+    assert made.loc[0, "entropy"] == 5.0
+    assert made.loc[3, "row_above"] == pytest.approx((7 + 16 + 25) / 3)
+    assert odd_heads(table) == 2
+
+
+def test_a_trace_with_nothing_but_nan_still_gives_scores() -> None:
+    made = features(records(np.full((4, 9), np.nan)), 4, 2)
+    scores = HeadClassifier().fit(made[list(FEATURES)].to_numpy()).score_semantic(made[list(FEATURES)].to_numpy())
+    assert scores == pytest.approx([0.5, 0.5])
+
+
+def test_parameters_stay_as_given() -> None:
+    classifier = HeadClassifier(seed=7, starts=3)
+    classifier.fit(two_kinds(0)[0])
+    assert classifier.get_params() == {"seed": 7, "starts": 3}
 
 
 @pytest.mark.parametrize("values", [np.ones((1, 9)), np.full((4, 9), np.nan)])
@@ -75,6 +114,29 @@ def test_classes_of_a_model_come_back_from_a_file(tiny: JanusModel, tmp_path: Pa
     (tmp_path / "heads.parquet").write_bytes(b"not parquet")
     with pytest.raises(DataError, match="not a file of head classes"):
         Heads.load(tmp_path / "heads.parquet")
+
+
+def test_a_trace_with_odd_numbers_is_classified_with_a_warning(
+    tiny: JanusModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = trace(tiny, generate(tiny, ["red apple", "dog"], 0), tmp_path / "trace")
+    table = dataset.heads()
+    table.loc[(table["layer"] == 0) & (table["head"] < 2), "entropy"] = np.nan
+    monkeypatch.setattr(dataset, "heads", lambda: table)
+    with pytest.warns(UserWarning, match="2 heads have statistics that are no numbers"):
+        heads = classify(dataset, tiny.shape, resamples=2)
+    assert heads.table.notna().all().all()
+    assert heads.meta["weights"] == tiny.shape.weights
+    assert heads.meta["architecture"] == tiny.shape.architecture
+    monkeypatch.setattr(dataset, "heads", lambda: table[table["layer"] == 0])
+    with pytest.warns(UserWarning, match="no numbers"), pytest.raises(DataError, match="has 2 KV heads, tiny 2 x 2"):
+        classify(dataset, tiny.shape, resamples=2)
+
+
+def test_a_trace_of_other_weights_is_refused(tiny: JanusModel, tmp_path: Path) -> None:
+    dataset = trace(tiny, generate(tiny, ["red apple"], 0), tmp_path / "trace")
+    with pytest.raises(DataError, match="other weights than tiny"):
+        classify(dataset, replace(tiny.shape, weights="0" * 64))
 
 
 def test_kv_heads_are_means_of_their_query_heads(tiny: JanusModel, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_the_cache_without_its_attention_is_refused(tiny: JanusModel) -> None:
     embeds, mask = inputs(tiny)
     cache = CompressedCache(policy)
     tiny.decode(embeds[:, :8], mask[:, :8], cache)
-    with pytest.raises(CacheError, match="with headscope.compressed"):
+    with pytest.raises(CacheError, match=r"with headscope\.compressed"):
         tiny.decode(embeds[:, 8:9], mask[:, :9], cache)
 
 

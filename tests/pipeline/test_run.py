@@ -138,7 +138,19 @@ def test_janus_pro_goes_through_every_step(tmp_path: Path, capsys, monkeypatch) 
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("red apple\nblue car\n")
     ended = headscope(
-        capsys, monkeypatch, "run", folder, "--out", tmp_path / "run", "--prompts", prompts, "--quick", "--trials", 1, "--keep", "20%"
+        capsys,
+        monkeypatch,
+        "run",
+        folder,
+        "--out",
+        tmp_path / "run",
+        "--prompts",
+        prompts,
+        "--quick",
+        "--trials",
+        1,
+        "--keep",
+        "20%",
     )
     assert ended.status == 0, ended.err
     assert (tmp_path / "run" / "report.html").exists()

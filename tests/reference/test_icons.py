@@ -113,9 +113,7 @@ def test_packed_and_unpacked_packages_give_the_same_table(unpacked: Path, packed
     pd.testing.assert_frame_equal(one, other)
 
 
-@pytest.mark.parametrize(
-    "name", ["waving-hand", "mango", "man-cook", "one-oclock", "headstone", "stop-sign", "flag-in-hole"]
-)
+@pytest.mark.parametrize("name", ["waving-hand", "mango", "man-cook", "one-oclock", "headstone", "stop-sign", "flag-in-hole"])
 def test_hands_people_clocks_and_signs_are_left_out(name: str) -> None:
     packages = [Package(icon_set, {"icons": {name: {"body": ""}}}, "MIT") for icon_set in SETS]
     assert choose_drawings(packages) == []
@@ -140,9 +138,7 @@ def test_an_icon_takes_its_size_from_itself_then_from_its_set() -> None:
 
 def test_missing_packages_are_named_with_the_command_that_fetches_them(unpacked: Path) -> None:
     (unpacked / "noto" / "package.json").unlink()
-    with pytest.raises(
-        DataError, match=r"noto@1\.2\.9 not found in it; fetch with `npm pack --pack-destination"
-    ) as error:
+    with pytest.raises(DataError, match=r"noto@1\.2\.9 not found in it; fetch with `npm pack --pack-destination") as error:
         read_packages(unpacked)
     assert "twemoji" not in str(error.value)
 

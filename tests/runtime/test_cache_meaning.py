@@ -149,9 +149,7 @@ def test_equal_scores_keep_the_newer_token() -> None:
 
 
 def test_padding_of_the_prompt_is_never_seen() -> None:
-    policy = Policy.uniform(
-        shape_of(2, 2), window=torch.tensor([[3, 2]]), heavy=torch.tensor([[0, 2]]), stride=4, prefix=3
-    )
+    policy = Policy.uniform(shape_of(2, 2), window=torch.tensor([[3, 2]]), heavy=torch.tensor([[0, 2]]), stride=4, prefix=3)
     q, k, v = random_states(1, 2, 2, 2, 3 + TOKENS)
     mask = torch.ones(2, 1, 3, 3, dtype=torch.bool).tril()
     mask[1, :, :, 0] = False  # the second prompt is one token shorter

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import StaticCache
 
 from headscope.models import ImageModel
 from headscope.models.janus import JanusModel

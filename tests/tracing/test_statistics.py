@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headscope.geometry import Geometry
 from headscope.models.attention import Group
@@ -88,10 +90,10 @@ def test_even_attention_has_entropy_one() -> None:
     assert found["sink_rate"] == 0
 
 
-def by_definition(attention: np.ndarray, name: str) -> float:
+def by_definition(attention: np.ndarray, name: str, cols: int = COLS) -> float:
     """The definitions, one query and one key at a time. attention [Q, P + Q] without padding."""
     queries, prefix = attention.shape[0], attention.shape[1] - attention.shape[0]
-    place = [(t // COLS, t % COLS) for t in range(queries)]
+    place = [(t // cols, t % cols) for t in range(queries)]
     image = attention[:, prefix:]
     scaled = image / image.sum(1, keepdims=True)
 
@@ -123,21 +125,21 @@ def by_definition(attention: np.ndarray, name: str) -> float:
         "mean_distance": lambda: sum(distances) / queries,
         "prefix_mass": lambda: attention[:, :prefix].sum() / queries,
         "first_token_mass": lambda: attention[:, 0].mean(),
-        "margin_mass": lambda: sum(image[:, k].sum() for k in range(queries) if place[k][1] in (0, COLS - 1)) / queries,
+        "margin_mass": lambda: sum(image[:, k].sum() for k in range(queries) if place[k][1] in (0, cols - 1)) / queries,
         "entropy": lambda: np.mean(
             [-sum(p * math.log(p) for p in attention[q] if p > 0) / math.log(prefix + q + 1) for q in range(queries)]
         ),
         "sink_rate": lambda: np.mean([alpha > 0.3 for alpha in alphas]),
         "column_concentration": lambda: sorted(column_sums)[-1] / column_sums.sum(),
         "previous_token": lambda: lag(1),
-        "row_above": lambda: lag(COLS),
+        "row_above": lambda: lag(cols),
         "self_mass": lambda: lag(0),
         "column_variance": lambda: np.mean([np.var([image[q, k] for q in seen(prefix + k)]) for k in range(queries)]),
         "verticality": lambda: sum(p * math.log(p) for p in mean if p > 0),
-        "diagonality": lambda: -np.mean(
-            [sum(abs(prefix + q - k) * attention[q, k] for k in range(prefix + q + 1)) for q in range(queries)]
-        )
-        / (prefix + queries),
+        "diagonality": lambda: (
+            -np.mean([sum(abs(prefix + q - k) * attention[q, k] for k in range(prefix + q + 1)) for q in range(queries)])
+            / (prefix + queries)
+        ),
     }
     return float(values[name]())
 
@@ -150,6 +152,64 @@ def test_each_statistic_equals_its_definition(name: str) -> None:
     attention = np.where(causal, np.exp(logits), 0)
     attention /= attention.sum(1, keepdims=True)
     assert statistics_of(attention)[name] == pytest.approx(by_definition(attention, name), abs=1e-5)
+
+
+@torch.inference_mode()
+def test_each_statistic_of_a_model_equals_its_definition_on_the_models_own_eager_maps(tiny: JanusModel) -> None:
+    """Nothing of the tracer is in the oracle: eager maps, padding cut off by hand, one query and one key at a time."""
+    samples = generate(tiny, ["dog", "a blue car on a red background"], 5)
+    prefix = tiny.encode(samples.prompts)
+    ids = torch.cat([prefix.ids, prefix.unconditional_ids])
+    mask = torch.cat([prefix.mask, prefix.unconditional_mask])
+    tokens = samples.tokens[:, :-1].long().repeat(2, 1)
+    embeds = torch.cat([tiny.embed_prefix(ids), tiny.embed_tokens(tokens)], 1)
+    full = torch.cat([mask, mask.new_ones(tokens.shape)], 1)
+    tiny.decoder.config._attn_implementation = "eager"
+    maps = tiny.decoder(inputs_embeds=embeds, attention_mask=full, output_attentions=True).attentions
+    tiny.decoder.config._attn_implementation = "sdpa"
+    watched = watch(tiny, samples)
+    assert not mask.all()  # one prompt is padded
+    for layer, attention in enumerate(maps):
+        found = {name: statistic(watched.layers[layer], tiny.shape.geometry) for name, statistic in STATISTICS.items()}
+        for row in range(4):
+            for head in range(4):
+                real = attention[row, head, ids.shape[1] :][:, full[row].bool()].double().numpy()
+                for name in STATISTICS:
+                    expected = by_definition(real, name, cols=4)
+                    assert float(found[name][row, head]) == pytest.approx(expected, abs=1e-5), (name, layer, row, head)
+
+
+@torch.inference_mode()
+def test_tracing_changes_no_bit_of_the_logits(tiny: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = generate(tiny, ["dog", "a blue car on a red background"], 5)
+    original, hidden = tiny.decode, []
+
+    def decode(embeds: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        hidden.append((embeds, mask, original(embeds, mask)))
+        return hidden[0][2]
+
+    monkeypatch.setattr(tiny, "decode", decode)
+    watch(tiny, samples)
+    embeds, mask, watched = hidden[0]
+    assert torch.equal(tiny.logits(watched), tiny.logits(original(embeds, mask)))
+
+
+RANGES = {"mean_distance": (0.0, math.hypot(ROWS - 1, COLS - 1)), "column_variance": (0.0, 0.25), "diagonality": (-1.0, 0.0)}
+
+
+@given(seed=st.integers(0, 2**32 - 1), sharpness=st.sampled_from([0.0, 0.1, 1.0, 5.0, 50.0]))
+def test_every_statistic_stays_in_its_range(seed: int, sharpness: float) -> None:
+    rng = np.random.default_rng(seed)
+    length = PREFIX + QUERIES
+    q, k = (torch.from_numpy(rng.standard_normal((1, 1, length, 8))).float() for _ in range(2))
+    positions = torch.arange(length)
+    a = Accumulator(GEOMETRY, PREFIX).add(Group([0], q, k, positions[None, None], positions, None, sharpness))
+    for name, statistic in STATISTICS.items():
+        low, high = RANGES.get(name, (0.0, 1.0))
+        if name == "verticality":
+            low, high = -math.log(length), 0.0
+        value = float(statistic(a, GEOMETRY)[0, 0])
+        assert low - 1e-6 <= value <= high + 1e-6, name
 
 
 def test_blocks_of_queries_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from headscope.errors import DataError
 from headscope.models import Samples
@@ -78,3 +81,101 @@ def test_the_trace_is_the_same_again(tiny: JanusModel, samples: Samples, tmp_pat
     first = trace(tiny, samples, tmp_path / "a", batch_size=3).heads()
     second = trace(tiny, samples, tmp_path / "b", batch_size=3).heads()
     pd.testing.assert_frame_equal(first, second)
+
+
+def stopped(model: JanusModel, samples: Samples, out: Path) -> Path:
+    """A trace that was stopped after its first picture."""
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trace(model, samples, out, batch_size=1, progress=stop)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["parquet", "safetensors"])
+def test_a_single_changed_byte_of_a_part_is_found(tiny: JanusModel, samples: Samples, tmp_path: Path, kind: str) -> None:
+    whole = trace(tiny, samples, tmp_path / "whole", batch_size=1)
+    part = stopped(tiny, samples, tmp_path / "t") / "parts" / f"000000.{kind}"
+    content = bytearray(part.read_bytes())
+    content[-200] ^= 0xFF
+    part.write_bytes(content)
+    with pytest.warns(UserWarning, match="000000: damaged, traced again"):
+        resumed = trace(tiny, samples, tmp_path / "t", batch_size=1, resume=True)
+    pd.testing.assert_frame_equal(resumed.heads(), whole.heads())
+    for name, curve in whole.curves().items():
+        assert torch.equal(resumed.curves()[name], curve)
+
+
+def test_a_temporary_file_of_a_killed_run_is_no_obstacle(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
+    parts = stopped(tiny, samples, tmp_path / "t") / "parts"
+    (parts / ".000001.77.part.parquet").write_bytes(b"half of a pa")
+    assert len(trace(tiny, samples, tmp_path / "t", resume=True).heads()) == 3 * 2 * 2 * 4
+    assert not parts.exists()
+
+
+@pytest.mark.parametrize("lost", ["heads.parquet", "curves.safetensors", "samples.parquet"])
+def test_a_finished_trace_that_lost_a_file_is_traced_again(
+    tiny: JanusModel, samples: Samples, tmp_path: Path, lost: str
+) -> None:
+    before = trace(tiny, samples, tmp_path / "t").heads()
+    (tmp_path / "t" / lost).unlink()
+    with pytest.warns(UserWarning, match=lost):
+        again = trace(tiny, samples, tmp_path / "t", resume=True)
+    assert again.damage() is None
+    pd.testing.assert_frame_equal(again.heads(), before)
+
+
+@pytest.mark.parametrize("facts", [[], None, 5, {}, {"complete": True}])
+def test_a_strange_trace_json_is_one_sentence(tiny: JanusModel, samples: Samples, tmp_path: Path, facts: Any) -> None:
+    (tmp_path / "trace.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match=r"trace\.json: lacks"):
+        TraceDataset(tmp_path)
+    with pytest.raises(DataError, match=r"trace\.json: lacks"):
+        trace(tiny, samples, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_other_things_is_left_alone(tiny: JanusModel, samples: Samples, tmp_path: Path, resume: bool) -> None:
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("years of work")
+    with pytest.raises(DataError, match=r"holds other files \(thesis\.txt\)"):
+        trace(tiny, samples, tmp_path, resume=resume)
+    with pytest.raises(DataError, match="is a file"):
+        trace(tiny, samples, thesis, resume=resume)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+    assert thesis.read_text() == "years of work"
+
+
+def test_another_models_trace_is_not_continued(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
+    out = stopped(tiny, samples, tmp_path / "t")
+    meta = json.loads((out / "trace.json").read_text())
+    (out / "trace.json").write_text(json.dumps({**meta, "weights": "0" * 64}))
+    with pytest.raises(DataError, match="other weights"):
+        trace(tiny, samples, out, resume=True)
+
+
+def test_a_full_disk_is_one_sentence_and_loses_no_part(
+    tiny: JanusModel, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = stopped(tiny, samples, tmp_path / "t")
+
+    def full(*args: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("headscope.tracing.dataset.save_file", full)
+        with pytest.raises(DataError, match="No space left on device"):
+            trace(tiny, samples, out, resume=True)
+    seen: list[int] = []
+    trace(tiny, samples, out, batch_size=1, resume=True, progress=lambda done, total: seen.append(done))
+    assert seen == [2, 3]
+
+
+def test_pictures_in_a_pass_do_not_change_the_statistics(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
+    one = trace(tiny, samples, tmp_path / "one", batch_size=1).heads()
+    three = trace(tiny, samples, tmp_path / "three", batch_size=3).heads()
+    pd.testing.assert_frame_equal(one, three, rtol=1e-4, atol=1e-5)
+    with pytest.raises(DataError, match="batch_size 0"):
+        trace(tiny, samples, tmp_path / "none", batch_size=0)

@@ -61,9 +61,7 @@ def slow_kl(model: JanusModel, samples: Samples, policy: Policy) -> torch.Tensor
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8])
-def test_replay_in_chunks_equals_decoding_token_by_token(
-    tiny: JanusModel, drawn: Samples, replay: Replay, stride: int
-) -> None:
+def test_replay_in_chunks_equals_decoding_token_by_token(tiny: JanusModel, drawn: Samples, replay: Replay, stride: int) -> None:
     policy = mixed(tiny, stride)
     found = replay.measure(policy)
     torch.testing.assert_close(found.divergence, slow_kl(tiny, drawn, policy), rtol=1e-3, atol=1e-5)
