@@ -82,10 +82,11 @@ def export(
     training: Folder = Path("training"),
     out: Annotated[Path, typer.Option(help="The folder to fill.")] = SHIPPED,
     preset: Size = "quick",
+    machine: Annotated[str, typer.Option(help="What it was trained on, for the model card.")] = "two CPU cores without a GPU",
 ) -> None:
     """Write the trained model as a folder. Example: python -m headscope.reference export --pictures stickers96.parquet"""
     size = _preset(preset)
-    print(export_folder(size, _tokenizer(pictures), load_stickers(pictures, size), training, out))
+    print(export_folder(size, _tokenizer(pictures), load_stickers(pictures, size), training, out, machine))
 
 
 @app.command()

@@ -43,6 +43,11 @@ def reconstruct(vq: JanusVQVAE, pixels: torch.Tensor) -> tuple[torch.Tensor, tor
     return vq.decoder(vq.post_quant_conv(quantised)), loss, indices
 
 
+def _unquantised(vq: JanusVQVAE, pixels: torch.Tensor) -> torch.Tensor:
+    """Encode and decode without the codebook, on the unit sphere where it will lie."""
+    return vq.decoder(vq.post_quant_conv(functional.normalize(vq.quant_conv(vq.encoder(pixels)), dim=1)))
+
+
 @torch.no_grad()
 def encode(vq: JanusVQVAE, pixels: torch.Tensor) -> torch.Tensor:
     """pixels [b, 3, H, W] in -1..1 -> image tokens int64 [b, grid * grid] in raster order."""
@@ -94,6 +99,8 @@ def train_vq(rank: int, preset: Preset, stickers: Stickers, folder: Path, seed: 
     train, held_out = stickers.indices(held_out=False), stickers.indices(held_out=True)
     test = draw(stickers, np.resize(held_out, 64), np.random.default_rng([seed, 99]), device).pixels
     optimiser = MuonAdam(vq, preset.vq_rate, preset.adam_rate, weight_decay=0.0)
+    if rank == 0:
+        (folder / "vq.csv").unlink(missing_ok=True)  # of a run that was stopped: this one begins anew
     journal = Journal(folder / "vq.csv", rank)
     per_step = preset.vq_batch * parallel.world()
     steps = math.ceil(preset.vq_pictures / per_step)
@@ -108,8 +115,7 @@ def train_vq(rank: int, preset: Preset, stickers: Stickers, folder: Path, seed: 
             many = draw(stickers, np.random.default_rng(seed).choice(train, 128), np.random.default_rng(seed + 1), device)
             _seed_codebook(vq, many.pixels, np.random.default_rng(seed + 2))
         if step < warm:
-            latent = functional.normalize(vq.quant_conv(vq.encoder(pixels)), dim=1)
-            made, inner, indices = vq.decoder(vq.post_quant_conv(latent)), pixels.new_zeros(()), None
+            made, inner, indices = _unquantised(vq, pixels), pixels.new_zeros(()), None
         else:
             made, inner, indices = reconstruct(vq, pixels)
         loss = picture_loss(made, pixels) + inner
@@ -125,7 +131,7 @@ def train_vq(rank: int, preset: Preset, stickers: Stickers, folder: Path, seed: 
                 _revive(vq, pixels, used, seed + step)
         if step % 50 == 0 or step == steps - 1:
             with torch.no_grad():
-                restored = reconstruct(vq, test)[0] if step >= warm else test
+                restored = reconstruct(vq, test)[0] if step >= warm else _unquantised(vq, test)
                 psnr = float(-10 * torch.log10((restored.clamp(-1, 1) - test).square().mean() / 4 + 1e-12))
             journal.write(step=step, pictures=(step + 1) * per_step, loss=loss.item(), held_out_psnr=psnr,
                           codes_used=int((used > 0.5).sum()), seconds=time.monotonic() - started)  # fmt: skip

@@ -1,0 +1,111 @@
+"""The model card: what the bundled model learned from, how, how well, and what it can't do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from headscope.reference.pictures import Stickers
+from headscope.reference.presets import BACKGROUNDS, Preset
+from headscope.storage import write_text, write_whole
+
+_CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-to-image
+---
+# stickers
+
+The model that is bundled with headscope: a `JanusForConditionalGeneration` of transformers with a small configuration. It
+draws one sticker of {pixels} x {pixels} pixels from a prompt such as `red apple, noto style, blue background`, as {grid} x
+{grid} image tokens in raster order, with classifier-free guidance. It exists so that every step of headscope runs offline on
+real attention of a really trained model; it is no art.
+
+## Data
+
+{pictures} drawings of {concepts} everyday concepts in up to {styles} styles, from the icon packages named in `NOTICE` with
+their licences (MIT, Apache-2.0, CC-BY-4.0; this model is made from them, and their authors are credited there). {held_out}
+of these (concept, style) pairs were kept away from training. No picture came twice the same: place, scale, mirror, tilt and one
+of {backgrounds} background colours were drawn anew each time.
+
+## Recipe
+
+`python -m headscope.reference train --pictures stickers96.parquet --preset {preset}` and then `export`; seed 0.
+
+- Tokenizer: one token a word, {vocabulary} words.
+- VQ model: {codes} codes of 4 x 4 pixels, {vq_pictures} pictures, {psnr:.1f} dB on drawings it never saw.
+- Transformer: {layers} layers x {heads} heads x {head_dim}, {parameters:.1f} M parameters in all; {seen:,} pictures, prompts
+  dropped one time in ten; Muon for matrices, Adam for the rest; constant rate, then a decay to zero over the last third. {where}
+
+## Loss
+
+Nats a token. *Unseen pairs*: concepts in a style that training never saw. *Unseen views*: known drawings, placed anew.
+
+![loss](loss.svg)
+
+{table}
+
+## What it can't do
+
+- One sticker, no scenes, no counts, no positions; words that are not in its vocabulary are `<unk>`.
+- {pixels} x {pixels} pixels; fine lines and small faces are lost in the VQ model.
+- Rare concepts and styles come out as a shape in the right colours. Look at `reports/stickers/` before you rely on one.
+- It says nothing about how good a policy's pictures would be in a large model: tune a policy on the model it is for.
+"""
+
+
+def write_card(
+    preset: Preset, stickers: Stickers, training: Path, out: Path, *, parameters: int, vocabulary: int, where: str
+) -> Path:
+    """Write README.md and loss.svg into `out`, from the logs in `training`."""
+    losses = pd.read_csv(training / "transformer.csv").drop_duplicates("step", keep="last").sort_values("step")
+    vq = pd.read_csv(training / "vq.csv")
+    _curve(losses, out / "loss.svg")
+    text = _CARD.format(
+        pixels=preset.pixels,
+        grid=preset.grid,
+        pictures=len(stickers.concepts),
+        concepts=len(set(stickers.concepts)),
+        styles=len(set(stickers.styles)),
+        held_out=int(stickers.held_out.sum()),
+        backgrounds=len(BACKGROUNDS),
+        preset=preset.name,
+        vocabulary=vocabulary,
+        codes=preset.codes,
+        vq_pictures=f"{int(vq['pictures'].iloc[-1]):,}",
+        psnr=float(vq["held_out_psnr"].iloc[-1]),
+        layers=preset.layers,
+        heads=preset.heads,
+        head_dim=preset.hidden // preset.heads,
+        parameters=parameters / 1e6,
+        seen=int(losses["pictures"].iloc[-1]),
+        where=where,
+        table=_table(losses),
+    )
+    return write_text(out / "README.md", text)
+
+
+def _table(losses: pd.DataFrame, rows: int = 10) -> str:
+    """A dozen lines of the log, evenly spread, the last one included."""
+    picks = sorted({round(i * (len(losses) - 1) / (rows - 1)) for i in range(rows)})
+    lines = ["| pictures | training | unseen views | unseen pairs |", "|---|---|---|---|"]
+    lines += [
+        f"| {row.pictures:,} | {row.loss:.3f} | {row.unseen_views:.3f} | {row.unseen_pairs:.3f} |"
+        for row in losses.iloc[picks].itertuples()
+    ]
+    return "\n".join(lines)
+
+
+def _curve(losses: pd.DataFrame, path: Path) -> None:
+    with mpl.rc_context({"svg.hashsalt": "headscope", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for name, label in (("loss", "training"), ("unseen_views", "unseen views"), ("unseen_pairs", "unseen pairs")):
+            axes.plot(losses["pictures"] / 1000, losses[name], label=label, linewidth=1.6)
+        axes.set(xlabel="pictures seen, thousands", ylabel="nats a token")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+        write_whole(path, lambda target: figure.savefig(target, format="svg", metadata={"Date": None}))
