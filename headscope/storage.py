@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from headscope.errors import DataError
 
@@ -25,13 +27,15 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+        reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
-            f"{target}: cannot be written ({error.strerror or error}); what was there before is unchanged - "
+            f"{target}: cannot be written ({reason}); what was there before is unchanged - "
             "free some space or choose another folder with --out."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a parent that is a file, say: the sentence above has said so
+            temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:

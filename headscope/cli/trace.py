@@ -35,8 +35,7 @@ def trace(
     folder = RunFolder(out)
     parts = split(texts, calibration, unseen)
     begin(loaded, model, folder, parts, settings, resume=resume, overwrite=overwrite)
-    if not folder.done("trace"):
-        with progress() as tell:
-            trace_step(loaded, folder, read_prompts_of(folder)["calibration"], settings, tell)
+    with progress() as tell:  # a finished trace is only looked over
+        trace_step(loaded, folder, read_prompts_of(folder)["calibration"], settings, tell)
     say(f"trace: {folder.trace}")
     say(f"next: headscope heads {out}")

@@ -38,7 +38,8 @@ of {backgrounds} background colours were drawn anew each time.
 - Tokenizer: one token a word, {vocabulary} words.
 - VQ model: {codes} codes of 4 x 4 pixels, {vq_pictures} pictures, {psnr:.1f} dB on drawings it never saw.
 - Transformer: {layers} layers x {heads} heads x {head_dim}, {parameters:.1f} M parameters in all; {seen:,} pictures, prompts
-  dropped one time in ten; Muon for matrices, Adam for the rest; constant rate, then a decay to zero over the last third. {where}
+  dropped one time in ten; Muon for matrices, Adam for the rest; constant rate, then a decay to zero over the last third.
+  {where}
 
 ## Loss
 

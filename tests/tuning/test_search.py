@@ -1,0 +1,183 @@
+"""The search proposes only what fits, never ends above what it measured first, and goes on as if it had not stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headscope.errors import BudgetError, DataError
+from headscope.geometry import Geometry
+from headscope.policy import PRESETS, Limit, ModelShape, Policy, policy_bytes
+from headscope.tuning import SearchResult, search, sweep_presets
+from headscope.tuning.options import Losses, Option
+from headscope.tuning.replay import ReplayResult
+from headscope.tuning.space import ClassSpace, TableSpace, fitting_strides, merged, neutral
+
+SHAPE = ModelShape("toy", 3, 4, 4, 8, Geometry(6, 6), "a", "w")
+PREFIX = 5
+SCORES = torch.linspace(0, 1, 12).view(3, 4)
+LIMIT = Limit.from_keep(SHAPE, 0.5, prefix=PREFIX)
+
+
+class Landscape:
+    """A loss with a known best direction: semantic heads gain from heavy tokens, the others from window tokens."""
+
+    def __init__(self) -> None:
+        self.measured: list[Policy] = []
+
+    def measure(self, policy: Policy) -> ReplayResult:
+        self.measured.append(policy)
+        gain = (1 - SCORES) * policy.window.clamp(max=8) + SCORES * policy.heavy.clamp(max=12)
+        loss = float(torch.exp(-gain.float() / 6).mean()) + 0.01 * abs(float(policy.decay.mean()) - 0.7)
+        divergence = loss + torch.linspace(-0.001, 0.001, 4)[:, None].expand(4, SHAPE.geometry.tokens - 1)
+        true = torch.ones_like(divergence, dtype=torch.bool)
+        return ReplayResult(divergence, true, divergence, SHAPE.geometry)
+
+
+def table() -> Losses:
+    options = (Option(0), Option(4), Option(8), Option(1, 6), Option(2, 12), Option(35))
+    gains = [[float((1 - s) * min(o.window, 8) + s * min(o.heavy, 12)) for o in options] for s in SCORES.flatten()]
+    loss = np.exp(-np.array(gains) / 6).reshape(3, 4, len(options))
+    loss[..., -1] = 0.0
+    return Losses(options, loss, 6)
+
+
+def run(trials: int, storage: Path | None = None, **changes) -> tuple[SearchResult, Landscape]:
+    land = Landscape()
+    presets = sweep_presets(Landscape(), SHAPE, LIMIT, SCORES, prefix=PREFIX).best
+    given = {"prefix": PREFIX, "trials": trials, "seed": 3, "storage": storage, "presets": presets, **changes}
+    return search(
+        land, SHAPE, changes.pop("limit", LIMIT), table(), SCORES, **{k: v for k, v in given.items() if k != "limit"}
+    ), land
+
+
+def test_the_result_is_the_best_of_everything_measured() -> None:
+    result, land = run(16)
+    losses = [Landscape().measure(policy).kl for policy in land.measured]
+    assert result.kl == pytest.approx(min(losses))
+    assert result.kl <= min(result.incumbents.values()) + 1e-12
+    assert {f"preset {name}" for name in ("streaming", "h2o", "linear", "pyramid", "ssd")} <= set(result.incumbents)
+    assert all(policy_bytes(policy) <= LIMIT.bytes for policy in land.measured)
+    assert (result.trials["state"] == "complete").all()
+    assert result.policy.provenance["limit"]["bytes"] == LIMIT.bytes
+
+
+def test_equal_policies_are_measured_once() -> None:
+    _, land = run(12)
+    prints = [policy.fingerprint() for policy in land.measured]
+    assert len(prints) == len(set(prints))
+
+
+def test_a_continued_study_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    whole, _ = run(14, tmp_path / "whole.db")
+    run(5, tmp_path / "parts.db")
+    rest, _ = run(14, tmp_path / "parts.db")
+    assert rest.policy.same_as(whole.policy)
+    assert rest.kl == pytest.approx(whole.kl)
+    again, untouched = run(14, tmp_path / "parts.db")
+    assert untouched.measured == []
+    assert again.policy.same_as(rest.policy)
+
+
+def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
+    run(2, tmp_path / "study.db")
+    with pytest.raises(DataError, match="was made for another bytes"):
+        run(2, tmp_path / "study.db", limit=replace(LIMIT, bytes=LIMIT.bytes - 4096))
+    with pytest.raises(DataError, match="was made for another seed"):
+        run(2, tmp_path / "study.db", seed=4)
+    (tmp_path / "broken.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(DataError, match="not a usable study file"):
+        run(2, tmp_path / "broken.db")
+
+
+def test_an_interrupted_proposal_is_made_again(tmp_path: Path) -> None:
+    whole, _ = run(10, tmp_path / "whole.db")
+    land = Landscape()
+    presets = sweep_presets(Landscape(), SHAPE, LIMIT, SCORES, prefix=PREFIX).best
+    measure = land.measure
+
+    def stop_at_the_twentieth(policy: Policy) -> ReplayResult:
+        if len(land.measured) == 15:
+            raise KeyboardInterrupt
+        return measure(policy)
+
+    land.measure = stop_at_the_twentieth  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        search(
+            land, SHAPE, LIMIT, table(), SCORES, prefix=PREFIX, trials=10, seed=3, storage=tmp_path / "s.db", presets=presets
+        )  # fmt: skip
+    rest, _ = run(10, tmp_path / "s.db")
+    assert rest.policy.same_as(whole.policy)
+
+
+numbers = st.floats(0, 1, allow_nan=False)
+
+
+@given(st.lists(numbers, min_size=8, max_size=8), st.floats(0.3, 1.0), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_every_point_of_a_space_fits_the_limit(shares: list[float], keep: float, classes: bool) -> None:
+    limit = Limit.from_keep(SHAPE, keep, prefix=PREFIX)
+    strides = fitting_strides(SHAPE, limit, PREFIX)
+    space: ClassSpace | TableSpace
+    if classes:
+        space = ClassSpace(SHAPE, limit, PREFIX, SCORES, strides)
+    else:
+        towards = ClassSpace(SHAPE, limit, PREFIX, SCORES, strides)
+        space = TableSpace(SHAPE, limit, PREFIX, SCORES, strides, table(), towards.build(neutral(towards)))
+    values = {}
+    for number, share in zip(space.numbers, shares, strict=True):
+        value = number.low + share * (number.high - number.low)
+        values[number.name] = round(value) if number.whole else value
+    try:
+        policy = space.build(values)
+    except BudgetError:
+        assert not classes  # a stride may leave the measured options no room
+        return
+    assert policy_bytes(policy) <= limit.bytes
+    if not classes:
+        assert all(len(policy.buckets(layer)) <= space.buckets for layer in range(SHAPE.layers))
+
+
+@pytest.mark.parametrize("name", ["streaming", "h2o", "linear", "pyramid", "ssd"])
+def test_presets_are_points_of_the_class_space(name: str) -> None:
+    strides = fitting_strides(SHAPE, LIMIT, PREFIX)
+    space = ClassSpace(SHAPE, LIMIT, PREFIX, SCORES, strides)
+    found = 0
+    for variant in PRESETS[name].sweep(SHAPE.geometry):
+        policy = variant.build(SHAPE, LIMIT, prefix=PREFIX, semantic_score=SCORES)
+        values = space.locate(policy)
+        if values is not None:
+            found += 1
+            assert (space.build(values).window - policy.window).abs().max() <= 1
+    assert found >= 5
+
+
+def test_a_stride_that_does_not_fit_is_dropped() -> None:
+    tight = Limit.from_keep(SHAPE, 0.3, prefix=PREFIX)
+    assert 12 not in fitting_strides(SHAPE, tight, PREFIX)
+    assert fitting_strides(SHAPE, LIMIT, PREFIX) == [1, 3, 6, 12]
+
+
+def test_the_closest_sizes_become_one() -> None:
+    window, heavy = merged(torch.tensor([[1, 2, 20, 1]]), torch.zeros(1, 4, dtype=torch.int64), 2)
+    assert window.tolist() == [[2, 2, 20, 2]]
+    assert heavy.sum() == 0
+
+
+def test_a_sweep_keeps_the_best_of_at_least_five(tmp_path: Path) -> None:
+    land = Landscape()
+    sweep = sweep_presets(land, SHAPE, LIMIT, SCORES, prefix=PREFIX, path=tmp_path / "presets.json")
+    tried = sweep.table[sweep.table["fits"]].groupby("method")["kl"]
+    assert (tried.count() >= 5).all()
+    for name, policy in sweep.best.items():
+        assert Landscape().measure(policy).kl == pytest.approx(tried.min()[name])
+    again = Landscape()
+    resumed = sweep_presets(again, SHAPE, LIMIT, SCORES, prefix=PREFIX, path=tmp_path / "presets.json")
+    assert again.measured == []
+    assert all(resumed.best[name].same_as(policy) for name, policy in sweep.best.items())
