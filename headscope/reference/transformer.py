@@ -26,6 +26,7 @@ from headscope.storage import write_whole
 DROPPED = 0.1  # share of prompts replaced by pads, which is what guidance's unconditional stream sees
 DECAY_FROM = 0.65  # the learning rate is constant until this share of the run, then falls to zero
 WARM_STEPS = 40
+NARROWING, NARROW = (0.58, 0.70), 0.4  # shares of the run between which `spread` falls from 1, and where it stays
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,13 @@ def fresh_model(
     return model
 
 
+def spread(done: float) -> float:
+    """How far stickers range, `done` being the share of the run behind us: wide at first, for looks that carry over to any
+    place; then narrowing, so that what is left of a short run goes into shapes."""
+    begin, end = NARROWING
+    return 1.0 - (1.0 - NARROW) * min(1.0, max(0.0, (done - begin) / (end - begin)))
+
+
 def rate_factor(done: float, step: int) -> float:
     """Learning rate as a share of its peak, `done` being the share of the run behind us."""
     return min(1.0, (step + 1) / WARM_STEPS) * min(1.0, max(0.0, (1 - done) / (1 - DECAY_FROM)))
@@ -128,7 +136,7 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
     use_bf16 = plan.device.startswith("cuda")
     while step < steps:
         rng = np.random.default_rng([plan.seed, rank, step, 2])
-        batch = draw(stickers, rng.choice(train, preset.batch), rng, plan.device)
+        batch = draw(stickers, rng.choice(train, preset.batch), rng, plan.device, spread(step / steps))
         ids, mask = captions_to_ids(tokenizer, batch.captions, rng.random(preset.batch) < DROPPED, plan.device)
         tokens = encode(vq, batch.pixels)
         with torch.autocast("cuda", torch.bfloat16, enabled=use_bf16):

@@ -14,7 +14,7 @@ from headscope.reporting.svg import Axes, dot, drawing, heat, path, rect, text
 def head_map(table: pd.DataFrame) -> str:
     """Layers downward, heads across; colour from spatial to semantic, a small mark where the class is uncertain."""
     layers, heads = int(table["layer"].max()) + 1, int(table["kv_head"].max()) + 1
-    cell = max(8.0, min(44.0, 620.0 / heads))
+    cell = max(8.0, min(36.0, 620.0 / heads))
     parts = []
     for row in table.itertuples():
         x, y = 34 + row.kv_head * cell, 18 + row.layer * cell
@@ -50,7 +50,7 @@ def footprint(mass: torch.Tensor, label: str) -> str:
     return drawing(200, (reach_rows + 1) * cell, parts, label)
 
 
-def _reach(values: np.ndarray, middle: int, share: float = 0.97) -> tuple[int, int]:
+def _reach(values: np.ndarray, middle: int, share: float = 0.9) -> tuple[int, int]:
     """Rows and columns around the query that hold `share` of the mass; at least 3 and 5, so that drawings compare."""
     total = values.sum() or 1.0
     rows, columns = 3, 5
@@ -72,7 +72,8 @@ def lags(curves: dict[str, torch.Tensor], chosen: list[tuple[int, int, str]], ro
     for rows in range(1, last // row_length + 1):
         x, _ = axes.place(rows * row_length, 0)
         parts.append(path([(x, axes.top), (x, axes.height - axes.bottom)], "mark"))
-        parts.append(text(x + 4, axes.top + 8, "the row above" if rows == 1 else f"{rows} rows above", "tick"))
+        if x < axes.width - 90:
+            parts.append(text(x + 4, axes.top + 8, "the row above" if rows == 1 else f"{rows} rows above", "tick"))
     for layer, head, kind in chosen:
         points = [axes.place(lag, float(value)) for lag, value in enumerate(mass[layer, head, :last])]
         parts.append(path(points, f"line {kind}-line"))

@@ -89,8 +89,8 @@ def verdict(data: RunData) -> str:
     if less <= 0:
         return (
             f"The searched policy does not win here: {best}, with its best setting, loses "
-            f"{presets.loc[best, 'replay_kl']:.4f} nats a token against {searched['replay_kl']:.4f} on prompts that the search did "
-            "not see."
+            f"{presets.loc[best, 'replay_kl']:.4f} nats a token against {searched['replay_kl']:.4f} on prompts that "
+            "the search did not see."
         )
     sentence = (
         f"At the same bytes the searched policy loses {less:.0%} less than the best known method, {best}, on prompts that the "

@@ -9,11 +9,11 @@ import numpy as np
 
 
 def drawing(width: float, height: float, parts: Sequence[str], label: str) -> str:
-    """An SVG element that is as wide as its column; `label` is what a screen reader says."""
+    """An SVG element as wide as its column, but not blown up; `label` is what a screen reader says."""
     inner = "".join(parts)
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}" '
-        f'preserveAspectRatio="xMinYMin meet">{inner}</svg>'
+        f'style="max-width: {1.2 * width:g}px">{inner}</svg>'
     )
 
 
@@ -77,7 +77,7 @@ class Axes:
         self, width: float, height: float, x: tuple[float, float], y: tuple[float, float], *, log: bool = False
     ) -> None:
         self.width, self.height, self.x, self.y, self.log = width, height, x, y, log
-        self.left, self.right, self.top, self.bottom = 52.0, 14.0, 12.0, 34.0
+        self.left, self.right, self.top, self.bottom = 52.0, 14.0, 24.0, 34.0
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Where a point of the data lies."""

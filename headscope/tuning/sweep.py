@@ -98,5 +98,9 @@ def _read_losses(path: str | Path | None) -> dict[str, float]:
 
 
 def _described(variant: object) -> str:
-    """`split 0.5, stride row` for a preset's dataclass."""
-    return ", ".join(f"{name} {value}" for name, value in asdict(variant).items())  # type: ignore[call-overload]
+    """`split 0.5, by row` for a preset's dataclass."""
+    said = []
+    for name, value in asdict(variant).items():  # type: ignore[call-overload]
+        word = name.replace("_", " ")
+        said.append(f"{word} {value}" if not isinstance(value, bool) else word if value else f"not {word}")
+    return ", ".join(said)
