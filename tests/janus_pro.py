@@ -9,9 +9,11 @@ from transformers import (
     GenerationConfig,
     JanusConfig,
     JanusForConditionalGeneration,
+    JanusProcessor,
     JanusVisionConfig,
     JanusVQVAEConfig,
     LlamaConfig,
+    PreTrainedTokenizerFast,
 )
 
 from headscope.reference.tokenizer import build_tokenizer, special_ids
@@ -77,7 +79,15 @@ def write_janus_pro(folder: Path, layers: int = 2) -> Path:
         generation_kwargs={"boi_token_id": ids["boi"]},
     )
     network.save_pretrained(folder)
-    tokenizer.chat_template = None  # the published checkpoint keeps it beside the tokenizer
-    tokenizer.save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    tokenizer.chat_template = None  # the published checkpoint keeps it with the processor
+    processor_of(tokenizer).save_pretrained(folder)
     return folder
+
+
+def processor_of(tokenizer: PreTrainedTokenizerFast) -> JanusProcessor:
+    """The model's processor; its image half is the one that needs no torchvision, wherever this transformers keeps it."""
+    try:
+        from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil as ImageHalf
+    except ImportError:
+        from transformers.models.janus.image_processing_janus import JanusImageProcessor as ImageHalf
+    return JanusProcessor(image_processor=ImageHalf(), tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)

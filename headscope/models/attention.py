@@ -63,6 +63,10 @@ class CacheLayer(Protocol):
         """query [B, Hq, T, D] -> output [B, T, Hq, D]."""
         ...
 
+    def groups(self, query: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> list[Group]:
+        """What the query is about to attend to, for an observer."""
+        ...
+
 
 def leave_handle(keys: torch.Tensor, layer: CacheLayer) -> torch.Tensor:
     """Mark the keys that `update()` returns, so that the attention function finds their layer."""
@@ -157,9 +161,14 @@ def _register_observed(original: str) -> str:
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
             callbacks: tuple[Callback, ...] = getattr(module, _CALLBACKS, ())
             if callbacks:
-                groups = _groups(query, key, attention_mask, kwargs.get("scaling"))
+                layer: CacheLayer | None = getattr(key, _HANDLE, None)
+                scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+                if layer is None:
+                    show = plain_groups(query, key, attention_mask, scaling)
+                else:
+                    show = layer.groups(query, attention_mask, scaling)
                 for callback in callbacks:
-                    callback(cast(int, module.layer_idx), groups)
+                    callback(cast(int, module.layer_idx), show)
             return _function(original, module)(module, query, key, value, attention_mask, **kwargs)
 
         ALL_ATTENTION_FUNCTIONS.register(name, observed)
@@ -175,11 +184,8 @@ def _function(name: str, module: nn.Module) -> Callable[..., tuple[torch.Tensor,
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
-def _groups(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float | None) -> list[Group]:
-    if getattr(key, _HANDLE, None) is not None:
-        raise CacheError(
-            "The compressed cache cannot be observed yet: trace the model without a policy, `headscope trace MODEL`."
-        )
+def plain_groups(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> list[Group]:
+    """One group of all heads, for keys [B, H, S, D] of which the last T are the queries' own tokens."""
     visible = None
     if mask is not None:
         visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
@@ -200,6 +206,6 @@ def _groups(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, s
             key_positions=positions[None, None],
             query_positions=at,
             visible=visible,
-            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            scaling=scaling,
         )
     ]

@@ -94,6 +94,13 @@ class WindowHeads(KeptHeads):
         self._commit(key, value, t)
         return out
 
+    def looked_at(self, key: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What tokens t .. t + T - 1 will attend to: keys [B, h, S, D], their image tokens int64 [1, 1, S] (prefix: -P .. -1),
+        and bool [1, 1, T, S], which of them each query sees."""
+        filled, length = self._filled(t), key.shape[2]
+        tokens = torch.cat([torch.arange(-self.prefix, 0, device=key.device), self._held(t, filled, length)])
+        return torch.cat([self.keys[:, :, :filled], key], 2), tokens[None, None], self._seen(tokens, t, length)[None, None]
+
     def _filled(self, seen: int) -> int:
         """Slots in use after `seen` image tokens."""
         anchor = self.numbers.anchor
@@ -101,16 +108,23 @@ class WindowHeads(KeptHeads):
 
     def _band(self, t: int, length: int, filled: int, query: torch.Tensor) -> torch.Tensor:
         """[G * T, filled + T]: 0 where query t + i sees the key, -inf elsewhere."""
-        device, anchor = query.device, self.numbers.anchor
+        seen = self._seen(self._held(t, filled, length), t, length)
+        band = torch.zeros(length, filled + length, dtype=query.dtype, device=query.device)
+        band[:, self.prefix :].masked_fill_(~seen, -torch.inf)
+        return band.repeat(query.shape[2] // length, 1)
+
+    def _held(self, t: int, filled: int, length: int) -> torch.Tensor:
+        """Image tokens in the slots behind the prefix, then those of the chunk t .. t + length - 1."""
+        device, anchor = self.keys.device, self.numbers.anchor
         ring = torch.arange(filled - self.prefix - min(t, anchor), device=device)
         newest = t - 1 - anchor  # of the tokens in the ring, counted from the first after the anchors
         held = newest - (newest - ring) % self.ring + anchor
-        at = torch.cat([torch.arange(min(t, anchor), device=device), held, torch.arange(t, t + length, device=device)])
-        now = torch.arange(t, t + length, device=device)[:, None]
-        seen = (at <= now) & ((at >= now - self.numbers.window) | (at < anchor))
-        band = torch.zeros(length, filled + length, dtype=query.dtype, device=device)
-        band[:, self.prefix :].masked_fill_(~seen, -torch.inf)
-        return band.repeat(query.shape[2] // length, 1)
+        return torch.cat([torch.arange(min(t, anchor), device=device), held, torch.arange(t, t + length, device=device)])
+
+    def _seen(self, tokens: torch.Tensor, t: int, length: int) -> torch.Tensor:
+        """bool [length, tokens]: the prefix and the anchors always, others within the window, none after the query."""
+        now = torch.arange(t, t + length, device=tokens.device)[:, None]
+        return (tokens <= now) & ((tokens >= now - self.numbers.window) | (tokens < self.numbers.anchor))
 
     def _commit(self, key: torch.Tensor, value: torch.Tensor, t: int) -> None:
         anchor, length = self.numbers.anchor, key.shape[2]
@@ -181,6 +195,16 @@ class HeavyHeads(KeptHeads):
         if (t + length) % self.stride == 0:
             self._choose(t + length - 1)
         return out
+
+    def looked_at(self, key: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `WindowHeads.looked_at`, tokens int64 [B, h, S]: each sequence and head has chosen for itself."""
+        batch, heads, length = key.shape[:3]
+        kept = self.first + self.live if self.live else self.prefix + min(t, self.numbers.anchor)
+        before = torch.arange(-self.prefix, kept - self.prefix - self.live, device=key.device).expand(batch, heads, -1)
+        now = torch.arange(t, t + length, device=key.device)
+        live = self.positions[:, :, : self.live].long()
+        tokens = torch.cat([before, live, now.expand(batch, heads, -1)], -1)
+        return torch.cat([self.keys[:, :, :kept], key], 2), tokens, tokens[:, :, None] <= now[:, None]
 
     def _choose(self, t: int) -> None:
         """The stride end after token t."""

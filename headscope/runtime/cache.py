@@ -13,7 +13,7 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from headscope.errors import CacheError, PolicyMismatch
-from headscope.models.attention import THROUGH_CACHE, implementation, leave_handle
+from headscope.models.attention import THROUGH_CACHE, Group, implementation, leave_handle, plain_groups
 from headscope.models.protocol import ImageModel
 from headscope.policy.budget import policy_bytes
 from headscope.policy.policy import Policy
@@ -35,7 +35,7 @@ class CompressedLayer(CacheLayerMixin):
         self.policy = policy
         self.number = number
         self.stride = min(policy.stride, policy.shape.geometry.tokens)
-        self.groups = policy.shape.query_heads // policy.shape.kv_heads
+        self.groups_of = policy.shape.query_heads // policy.shape.kv_heads
         self._numbers = policy.buckets(number)
         order = [head for bucket in self._numbers for head in bucket.heads]
         self._order = None if order == sorted(order) else torch.tensor(order)
@@ -60,7 +60,7 @@ class CompressedLayer(CacheLayerMixin):
             start = bucket.stop
         if self._order is not None:
             self._order = self._order.to(key_states.device)
-            of_queries = self._order[:, None] * self.groups + torch.arange(self.groups, device=key_states.device)
+            of_queries = self._order[:, None] * self.groups_of + torch.arange(self.groups_of, device=key_states.device)
             self._query_order = of_queries.flatten()
             self._query_back = self._query_order.argsort()
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -122,7 +122,7 @@ class CompressedLayer(CacheLayerMixin):
         batch, heads, length, size = query.shape
         if self._order is not None:
             query = query[:, self._query_order]
-        packed = query.reshape(batch, heads // self.groups, self.groups * length, size)
+        packed = query.reshape(batch, heads // self.groups_of, self.groups_of * length, size)
         parts = []
         for bucket in self.buckets:
             rows = slice(bucket.start, bucket.stop)
@@ -133,6 +133,33 @@ class CompressedLayer(CacheLayerMixin):
         if self._order is not None:
             out = out[:, self._query_back]
         return out.transpose(1, 2)
+
+    def groups(self, query: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> list[Group]:
+        """What an observer is shown: a group a bucket, query [B, Hq, T, D] and the keys it is about to attend to."""
+        if self._pending is None or self.seen == 0:
+            keys = query if self._pending is None else self._pending[0]
+            return plain_groups(query, keys, mask, scaling)
+        t, length = self.seen - self.prefix, query.shape[2]
+        real = torch.ones(1, 1, 1, self.prefix, dtype=torch.bool) if self._bias is None else self._bias == 0
+        groups = []
+        for bucket in self.buckets:
+            kv_heads = torch.tensor(bucket.numbers.heads, device=query.device)
+            heads = (kv_heads[:, None] * self.groups_of + torch.arange(self.groups_of, device=query.device)).flatten()
+            keys, tokens, seen = bucket.looked_at(self._pending[0][:, kv_heads], t)
+            seen = seen.expand(len(keys), -1, -1, -1).clone()
+            seen[..., : self.prefix] &= real.to(seen.device)
+            groups.append(
+                Group(
+                    heads=heads.tolist(),
+                    q=query[:, heads],
+                    k=keys,
+                    key_positions=tokens + self.prefix,
+                    query_positions=torch.arange(self.seen, self.seen + length, device=query.device),
+                    visible=seen,
+                    scaling=scaling,
+                )
+            )
+        return groups
 
     def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
         """Keys the model thinks it sees, and their offset; older transformers pass the positions in place of a length."""

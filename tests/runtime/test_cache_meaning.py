@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from headscope.geometry import Geometry
-from headscope.models.attention import attend_through_cache
+from headscope.models.attention import Group, attend_through_cache, observe
+from headscope.models.janus import JanusModel
+from headscope.policy.budget import policy_bytes
 from headscope.policy.policy import ModelShape, Policy
-from headscope.runtime.cache import CompressedCache
+from headscope.runtime.cache import CompressedCache, compressed
 from tests.runtime.oracle import OracleHead
 
 ROWS, COLS, SIZE = 4, 4, 4
@@ -163,8 +165,6 @@ def test_padding_of_the_prompt_is_never_seen() -> None:
 
 @pytest.mark.parametrize("stride", [1, 4, 8])
 def test_bytes_are_those_of_the_policy(stride: int) -> None:
-    from headscope.policy.budget import policy_bytes
-
     policy = Policy.uniform(
         shape_of(4, 2),
         window=torch.tensor([[3, 2]]),
@@ -179,3 +179,45 @@ def test_bytes_are_those_of_the_policy(stride: int) -> None:
     by_hand = 4 * ((3 + 3 + 1) + (3 + 2 + 2 + 5 + stride)) * 2 * SIZE * 4 + 4 * (7 + stride) * 8
     assert cache.nbytes() == by_hand
     assert policy_bytes(policy, batch=2, streams=2, dtype="float32") == by_hand
+
+
+def test_an_observer_is_shown_what_the_oracle_sees(tiny: JanusModel) -> None:
+    policy = Policy.uniform(
+        tiny.shape,
+        window=torch.tensor([[3, 1], [2, 0]]),
+        heavy=torch.tensor([[0, 3], [4, 0]]),
+        anchor=torch.tensor([[0, 2], [0, 1]]),
+        stride=4,
+        prefix=9,
+    )
+    prefix = tiny.encode(["dog", "a blue car on a red background"])
+    tokens = torch.randint(0, 16, (2, 16), generator=torch.Generator().manual_seed(1))
+    length, image = prefix.ids.shape[1], tiny.embed_tokens(tokens)
+    mask = torch.cat([prefix.mask, prefix.mask.new_ones(2, 16)], 1)
+    shown: list[tuple[int, list[Group]]] = []
+    cache = CompressedCache(policy)
+    with torch.inference_mode(), compressed(tiny, policy), observe(tiny.decoder, lambda n, g: shown.append((n, g))):
+        tiny.decode(tiny.embed_prefix(prefix.ids), prefix.mask, cache)
+        assert len(shown.pop()[1]) == 1
+        shown.clear()
+        for t in range(16):
+            tiny.decode(image[:, t : t + 1], mask[:, : length + t + 1], cache)
+    for layer, groups in shown:
+        assert sorted(head for group in groups for head in group.heads) == [0, 1, 2, 3]
+        for group in groups:
+            t = int(group.query_positions[0]) - length
+            kv_head = group.heads[0] // 2
+            heavy, window = int(policy.heavy[layer, kv_head]), int(policy.window[layer, kv_head])
+            assert group.visible is not None
+            for b in range(2):
+                at = group.key_positions.expand(2, -1, -1)[b, 0]
+                seen = at[group.visible[b, 0, 0]].tolist()
+                assert [p for p in seen if p < length] == prefix.mask[b].nonzero().flatten().tolist()
+                kept = sorted(p - length for p in seen if p >= length)
+                if heavy == 0:
+                    anchor = int(policy.anchor[layer, kv_head])
+                    assert kept == [p for p in range(t + 1) if p < anchor or t - p <= window]
+                else:
+                    assert kept[-1] == t
+                    assert set(range(t - t % 4, t + 1)) <= set(kept)
+                    assert len(kept) == len(set(kept))
