@@ -1,0 +1,160 @@
+"""Bytes by hand, limits with their sentences, and the projection's promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headscope.errors import BudgetError
+from headscope.policy import PRESETS, Limit, Policy, kept_ratio, make_preset, plain_bytes, policy_bytes, project
+from headscope.policy.budget import head_bytes, parse_keep, parse_size, smallest_possible
+from tests.policy.shapes import SHAPE
+
+PREFIX = 5
+TOKEN = 2 * 8 * 4  # keys and values of one token in one head, float32
+
+
+def test_bytes_by_hand() -> None:
+    policy = Policy.uniform(SHAPE, window=4, heavy=3, anchor=1, stride=6, prefix=PREFIX)
+    head = (5 + 1 + 4 + 3 + 6) * TOKEN + (4 + 3 + 6) * 8
+    assert policy_bytes(policy, batch=3, streams=2) == 3 * 2 * 12 * head
+    assert policy_bytes(policy, dtype="bfloat16") == 2 * 12 * ((5 + 1 + 4 + 3 + 6) * TOKEN // 2 + 13 * 8)
+    assert policy_bytes(policy, of="image") == 2 * 12 * (head - 5 * TOKEN)
+    assert plain_bytes(SHAPE, prefix=PREFIX) == 2 * 12 * 41 * TOKEN
+    assert plain_bytes(SHAPE, prefix=PREFIX, of="image") == 2 * 12 * 36 * TOKEN
+    full = Policy.uniform(SHAPE, window=35, stride=1, prefix=PREFIX)
+    assert kept_ratio(full) == 1.0
+
+
+@pytest.mark.parametrize(("text", "share"), [("20%", 0.2), ("0.2", 0.2), (0.2, 0.2), (" 100% ", 1.0), ("12.5%", 0.125)])
+def test_shares_are_read(text: str | float, share: float) -> None:
+    assert parse_keep(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("12MiB", 12 * 2**20), ("300MB", 300_000_000), ("1.5GiB", 3 * 2**29), ("4096", 4096), ("2kb", 2000)]
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["twenty", "", "-5%", "0%", "120%", "nan"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(BudgetError, match="--keep"):
+        parse_keep(text)
+
+
+@pytest.mark.parametrize("text", ["12 apples", "", "-4", "1.2.3MB", "MiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(BudgetError, match="--memory"):
+        parse_size(text)
+
+
+def test_a_limit_below_the_smallest_says_what_that_is() -> None:
+    smallest = smallest_possible(SHAPE, prefix=PREFIX, batch=1, streams=2, dtype="float32")
+    assert smallest == 2 * 12 * 6 * TOKEN
+    with pytest.raises(BudgetError, match=r"the smallest possible is 14\.7% \(9,216 bytes\)"):
+        Limit.from_keep(SHAPE, "14%", prefix=PREFIX)
+    with pytest.raises(BudgetError, match="the smallest possible is 9,216 bytes"):
+        Limit.from_memory(9_000, shape=SHAPE, prefix=PREFIX)
+    assert Limit.from_memory(smallest, shape=SHAPE, prefix=PREFIX).bytes == smallest
+    with pytest.raises(BudgetError, match="more than the full cache"):
+        Limit.from_memory("1MiB", shape=SHAPE, prefix=PREFIX)
+    with pytest.raises(BudgetError, match="--keep-of cells"):
+        Limit.from_keep(SHAPE, "50%", prefix=PREFIX, of="cells")
+
+
+weights = st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0]), min_size=12, max_size=12)
+strides = st.sampled_from([1, 3, 6, 12])
+
+
+def spent(window: torch.Tensor, heavy: torch.Tensor, stride: int, limit: Limit, anchor: int) -> int:
+    anchors = np.where((window + heavy).numpy() >= 35, 0, anchor)
+    sizes = head_bytes(window.numpy(), heavy.numpy(), anchors, stride, shape=SHAPE, prefix=PREFIX, dtype="float32", of=limit.of)
+    return int(sizes.sum())
+
+
+@given(weights, weights, strides, st.floats(0.2, 1.0), st.sampled_from([0, 2]))
+@settings(max_examples=150, deadline=None)
+def test_a_projection_fits_and_wastes_less_than_a_step(
+    window: list[float], heavy: list[float], stride: int, keep: float, anchor: int
+) -> None:
+    limit = Limit.from_keep(SHAPE, keep, prefix=PREFIX)
+    ww, wh = torch.tensor(window).view(3, 4), torch.tensor(heavy).view(3, 4)
+    try:
+        kept_window, kept_heavy = project(ww, wh, limit, SHAPE, stride=stride, anchor=anchor, prefix=PREFIX)
+    except BudgetError:
+        least = spent(torch.zeros(3, 4, dtype=torch.int32), (wh > 0).int(), stride, limit, anchor)
+        assert least > limit.per_sequence
+        return
+    assert spent(kept_window, kept_heavy, stride, limit, anchor) <= limit.per_sequence
+    assert bool((kept_window[ww == 0] == 0).all())
+    assert bool((kept_heavy[wh == 0] == 0).all())
+    for layer in range(3):
+        proposed = len(set(zip(ww[layer].tolist(), wh[layer].tolist(), strict=True)))
+        assert len(set(zip(kept_window[layer].tolist(), kept_heavy[layer].tolist(), strict=True))) <= proposed
+    full = (kept_window + kept_heavy >= 35) | ((ww == 0) & (wh == 0))
+    if not bool(full.all()):
+        largest_step = 4 * 2 * (TOKEN + 8)  # a group of four heads takes one window and one heavy token each
+        assert limit.per_sequence - spent(kept_window, kept_heavy, stride, limit, anchor) < largest_step
+
+
+@given(weights, weights, strides, st.lists(st.floats(0.2, 1.0), min_size=2, max_size=2))
+@settings(max_examples=150, deadline=None)
+def test_a_larger_limit_never_takes_a_token_away(
+    window: list[float], heavy: list[float], stride: int, keeps: list[float]
+) -> None:
+    ww, wh = torch.tensor(window).view(3, 4), torch.tensor(heavy).view(3, 4)
+    small, large = sorted(keeps)
+    try:
+        less = project(ww, wh, Limit.from_keep(SHAPE, small, prefix=PREFIX), SHAPE, stride=stride, prefix=PREFIX)
+    except BudgetError:
+        return
+    more = project(ww, wh, Limit.from_keep(SHAPE, large, prefix=PREFIX), SHAPE, stride=stride, prefix=PREFIX)
+    assert bool((more[0] + more[1] >= less[0] + less[1]).all())
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "full"])
+@pytest.mark.parametrize("keep", [0.35, 0.5, 0.8])
+def test_presets_fill_their_limit(name: str, keep: float) -> None:
+    scores = torch.linspace(0, 1, 12).view(3, 4)
+    limit = Limit.from_keep(SHAPE, keep, prefix=PREFIX)
+    variants = PRESETS[name].sweep(SHAPE.geometry)
+    assert len(variants) >= 5
+    fitting = 0
+    for variant in variants:
+        try:
+            policy = variant.build(SHAPE, limit, prefix=PREFIX, semantic_score=scores)
+        except BudgetError:
+            continue
+        fitting += 1
+        assert 0.9 * limit.bytes < policy_bytes(policy) <= limit.bytes
+        assert policy.provenance["method"] == name
+    assert fitting >= 2
+
+
+def test_presets_are_what_their_papers_say() -> None:
+    scores = torch.linspace(0, 1, 12).view(3, 4)
+    limit = Limit.from_keep(SHAPE, 0.6, prefix=PREFIX)
+    made = {name: make_preset(name, SHAPE, limit, prefix=PREFIX, semantic_score=scores) for name in PRESETS if name != "full"}
+    assert made["streaming"].heavy.sum() == 0
+    assert (made["streaming"].anchor == 4).all()
+    assert (made["h2o"].window == made["h2o"].heavy).all()
+    assert made["h2o"].stride == 1
+    assert (made["h2o"].decay == 1).all()
+    assert (made["linear"].decay == 0).all()
+    assert made["linear"].stride == 6
+    by_layer = (made["pyramid"].window + made["pyramid"].heavy).float().mean(1)
+    assert by_layer[0] > by_layer[1] > by_layer[2]
+    semantic = scores > 0.5
+    assert (made["ssd"].window[semantic] == 0).all()
+    assert (made["ssd"].heavy[~semantic] == 0).all()
+    full = make_preset("full", SHAPE, replace(limit, bytes=plain_bytes(SHAPE, prefix=PREFIX)), prefix=PREFIX)
+    assert full.keeps_everything
+    with pytest.raises(BudgetError, match="preset full: takes"):
+        make_preset("full", SHAPE, limit, prefix=PREFIX)

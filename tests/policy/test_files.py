@@ -1,0 +1,119 @@
+"""A policy file comes back as it was; anything else is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from headscope.errors import DataError, PolicyMismatch
+from headscope.geometry import Geometry
+from headscope.policy import Policy, load_policy, save_policy
+from tests.policy.shapes import SHAPE
+
+
+@pytest.fixture
+def policy() -> Policy:
+    window = torch.arange(12).view(3, 4)
+    limit = {"bytes": 50_000, "batch": 1, "streams": 2, "dtype": "float32", "of": "all"}
+    return Policy.uniform(
+        SHAPE, window=window, heavy=window % 3, decay=0.25, stride=6, prefix=5, provenance={"method": "test", "limit": limit}
+    ).replace(results={"kl": 0.5})
+
+
+@pytest.fixture
+def file(policy: Policy, tmp_path: Path) -> Path:
+    return save_policy(policy, tmp_path / "p.safetensors")
+
+
+def rewritten(file: Path, tensors: dict | None = None, **metadata: object) -> Path:
+    """The same file with tensors and metadata replaced (None removes)."""
+    kept = load_file(file)
+    with safe_open(file, framework="pt") as opened:
+        strings = dict(opened.metadata())
+    for name, value in (tensors or {}).items():
+        if value is None:
+            del kept[name]
+        else:
+            kept[name] = value
+    strings |= {name: json.dumps(value) for name, value in metadata.items()}
+    save_file(kept, file, metadata=strings)
+    return file
+
+
+def test_a_policy_comes_back_as_it_was(policy: Policy, file: Path) -> None:
+    back = load_policy(file, SHAPE)
+    assert back.same_as(policy)
+    assert back.shape == SHAPE
+    assert (dict(back.provenance), dict(back.results)) == (policy.provenance, policy.results)
+    with safe_open(file, framework="pt") as opened:
+        accounting = json.loads(opened.metadata()["accounting"])
+    assert 0 < accounting["kept_ratio"] < 1
+    assert accounting["plain_bytes"] == 2 * 12 * 41 * 2 * 8 * 4
+
+
+def test_damaged_files_are_refused(file: Path, tmp_path: Path) -> None:
+    whole = file.read_bytes()
+    for size in (0, 4, 100, len(whole) - 10):
+        file.write_bytes(whole[:size])
+        with pytest.raises(DataError, match="cut or damaged"):
+            load_policy(file)
+    with pytest.raises(DataError, match="no such policy file"):
+        load_policy(tmp_path / "none.safetensors")
+    other = tmp_path / "weights.safetensors"
+    save_file({"x": torch.zeros(2)}, other)
+    with pytest.raises(DataError, match="not a policy of headscope"):
+        load_policy(other)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"heavy": None}, "lacks the tensor heavy"),
+        ({"window": torch.zeros(3, 5, dtype=torch.int32)}, r"tensor window: has shape \(3, 5\), expected \(3, 4\)"),
+        ({"window": torch.full((3, 4), -2, dtype=torch.int32)}, "layer 0 head 0: window -2"),
+        ({"decay": torch.zeros(3, 4, dtype=torch.float64)}, "tensor decay: has dtype"),
+    ],
+)
+def test_impossible_tensors_are_refused(file: Path, tensors: dict, says: str) -> None:
+    with pytest.raises(PolicyMismatch, match=says):
+        load_policy(rewritten(file, tensors))
+
+
+def test_later_schemas_and_garbled_metadata_are_refused(file: Path, policy: Policy) -> None:
+    with pytest.raises(PolicyMismatch, match="written in schema 2, this headscope reads up to 1"):
+        load_policy(rewritten(file, headscope_schema=2))
+    save_policy(policy, file)
+    with pytest.raises(PolicyMismatch, match="stride 5"):
+        load_policy(rewritten(file, stride=5))
+    save_policy(policy, file)
+    with pytest.raises(PolicyMismatch, match="its metadata lacks or garbles"):
+        load_policy(rewritten(file, model={"name": "x"}))
+
+
+def test_a_policy_for_another_model_is_refused(file: Path) -> None:
+    with pytest.raises(PolicyMismatch, match=r"made for toy \(3 layers, 4 KV heads, 6 x 6 tokens\), but toy has 4 layers"):
+        load_policy(file, replace(SHAPE, layers=4))
+    with pytest.raises(PolicyMismatch, match="6 x 7 tokens"):
+        load_policy(file, replace(SHAPE, geometry=Geometry(6, 7)))
+    with pytest.raises(PolicyMismatch, match="made for another architecture"):
+        load_policy(file, replace(SHAPE, architecture="other"), accept_other_weights=True)
+
+
+def test_a_fine_tune_must_be_accepted_and_is_recorded(file: Path) -> None:
+    tuned = replace(SHAPE, name="tuned", weights="tuned-weights")
+    with pytest.raises(PolicyMismatch, match="--accept-other-weights"):
+        load_policy(file, tuned)
+    accepted = load_policy(file, tuned, accept_other_weights=True)
+    assert accepted.provenance["accepted_other_weights"] == {"made_for": "weights", "used_on": "tuned-weights"}
+    assert accepted.shape == tuned
+
+
+def test_a_file_is_not_overwritten_unasked(file: Path, policy: Policy) -> None:
+    with pytest.raises(DataError, match="exists already"):
+        save_policy(policy, file, overwrite=False)

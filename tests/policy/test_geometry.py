@@ -1,0 +1,39 @@
+"""Raster order, with and without row ends."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headscope.errors import HeadscopeError
+from headscope.geometry import Geometry
+
+
+def test_row_ends_are_tokens_but_no_cells() -> None:
+    geometry = Geometry(2, 3, row_end=1)
+    row, column, cell = geometry.coordinates()
+    assert (geometry.tokens, geometry.cells, geometry.row_length) == (8, 6, 4)
+    assert row.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert column.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert cell.tolist() == [True, True, True, False] * 2
+    assert geometry.position(1, 2) == 6
+    assert (geometry.row_of(6), geometry.col_of(6)) == (1, 2)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2))
+def test_strides_are_divisors_and_multiples_of_a_row(rows: int, cols: int, row_end: int) -> None:
+    geometry = Geometry(rows, cols, row_end)
+    row = geometry.row_length
+    expected = [n for n in range(1, geometry.tokens + 1) if row % n == 0 or n % row == 0]
+    assert geometry.strides() == expected
+    assert Geometry.from_dict(geometry.to_dict()) == geometry
+
+
+def test_an_impossible_grid_or_stride_is_refused() -> None:
+    with pytest.raises(HeadscopeError, match="0 rows"):
+        Geometry(0, 4)
+    with pytest.raises(HeadscopeError, match="stride 5: expected 1, a divisor of a row"):
+        Geometry(4, 4).check_stride(5)
+    with pytest.raises(HeadscopeError, match="expected rows, cols"):
+        Geometry.from_dict({"rows": 3})
