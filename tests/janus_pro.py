@@ -27,8 +27,8 @@ CHAT_TEMPLATE = (
 
 
 def write_janus_pro(folder: Path, layers: int = 2) -> Path:
-    """Everything but depth, vocabulary and the vision tower's depth as published: 2048 hidden, 16 heads of 128, 24 x 24 tokens,
-    16,384 image codes."""
+    """Everything but depth, vocabulary (of words and of image codes) and the vision tower as published: 2048 hidden, 16 heads of
+    128, 24 x 24 tokens of 16 x 16 pixels."""
     tokenizer = build_tokenizer(["user", "assistant", "red apple", "blue car", "dog", "cat"], 4096)
     ids = special_ids(tokenizer)
     config = JanusConfig(
@@ -58,7 +58,7 @@ def write_janus_pro(folder: Path, layers: int = 2) -> Path:
         ),
         vq_config=JanusVQVAEConfig(
             embed_dim=8,
-            num_embeddings=16384,
+            num_embeddings=512,
             latent_channels=32,
             base_channels=32,
             channel_multiplier=[1, 1, 1, 1, 1],

@@ -8,14 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from headscope.models import ImageModel, Samples, load_model
 from headscope.pipeline import Settings, run
 from headscope.pipeline.prompts import PLAIN, default_prompts, split
 from headscope.policy import kept_ratio, load_policy
 from tests.cli.command import headscope
-from tests.janus_pro import processor_of, write_janus_pro
 
 PROMPTS = ["red apple", "dog", "blue car", "red car", "apple", "blue dog"]
 SMALL = Settings(keep="50%", trials=6, calibration=3, unseen=3, searched_pictures=3, table_pictures=2)
@@ -132,39 +130,6 @@ def test_a_longer_prompt_than_the_limit_allows_is_refused(finished: Path, tiny_f
     )  # fmt: skip
     assert ended.status == 2
     assert "A prompt of 42 tokens takes" in ended.err
-
-
-def test_janus_pro_goes_through_every_step(tmp_path: Path, capsys, monkeypatch) -> None:
-    folder = write_janus_pro(tmp_path / "janus-pro")
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("red apple\nblue car\n")
-    ended = headscope(
-        capsys,
-        monkeypatch,
-        "run",
-        folder,
-        "--out",
-        tmp_path / "run",
-        "--prompts",
-        prompts,
-        "--quick",
-        "--trials",
-        1,
-        "--keep",
-        "20%",
-    )
-    assert ended.status == 0, ended.err
-    assert (tmp_path / "run" / "report.html").exists()
-    text = Samples.load(tmp_path / "run" / "unseen.parquet").texts[0]
-    assert text == "<|User|>: blue car\n\n<|Assistant|>:<begin_of_image>"
-    own = processor_of(AutoTokenizer.from_pretrained(folder))
-    messages = [{"role": "user", "content": [{"type": "text", "text": "blue car"}]}]
-    prompt = own.apply_chat_template(messages, add_generation_prompt=True)
-    expected = own(text=prompt, generation_mode="image", return_tensors="pt")["input_ids"]
-    assert load_model(str(folder)).encode(["blue car"]).ids.tolist() == expected.tolist()
-    policy = load_policy(tmp_path / "run" / "policy.safetensors")
-    assert policy.shape.geometry.tokens == 576
-    assert kept_ratio(policy) <= 0.20
 
 
 def test_prompts_are_dealt_alternately_and_never_twice() -> None:
