@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 
 
 def write_janus_pro(folder: Path, layers: int = 2) -> Path:
-    """Everything but depth, vocabulary (of words and of image codes) and the vision tower as published: 2048 hidden, 16 heads of
+    """Everything but depth, vocabulary (of words and image codes) and the vision tower as published: 2048 hidden, 16 heads of
     128, 24 x 24 tokens of 16 x 16 pixels."""
     tokenizer = build_tokenizer(["user", "assistant", "red apple", "blue car", "dog", "cat"], 4096)
     ids = special_ids(tokenizer)

@@ -63,13 +63,16 @@ def neutral(space: Space) -> dict[str, float]:
 
 
 def fitting_strides(shape: ModelShape, limit: Limit, prefix: int, strides: Sequence[int] | None = None) -> list[int]:
-    """The strides to search: those asked for, or 1, quarters of a row, a row and two rows, whose buffer fits the limit.
+    """The strides to search: those asked for, or a quarter, half, whole and two rows, whose buffer fits the limit.
+
+    Choosing at every token (stride 1) is left out unless asked for: on the bundled model a quarter of a row lost no more
+    (.0529 against .0533 nats a token at 20 %), and a step with it takes nearly half the time.
 
     A stride is dropped where not even every head with one heavy token fits: then no class could use it.
     """
     geometry = shape.geometry
     row = geometry.row_length
-    wanted = strides or [1, max(row // 4, 1), max(row // 2, 1), row, 2 * row]
+    wanted = strides or [max(row // 4, 1), max(row // 2, 1), row, 2 * row]
     valid = sorted(set(wanted) & set(geometry.strides()))
     one = torch.ones(shape.layers, shape.kv_heads)
     fitting = []

@@ -107,7 +107,7 @@ def search(
         trials: proposals in all, on top of the incumbents; a continued study makes only what is missing.
         storage: SQLite file; the same call continues it.
         presets: swept presets by name, measured first.
-        strides: to choose from (default: 1, quarter, half, whole and two rows, where they fit).
+        strides: to choose from (default: quarter, half, whole and two rows, where they fit).
         patience: stop after so many proposals of the last phase without improvement (None: never).
         identity: what else the study belongs to (trace hash, calibration prompts).
         progress: called with (proposals made, proposals in all, least loss so far).
