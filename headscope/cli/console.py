@@ -1,4 +1,7 @@
-"""What the commands print: plain lines, one progress display, the options they share."""
+"""What the commands print: plain lines, one progress display, the options they share.
+
+Nothing here, nor at the top of a verb's file, imports torch or transformers: `--help` and a mistyped option answer at once.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers.utils import logging as transformers_logging
 
-from headscope.pipeline.steps import Progress as Tell
+if TYPE_CHECKING:
+    from headscope.pipeline.steps import Progress as Tell
 
 lines = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -46,6 +49,8 @@ def say(text: str, style: str | None = None) -> None:
 @contextmanager
 def progress() -> Iterator[Tell]:
     """A display that shows one bar for each kind of work."""
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="transformers")

@@ -9,7 +9,6 @@ import typer
 
 from headscope.cli.console import Overwrite, Resume, Seed, Trials
 from headscope.cli.run import go
-from headscope.pipeline import Settings
 
 
 def demo(
@@ -20,4 +19,6 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """The whole job on the bundled model, offline. Example: headscope demo --out runs/demo"""
+    from headscope.pipeline import Settings
+
     go("stickers", out, None, Settings(trials=trials, seed=seed), "cpu", None, resume, overwrite)

@@ -9,11 +9,6 @@ import typer
 
 from headscope.cli.console import Device, Dtype, ModelName, PromptFile, Seed, progress, say
 from headscope.errors import DataError
-from headscope.models import load_model
-from headscope.pipeline.prompts import default_prompts, read_prompts
-from headscope.pipeline.steps import save_png, write_pictures
-from headscope.policy.files import load_policy
-from headscope.runtime import generate as draw
 
 
 def generate(
@@ -32,6 +27,12 @@ def generate(
     dtype: Dtype = None,
 ) -> None:
     """Draw with and without a policy. Example: headscope generate stickers --prompt "red apple, noto style" --out pictures"""
+    from headscope.models import load_model
+    from headscope.pipeline.prompts import default_prompts, read_prompts
+    from headscope.pipeline.steps import save_png, write_pictures
+    from headscope.policy.files import load_policy
+    from headscope.runtime import generate as draw
+
     texts = list(prompt or []) or (default_prompts(model) if prompts is None else read_prompts(prompts))
     texts = texts[: count or len(texts)]
     if out.exists() and not out.is_dir():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from headscope.cli.console import RunPath, Seed, say
-from headscope.pipeline import open_run, settings_of
-from headscope.pipeline.steps import heads_step
 
 
 def heads(run: RunPath, seed: Seed = 0) -> None:
     """Classify the heads of a trace. Example: headscope heads runs/stickers"""
+    from headscope.pipeline import open_run, settings_of
+    from headscope.pipeline.steps import heads_step
+
     model, folder = open_run(run)
     found = heads_step(folder, model, settings_of(folder, seed=seed))
     counts = found.table["class"].value_counts().to_dict()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from headscope.cli.console import say
-from headscope.policy.budget import kept_ratio, plain_bytes, policy_bytes
-from headscope.policy.files import load_policy
-from headscope.policy.policy import Policy
+
+if TYPE_CHECKING:
+    from headscope.policy.policy import Policy
 
 app = typer.Typer(no_args_is_help=True, help="Policy files.")
 
@@ -23,6 +23,9 @@ def _group() -> None:
 @app.command("show")
 def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy file.")]) -> None:
     """Print what a policy keeps, and for which model. Example: headscope policy show runs/demo/policy.safetensors"""
+    from headscope.policy.budget import kept_ratio, plain_bytes, policy_bytes
+    from headscope.policy.files import load_policy
+
     policy = load_policy(file)
     shape = policy.shape
     limit = policy.provenance.get("limit") or {}

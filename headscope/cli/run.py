@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,11 +25,11 @@ from headscope.cli.console import (
     progress,
     say,
 )
-from headscope.cli.tables import methods_table
-from headscope.models.protocol import ImageModel
-from headscope.pipeline import Settings
-from headscope.pipeline import run as run_all
-from headscope.pipeline.plan import Estimate
+
+if TYPE_CHECKING:
+    from headscope.models.protocol import ImageModel
+    from headscope.pipeline import Settings
+    from headscope.pipeline.plan import Estimate
 
 Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/ and the model's name).")]
 
@@ -54,6 +54,8 @@ def run(
     overwrite: Overwrite = False,
 ) -> None:
     """Trace, classify, search, draw and report. Example: headscope run stickers --keep 20% --out runs/stickers"""
+    from headscope.pipeline import Settings
+
     keep, memory = limit_options(keep, memory)
     settings = Settings(
         keep=keep,
@@ -81,6 +83,9 @@ def go(
     overwrite: bool,
 ) -> None:
     """Run with a progress display, then print the table of methods and where the report is."""
+    from headscope.cli.tables import methods_table
+    from headscope.pipeline import run as run_all
+
     with progress() as tell:
         report = run_all(
             model,

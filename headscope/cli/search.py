@@ -17,10 +17,6 @@ from headscope.cli.console import (
     progress,
     say,
 )
-from headscope.cli.tables import methods_table
-from headscope.pipeline import open_run, settings_of
-from headscope.pipeline.run import read_prompts_of
-from headscope.pipeline.steps import compare_step, search_step
 
 
 def search(
@@ -36,6 +32,11 @@ def search(
     dtype: Dtype = None,
 ) -> None:
     """Search a policy; the same command goes on after a stop. Example: headscope search runs/stickers --keep 20%"""
+    from headscope.cli.tables import methods_table
+    from headscope.pipeline import open_run, settings_of
+    from headscope.pipeline.run import read_prompts_of
+    from headscope.pipeline.steps import compare_step, search_step
+
     keep, memory = limit_options(keep, memory)
     model, folder = open_run(run, device, dtype)
     settings = settings_of(folder, keep=keep, memory=memory, batch=batch, of=keep_of, trials=trials, quick=quick, seed=seed)

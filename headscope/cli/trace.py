@@ -8,11 +8,6 @@ from typing import Annotated
 import typer
 
 from headscope.cli.console import Device, Dtype, ModelName, Overwrite, PromptFile, Resume, Seed, progress, say
-from headscope.models import load_model
-from headscope.pipeline import RunFolder, Settings
-from headscope.pipeline.prompts import default_prompts, read_prompts, split
-from headscope.pipeline.run import read_prompts_of
-from headscope.pipeline.steps import begin, trace_step
 
 
 def trace(
@@ -29,6 +24,12 @@ def trace(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw pictures and trace every head. Example: headscope trace stickers --out runs/stickers"""
+    from headscope.models import load_model
+    from headscope.pipeline import RunFolder, Settings
+    from headscope.pipeline.prompts import default_prompts, read_prompts, split
+    from headscope.pipeline.run import read_prompts_of
+    from headscope.pipeline.steps import begin, trace_step
+
     texts = default_prompts(model) if prompts is None else read_prompts(prompts)
     settings = Settings(keep=None, calibration=calibration, unseen=unseen, seed=seed, batch_size=batch_size)
     loaded = load_model(model, device=device, dtype=dtype)
