@@ -49,10 +49,6 @@ def say(text: str, style: str | None = None) -> None:
 @contextmanager
 def progress() -> Iterator[Tell]:
     """A display that shows one bar for each kind of work."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="transformers")
     columns = (
         TextColumn("{task.description}"),
