@@ -9,11 +9,20 @@ from typing import Any
 import pandas as pd
 import torch
 
-from headscope.errors import DataError, HeadscopeError
+from headscope.errors import DataError
 from headscope.heads import Heads
 from headscope.policy import Policy, load_policy
 from headscope.storage import read_json
 from headscope.tracing import TraceDataset
+
+# What the page reads of each table; more columns are welcome.
+COLUMNS = {
+    "methods.csv": ("method", "kept_ratio", "replay_kl", "top1", "cache_bytes", "ms_per_step"),
+    "kl_by_row.parquet": ("method", "row", "kl"),
+    "search/trials.parquet": ("label", "state", "kl"),
+    "pictures/pictures.parquet": ("index", "prompt", "seed", "token_agreement"),
+}
+HEAD_COLUMNS = ("layer", "kv_head", "class", "semantic_score", "confidence")
 
 
 @dataclass(frozen=True)
@@ -43,41 +52,94 @@ def read_run(path: str | Path) -> RunData:
     """Read a run folder.
 
     Raises:
-        DataError: run.json is missing or damaged, or a file that is there cannot be read.
+        DataError: run.json is missing or damaged, or a file that is there cannot be read or is of another run.
     """
     path = Path(path)
-    if not (path / "run.json").is_file():
-        raise DataError(f"{path}: no run.json here, so this is no run folder; make one with `headscope run`.")
-    run = read_json(path / "run.json")
-    if not isinstance(run, dict) or not isinstance(run.get("model"), dict) or "name" not in run["model"]:
-        raise DataError(f"{path / 'run.json'}: damaged, it names no model; run again with --overwrite.")
-    prompts = read_json(path / "prompts.json") if (path / "prompts.json").is_file() else {}
-    traced = (path / "trace" / "trace.json").is_file() and read_json(path / "trace" / "trace.json").get("complete")
-    return RunData(
+    run = _run(path)
+    prompts = _dictionary(path / "prompts.json") or {}
+    if not all(isinstance(texts, list) for texts in prompts.values()):
+        raise DataError(f"{path / 'prompts.json'}: damaged, expected lists of prompts; run again with --overwrite.")
+    trace = _dictionary(path / "trace" / "trace.json") or {}
+    data = RunData(
         path=path,
         run=run,
         prompts=prompts,
         heads=Heads.load(path / "heads.parquet") if (path / "heads.parquet").is_file() else None,
-        curves=TraceDataset(path / "trace").curves() if traced else None,
-        policy=_policy(path / "policy.safetensors"),
-        methods=_table(path / "methods.csv"),
-        by_row=_table(path / "kl_by_row.parquet"),
-        trials=_table(path / "search" / "trials.parquet"),
-        search=read_json(path / "search" / "search.json") if (path / "search" / "search.json").is_file() else None,
-        pictures=_table(path / "pictures" / "pictures.parquet"),
+        curves=TraceDataset(path / "trace").curves() if trace.get("complete") else None,
+        policy=load_policy(path / "policy.safetensors") if (path / "policy.safetensors").is_file() else None,
+        methods=_table(path, "methods.csv"),
+        by_row=_table(path, "kl_by_row.parquet"),
+        trials=_table(path, "search/trials.parquet"),
+        search=_dictionary(path / "search" / "search.json"),
+        pictures=_table(path, "pictures/pictures.parquet"),
     )
+    _check_shapes(data)
+    return data
 
 
-def _policy(path: Path) -> Policy | None:
-    return load_policy(path) if path.is_file() else None
+def _run(path: Path) -> dict[str, Any]:
+    file = path / "run.json"
+    if not file.is_file():
+        raise DataError(f"{path}: no run.json here, so this is no run folder; make one with `headscope run`.")
+    run = read_json(file)
+    again = "run again with --overwrite"
+    if not isinstance(run, dict) or not isinstance(run.get("model"), dict) or not isinstance(run["model"].get("name"), str):
+        raise DataError(f"{file}: damaged, it names no model; {again}.")
+    model = run["model"]
+    for name in ("layers", "query_heads", "kv_heads"):
+        if not isinstance(model.get(name), int) or model[name] < 1:
+            raise DataError(f"{file}: damaged, found {name} {model.get(name)!r} of the model, expected a number; {again}.")
+    geometry = model.get("geometry")
+    if not isinstance(geometry, dict) or not all(isinstance(geometry.get(side), int) for side in ("rows", "cols")):
+        raise DataError(f"{file}: damaged, the model's geometry lacks rows and cols; {again}.")
+    for name in ("settings", "versions", "machine", "steps", "limit"):
+        if not isinstance(run.get(name, {}), dict):
+            raise DataError(f"{file}: damaged, {name} is no table of names and values; {again}.")
+    if missing := [name for name in ("bytes", "dtype") if run.get("limit") and name not in run["limit"]]:
+        raise DataError(f"{file}: damaged, the limit lacks {', '.join(missing)}; {again}.")
+    return run
 
 
-def _table(path: Path) -> pd.DataFrame | None:
+def _check_shapes(data: RunData) -> None:
+    """Files of another model in the same folder would be drawn wrong, or not at all."""
+    model = data.run["model"]
+    expected = (model["layers"], model["kv_heads"])
+    if data.heads is not None:
+        if missing := [name for name in HEAD_COLUMNS if name not in data.heads.table]:
+            raise DataError(f"{data.path / 'heads.parquet'}: lacks {', '.join(missing)}; classify the heads again.")
+        found = (int(data.heads.table["layer"].max()) + 1, int(data.heads.table["kv_head"].max()) + 1)
+        if found != expected:
+            raise DataError(
+                f"{data.path / 'heads.parquet'}: has {found} layers and KV heads, run.json {expected}; "
+                "classify the heads again."
+            )
+    if data.policy is not None and (data.policy.shape.layers, data.policy.shape.kv_heads) != expected:
+        raise DataError(
+            f"{data.path / 'policy.safetensors'}: is for {data.policy.shape.name}, whose layers and KV heads are not those of "
+            f"run.json {expected}; search again."
+        )
+    if data.curves is not None and tuple(data.curves["footprint"].shape[:2]) != (model["layers"], model["query_heads"]):
+        raise DataError(f"{data.path / 'trace'}: the curves are of another model than run.json's; trace again.")
+
+
+def _dictionary(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: damaged, expected names and values; delete it and run the step again.")
+    return content
+
+
+def _table(folder: Path, name: str) -> pd.DataFrame | None:
+    path = folder / name
     if not path.is_file():
         return None
     try:
-        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except HeadscopeError:
-        raise
+        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except Exception as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete it and run the step again.") from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: cannot be read ({reason}); delete it and run the step again.") from None
+    if missing := [column for column in COLUMNS[name] if column not in table]:
+        raise DataError(f"{path}: lacks {', '.join(missing)}; delete it and run the step again.")
+    return table if len(table) else None

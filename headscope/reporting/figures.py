@@ -1,174 +1,113 @@
-"""The figures of a report, each a function of the data it shows."""
+"""The charts of a report: losses, rows of the picture, search. Each is a function of its data and the width to draw for."""
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import pandas as pd
-import torch
 
-from headscope.policy import Policy
-from headscope.policy.budget import head_bytes
-from headscope.reporting.svg import Axes, dot, drawing, heat, path, rect, text
+from headscope.reporting.svg import Axes, apart, dot, drawing, path, rect, text
+from headscope.reporting.words import nats
 
-
-def head_map(table: pd.DataFrame) -> str:
-    """Layers downward, heads across; colour from spatial to semantic, a small mark where the class is uncertain."""
-    layers, heads = int(table["layer"].max()) + 1, int(table["kv_head"].max()) + 1
-    cell = max(8.0, min(36.0, 620.0 / heads))
-    parts = []
-    for row in table.itertuples():
-        x, y = 34 + row.kv_head * cell, 18 + row.layer * cell
-        score, confidence = float(row.semantic_score), float(row.confidence)
-        title = f"layer {row.layer} head {row.kv_head}: {row._3}, semantic score {score:.2f}, confidence {confidence:.2f}"
-        kind = "semantic" if score >= 0.5 else "spatial"
-        strength = 0.14 + 0.86 * abs(score - 0.5) * 2
-        parts.append(rect(x, y, cell - 2, cell - 2, "cell", title))
-        parts.append(rect(x, y, cell - 2, cell - 2, kind, title, f'opacity="{min(strength, 1):.3f}"'))
-        if confidence < 0.9:
-            parts.append(dot(x + cell / 2 - 1, y + cell / 2 - 1, "doubt", title, max(1.5, cell / 14)))
-    parts += [text(28, 18 + layer * cell + cell / 2 + 3, str(layer), "tick", "end") for layer in range(layers)]
-    step = 1 if heads <= 16 else 4
-    parts += [text(34 + head * cell + cell / 2, 12, str(head), "tick", "middle") for head in range(0, heads, step)]
-    return drawing(40 + heads * cell, 22 + layers * cell, parts, f"Head map: {layers} layers by {heads} heads")
+WIDE, NARROW = 760.0, 350.0  # for a column on a desk, for a telephone
 
 
-def footprint(mass: torch.Tensor, label: str) -> str:
-    """Where one head looks: attention by (rows up, columns across) around the query, cropped to where it is.
-
-    Args:
-        mass: float32 [rows, 2 cols - 1], the query in row 0, column cols - 1.
-    """
-    values = mass.numpy()
-    middle = values.shape[1] // 2
-    reach_rows, reach_columns = _reach(values, middle)
-    shown = values[: reach_rows + 1, middle - reach_columns : middle + reach_columns + 1][::-1]  # the query's row below
-    cell = 200 / max(2 * reach_columns + 1, 1)
-    parts = [rect(0, 0, 200, (reach_rows + 1) * cell, "paper")]
-    parts += heat(shown, 0, 0, cell)
-    query = (reach_columns * cell, reach_rows * cell)
-    parts.append(rect(*query, cell - 0.5, cell - 0.5, "query", f"the query itself: {values[0, middle]:.1%}"))
-    return drawing(200, (reach_rows + 1) * cell, parts, label)
-
-
-def _reach(values: np.ndarray, middle: int, share: float = 0.9) -> tuple[int, int]:
-    """Rows and columns around the query that hold `share` of the mass; at least 3 and 5, so that drawings compare."""
-    total = values.sum() or 1.0
-    rows, columns = 3, 5
-    while rows < values.shape[0] - 1 or columns < middle:
-        inside = values[: rows + 1, max(middle - columns, 0) : middle + columns + 1].sum()
-        if inside >= share * total:
-            break
-        rows, columns = min(rows + 1, values.shape[0] - 1), min(columns + 1, middle)
-    return rows, columns
-
-
-def lags(curves: dict[str, torch.Tensor], chosen: list[tuple[int, int, str]], row_length: int) -> str:
-    """Attention by how many tokens back, for a few heads."""
-    mass = curves["lag_mass"]
-    last = min(mass.shape[-1], 3 * row_length + 4)
-    top = max(float(mass[layer, head, :last].max()) for layer, head, _ in chosen)
-    axes = Axes(640, 200, (0, last - 1), (0, top * 1.05))
-    parts = axes.frame("tokens back", "share of attention", ".0%")
-    for rows in range(1, last // row_length + 1):
-        x, _ = axes.place(rows * row_length, 0)
-        parts.append(path([(x, axes.top), (x, axes.height - axes.bottom)], "mark"))
-        if x < axes.width - 90:
-            parts.append(text(x + 4, axes.top + 8, "the row above" if rows == 1 else f"{rows} rows above", "tick"))
-    for layer, head, kind in chosen:
-        points = [axes.place(lag, float(value)) for lag, value in enumerate(mass[layer, head, :last])]
-        parts.append(path(points, f"line {kind}-line"))
-    return drawing(640, 200, parts, "Attention by distance in tokens for the most spatial and the most semantic heads")
-
-
-def budgets(policy: Policy) -> str:
-    """A bar a head, layer by layer: recent tokens, tokens kept by score, and what the stride's buffer takes."""
-    layers, heads = policy.window.shape
-    sizes = (policy.window + policy.heavy + policy.anchor).float()
-    buffer = torch.where(policy.heavy > 0, min(policy.stride, policy.shape.geometry.tokens), 1)
-    top = float((sizes + buffer).max())
-    width, height, gap = 680.0, 46.0, 10.0
-    bar = (width - 120) / heads
-    parts = []
-    per_head = head_bytes(
-        policy.window.numpy(),
-        policy.heavy.numpy(),
-        policy.anchor.numpy(),
-        policy.stride,
-        shape=policy.shape,
-        prefix=policy.prefix,
-        dtype="float32",
-    )
-    for layer in range(layers):
-        base = (layer + 1) * (height + gap)
-        parts.append(text(22, base - 2, str(layer), "tick", "end"))
-        parts.append(path([(28, base), (28 + heads * bar, base)], "grid"))
-        for head in range(heads):
-            window, heavy, anchor = (int(t[layer, head]) for t in (policy.window, policy.heavy, policy.anchor))
-            title = f"layer {layer} head {head}: window {window}, heavy {heavy}" + (f", anchor {anchor}" if anchor else "")
-            y = base
-            for count, kind in (
-                (anchor, "anchor"),
-                (window, "spatial"),
-                (heavy, "semantic"),
-                (int(buffer[layer, head]), "buffer"),
-            ):
-                tall = count / top * height
-                y -= tall
-                parts.append(rect(28 + head * bar, y, bar - max(1.0, bar * 0.15), tall, kind, title))
-        share = per_head[layer].sum() / per_head.sum()
-        parts.append(text(width, base - 2, f"{share:.0%} of the bytes", "tick", "end"))
-    return drawing(width, layers * (height + gap) + 6, parts, "Tokens kept by every head, layer by layer")
-
-
-def history(trials: pd.DataFrame) -> str:
-    """Every measured policy in the order of measuring, and the best so far."""
-    done = trials[trials["kl"].notna()].reset_index(drop=True)
-    low, high = float(done["kl"].min()), float(done["kl"].quantile(0.98))
-    axes = Axes(680, 230, (0, max(len(done) - 1, 1)), (low * 0.9, max(high, low * 1.2) * 1.1), log=True)
-    parts = axes.frame("measured policies", "replay KL, nats a token")
-    best = done["kl"].cummin()
-    parts.append(path([axes.place(i, float(value)) for i, value in enumerate(best)], "line best-line"))
-    for i, row in enumerate(done.itertuples()):
-        label = str(row.label)
-        kind = "preset-dot" if label.startswith("preset") else "solver-dot" if label.startswith("solver") else "trial-dot"
-        parts.append(dot(*axes.place(i, float(row.kl)), kind, f"{label}: {row.kl:.4f}"))
-    return drawing(680, 230, parts, "Search history")
-
-
-def rows_of_image(by_row: pd.DataFrame, shown: list[str]) -> str:
-    """Loss by row of the picture, a line a method."""
-    part = by_row[by_row["method"].isin(shown)]
-    axes = Axes(680, 220, (0, float(part["row"].max())), (0, float(part["kl"].max()) * 1.08 + 1e-9))
-    parts = axes.frame("row of the picture", "replay KL, nats a token")
-    ends: list[float] = []
-    for name in sorted(shown, key=lambda n: float(part[part["method"] == n]["kl"].iloc[-1])):
-        mine = part[part["method"] == name].sort_values("row")
-        points = [axes.place(float(r.row), float(r.kl)) for r in mine.itertuples()]
-        parts.append(path(points, f"line {'best-line' if name == 'searched' else 'other-line'}"))
-        x, y = points[-1]
-        while any(abs(y - other) < 11 for other in ends):
-            y -= 11
-        ends.append(y)
-        parts.append(text(x - 4, y - 4, name, "label strong" if name == "searched" else "tick", "end"))
-    return drawing(680, 220, parts, "Loss by row of the picture")
-
-
-def losses(methods: pd.DataFrame) -> str:
+def losses(methods: pd.DataFrame, width: float = WIDE) -> str:
     """Replay KL of each method with its interval, the best on top."""
-    table = methods[methods["method"] != "full"].sort_values("replay_kl").reset_index(drop=True)
-    top = float(table["kl_high"].max() if "kl_high" in table else table["replay_kl"].max()) * 1.05
-    left, width, line = 84.0, 680.0, 30.0
-    scale = (width - left - 70) / top
+    table = methods[methods["method"] != "full"].sort_values("replay_kl", kind="stable")
+    rows = table.to_dict("records")
+    whiskers = "kl_high" in table and bool(table["kl_high"].notna().all())
+    top = max(float((table["kl_high"] if whiskers else table["replay_kl"]).max()), 1e-12)
+    left, line = (100.0, 32.0) if width > 500 else (78.0, 32.0)
+    scale = (width - left - 66) / top
     parts = []
-    for i, row in enumerate(table.itertuples()):
-        y = i * line + 4
-        kind = "best" if row.method == "searched" else "other"
-        parts.append(text(left - 10, y + 15, str(row.method), "label strong" if kind == "best" else "label", "end"))
-        title = f"{row.method}: {row.replay_kl:.4f} nats a token"
-        parts.append(rect(left, y + 3, float(row.replay_kl) * scale, line - 12, kind, title))
-        end = float(row.replay_kl)
-        if "kl_high" in table:
-            low, end = float(row.kl_low), float(row.kl_high)
-            parts.append(path([(left + low * scale, y + 12), (left + end * scale, y + 12)], "whisker"))
-        parts.append(text(left + end * scale + 8, y + 16, f"{row.replay_kl:.4f}", "tick"))
-    return drawing(width, len(table) * line + 4, parts, "Replay KL of each method at the same bytes")
+    for i, row in enumerate(rows):
+        y, value = i * line + 15, max(float(row["replay_kl"]), 0.0)
+        kind = "best" if row["method"] == "searched" else "other"
+        title = f"{row['method']}: {nats(value)} nats a token"
+        end = left + value * scale
+        if whiskers:
+            low, high = (left + max(float(row[name]), 0.0) * scale for name in ("kl_low", "kl_high"))
+            title += f", between {nats(row['kl_low'])} and {nats(row['kl_high'])} (95 %)"
+            parts.append(path([(low, y), (high, y)], f"whisker {kind}-whisker", title))
+            end = high
+        parts.append(text(left - 12, y + 4, str(row["method"]), "strong" if kind == "best" else "label", "end"))
+        parts.append(path([(left, y), (left + value * scale, y)], f"stem {kind}-stem"))
+        parts.append(dot(left + value * scale, y, kind, title, 6 if kind == "best" else 5))
+        parts.append(text(max(end, left + value * scale) + 11, y + 4, nats(value), "strong" if kind == "best" else "tick"))
+    base = path([(left, 0), (left, len(rows) * line - 2)], "grid")
+    return drawing(width, len(rows) * line, [base, *parts], f"Replay KL: {_spoken(rows)}")
+
+
+def _spoken(rows: list[dict[str, object]]) -> str:
+    return ", ".join(f"{row['method']} {nats(float(str(row['replay_kl'])))}" for row in rows)
+
+
+def rows_of_image(by_row: pd.DataFrame, shown: list[str], width: float = WIDE) -> str:
+    """Loss by row of the picture, a line a method; `shown` in the order of the dashes."""
+    part = by_row[by_row["method"].isin(shown)]
+    height = 250.0
+    axes = Axes(width, height, (0, float(part["row"].max())), (0, float(part["kl"].max()) * 1.05 + 1e-9), right=78)
+    parts = axes.frame("row of the picture", "replay KL, nats a token")
+    ends = []
+    for number, name in enumerate(shown):
+        mine = part[part["method"] == name].sort_values("row")
+        points = [axes.place(row, kl) for row, kl in zip(mine["row"], mine["kl"], strict=True)]
+        style = "best-line" if name == "searched" else f"other-line dash-{number % 4}"
+        parts.append(path(points, f"line {style}", name))
+        ends.append(points[-1])
+    for name, (x, y), label in zip(shown, ends, apart([y for _, y in ends], 15, axes.top, height - 12), strict=True):
+        parts.append(path([(x + 3, y), (x + 10, label)], "lead"))
+        parts.append(text(x + 13, label + 4, name, "strong" if name == "searched" else "label"))
+    return drawing(width, height, parts, f"Loss by row of the picture for {', '.join(shown)}")
+
+
+def history(trials: pd.DataFrame, width: float = WIDE) -> str:
+    """Every measured policy in the order of measuring, and the best so far; incumbents are larger and coloured."""
+    done = trials[trials["kl"].notna()].reset_index(drop=True)
+    # The scale ends where the incumbents do, or the worst of the better nine tenths: a bad proposal says nothing more.
+    first = done["label"].astype(str).str.startswith(("preset", "solver"))
+    low = max(float(done["kl"].min()), 1e-9)
+    high = max(float(done["kl"].quantile(0.9)), float(done.loc[first, "kl"].max()) if first.any() else 0.0, low * 1.2)
+    axes = Axes(width, 270, (0, max(len(done) - 1, 1)), (low * 0.9, high * 1.1), log=True)
+    factors: tuple[float, ...] = (1, 2, 5) if high / low > 2.5 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    parts = axes.frame("policies measured", "replay KL, nats a token, on the calibration pictures", factors=factors)
+    best = done["kl"].cummin()
+    steps: list[tuple[float, float]] = []
+    for i, value in enumerate(best):
+        x, y = axes.place(i, float(value))
+        steps += [(x, steps[-1][1]), (x, y)] if steps else [(x, y)]
+    parts.append(path(steps, "line best-line"))
+    for i, (label, kl) in enumerate(zip(done["label"].astype(str), done["kl"].astype(float), strict=True)):
+        kind = next((name for name in ("preset", "solver") if label.startswith(name)), "trial")
+        x, y = axes.place(i, kl)
+        if kl > high * 1.1:
+            parts.append(path([(x - 4, y + 5), (x, y), (x + 4, y + 5)], "outside", f"{label}: {nats(kl)}, above the scale"))
+        else:
+            parts.append(dot(x, y, f"{kind}-dot", f"{label}: {nats(kl)}", 3 if kind == "trial" else 4.5))
+    x, y = axes.place(int(done["kl"].idxmin()), low)
+    parts.append(f'<circle cx="{x:.5g}" cy="{y:.5g}" r="7" class="ring"/>')
+    return drawing(width, 270, parts, f"Search history: {len(done)} policies, the best loses {nats(low)} nats a token")
+
+
+def scores(table: pd.DataFrame, width: float = NARROW, bins: int = 20) -> str:
+    """How many heads have which semantic score, the two classes on top of each other."""
+    height, left, bottom = 190.0, 26.0, 34.0
+    number = (table["semantic_score"].clip(0, 1 - 1e-9) * bins).astype(int)
+    counts = {kind: number[table["class"] == kind].value_counts() for kind in ("spatial", "semantic")}
+    top = max(int(number.value_counts().max()), 1)
+    bar, unit = (width - left - 8) / bins, (height - bottom - 20) / top
+    parts = [text(0, 10, "heads", "label"), text(width - 8, height - 3, "semantic score", "label", "end")]
+    for mark in sorted({0, math.ceil(top / 2), top}):
+        y = height - bottom - mark * unit
+        parts += [path([(left, y), (width - 8, y)], "grid"), text(left - 6, y + 4, str(mark), "tick", "end")]
+    for place in range(bins):
+        y = height - bottom
+        for kind, count in counts.items():
+            tall = int(count.get(place, 0))
+            if tall:
+                y -= tall * unit
+                title = f"{tall} {kind}, score {place / bins:.2f} to {(place + 1) / bins:.2f}"
+                parts.append(rect(left + place * bar + 1, y, bar - 2, tall * unit, kind, title))
+    parts += [text(left + x * bins * bar, height - bottom + 14, f"{x:g}", "tick", "middle") for x in (0, 0.5, 1)]
+    return drawing(width, height, parts, "How the semantic scores of the heads are distributed")

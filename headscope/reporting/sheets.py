@@ -18,19 +18,28 @@ _WIDTH = 1200  # the sheet has as many columns as fit
 
 
 def contact_sheet(
-    rows: Sequence[tuple[str, Sequence[np.ndarray]]], column_titles: Sequence[str], path: str | Path, scale: int = 2
+    rows: Sequence[tuple[str, Sequence[np.ndarray | Image.Image]]],
+    column_titles: Sequence[str],
+    path: str | Path,
+    scale: int = 2,
 ) -> Path:
     """Write a sheet of cells, each the pictures of one prompt side by side with the prompt below.
 
     Args:
-        rows: (prompt, pictures uint8 [height, width, 3] of one size); column_titles: what the pictures of a cell are, or none.
+        rows: (prompt, pictures of one size, uint8 [height, width, 3] or Pillow's).
+        column_titles: what the pictures of a cell are, or none.
         scale: each pixel is drawn scale x scale, without smoothing.
 
     Raises:
-        DataError: nothing to show.
+        DataError: nothing to show, or cells that differ in the number of pictures.
     """
     if not rows:
         raise DataError(f"{path}: no picture to show on a contact sheet.")
+    counts = {len(pictures) for _, pictures in rows} | ({len(column_titles)} if column_titles else set())
+    if len(counts) != 1 or 0 in counts:
+        raise DataError(
+            f"{path}: the cells of a contact sheet need as many pictures each as there are titles, found {sorted(counts)}."
+        )
     height, width = (side * scale for side in np.asarray(rows[0][1][0]).shape[:2])
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 11)
     cell_width = len(rows[0][1]) * (width + 2) - 2
@@ -50,11 +59,15 @@ def contact_sheet(
             left = x + place * (width + 2)
             if number < columns and column_titles:
                 pen.text((left, _MARGIN), column_titles[place], fill=_QUIET, font=font)
-            shown = Image.fromarray(np.asarray(picture)).resize((width, height), Image.Resampling.NEAREST)
+            shown = _picture(picture).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(shown, (left, y))
         for line, text in enumerate(caption):
             pen.text((x, y + height + 4 + line * _LINE), text, fill=_INK, font=font)
     return write_whole(path, lambda target: sheet.save(target, format="PNG", optimize=True))
+
+
+def _picture(picture: np.ndarray | Image.Image) -> Image.Image:
+    return (picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))).convert("RGB")
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 3) -> list[str]:
@@ -68,4 +81,13 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 3)
             lines[-1] = longer
     if len(lines) > most:
         lines = [*lines[: most - 1], lines[most - 1] + " ..."]
-    return lines
+    return [_cut(line, font, width) for line in lines]
+
+
+def _cut(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    if font.getlength(line) <= width:
+        return line
+    kept = line.removesuffix(" ...")
+    while kept and font.getlength(kept + "...") > width:
+        kept = kept[:-1]
+    return kept.rstrip() + "..."
