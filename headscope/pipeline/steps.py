@@ -56,7 +56,7 @@ class Settings:
     calibration: int = 16
     unseen: int = 16
     searched_pictures: int = 8
-    table_pictures: int = 3
+    table_pictures: int = 2
     quick: bool = False
     seed: int = 0
     batch_size: int = 16

@@ -11,6 +11,8 @@ what does not matter to attention, because rotary embedding is applied before.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch.nn import functional
 
@@ -108,10 +110,17 @@ class WindowHeads(KeptHeads):
 
     def _band(self, t: int, length: int, filled: int, query: torch.Tensor) -> torch.Tensor:
         """[G * T, filled + T]: 0 where query t + i sees the key, -inf elsewhere."""
-        seen = self._seen(self._held(t, filled, length), t, length)
-        band = torch.zeros(length, filled + length, dtype=query.dtype, device=query.device)
-        band[:, self.prefix :].masked_fill_(~seen, -torch.inf)
-        return band.repeat(query.shape[2] // length, 1)
+        groups = query.shape[2] // length
+        newest = t - 1 - self.numbers.anchor
+        if newest < self.ring - 1:  # the ring is not yet full
+            seen = self._seen(self._held(t, filled, length), t, length)
+            band = torch.zeros(length, filled + length, dtype=query.dtype, device=query.device)
+            band[:, self.prefix :].masked_fill_(~seen, -torch.inf)
+        else:
+            by_age, in_chunk = _band_parts(self.ring, length, query.dtype, query.device)
+            begin = self.ring - (newest + 1) % self.ring
+            band = torch.cat([by_age.new_zeros(length, self.first), by_age[:, begin : begin + self.ring], in_chunk], 1)
+        return band if groups == 1 else band.repeat(groups, 1)
 
     def _held(self, t: int, filled: int, length: int) -> torch.Tensor:
         """Image tokens in the slots behind the prefix, then those of the chunk t .. t + length - 1."""
@@ -127,23 +136,52 @@ class WindowHeads(KeptHeads):
         return (tokens <= now) & ((tokens >= now - self.numbers.window) | (tokens < self.numbers.anchor))
 
     def _commit(self, key: torch.Tensor, value: torch.Tensor, t: int) -> None:
-        anchor, length = self.numbers.anchor, key.shape[2]
-        tokens = torch.arange(t, t + length, device=key.device)
-        last = (tokens < anchor) | (tokens >= t + length - self.ring)
-        slots = torch.where(tokens < anchor, self.prefix + tokens, self.first + (tokens - anchor) % self.ring)[last]
-        self.keys.index_copy_(2, slots, key[:, :, last])
-        self.values.index_copy_(2, slots, value[:, :, last])
+        length = key.shape[2]
+        done = min(max(self.numbers.anchor - t, 0), length)  # tokens of the chunk that are anchors
+        if done:
+            self.keys[:, :, self.prefix + t : self.prefix + t + done] = key[:, :, :done]
+            self.values[:, :, self.prefix + t : self.prefix + t + done] = value[:, :, :done]
+        start = max(done, length - self.ring)  # what came before it is overwritten within the chunk
+        while start < length:
+            slot = (t + start - self.numbers.anchor) % self.ring
+            count = min(length - start, self.ring - slot)
+            self.keys[:, :, self.first + slot : self.first + slot + count] = key[:, :, start : start + count]
+            self.values[:, :, self.first + slot : self.first + slot + count] = value[:, :, start : start + count]
+            start += count
+
+
+@lru_cache(maxsize=256)
+def _band_parts(ring: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks of a chunk on a full ring: over the ring's tokens from the oldest to the newest, twice [T, 2 * ring], and over
+    the chunk [T, T].
+
+    Example: ring 4 (window 3), the next slot is 1. Slots 1 2 3 0 hold the tokens from the oldest to the newest, so the mask
+    by slot is columns 3 to 6 of the first. Query 0 sees all but the oldest, query 1 all but the two oldest.
+    """
+    query, key = torch.arange(length)[:, None], torch.arange(length)
+    in_chunk = (key <= query) & (key >= query - (ring - 1))
+    by_age = (torch.arange(ring) > query).repeat(1, 2)
+
+    def mask(seen: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
+
+    return mask(by_age), mask(in_chunk)
+
+
+@lru_cache(maxsize=64)
+def _causal(length: int, groups: int, device: torch.device) -> torch.Tensor:
+    """bool [G * T, T]: the tokens of a chunk that a query may not see."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu_(1).repeat(groups, 1)
 
 
 class HeavyHeads(KeptHeads):
     """Heads that also keep the `heavy` tokens with the best score, chosen at every stride end.
 
     Tokens are appended at slot `live`; at a stride end, if more than `window + heavy` are live, the newest `window` and the
-    best `heavy` others stay: survivors from the tail move into the slots that losers leave in front, in a number of moves
-    that does not depend on the scores.
+    best `heavy` others stay and move to the front, in order of age.
 
     Example: window 1, heavy 1, stride 2, tokens 0 1 2 3 live with scores .1 .9 .2 .0. Token 3 is in the window, token 1 is the
-    best other one. Slots 0 1 | 2 3 hold 0 1 | 2 3; slot 0 is a hole, the tail's survivor 3 moves in: 3 1.
+    best other one. Slots 0 1 | 2 3 hold 0 1 | 2 3 before, 1 3 after.
     """
 
     def __init__(self, bucket: Bucket, start: int, prefix: int, stride: int, like: torch.Tensor) -> None:
@@ -185,8 +223,7 @@ class HeavyHeads(KeptHeads):
         if mask is not None:
             attention += mask
         if length > 1:
-            causal = torch.ones(length, length, dtype=torch.bool, device=key.device).triu_(1)
-            attention[..., start:].masked_fill_(causal.repeat(query.shape[2] // length, 1), -torch.inf)
+            attention[..., start:].masked_fill_(_causal(length, query.shape[2] // length, key.device), -torch.inf)
         attention = torch.softmax(attention, -1, dtype=torch.float32)
         if self.live:
             received = attention[..., self.first :].sum(2)
@@ -208,47 +245,49 @@ class HeavyHeads(KeptHeads):
 
     def _choose(self, t: int) -> None:
         """The stride end after token t."""
-        surplus = self.live - self.kept
-        if surplus > 0:
-            self._drop(self._losers(t, surplus), surplus)
+        if self.live > self.kept:
+            if self.stride == 1:
+                self._drop_one(t)
+            else:
+                self._drop(t)
+            self.scores[:, :, self.kept : self.live] = 0
             self.live = self.kept
         if self.numbers.decay != 1.0:
             self.scores.mul_(self.numbers.decay)
 
-    def _losers(self, t: int, surplus: int) -> torch.Tensor:
-        """Slots of the `surplus` tokens that go, int64 [B, h, surplus]: lowest value first, of equals the oldest."""
+    def _values(self, t: int) -> torch.Tensor:
+        """What each live token is worth [B, h, live]; those in the window are beyond price."""
         positions = self.positions[:, :, : self.live]
         value = self.scores[:, :, : self.live]
         if self.numbers.per_visit:
             value = value / (t + 1 - positions)  # every query from a token's own on could see it while it lived
-        value = value.masked_fill(positions > t - self.numbers.window, torch.inf)
-        if surplus == 1:
-            least = value == value.amin(-1, keepdim=True)
-            return positions.masked_fill(~least, torch.iinfo(torch.int32).max).argmin(-1, keepdim=True)
-        by_age = positions.argsort(-1)
-        by_value = value.gather(-1, by_age).argsort(dim=-1, stable=True)
-        return by_age.gather(-1, by_value)[..., :surplus]
+        return value.masked_fill(positions > t - self.numbers.window, torch.inf)
 
-    def _drop(self, losers: torch.Tensor, surplus: int) -> None:
-        """Keep the other live tokens, in slots 0 .. kept - 1."""
-        if surplus == 1:  # the newest token takes the loser's slot, or its own goes
-            for tensor in (self.scores, self.positions):
-                tensor.scatter_(-1, losers, tensor[..., self.kept : self.live].clone())
-            self.scores[:, :, self.kept : self.live] = 0
-            index = (losers + self.first)[..., None].expand(-1, -1, -1, self.keys.shape[3])
-            for tensor in (self.keys, self.values):
-                tensor.scatter_(2, index, tensor[:, :, self.first + self.kept : self.first + self.live].clone())
-            return
-        gone = torch.zeros_like(self.positions[:, :, : self.live], dtype=torch.bool).scatter_(-1, losers, True)
-        moves = min(surplus, self.kept)
-        front, tail = gone[..., : self.kept], gone[..., self.kept :]
-        holes = front.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :moves]
-        survivors = tail.to(torch.int8).argsort(dim=-1, stable=True)[..., :moves] + self.kept
-        needed = torch.arange(moves, device=gone.device) < front.sum(-1, keepdim=True)
-        source = torch.where(needed, survivors, holes)  # a slot without a hole moves onto itself
+    def _drop_one(self, t: int) -> None:
+        """Stride 1: the newest token takes the slot of the one that goes, or its own goes. Slots are in no order."""
+        positions, value = self.positions[:, :, : self.live], self._values(t)
+        least = value == value.amin(-1, keepdim=True)  # of equals the oldest goes
+        loser = positions.masked_fill(~least, torch.iinfo(torch.int32).max).argmin(-1, keepdim=True)
         for tensor in (self.scores, self.positions):
-            tensor.scatter_(-1, holes, tensor.gather(-1, source))
-        self.scores[:, :, self.kept : self.live] = 0
-        to, origin = ((index + self.first)[..., None].expand(-1, -1, -1, self.keys.shape[3]) for index in (holes, source))
+            tensor.scatter_(-1, loser, tensor[..., self.kept : self.live].clone())
+        rows = self._rows(loser)
         for tensor in (self.keys, self.values):
-            tensor.scatter_(2, to, tensor.gather(2, origin))
+            newest = tensor[:, :, self.first + self.kept : self.first + self.live]
+            tensor.view(-1, tensor.shape[3]).index_copy_(0, rows, newest.reshape(-1, tensor.shape[3]))
+
+    def _drop(self, t: int) -> None:
+        """Longer strides: slots stay in order of age, so that a stable sort lets the oldest of equals go."""
+        ranked = self._values(t).argsort(dim=-1, stable=True)
+        staying = ranked[..., self.live - self.kept :].sort(-1).values
+        for tensor in (self.scores, self.positions):
+            tensor[..., : self.kept] = tensor.gather(-1, staying)
+        rows = self._rows(staying)
+        for tensor in (self.keys, self.values):
+            chosen = tensor.view(-1, tensor.shape[3]).index_select(0, rows)
+            tensor[:, :, self.first : self.first + self.kept] = chosen.view(*staying.shape, tensor.shape[3])
+
+    def _rows(self, slots: torch.Tensor) -> torch.Tensor:
+        """Slots [B, h, n] of the image area -> rows [B * h * n] of the keys seen as one table [B * h * slots, D]."""
+        batch, heads, length, _ = self.keys.shape
+        begin = torch.arange(self.first, self.first + batch * heads * length, length, device=slots.device)
+        return (slots + begin.view(batch, heads, 1)).flatten()

@@ -109,7 +109,7 @@ class CompressedLayer(CacheLayerMixin):
         self._pending = None
         t = self.seen - self.prefix
         if self._order is not None:
-            keys_in, values_in = keys[:, self._order], values[:, self._order]
+            keys_in, values_in = keys.index_select(1, self._order), values.index_select(1, self._order)
         else:
             keys_in, values_in = keys, values
         if self.seen == 0:
@@ -121,7 +121,7 @@ class CompressedLayer(CacheLayerMixin):
             return output
         batch, heads, length, size = query.shape
         if self._order is not None:
-            query = query[:, self._query_order]
+            query = query.index_select(1, self._query_order)
         packed = query.reshape(batch, heads // self.groups_of, self.groups_of * length, size)
         parts = []
         for bucket in self.buckets:
@@ -131,7 +131,7 @@ class CompressedLayer(CacheLayerMixin):
         self.seen += length
         out = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).view(batch, heads, length, size)
         if self._order is not None:
-            out = out[:, self._query_back]
+            out = out.index_select(1, self._query_back)
         return out.transpose(1, 2)
 
     def groups(self, query: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> list[Group]:

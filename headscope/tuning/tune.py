@@ -14,7 +14,7 @@ from headscope.models.samples import Samples
 from headscope.policy.budget import Limit
 from headscope.policy.files import save_policy
 from headscope.policy.policy import Policy
-from headscope.tuning.replay import Replay
+from headscope.tuning.replay import Remembered, Replay
 from headscope.tuning.sensitivity import measure_sensitivity
 from headscope.tuning.study import SearchResult, search
 from headscope.tuning.sweep import Sweep, sweep_presets
@@ -40,7 +40,7 @@ def tune(
     out: str | Path,
     *,
     trials: int = 40,
-    table_pictures: int = 3,
+    table_pictures: int = 2,
     prefix: int | None = None,
     strides: Sequence[int] | None = None,
     buckets: int = 3,
@@ -84,8 +84,9 @@ def tune(
         )
     replay = Replay(model, samples, batch_size=batch_size, by_stream=False)
     prefix = replay.prefix if prefix is None else prefix
+    remembered = Remembered(replay)  # the study begins with presets that the sweep has just measured
     presets = sweep_presets(
-        replay,
+        remembered,
         model.shape,
         limit,
         semantic_score,
@@ -97,7 +98,7 @@ def tune(
     for name, policy in presets.best.items():
         save_policy(policy, out / "presets" / f"{name}.safetensors")
     result = search(
-        replay,
+        remembered,
         model.shape,
         limit,
         table,
