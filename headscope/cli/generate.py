@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headscope.cli.console import Device, Dtype, ModelName, PromptFile, Seed, progress, say
+from headscope.cli.console import Device, Dtype, ModelName, PromptFile, Seed, progress, say, settle_threads
 from headscope.errors import DataError
 
 
@@ -37,6 +37,7 @@ def generate(
     texts = texts[: count or len(texts)]
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; choose a folder with --out.")
+    settle_threads(model)
     loaded = load_model(model, device=device, dtype=dtype)
     kept = None if policy is None else load_policy(policy, loaded.shape, accept_other_weights=accept_other_weights)
     options = {"guidance": guidance, "temperature": temperature, "batch_size": batch_size}

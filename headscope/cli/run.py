@@ -24,6 +24,7 @@ from headscope.cli.console import (
     limit_options,
     progress,
     say,
+    settle_threads,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def go(
     from headscope.cli.tables import methods_table
     from headscope.pipeline import run as run_all
 
+    settle_threads(model)
     with progress() as tell:
         report = run_all(
             model,

@@ -16,6 +16,7 @@ from headscope.cli.console import (
     limit_options,
     progress,
     say,
+    settle_threads,
 )
 
 
@@ -39,6 +40,7 @@ def search(
 
     keep, memory = limit_options(keep, memory)
     model, folder = open_run(run, device, dtype)
+    settle_threads(model.name)
     settings = settings_of(folder, keep=keep, memory=memory, batch=batch, of=keep_of, trials=trials, quick=quick, seed=seed)
     with progress() as tell:
         search_step(model, folder, settings, tell)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headscope.cli.console import Device, Dtype, ModelName, Overwrite, PromptFile, Resume, Seed, progress, say
+from headscope.cli.console import Device, Dtype, ModelName, Overwrite, PromptFile, Resume, Seed, progress, say, settle_threads
 
 
 def trace(
@@ -32,6 +32,7 @@ def trace(
 
     texts = default_prompts(model) if prompts is None else read_prompts(prompts)
     settings = Settings(keep=None, calibration=calibration, unseen=unseen, seed=seed, batch_size=batch_size)
+    settle_threads(model)
     loaded = load_model(model, device=device, dtype=dtype)
     folder = RunFolder(out)
     parts = split(texts, calibration, unseen)

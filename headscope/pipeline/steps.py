@@ -55,7 +55,7 @@ class Settings:
     trials: int = 40
     calibration: int = 16
     unseen: int = 16
-    searched_pictures: int = 8
+    searched_pictures: int = 6
     table_pictures: int = 2
     quick: bool = False
     seed: int = 0
