@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "GOMP_SPINCOUNT": "0",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+INTERRUPTED = 130  # 128 and SIGINT, as shells count
 
 app = typer.Typer(
     add_completion=False,
@@ -43,7 +44,9 @@ def main() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
+            raise KeyboardInterrupt
     except HeadscopeError as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
@@ -51,7 +54,7 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
     except (typer.Abort, KeyboardInterrupt):
         errors.print("\nstopped; the same command with --resume goes on where this one was.", soft_wrap=True)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:  # the reader of our output went away, `| head` for example
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

@@ -273,7 +273,7 @@ class HeavyHeads(KeptHeads):
         rows = self._rows(loser)
         for tensor in (self.keys, self.values):
             newest = tensor[:, :, self.first + self.kept : self.first + self.live]
-            tensor.view(-1, tensor.shape[3]).index_copy_(0, rows, newest.reshape(-1, tensor.shape[3]))
+            tensor.view(-1, tensor.shape[3]).index_copy_(0, rows, newest.flatten(0, 2).clone())
 
     def _drop(self, t: int) -> None:
         """Longer strides: slots stay in order of age, so that a stable sort lets the oldest of equals go."""
