@@ -33,12 +33,14 @@ of {backgrounds} background colours were drawn anew each time.
 
 ## Recipe
 
-`python -m headscope.reference train --pictures stickers96.parquet --preset {preset}` and then `export`; seed 0.
+`python -m headscope.reference train --pictures stickers96.parquet --preset {preset} --count N`, {stages}, and then
+`export`; seed 0.
 
 - Tokenizer: one token a word, {vocabulary} words.
 - VQ model: {codes} codes of 4 x 4 pixels, {vq_pictures} pictures, {psnr:.1f} dB on drawings it never saw.
 - Transformer: {layers} layers x {heads} heads x {head_dim}, {parameters:.1f} M parameters in all; {seen:,} pictures, prompts
-  dropped one time in ten; Muon for matrices, Adam for the rest; constant rate, then a decay to zero over the last third.
+  dropped one time in ten; Muon for matrices, Adam for the rest; constant rate, then a decay to zero over the last third
+  of each N.
   {where}
 
 ## Loss
@@ -74,6 +76,7 @@ def write_card(
         held_out=int(stickers.held_out.sum()),
         backgrounds=len(BACKGROUNDS),
         preset=preset.name,
+        stages=_stages(losses),
         vocabulary=vocabulary,
         codes=preset.codes,
         vq_pictures=f"{int(vq['pictures'].iloc[-1]):,}",
@@ -87,6 +90,15 @@ def write_card(
         table=_table(losses),
     )
     return write_text(out / "README.md", text)
+
+
+def _stages(losses: pd.DataFrame, every: int = 50) -> str:
+    """With which counts the run was made: a run's last step is logged whatever its number, others every 50 steps.
+
+    A run that is called again with a larger count goes on from the checkpoint of the one before.
+    """
+    ends = losses[(losses["step"] % every != 0) | (losses["step"] == losses["step"].max())]["pictures"]
+    return "with N = " + ", then on from there with N = ".join(f"{pictures:,}" for pictures in ends)
 
 
 def _table(losses: pd.DataFrame, rows: int = 10) -> str:
