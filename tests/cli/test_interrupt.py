@@ -8,10 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+# A shell's background jobs begin with SIGINT ignored, and the tests may be run in one.
+LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from headscope.cli import main; main()"
+
 
 def test_a_stopped_run_says_how_to_go_on_and_keeps_what_it_has(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-c", "from headscope.cli import main; main()", "run", "stickers", "--out", str(out)]
+    command = [sys.executable, "-c", LISTEN, "run", "stickers", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
