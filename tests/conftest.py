@@ -45,3 +45,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first: with two processes the others run beside it, in place of one waiting for the other."""
+    items.sort(key=lambda item: item.path.name != "test_janus_pro.py")
