@@ -9,7 +9,8 @@ OLDEST := transformers==5.5.0 huggingface_hub==1.33.0 tokenizers==0.22.2 httpx==
 REPLACED := transformers|huggingface_hub|tokenizers|httpx2|httpcore2|truststore
 
 # Two OpenMP threads in one process collapse as soon as anything else runs: two processes of one thread each.
-PYTEST := -m pytest -n 2 --dist loadfile
+# In the order of tests/conftest.py, which begins with the longest.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
