@@ -19,6 +19,7 @@ from headscope.reference.presets import PRESETS, Preset
 from headscope.reference.tokenizer import build_tokenizer
 from headscope.reference.transformer import Plan, train_transformer
 from headscope.reference.vq import train_vq
+from headscope.reference.warm import take_over_vq
 from headscope.reporting import contact_sheet
 from headscope.runtime import generate
 
@@ -64,12 +65,14 @@ def train(
     seed: int = 0,
     device: str = "cpu",
     count: Annotated[int | None, typer.Option("--count", help="Train on this many pictures instead.")] = None,
-    warm_start: Annotated[Path | None, typer.Option(help="Weights (safetensors) of an earlier run.")] = None,
+    warm_start: Annotated[Path | None, typer.Option(help="Model or training folder to go on from, VQ model included.")] = None,
 ) -> None:
     """Train the VQ model, then the transformer. Example: python -m headscope.reference train --pictures stickers96.parquet"""
     size = _preset(preset)
     stickers = load_stickers(pictures, size, seed)
     out.mkdir(parents=True, exist_ok=True)
+    if warm_start is not None and not (out / "vq.safetensors").exists():
+        take_over_vq(warm_start, out)
     if not (out / "vq.safetensors").exists():
         parallel.run(train_vq, workers, size, stickers, out, seed, device)
     plan = Plan(out, seed, device, count, warm_start)

@@ -13,14 +13,17 @@ from torch import nn
 from torch.nn import functional
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
+from headscope.errors import DataError
 from headscope.reference import parallel
 from headscope.reference.configuration import build
 from headscope.reference.journal import Journal
 from headscope.reference.muon import MuonAdam
 from headscope.reference.pictures import Batch, Stickers, draw
 from headscope.reference.presets import Preset
+from headscope.reference.scenes import SceneBook
 from headscope.reference.tokenizer import special_ids
 from headscope.reference.vq import encode, load_vq
+from headscope.reference.warm import earlier_weights
 from headscope.storage import write_whole
 
 DROPPED = 0.1  # share of prompts replaced by pads, which is what guidance's unconditional stream sees
@@ -37,7 +40,7 @@ class Plan:
     seed: int = 0
     device: str = "cpu"
     pictures: int | None = None  # instead of the preset's number
-    warm_start: Path | None = None  # weights of an earlier run
+    warm_start: Path | None = None  # folder with the weights to go on from
     minutes_between_checkpoints: float = 4.0
 
 
@@ -116,8 +119,7 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
     vq = model.model.vqmodel.eval()
     parts = trainable(model)
     if plan.warm_start is not None:
-        earlier = load_file(plan.warm_start)
-        parts.load_state_dict({name: value.float() for name, value in earlier.items() if not name.startswith("optimiser.")})
+        _start_from(parts, plan.warm_start)
     optimiser = MuonAdam(parts, preset.rate, preset.adam_rate)
     checkpoint = plan.folder / "transformer.safetensors"
     step = _resume(parts, optimiser, checkpoint)
@@ -125,10 +127,13 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
     per_step = preset.batch * parallel.world()
     steps = -(-total // per_step)
     train = stickers.indices(held_out=False)
+    book = SceneBook(stickers) if preset.scenes else None
     tests = {
         "unseen_pairs": _test_batch(stickers, stickers.indices(held_out=True), plan),
         "unseen_views": _test_batch(stickers, train, plan),
     }
+    if book is not None:
+        tests["scenes"] = book.draw(48, np.random.default_rng([plan.seed, 8]), plan.device)
     journal = Journal(plan.folder / "transformer.csv", rank)
     started = saved = time.monotonic()
     first = step
@@ -136,7 +141,7 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
     use_bf16 = plan.device.startswith("cuda")
     while step < steps:
         rng = np.random.default_rng([plan.seed, rank, step, 2])
-        batch = draw(stickers, rng.choice(train, preset.batch), rng, plan.device, spread(step / steps))
+        batch = mixed_batch(preset, stickers, train, book, rng, plan.device, spread(step / steps))
         ids, mask = captions_to_ids(tokenizer, batch.captions, rng.random(preset.batch) < DROPPED, plan.device)
         tokens = encode(vq, batch.pixels)
         with torch.autocast("cuda", torch.bfloat16, enabled=use_bf16):
@@ -158,6 +163,33 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
         if rank == 0 and (time.monotonic() - saved > plan.minutes_between_checkpoints * 60 or step == steps):
             _save(parts, optimiser, step, checkpoint)
             saved = time.monotonic()
+
+
+def mixed_batch(
+    preset: Preset,
+    stickers: Stickers,
+    train: np.ndarray,
+    book: SceneBook | None,
+    rng: np.random.Generator,
+    device: str,
+    spread: float,
+) -> Batch:
+    """`preset.batch` fresh pictures: scenes for the preset's share, single stickers of any concept for the rest."""
+    scenes = 0 if book is None else round(preset.batch * preset.scenes)
+    batch = draw(stickers, rng.choice(train, preset.batch - scenes), rng, device, spread)
+    if book is None or scenes == 0:
+        return batch
+    more = book.draw(scenes, rng, device, spread)
+    return Batch(torch.cat([batch.pixels, more.pixels]), [*batch.captions, *more.captions])
+
+
+def _start_from(parts: nn.Module, folder: Path) -> None:
+    earlier = earlier_weights(folder)[0]
+    wanted = parts.state_dict()
+    other = [name for name, value in wanted.items() if name not in earlier or earlier[name].shape != value.shape]
+    if other:
+        raise DataError(f"{folder}: {other[0]} is missing or of another shape; go on from weights of the same preset's sizes.")
+    parts.load_state_dict({name: earlier[name] for name in wanted})
 
 
 def _test_batch(stickers: Stickers, indices: np.ndarray, plan: Plan) -> Batch:
