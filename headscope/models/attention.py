@@ -11,7 +11,8 @@ has just left on the keys.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -27,6 +28,7 @@ from headscope.errors import CacheError
 THROUGH_CACHE = "headscope_compressed"
 _OBSERVED = "headscope_observed_"
 _CALLBACKS = "_headscope_callbacks"
+_OBSERVERS = "_headscope_observers"
 _HANDLE = "_headscope_layer"
 
 
@@ -42,6 +44,7 @@ class Group:
         query_positions: int [T], absolute.
         visible: bool [1 or B, 1 or hk, 1 or T, S] or None; a key is seen if visible, at a position, and not after the query.
         scaling: the factor on q @ k.
+        v: [B, hk, S, D], of a plain group only.
     """
 
     heads: list[int]
@@ -51,6 +54,7 @@ class Group:
     query_positions: torch.Tensor
     visible: torch.Tensor | None
     scaling: float
+    v: torch.Tensor | None = None
 
 
 Callback = Callable[[int, list[Group]], None]
@@ -76,10 +80,13 @@ def leave_handle(keys: torch.Tensor, layer: CacheLayer) -> torch.Tensor:
 
 @contextmanager
 def implementation(decoder: nn.Module, name: str) -> Iterator[None]:
-    """Let the decoder use the attention registered as `name` inside the block, and its own again afterwards."""
+    """Let the decoder use the attention registered as `name` inside the block, and its own again afterwards.
+
+    A decoder that is being observed stays so.
+    """
     config: Any = decoder.config
     before = config._attn_implementation
-    config._attn_implementation = name
+    config._attn_implementation = _register_observed(name) if str(before).startswith(_OBSERVED) else name
     try:
         yield
     finally:
@@ -123,27 +130,65 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(THROUGH_CACHE, _mask_of_prefix)
 
 
 @contextmanager
-def observe(decoder: nn.Module, callback: Callback) -> Iterator[None]:
+def observe(decoder: nn.Module, callback: Callback, layers: Container[int] | None = None) -> Iterator[None]:
     """Inside the block every attention layer of `decoder` calls `callback(layer, groups)` once a forward.
 
-    Nests; the decoder is as before on exit, also after an exception. What the callback does changes no output.
+    Nests, and several threads may observe one decoder: each is called for its own forwards only. The decoder is as before on
+    exit, also after an exception. What the callback does changes no output.
+
+    Args:
+        layers: numbers of those to observe, None for all.
     """
-    config: Any = decoder.config
-    original = config._attn_implementation or "eager"
-    name = original if original.startswith(_OBSERVED) else _register_observed(original)
+    entry = _Entry(callback, threading.get_ident())
     attentions = [module for module in decoder.modules() if hasattr(module, "layer_idx") and hasattr(module, "config")]
-    for module in attentions:
-        setattr(module, _CALLBACKS, (*getattr(module, _CALLBACKS, ()), callback))
+    chosen = [module for module in attentions if layers is None or module.layer_idx in layers]
+    with _switching:
+        _begin_observing(decoder)
+        for module in chosen:
+            setattr(module, _CALLBACKS, (*getattr(module, _CALLBACKS, ()), entry))
     try:
-        with implementation(decoder, name):
-            yield
+        yield
     finally:
-        for module in attentions:
-            left = getattr(module, _CALLBACKS)[:-1]
-            if left:
-                setattr(module, _CALLBACKS, left)
-            else:
-                delattr(module, _CALLBACKS)
+        with _switching:
+            for module in chosen:
+                left = tuple(other for other in getattr(module, _CALLBACKS) if other is not entry)
+                if left:
+                    setattr(module, _CALLBACKS, left)
+                else:
+                    delattr(module, _CALLBACKS)
+            _end_observing(decoder)
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """An observer, and the thread whose forwards it is to see."""
+
+    callback: Callback
+    thread: int
+
+
+_switching = threading.RLock()
+
+
+def _begin_observing(decoder: nn.Module) -> None:
+    """The first observer switches the attention, the last one (`_end_observing`) switches it back."""
+    config: Any = decoder.config
+    count, original = getattr(decoder, _OBSERVERS, (0, None))
+    if count == 0:
+        original = config._attn_implementation
+        name = original or "eager"
+        config._attn_implementation = name if name.startswith(_OBSERVED) else _register_observed(name)
+    setattr(decoder, _OBSERVERS, (count + 1, original))
+
+
+def _end_observing(decoder: nn.Module) -> None:
+    config: Any = decoder.config
+    count, original = getattr(decoder, _OBSERVERS)
+    if count > 1:
+        setattr(decoder, _OBSERVERS, (count - 1, original))
+        return
+    config._attn_implementation = original
+    delattr(decoder, _OBSERVERS)
 
 
 def _register_observed(original: str) -> str:
@@ -159,12 +204,13 @@ def _register_observed(original: str) -> str:
             attention_mask: torch.Tensor | None,
             **kwargs: Any,
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            callbacks: tuple[Callback, ...] = getattr(module, _CALLBACKS, ())
+            mine = threading.get_ident()
+            callbacks = [entry.callback for entry in getattr(module, _CALLBACKS, ()) if entry.thread == mine]
             if callbacks:
                 layer: CacheLayer | None = getattr(key, _HANDLE, None)
                 scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
                 if layer is None:
-                    show = plain_groups(query, key, attention_mask, scaling)
+                    show = plain_groups(query, key, attention_mask, scaling, value)
                 else:
                     show = layer.groups(query, attention_mask, scaling)
                 for callback in callbacks:
@@ -184,7 +230,9 @@ def _function(name: str, module: nn.Module) -> Callable[..., tuple[torch.Tensor,
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
-def plain_groups(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> list[Group]:
+def plain_groups(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float, value: torch.Tensor | None = None
+) -> list[Group]:
     """One group of all heads, for keys [B, H, S, D] of which the last T are the queries' own tokens."""
     visible = None
     if mask is not None:
@@ -207,5 +255,6 @@ def plain_groups(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | No
             query_positions=at,
             visible=visible,
             scaling=scaling,
+            v=value,
         )
     ]

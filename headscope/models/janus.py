@@ -101,6 +101,10 @@ class JanusModel:
             text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return text + self._begin
 
+    def pieces(self, ids: torch.Tensor) -> list[str]:
+        """Tokens [P] as the tokenizer writes them."""
+        return list(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
+
     def embed_prefix(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [B, P] -> [B, P, C]."""
         return self.network.get_input_embeddings()(ids)

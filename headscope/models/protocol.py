@@ -69,6 +69,10 @@ class ImageModel(Protocol):
         """
         ...
 
+    def pieces(self, ids: torch.Tensor) -> list[str]:
+        """The tokens ids [P] as the tokenizer writes them, marks of spaces included."""
+        ...
+
     def embed_prefix(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [B, P] -> [B, P, C]."""
         ...

@@ -1,107 +1,325 @@
 """The few things that touch attention. Everything else is a function of what they add up, so no map is ever stored.
 
-Queries are the image tokens that the model was fed, t = 0 .. N - 2. Keys are all tokens: P prefix positions, then those.
+Queries are the image tokens that the model was fed: t = 0 .. N - 2 when a recorded picture is replayed, for the last token
+is never fed. Keys are all tokens: P prefix positions, then those. The work goes by rows of the image: the attention of one
+row of queries, seen as [column, key row, key column], is a slice of one running sum, so that mass by 2-D offset costs one
+pass over the attention and no index of every pair.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
+from torch.nn import functional
 
 from headscope.geometry import Geometry
 from headscope.models.attention import Group
+from headscope.tracing.selection import Selection
 
-# Elements of one block of attention; 64 MiB in float32.
-BLOCK = 16 * 2**20
+# Query tokens of one block: 48 make the product of queries and keys 1.5 times faster than 24; more gain nothing.
+TOGETHER = 48
+# Elements of one block of attention; 4 MiB in float32, so that the passes over it stay near the processor.
+BLOCK = 2**20
+_HIDDEN = -30_000.0  # a logit whose weight is 0 in float32 and whose product with it is 0 too, as that of -inf is not
 
 
 @dataclass
 class Accumulated:
-    """Sums over the queries of one layer, for B sequences and h query heads.
+    """Sums over some queries of one layer, for B sequences and h query heads.
 
     Attributes:
-        queries: Q, number of queries.
-        prefix: P, prefix positions, padding included; prefix_seen: bool [B, P], those that are no padding.
-        columns: float32 [B, h, P + Q], attention each key received, summed over queries.
-        squares: float32 [B, h, P + Q], the same of squared attention.
+        geometry: of the image. prefix: P, prefix positions, padding included.
+        queries: int64 [Q], image tokens t that were asked; fed: image tokens that were keys.
+        prefix_seen: bool [B, P], prefix positions that are no padding.
+        row_columns: float32 [B, h, rows, P + fed], attention each key received from the queries of each row.
+        squares: float32 [B, h, P + fed], squared attention each key received.
         offsets: float32 [B, h, rows, 2 * row_length - 1], attention to image keys by (rows up, columns right), the
             column offset from -(row_length - 1) to row_length - 1.
         offsets_image: the same with each query's attention to the image scaled to sum to 1.
-        entropy: float32 [B, h], sum over queries of H / log(visible keys).
-        distance: float32 [B, h], sum over queries of sum_k A |q - k|, positions in the sequence without padding.
+        entropy: float32 [B, h, rows], sum over the queries of each row of H / log(visible keys).
+        best: float32 [B, h, N] or None (only in the full set): attention to the m + 1 most attended image tokens before
+            the query, summed over `sorted_queries`; best_running: the same for those with the largest running score.
+        sorted_queries: int64, the queries that `best` and `best_running` are about.
     """
 
-    queries: int
+    geometry: Geometry
     prefix: int
+    fed: int
+    queries: torch.Tensor
     prefix_seen: torch.Tensor
-    columns: torch.Tensor
+    row_columns: torch.Tensor
     squares: torch.Tensor
     offsets: torch.Tensor
     offsets_image: torch.Tensor
     entropy: torch.Tensor
-    distance: torch.Tensor
+    best: torch.Tensor | None = None
+    best_running: torch.Tensor | None = None
+    sorted_queries: torch.Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """Q, the number of queries."""
+        return len(self.queries)
+
+    @property
+    def columns(self) -> torch.Tensor:
+        """float32 [B, h, P + fed]: attention each key received."""
+        return self.row_columns.sum(2)
+
+    def visits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries that see each key, float32 [P + fed], and which keys are no padding and seen by one, bool [B, P + fed]."""
+        image = (self.queries[:, None] >= torch.arange(self.fed, device=self.queries.device)[None]).sum(0)
+        counts = torch.cat([image.new_full((self.prefix,), self.count), image]).to(self.squares.dtype)
+        valid = torch.cat([self.prefix_seen, (image > 0).expand(len(self.prefix_seen), -1)], 1)
+        return counts, valid
+
+    def of_sequence(self, number: int) -> Accumulated:
+        """One sequence of the batch."""
+        return self._each(lambda value: value[number : number + 1])
+
+    def plus(self, other: Accumulated) -> Accumulated:
+        """Of the queries of both, which must differ."""
+        queries = torch.cat([self.queries, other.queries])
+        made: dict[str, Any] = {"queries": queries}
+        for name in _SUMS:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            made[name] = None if mine is None else mine + theirs
+        if self.sorted_queries is not None and other.sorted_queries is not None:
+            made["sorted_queries"] = torch.cat([self.sorted_queries, other.sorted_queries])
+        return Accumulated(**{**self._fields(), **made})
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Accumulated:
+        found = {n: None if getattr(self, n) is None else change(getattr(self, n)) for n in (*_SUMS, "prefix_seen")}
+        return Accumulated(**{**self._fields(), **found})
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+_SUMS = ("row_columns", "squares", "offsets", "offsets_image", "entropy", "best", "best_running")
 
 
 class Accumulator:
-    """Adds up one layer's attention in blocks of queries.
+    """Adds up one layer's attention, for sequences with one and the same prefix length.
 
     Args:
-        geometry: of the image. prefix: positions before the image, padding included.
+        geometry: of the image. prefix: positions before the image, padding included. selection: which heads and queries.
+
+    One layer after the other may be added; each `add` starts anew.
     """
 
-    def __init__(self, geometry: Geometry, prefix: int) -> None:
+    def __init__(self, geometry: Geometry, prefix: int, selection: Selection | None = None) -> None:
         self.geometry, self.prefix = geometry, prefix
-        row, column, _ = geometry.coordinates()
-        width = 2 * geometry.row_length - 1
-        down = row[:, None] - row[None]
-        across = column[None] - column[:, None] + geometry.row_length - 1
-        self._cells = width * geometry.rows
-        # [N, N]; the last bin takes the future.
-        self._offset = torch.where(down >= 0, down * width + across, self._cells)
+        self.selection = selection or Selection()
+        self._rows_together = max(1, round(TOGETHER / geometry.row_length))
+        self._buffers: dict[str, torch.Tensor] = {}
 
-    def add(self, group: Group) -> Accumulated:
-        """All queries of a teacher-forced pass: group.q [B, h, P + Q, D] has every token, group.k [B, hk, P + Q, D]."""
-        prefix, length = self.prefix, group.q.shape[2]
-        queries, batch, heads = length - prefix, group.q.shape[0], group.q.shape[1]
-        device = group.q.device
-        seen = torch.ones(batch, prefix, dtype=torch.bool, device=device)
-        if group.visible is not None:
-            seen = group.visible[:, 0, -1, :prefix].expand(batch, prefix)
-        keys = group.k.float().repeat_interleave(heads // group.k.shape[1], 1)
-        cells = self._offset.to(device)
-        zeros = torch.zeros(batch, heads, device=device)
-        columns = torch.zeros(batch, heads, length, device=device)
-        squares = torch.zeros_like(columns)
-        binned = torch.zeros(2, self._cells + 1, batch * heads, device=device)
-        entropy, distance = zeros.clone(), zeros.clone()
-        block = max(1, BLOCK // (batch * heads * length))
-        real = torch.cat([seen, seen.new_ones(batch, queries)], 1)
-        place = real.long().cumsum(1) - 1  # position without the padding
-        for start in range(0, queries, block):
-            stop = min(start + block, queries)
-            attention = self._attention(group, keys, real, start, stop)
-            columns += attention.sum(2)
-            squares += attention.square().sum(2)
-            rows = torch.arange(start, stop, device=device)
-            visible = seen.sum(1)[:, None] + rows + 1  # [B, block]
-            plogp = torch.special.entr(attention).sum(-1)
-            entropy += (plogp / visible.clamp(min=2).log()[:, None]).sum(2)
-            gap = place[:, prefix + start : prefix + stop, None] - place[:, None, :]
-            distance += torch.einsum("bhqk,bqk->bh", attention, gap.clamp(min=0).float())
-            image = attention[..., prefix:]
-            scaled = image / image.sum(-1, keepdim=True).clamp(min=1e-12)
-            index = cells[start:stop, :queries].flatten()
-            for number, part in enumerate((image, scaled)):
-                binned[number].index_add_(0, index, part.permute(2, 3, 0, 1).reshape(len(index), batch * heads))
-        shape = (batch, heads, self.geometry.rows, 2 * self.geometry.row_length - 1)
-        offsets, offsets_image = (part[:-1].T.reshape(shape) for part in binned)
-        return Accumulated(queries, prefix, seen, columns, squares, offsets, offsets_image, entropy, distance)
+    def add(self, group: Group) -> list[Accumulated]:
+        """All queries of a teacher-forced pass: group.q [B, h, P + fed, D] has every token, group.k [B, hk, P + fed, D].
 
-    def _attention(self, group: Group, keys: torch.Tensor, real: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """float32 [B, h, stop - start, P + Q] of image queries start .. stop - 1."""
-        at = slice(self.prefix + start, self.prefix + stop)
-        logits = torch.matmul(group.q[:, :, at].float() * group.scaling, keys.transpose(2, 3))
-        positions = torch.arange(keys.shape[2], device=keys.device)
-        hidden = (positions > positions[at, None])[None] | ~real[:, None]  # [B, block, P + Q]
-        return logits.masked_fill_(hidden[:, None], -torch.inf).softmax(-1)
+        Returns:
+            One `Accumulated` for each band of rows that the selection names.
+        """
+        batch, heads, length, _ = group.q.shape
+        fed = length - self.prefix
+        seen = _prefix_seen(group, self.prefix)
+        chosen = self._heads(heads)
+        # Sequence and head are one dimension from here on; keys lie as [D, K], which is the faster side of the product.
+        keys = group.k.repeat_interleave(heads // group.k.shape[1], 1)[:, chosen].float().flatten(0, 1)
+        beyond = self.geometry.tokens - fed  # whole rows of keys, so that every row has one shape
+        keys = functional.pad(keys, (0, 0, 0, beyond)).transpose(1, 2).contiguous()
+        queries = (group.q[:, chosen, self.prefix :].float() * group.scaling).flatten(0, 1)
+        real = torch.cat([seen, seen.new_ones(batch, self.geometry.tokens)], 1)
+        sums = [self.empty(batch, len(chosen), fed, seen, band) for band in self.selection.bands(self.geometry.rows)]
+        for number, (band, total) in enumerate(zip(self.selection.bands(self.geometry.rows), sums, strict=True)):
+            for row in range(band.start, band.stop, self._rows_together):
+                rows = range(row, min(row + self._rows_together, band.stop))
+                asked = self.selection.queries(self.geometry, rows, fed)
+                if len(asked):
+                    self._block(total, queries, keys, real, rows, asked, len(chosen), sums[:number])
+        return [whole(total, batch, len(chosen)) for total in sums]
+
+    def _heads(self, heads: int) -> list[int]:
+        return list(range(heads)) if self.selection.heads is None else [h for h in self.selection.heads if h < heads]
+
+    def empty(self, batch: int, heads: int, fed: int, seen: torch.Tensor, band: range) -> Accumulated:
+        g, device = self.geometry, seen.device
+        both, keys = batch * heads, self.prefix + g.tokens
+        asked = self.selection.queries(g, band, fed)
+        sorted_queries = asked[:: self.selection.sort_every]
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(both, *shape, device=device)
+
+        return Accumulated(
+            geometry=g,
+            prefix=self.prefix,
+            fed=fed,
+            queries=asked.to(device),
+            prefix_seen=seen,
+            row_columns=zeros(g.rows, keys),
+            squares=zeros(keys),
+            offsets=zeros(g.row_length, g.rows, g.row_length),  # [query column, shift of rows, key column] until the end
+            offsets_image=zeros(g.row_length, g.rows, g.row_length),
+            entropy=zeros(g.rows),
+            best=zeros(g.tokens) if self.selection.full else None,
+            best_running=zeros(g.tokens) if self.selection.full else None,
+            sorted_queries=sorted_queries.to(device) if self.selection.full else None,
+        )
+
+    def _block(
+        self,
+        total: Accumulated,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        real: torch.Tensor,
+        rows: range,
+        asked: torch.Tensor,
+        heads: int,
+        earlier: list[Accumulated],
+    ) -> None:
+        """Attention of the queries `asked`, which lie in `rows`, in as many heads at a time as a block holds."""
+        stop = self.prefix + rows.stop * self.geometry.row_length  # keys that any of them may see
+        together = max(1, BLOCK // (len(asked) * stop))
+        device = queries.device
+        later = torch.arange(rows.start * self.geometry.row_length, stop - self.prefix)[None] > asked[:, None]
+        later, places = later.to(device), asked.to(device)
+        padded = ~real[:, : self.prefix]
+        visible = (real[:, : self.prefix].sum(1)[:, None] + places + 1).clamp(min=2).log()  # [B, q]
+        contiguous = len(asked) == int(asked[-1] - asked[0]) + 1
+        some = slice(int(asked[0]), int(asked[-1]) + 1) if contiguous else places
+        for first in range(0, len(queries), together):
+            part = slice(first, min(first + together, len(queries)))
+            size = part.stop - part.start
+            logits = self._buffer("logits", (size, len(asked), stop), device)
+            weights = self._buffer("weights", (size, len(asked), stop), device)
+            torch.bmm(queries[part, some], keys[part, :, :stop], out=logits)
+            logits[..., stop - later.shape[1] :].masked_fill_(later, _HIDDEN)
+            sequence = torch.arange(part.start, part.stop, device=device) // heads
+            if bool(padded.any()):
+                logits[..., : self.prefix].masked_fill_(padded[sequence][:, None], _HIDDEN)
+            torch.softmax(logits, -1, out=weights)
+            # H = log Z - sum A l, and log Z is the largest logit less the logarithm of its weight.
+            partition = logits.amax(-1) - weights.amax(-1).log_()
+            entropy = (partition - logits.mul_(weights).sum(-1)).div_(visible[sequence]).clamp_(min=0)
+            self.fold(total, part, weights, asked, rows, entropy, earlier, spare=logits)
+
+    def fold(
+        self,
+        total: Accumulated,
+        part: slice,
+        weights: torch.Tensor,
+        asked: torch.Tensor,
+        rows: range,
+        entropy: torch.Tensor,
+        earlier: list[Accumulated],
+        spare: torch.Tensor | None = None,
+    ) -> None:
+        """Add attention [b, q, K] of the queries `asked` in `rows`, K being the prefix and whole rows of keys.
+
+        Args:
+            earlier: sums of the bands before, in which scores began to run. spare: memory of that shape to work in.
+        """
+        g, prefix, stop = self.geometry, self.prefix, weights.shape[-1]
+        if self.selection.full:
+            self._sort(total, part, weights, asked, earlier)
+        scale = 1 / weights[..., prefix:].sum(-1).clamp_(min=1e-12)
+        first = 0
+        for row in rows:
+            count = int(((asked >= row * g.row_length) & (asked < (row + 1) * g.row_length)).sum())
+            if not count:
+                continue
+            mine = slice(first, first + count)
+            first += count
+            here = weights[:, mine]
+            end = prefix + (row + 1) * g.row_length
+            total.row_columns[part, row, :stop] += here.sum(1)
+            total.entropy[part, row] += entropy[:, mine].sum(1)
+            image = here[..., prefix:end].unflatten(2, (row + 1, g.row_length))
+            shift = slice(g.rows - 1 - row, g.rows)
+            columns = asked[mine] % g.row_length
+            scaled = scale[:, mine, None, None]
+            if count == int(columns[-1] - columns[0]) + 1:
+                at = slice(int(columns[0]), int(columns[-1]) + 1)
+                total.offsets[part, at, shift].add_(image)
+                total.offsets_image[part, at, shift].addcmul_(image, scaled)
+            else:
+                index = columns.to(weights.device)
+                total.offsets[part, index, shift] += image
+                total.offsets_image[part, index, shift] += image * scaled
+        square = torch.mul(weights, weights, out=spare) if spare is not None else weights.square()
+        total.squares[part, :stop] += square.sum(1)
+
+    def _sort(
+        self, total: Accumulated, part: slice, weights: torch.Tensor, asked: torch.Tensor, earlier: list[Accumulated]
+    ) -> None:
+        """Coverage by the m best older image tokens, by the query's own attention and by the score that ran up before it."""
+        assert total.best is not None
+        assert total.best_running is not None
+        assert total.sorted_queries is not None
+        wanted = set(total.sorted_queries.tolist())
+        before = [band.row_columns[part, :, self.prefix :].sum(1) for band in (*earlier, total)]
+        running = torch.stack(before).sum(0)  # [b, N]: rows before this block
+        for number, t in enumerate(asked.tolist()):
+            if t in wanted and t > 0:
+                older = weights[:, number, self.prefix : self.prefix + t]
+                total.best[part, :t] += older.sort(-1, descending=True).values.cumsum(-1)
+                # Ties go to the newer token, as in a policy: a stable sort of the tokens from new to old.
+                order = running[:, :t].flip(-1).argsort(dim=-1, descending=True, stable=True)
+                total.best_running[part, :t] += older.flip(-1).gather(-1, order).cumsum(-1)
+                rest = older.sum(-1, keepdim=True)
+                total.best[part, t:] += rest
+                total.best_running[part, t:] += rest
+            running[:, : weights.shape[-1] - self.prefix] += weights[:, number, self.prefix :]
+
+    def _buffer(self, name: str, shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+        """A block of memory that is used again and again."""
+        size = shape[0] * shape[1] * shape[2]
+        found = self._buffers.get(name)
+        if found is None or found.numel() < size or found.device != device:
+            found = self._buffers[name] = torch.empty(size, device=device)
+        return found[:size].view(shape)
+
+
+def _prefix_seen(group: Group, prefix: int) -> torch.Tensor:
+    """bool [B, P]: what the last query may see of the prefix."""
+    batch = group.q.shape[0]
+    if group.visible is None:
+        return torch.ones(batch, prefix, dtype=torch.bool, device=group.q.device)
+    return group.visible[:, 0, -1, :prefix].expand(batch, prefix)
+
+
+def whole(total: Accumulated, batch: int, heads: int) -> Accumulated:
+    """Sequence and head apart again, keys that were never fed cut off, and shifts of columns for pairs of columns."""
+    geometry, keys = total.geometry, total.prefix + total.fed
+
+    def offsets(pairs: torch.Tensor) -> torch.Tensor:
+        """[b, query column, shift, key column] -> [B, h, rows up, columns right]."""
+        length = geometry.row_length
+        column = torch.arange(length, device=pairs.device)
+        right = (column[None] - column[:, None] + length - 1).flatten()
+        flat = pairs.flip(2).transpose(2, 3).flatten(1, 2)  # [b, column pairs, rows up]
+        made = pairs.new_zeros(len(pairs), 2 * length - 1, geometry.rows).index_add_(1, right, flat)
+        return made.transpose(1, 2).unflatten(0, (batch, heads))
+
+    def apart(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values.unflatten(0, (batch, heads))
+
+    return Accumulated(
+        geometry=geometry,
+        prefix=total.prefix,
+        fed=total.fed,
+        queries=total.queries,
+        prefix_seen=total.prefix_seen,
+        row_columns=total.row_columns[..., :keys].unflatten(0, (batch, heads)),
+        squares=total.squares[..., :keys].unflatten(0, (batch, heads)),
+        offsets=offsets(total.offsets),
+        offsets_image=offsets(total.offsets_image),
+        entropy=total.entropy.unflatten(0, (batch, heads)),
+        best=apart(total.best),
+        best_running=apart(total.best_running),
+        sorted_queries=total.sorted_queries,
+    )

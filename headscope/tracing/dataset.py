@@ -1,34 +1,34 @@
-"""The trace dataset: a folder, written a part a picture while running, compacted at the end, read lazily.
+"""The trace dataset: a folder, written while running (see parts.py), compacted at the end, read lazily.
 
-parts/000017.parquet, parts/000017.safetensors   while running
-heads.parquet       a row for each picture, stream, layer, query head and band of rows; a column a statistic
-curves.safetensors  lag_mass [layers, heads, N] and footprint [layers, heads, rows, 2 cols - 1], means over pictures of the
-                    conditional stream
+heads.parquet       a row for each picture, stream, layer, query head and band of rows (-1: all that was traced); a column a
+                    statistic
+prefix.parquet      a row for each picture, layer and head of the conditional stream: attention to each token of the prompt
+curves.safetensors  means over pictures, of the conditional stream: one tensor [layers, heads, ...] a curve (see the table of
+                    statistics), and cache_divergence [layers, kv_heads, N]
 samples.parquet     the pictures: prompts, seeds, tokens
-trace.json          fingerprints, geometry, versions, and `complete`
+trace.json          fingerprints, geometry, versions, what was selected, and `complete`
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from headscope.errors import DataError
 from headscope.models.samples import Samples
-from headscope.storage import read_json, write_json, write_whole
+from headscope.storage import write_json
+from headscope.tracing.files import read_curves, read_meta, read_table, write_curves, write_table
+from headscope.tracing.parts import Parts
 
-CURVES = ("lag_mass", "footprint")
-KEYS = ("sample", "stream", "layer", "head", "band")
-FACTS = ("model", "architecture", "weights", "geometry", "samples", "pictures", "definitions", "complete")
+BY_TOKEN = "prefix_by_token"  # a column of the parts: lists of numbers, which a table of statistics should not have
+NEEDED = ("footprint", "lag_mass")
 
 
 class TraceDataset:
@@ -36,6 +36,10 @@ class TraceDataset:
 
     Raises:
         DataError: the folder is missing, no trace, or not finished.
+
+    Example:
+        >>> dataset = TraceDataset("runs/demo/trace")  # doctest: +SKIP
+        >>> dataset.heads(columns=["entropy"], layer=[0, 1], stream="conditional")  # doctest: +SKIP
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -46,13 +50,54 @@ class TraceDataset:
         if not self.meta["complete"]:
             raise DataError(f"{self.path}: the trace was stopped before its end; go on with `headscope trace ... --resume`.")
 
-    def heads(self) -> pd.DataFrame:
-        """sample, stream, layer, head, band (-1: the whole image) and one float32 column a statistic."""
-        return read_table(self.path / "heads.parquet")
+    def heads(self, columns: Sequence[str] | None = None, **filters: Any) -> pd.DataFrame:
+        """sample, stream, layer, head, band (-1: all rows traced) and one float32 column a statistic.
+
+        Args:
+            columns: the statistics to read, None for all. filters: a value or a list of values for any column, such as
+                `layer=[3, 4]`; `band` is -1 unless it is given (None: every band). What does not match is not read.
+
+        Raises:
+            DataError: an unknown column, or a damaged file.
+        """
+        filters.setdefault("band", -1)
+        wanted: list[tuple[str, str, Any]] = [
+            (name, "in", [*value]) if isinstance(value, (list, tuple, range, np.ndarray)) else (name, "==", value)
+            for name, value in filters.items()
+            if value is not None
+        ]
+        return read_table(self.path / "heads.parquet", columns, wanted)
 
     def curves(self) -> dict[str, torch.Tensor]:
-        """lag_mass float32 [layers, heads, N] and footprint float32 [layers, heads, rows, 2 cols - 1]."""
-        return read_curves(self.path / "curves.safetensors")
+        """float32 [layers, heads, ...] by name; `lag_mass` and `footprint` are always there.
+
+        Raises:
+            DataError: missing, damaged or incomplete.
+        """
+        file = self.path / "curves.safetensors"
+        curves = read_curves(file)
+        if missing := [name for name in NEEDED if name not in curves]:
+            raise DataError(f"{file}: lacks {', '.join(missing)}; trace again.")
+        return curves
+
+    def words(self, **filters: Any) -> pd.DataFrame:
+        """Attention to each word of the prompts: sample, layer, head, word (its place in the prompt), text, mass.
+
+        Tokens that continue a word are added to it. Filters as in `heads`.
+        """
+        table = read_table(
+            self.path / "prefix.parquet",
+            None,
+            [(n, "in", [*v]) if isinstance(v, (list, tuple, range)) else (n, "==", v) for n, v in filters.items()] or None,
+        )
+        pieces = pq.read_table(self.path / "prefix.parquet", columns=["sample", "pieces"]).to_pandas()
+        starts = {row.sample: _words(list(row.pieces)) for row in pieces.drop_duplicates("sample").itertuples()}
+        rows = []
+        for row in table.itertuples():
+            masses = np.asarray(getattr(row, BY_TOKEN), dtype=np.float64)
+            for place, (text, first, stop) in enumerate(starts[row.sample]):
+                rows.append((row.sample, row.layer, row.head, place, text, float(masses[first:stop].sum())))
+        return pd.DataFrame(rows, columns=["sample", "layer", "head", "word", "text", "mass"])
 
     def samples(self) -> Samples:
         """The pictures that were traced."""
@@ -62,6 +107,7 @@ class TraceDataset:
         """The first of the folder's files that is missing or cannot be read."""
         try:
             self.heads()
+            read_table(self.path / "prefix.parquet")
             self.curves()
             self.samples()
         except DataError as error:
@@ -69,122 +115,33 @@ class TraceDataset:
         return None
 
 
-class Parts:
-    """The parts of a trace that is being written."""
-
-    def __init__(self, path: Path, count: int) -> None:
-        self.path, self.count = path, count
-        self.damaged: list[str] = []
-
-    def _files(self, number: int) -> tuple[Path, Path]:
-        stem = self.path / "parts" / f"{number:06d}"
-        return stem.with_suffix(".parquet"), stem.with_suffix(".safetensors")
-
-    def missing(self) -> list[int]:
-        """Numbers of the parts to do; a part that cannot be read is named in `damaged` and is to be done again."""
-        numbers = []
-        for number in range(self.count):
-            table, curves = self._files(number)
-            if not (table.exists() and curves.exists()):
-                numbers.append(number)
-                continue
-            try:
-                self._check(table, curves)
-            except DataError:
-                self.damaged.append(str(table.with_suffix("")))
-                numbers.append(number)
-        return numbers
-
-    def write(self, number: int, table: pd.DataFrame, curves: dict[str, torch.Tensor]) -> None:
-        """Write one part, whole or not at all."""
-        files = self._files(number)
-        _write_table(files[0], table)
-        _write_curves(files[1], curves, _digests(files[0], curves))
-
-    def _check(self, table: Path, curves: Path) -> None:
-        """Raises DataError if a file is damaged or the two are not of one writing; no format notices a changed byte."""
-        read_table(table)
-        found = _digests(table, read_curves(curves))
-        with safe_open(curves, "pt") as file:
-            if file.metadata() != found:
-                raise DataError(f"{curves}: damaged (other check sums than when it was written); trace again.")
-
-    def compact(self) -> None:
-        """Join the parts into heads.parquet and curves.safetensors, then remove them."""
-        tables, sums = [], dict[str, torch.Tensor]()
-        for number in range(self.count):
-            files = self._files(number)
-            tables.append(read_table(files[0]))
-            for name, value in read_curves(files[1]).items():
-                sums[name] = sums[name] + value if name in sums else value
-        heads = pd.concat(tables, ignore_index=True)
-        means = {name: (value / self.count).contiguous() for name, value in sums.items()}
-        _write_table(self.path / "heads.parquet", heads)
-        _write_curves(self.path / "curves.safetensors", means)
-        write_json(self.path / "trace.json", {**read_meta(self.path), "complete": True})
-        # The whole folder: a run that was killed may have left a temporary file in it.
-        shutil.rmtree(self.path / "parts", ignore_errors=True)
+def compact(path: Path, parts: Parts) -> None:
+    """Join the parts into the files of a finished trace, then remove them."""
+    table, curves = parts.joined()
+    write_finished(path, table, curves, read_meta(path))
+    # The whole folder: a run that was killed may have left a temporary file in it.
+    shutil.rmtree(path / "parts", ignore_errors=True)
 
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """The facts of the trace folder `path`, finished or not.
-
-    Raises:
-        DataError: trace.json is missing, damaged, or lacks one of FACTS.
-    """
-    meta = read_json(path / "trace.json")
-    if missing := [name for name in FACTS if not isinstance(meta, dict) or name not in meta]:
-        raise DataError(f"{path / 'trace.json'}: lacks {', '.join(missing)}; delete the folder and trace again.")
-    return dict(meta)
+def write_finished(path: Path, table: pd.DataFrame, curves: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+    """The files of a finished trace but for samples.parquet; trace.json comes last, and says that it is complete."""
+    by_token = table[table[BY_TOKEN].notna()]
+    write_table(path / "prefix.parquet", by_token[["sample", "stream", "layer", "head", "band", BY_TOKEN, "pieces"]])
+    write_table(path / "heads.parquet", table.drop(columns=[BY_TOKEN, "pieces"]))
+    write_curves(path / "curves.safetensors", curves)
+    write_json(path / "trace.json", {**meta, "complete": True})
 
 
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    write_whole(path, lambda target: table.to_parquet(target, index=False))
-
-
-def _write_curves(path: Path, curves: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    try:
-        write_whole(path, lambda target: save_file(curves, target, metadata))
-    except SafetensorError as error:  # what a full disk is to safetensors; it is no OSError
-        raise DataError(f"{path}: cannot be written ({error}); free some space, then go on with --resume.") from error
-
-
-def _digests(table: Path, curves: dict[str, torch.Tensor]) -> dict[str, str]:
-    numbers = hashlib.sha256()
-    for name in sorted(curves):
-        numbers.update(curves[name].contiguous().numpy().tobytes())
-    return {"table": hashlib.sha256(table.read_bytes()).hexdigest(), "curves": numbers.hexdigest()}
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A table of statistics.
-
-    Raises:
-        DataError: missing, damaged, or a table of something else.
-    """
-    try:
-        table = pq.read_table(path).to_pandas()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; trace again.") from None
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: damaged ({error}); trace again.") from None
-    if missing := [name for name in KEYS if name not in table.columns]:
-        raise DataError(f"{path}: lacks {', '.join(missing)}, so it is no table of a trace; trace again.")
-    return table
-
-
-def read_curves(path: Path) -> dict[str, torch.Tensor]:
-    """The curves of a trace or a part.
-
-    Raises:
-        DataError: missing, damaged or incomplete.
-    """
-    try:
-        curves = load_file(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; trace again.") from None
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: damaged ({error}); trace again.") from None
-    if missing := [name for name in CURVES if name not in curves]:
-        raise DataError(f"{path}: lacks {', '.join(missing)}; trace again.")
-    return curves
+def _words(pieces: list[str]) -> list[tuple[str, int, int]]:
+    """(text, first token, last + 1) of each word: a token begins one if it carries the mark of a space, or none does."""
+    marks = ("Ġ", "▁")
+    marked = any(piece.startswith(marks) for piece in pieces)
+    found: list[tuple[str, int, int]] = []
+    for place, piece in enumerate(pieces):
+        text = piece.lstrip("".join(marks))
+        if marked and found and not piece.startswith(marks) and text.isalnum() and found[-1][0].isalnum():
+            before, first, _ = found[-1]
+            found[-1] = (before + text, first, place + 1)
+        else:
+            found.append((text, place, place + 1))
+    return found

@@ -2,51 +2,159 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
+from headscope.errors import DataError
+from headscope.geometry import Geometry
 from headscope.models.attention import Group, observe
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.tracing.accumulators import Accumulated, Accumulator
+from headscope.tracing.live import LiveAccumulator
+from headscope.tracing.selection import STREAMS, Selection
+from headscope.tracing.streams import attention_divergence, cache_divergence
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer showed.
+
+    Attributes:
+        bands: one `Accumulated` a band of rows, for the sequences of all streams traced, the conditional ones first.
+        cache_divergence: float32 [pictures, kv_heads, fed] and attention_divergence: float32 [pictures, h], see streams.py;
+            None without two streams, and the second but for the full set.
+    """
+
+    bands: list[Accumulated]
+    cache_divergence: torch.Tensor | None = None
+    attention_divergence: torch.Tensor | None = None
+
+    @property
+    def whole(self) -> Accumulated:
+        """All that was traced, as one."""
+        total = self.bands[0]
+        for band in self.bands[1:]:
+            total = total.plus(band)
+        return total
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What one pass showed.
+    """What a pass showed.
 
     Attributes:
-        layers: one `Accumulated` a layer, its batch being the pictures of the conditional stream and then, under guidance,
-            those of the unconditional one.
-        streams: 1 or 2.
+        layers: a `Layer` for each layer traced, by its number.
+        streams: those traced, in the order of the batch.
     """
 
-    layers: list[Accumulated]
-    streams: int
+    layers: dict[int, Layer] = field(default_factory=dict)
+    streams: tuple[str, ...] = STREAMS
 
 
 @torch.inference_mode()
-def watch(model: ImageModel, samples: Samples) -> Watched:
+def watch(
+    model: ImageModel,
+    samples: Samples,
+    selection: Selection | None = None,
+    each: Callable[[int, Layer], None] | None = None,
+) -> Watched:
     """One teacher-forced pass over `samples`, both streams of guidance; the model's attention stays the one it has.
 
     Attention is causal, so this pass sees exactly what decoding saw.
+
+    Args:
+        each: called with every layer as soon as it is done; then nothing is kept of it.
+
+    Raises:
+        DataError: a layer, head or row that the model does not have, or a stream that the pictures do not have.
     """
-    streams = 1 if samples.guidance == 1.0 else 2
+    selection = selection or Selection()
+    shape = model.shape
+    selection.check(shape.layers, shape.query_heads, shape.geometry.rows)
+    streams = streams_of(samples.guidance, selection)
     prefix = model.encode(samples.prompts)
-    ids, mask = prefix.ids, prefix.mask
-    if streams == 2:
-        ids = torch.cat([ids, prefix.unconditional_ids])
-        mask = torch.cat([mask, prefix.unconditional_mask])
-    image = model.embed_tokens(samples.tokens[:, :-1].long().to(model.device)).repeat(streams, 1, 1)
+    halves = {"conditional": (prefix.ids, prefix.mask), "unconditional": (prefix.unconditional_ids, prefix.unconditional_mask)}
+    ids, mask = (torch.cat([halves[stream][part] for stream in streams]) for part in (0, 1))
+    image = model.embed_tokens(samples.tokens[:, :-1].long().to(model.device)).repeat(len(streams), 1, 1)
     embeds = torch.cat([model.embed_prefix(ids), image], 1)
     full_mask = torch.cat([mask, mask.new_ones(image.shape[:2])], 1)
-    accumulator = Accumulator(model.shape.geometry, ids.shape[1])
-    layers: dict[int, Accumulated] = {}
-
-    def keep(layer: int, groups: list[Group]) -> None:
-        layers[layer] = accumulator.add(groups[0])
-
-    with observe(model.decoder, keep):
+    watched = Watched(streams=streams)
+    keep = _keeper(watched, shape.geometry, ids.shape[1], selection, each)
+    with observe(model.decoder, keep, selection.layers):
         model.decode(embeds, full_mask)
-    return Watched([layers[layer] for layer in sorted(layers)], streams)
+    return watched
+
+
+def streams_of(guidance: float, selection: Selection) -> tuple[str, ...]:
+    """The streams to trace: without guidance there is the conditional one alone.
+
+    Raises:
+        DataError: none is left.
+    """
+    streams = tuple(stream for stream in STREAMS if stream in selection.streams)
+    if guidance == 1.0:
+        streams = tuple(stream for stream in streams if stream == STREAMS[0])
+    if not streams:
+        raise DataError(
+            "The pictures were drawn without guidance, so there is no unconditional stream: trace the conditional one."
+        )
+    return streams
+
+
+def _keeper(
+    watched: Watched, geometry: Geometry, prefix: int, selection: Selection, each: Callable[[int, Layer], None] | None
+) -> Callable[[int, list[Group]], None]:
+    accumulator = Accumulator(geometry, prefix, selection)
+    both = watched.streams == STREAMS
+
+    def keep(number: int, groups: list[Group]) -> None:
+        group = groups[0]
+        layer = Layer(
+            accumulator.add(group),
+            cache_divergence(group, prefix) if both and group.v is not None else None,
+            attention_divergence(group, geometry, prefix, selection) if both and selection.full else None,
+        )
+        if each is None:
+            watched.layers[number] = layer
+        else:
+            each(number, layer)
+
+    return keep
+
+
+@contextmanager
+def watch_live(
+    decoder: nn.Module, geometry: Geometry, selection: Selection | None = None, streams: tuple[str, ...] = STREAMS
+) -> Iterator[Watched]:
+    """Trace whatever the block draws with `decoder`, step by step, through any cache: one picture batch a block.
+
+    The first forward must bring the whole prefix. `layers` of what is yielded is filled when the block ends; with a plain
+    cache it holds what `watch` gives for the same tokens, with a compressed one what was left to look at.
+
+    Args:
+        streams: that the batch has, in their order; both are traced.
+
+    Example:
+        >>> with watch_live(model.decoder, model.shape.geometry) as seen:  # doctest: +SKIP
+        ...     generate(model, ["red apple"], 0, policy=policy)
+        >>> seen.layers[0].whole.columns  # doctest: +SKIP
+    """
+    chosen = selection or Selection()
+    live: dict[int, LiveAccumulator] = {}
+
+    @torch.inference_mode()
+    def step(number: int, groups: list[Group]) -> None:
+        live.setdefault(number, LiveAccumulator(geometry, chosen)).step(groups)
+
+    watched = Watched(streams=streams)
+    with observe(decoder, step, chosen.layers):
+        yield watched
+    with torch.inference_mode():
+        for number in sorted(live):
+            if bands := live[number].end():
+                watched.layers[number] = Layer(bands)

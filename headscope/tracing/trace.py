@@ -18,13 +18,17 @@ from headscope.errors import DataError
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.storage import write_json
+from headscope.tracing import curves as _curves  # noqa: F401 - registers the curves
+from headscope.tracing import statistics as _statistics  # noqa: F401 - registers the statistics
 from headscope.tracing.accumulators import Accumulated
-from headscope.tracing.dataset import Parts, TraceDataset, read_meta
-from headscope.tracing.hooks import Watched, watch
-from headscope.tracing.statistics import DEFINITIONS, STATISTICS, lag_mass
+from headscope.tracing.catalogue import DEFINITIONS, chosen_curves, chosen_statistics
+from headscope.tracing.dataset import BY_TOKEN, TraceDataset, compact
+from headscope.tracing.files import read_meta
+from headscope.tracing.hooks import Layer, streams_of, watch, watch_live
+from headscope.tracing.parts import Parts
+from headscope.tracing.selection import Selection
 
-STREAMS = ("conditional", "unconditional")
-WHOLE_IMAGE = -1  # the band of rows that a row of the table is about
+WHOLE_IMAGE = -1  # the band of rows that holds all that was traced
 TOGETHER = 4  # pictures in one pass unless told; one to eight took 6 to 9 s of one core for 16 pictures of 256 tokens
 
 
@@ -33,26 +37,32 @@ def trace(
     samples: Samples,
     out: str | Path,
     *,
+    selection: Selection | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     resume: bool = False,
+    play: Callable[[Samples], None] | None = None,
+    cache: str = "full",
 ) -> TraceDataset:
-    """Trace every head over recorded pictures, into the folder `out`.
+    """Trace heads over recorded pictures, into the folder `out`.
 
     Queries are the image tokens that the model is fed, t = 0 .. N - 2: they predict tokens 1 .. N - 1. The last prefix
     position, which predicts token 0, is no query, and neither is the rest of the prefix. Keys are the prefix without
     its padding, the image tokens before the query, and the query itself. Without guidance (scale 1) there is one stream.
 
     Args:
+        selection: layers, heads, rows, streams, sampling, bands and the full set; everything of the default set unless given.
         batch_size: pictures in one pass, None for TOGETHER. progress: called with (pictures done, pictures in all).
         resume: go on with a stopped trace, or return a finished one; what is damaged is named in a warning and traced
             again.
+        play: draws given pictures once more, step by step; then attention is what those steps saw, through whatever cache
+            `play` uses, and not that of a parallel pass. cache: the name of that cache, written into the trace.
 
     Raises:
         DataError: `out` holds a trace already and `resume` is False, or one of another model or other pictures, or
-            files that are no trace; no pictures.
+            files that are no trace; no pictures; a selection of what the model does not have.
     """
-    out = Path(out)
+    out, selection = Path(out), selection or Selection()
     batch_size = TOGETHER if batch_size is None else batch_size
     if batch_size < 1:
         raise DataError(f"batch_size {batch_size}: expected at least one picture in a pass.")
@@ -60,7 +70,11 @@ def trace(
         raise DataError("There is no picture to trace: give at least one prompt.")
     if samples.weights != model.shape.weights:
         raise DataError(f"The pictures are of other weights than {model.name} has: draw them with this model.")
-    meta = _meta(model, samples)
+    selection.check(model.shape.layers, model.shape.query_heads, model.shape.geometry.rows)
+    if play is not None and selection.streams != Selection().streams:
+        raise DataError("A live trace sees the streams that are drawn: leave the choice of streams to parallel traces.")
+    streams = streams_of(samples.guidance, selection)
+    meta = _meta(model, samples, selection, streams, cache)
     _claim(out, meta, resume)
     if read_meta(out)["complete"]:
         finished = TraceDataset(out)
@@ -75,64 +89,86 @@ def trace(
         warnings.warn(f"{damaged}: damaged, traced again", stacklevel=2)
     for start in range(0, len(todo), batch_size):
         numbers = todo[start : start + batch_size]
-        watched = watch(model, samples.select(numbers))
-        for row, number in enumerate(numbers):
-            table, curves = _part(model, watched, row, len(numbers), number)
-            parts.write(number, table, curves)
+        writer = _Writer(model, samples.select(numbers), numbers, selection, streams)
+        if play is None:
+            watch(model, writer.samples, selection, each=writer.take)
+        else:
+            with watch_live(model.decoder, model.shape.geometry, selection, streams) as seen:
+                play(writer.samples)
+            for number, layer in seen.layers.items():
+                writer.take(number, layer)
+        parts.write(*writer.finished())
         if progress is not None:
             progress(len(samples) - len(todo) + start + len(numbers), len(samples))
-    parts.compact()
+    compact(out, parts)
     return TraceDataset(out)
 
 
-def _part(
-    model: ImageModel, watched: Watched, row: int, pictures: int, number: int
-) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-    """The table and the curves of one picture."""
-    geometry = model.shape.geometry
-    tables, footprints, lags = [], [], []
-    for layer, everything in enumerate(watched.layers):
-        for stream in range(watched.streams):
-            a = _one(everything, stream * pictures + row)
-            heads = a.columns.shape[1]
-            columns: dict[str, Any] = {
-                "sample": number,
-                "stream": STREAMS[stream],
-                "layer": layer,
-                "head": range(heads),
-                "band": WHOLE_IMAGE,
-            }
-            columns |= {name: statistic(a, geometry)[0].float().cpu().numpy() for name, statistic in STATISTICS.items()}
-            tables.append(pd.DataFrame(columns))
-            if stream == 0:
-                footprints.append((a.offsets[0] / a.queries).cpu())
-                lags.append(lag_mass(a, geometry)[0].cpu())
-    return pd.concat(tables, ignore_index=True), {
-        "footprint": torch.stack(footprints),
-        "lag_mass": torch.stack(lags).contiguous(),
-    }
+class _Writer:
+    """Turns layers, as they come, into the tables and curves of a batch of pictures."""
+
+    def __init__(
+        self, model: ImageModel, samples: Samples, numbers: list[int], selection: Selection, streams: tuple[str, ...]
+    ) -> None:
+        self.samples, self.numbers, self.selection, self.streams = samples, numbers, selection, streams
+        self._statistics, self._kinds = chosen_statistics(selection.full), chosen_curves(selection.full)
+        self._tables: dict[int, list[pd.DataFrame]] = {number: [] for number in numbers}
+        self._curves: dict[int, list[dict[str, torch.Tensor]]] = {number: [] for number in numbers}
+        prefix = model.encode(samples.prompts)
+        self._real = prefix.mask.bool().cpu()
+        self._pieces = [model.pieces(row[real]) for row, real in zip(prefix.ids.cpu(), self._real, strict=True)]
+        heads = range(model.shape.query_heads)
+        self._heads = list(heads if selection.heads is None else selection.heads)
+
+    def take(self, number: int, layer: Layer) -> None:
+        """One layer of the batch."""
+        whole = layer.whole
+        bands = [(WHOLE_IMAGE, whole)]
+        if self.selection.band_count:
+            bands += list(enumerate(layer.bands))
+        for band, sums in bands:
+            values = {name: one(sums).float().cpu() for name, one in self._statistics.items()}
+            for s, stream in enumerate(self.streams):
+                for place, picture in enumerate(self.numbers):
+                    row = s * len(self.numbers) + place
+                    table = self._rows(number, band, stream, picture, {name: v[row] for name, v in values.items()})
+                    if self.selection.full and layer.attention_divergence is not None:
+                        table["attention_divergence"] = layer.attention_divergence[place].cpu().numpy()
+                    self._add_prefix(table, sums, row, place, first=band == WHOLE_IMAGE and s == 0)
+                    self._tables[picture].append(table)
+        curves = {name: one(whole).float().cpu() for name, one in self._kinds.items()}
+        for place, picture in enumerate(self.numbers):
+            mine = {name: value[place] for name, value in curves.items()}
+            if layer.cache_divergence is not None:
+                mine["cache_divergence"] = layer.cache_divergence[place].float().cpu()
+            self._curves[picture].append(mine)
+
+    def finished(self) -> tuple[dict[int, pd.DataFrame], dict[int, dict[str, torch.Tensor]]]:
+        """The tables and the curves of each picture."""
+        tables = {picture: pd.concat(parts, ignore_index=True) for picture, parts in self._tables.items()}
+        curves = {
+            picture: {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
+            for picture, layers in self._curves.items()
+        }
+        return tables, curves
+
+    def _rows(self, layer: int, band: int, stream: str, picture: int, values: dict[str, torch.Tensor]) -> pd.DataFrame:
+        keys: dict[str, Any] = {"sample": picture, "stream": stream, "layer": layer, "head": self._heads, "band": band}
+        return pd.DataFrame(keys | {name: value.numpy() for name, value in values.items()})
+
+    def _add_prefix(self, table: pd.DataFrame, sums: Accumulated, row: int, place: int, *, first: bool) -> None:
+        """Attention to each token of the prompt, in the first stream's rows."""
+        masses: list[Any] = [None] * len(table)
+        if first:
+            to_prefix = (sums.columns[row, :, : sums.prefix] / sums.count).cpu()[:, self._real[place]]
+            masses = list(to_prefix.numpy())
+        table[BY_TOKEN] = pd.Series(masses, dtype=object)
+        table["pieces"] = pd.Series([self._pieces[place]] * len(table) if first else masses, dtype=object)
 
 
-def _one(a: Accumulated, sequence: int) -> Accumulated:
-    """One sequence of a batch."""
-    at = slice(sequence, sequence + 1)
-    return Accumulated(
-        a.queries,
-        a.prefix,
-        a.prefix_seen[at],
-        a.columns[at],
-        a.squares[at],
-        a.offsets[at],
-        a.offsets_image[at],
-        a.entropy[at],
-        a.distance[at],
-    )
-
-
-def _meta(model: ImageModel, samples: Samples) -> dict[str, Any]:
-    pictures = hashlib.sha256(samples.tokens.contiguous().numpy().tobytes())
-    pictures.update(json.dumps([samples.prompts, samples.guidance]).encode())
+def _meta(model: ImageModel, samples: Samples, selection: Selection, streams: tuple[str, ...], cache: str) -> dict[str, Any]:
     shape = model.shape
+    divergence = ["attention_divergence"] if selection.full and len(streams) == 2 and cache == "full" else []
     return {
         "model": shape.name,
         "architecture": shape.architecture,
@@ -143,12 +179,23 @@ def _meta(model: ImageModel, samples: Samples) -> dict[str, Any]:
         "kv_heads": shape.kv_heads,
         "samples": len(samples),
         "guidance": samples.guidance,
-        "pictures": pictures.hexdigest(),
+        "pictures": pictures_hash(samples),
         "definitions": DEFINITIONS,
+        "selection": selection.to_dict(),
+        "streams": list(streams),
+        "statistics": [*chosen_statistics(selection.full), *divergence],
+        "cache": cache,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "complete": False,
     }
+
+
+def pictures_hash(samples: Samples) -> str:
+    """Of the tokens, prompts and guidance."""
+    pictures = hashlib.sha256(samples.tokens.contiguous().numpy().tobytes())
+    pictures.update(json.dumps([samples.prompts, samples.guidance]).encode())
+    return pictures.hexdigest()
 
 
 def _claim(out: Path, meta: dict[str, Any], resume: bool) -> None:
@@ -163,10 +210,10 @@ def _claim(out: Path, meta: dict[str, Any], resume: bool) -> None:
         write_json(file, meta)
         return
     found = read_meta(out)
-    for name in ("architecture", "weights", "pictures", "definitions"):
+    for name in ("architecture", "weights", "pictures", "definitions", "selection", "statistics", "cache"):
         if found.get(name) != meta[name]:
             raise DataError(
-                f"{out}: holds a trace of other {name} ({str(found[name])[:12]}, now {str(meta[name])[:12]}); choose "
+                f"{out}: holds a trace of other {name} ({str(found[name])[:40]}, now {str(meta[name])[:40]}); choose "
                 "another folder with --out."
             )
     if not resume:

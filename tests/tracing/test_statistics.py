@@ -14,9 +14,12 @@ from headscope.geometry import Geometry
 from headscope.models.attention import Group
 from headscope.models.janus import JanusModel
 from headscope.runtime import generate
+from headscope.tracing import Selection
 from headscope.tracing.accumulators import Accumulated, Accumulator
+from headscope.tracing.catalogue import CURVES, STATISTICS
+from headscope.tracing.curves import lag_mass
 from headscope.tracing.hooks import watch
-from headscope.tracing.statistics import STATISTICS, lag_mass
+from tests.tracing.definitions import by_definition, curve_by_definition
 
 ROWS, COLS = 3, 4
 GEOMETRY = Geometry(ROWS, COLS)
@@ -37,9 +40,14 @@ def _t(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(values).float()[None, None]
 
 
+def accumulated(group: Group, **selection) -> Accumulated:
+    (band,) = Accumulator(GEOMETRY, PREFIX, Selection(full=True, **selection)).add(group)
+    return band
+
+
 def statistics_of(attention: np.ndarray) -> dict[str, float]:
-    a = Accumulator(GEOMETRY, PREFIX).add(group_of(attention))
-    return {name: float(statistic(a, GEOMETRY)[0, 0]) for name, statistic in STATISTICS.items()}
+    a = accumulated(group_of(attention))
+    return {name: float(statistic(a)[0, 0]) for name, statistic in STATISTICS.items()}
 
 
 def attending(to) -> np.ndarray:
@@ -90,68 +98,26 @@ def test_even_attention_has_entropy_one() -> None:
     assert found["sink_rate"] == 0
 
 
-def by_definition(attention: np.ndarray, name: str, cols: int = COLS) -> float:
-    """The definitions, one query and one key at a time. attention [Q, P + Q] without padding."""
-    queries, prefix = attention.shape[0], attention.shape[1] - attention.shape[0]
-    place = [(t // cols, t % cols) for t in range(queries)]
-    image = attention[:, prefix:]
-    scaled = image / image.sum(1, keepdims=True)
-
-    def near(weights: np.ndarray, radius: int) -> float:
-        total = 0.0
-        for q in range(queries):
-            for k in range(q + 1):
-                if max(abs(place[q][0] - place[k][0]), abs(place[q][1] - place[k][1])) <= radius:
-                    total += weights[q, k]
-        return total / queries
-
-    def seen(k: int) -> list[int]:
-        return [q for q in range(queries) if k <= prefix + q]
-
-    def lag(n: int) -> float:
-        return sum(image[q, q - n] for q in range(n, queries)) / queries
-
-    alphas = [np.mean([attention[q, k] for q in seen(k)]) for k in range(prefix + queries)]
-    mean = attention.mean(0)
-    distances = [math.dist(place[q], place[k]) * scaled[q, k] for q in range(queries) for k in range(q + 1)]
-    column_sums = image.sum(0)
-    values = {
-        "neighbourhood_1": lambda: near(image, 1),
-        "neighbourhood_2": lambda: near(image, 2),
-        "sparsity_1": lambda: 1 - near(image, 1),
-        "sparsity_2": lambda: 1 - near(image, 2),
-        "sparsity_image_1": lambda: 1 - near(scaled, 1),
-        "sparsity_image_2": lambda: 1 - near(scaled, 2),
-        "mean_distance": lambda: sum(distances) / queries,
-        "prefix_mass": lambda: attention[:, :prefix].sum() / queries,
-        "first_token_mass": lambda: attention[:, 0].mean(),
-        "margin_mass": lambda: sum(image[:, k].sum() for k in range(queries) if place[k][1] in (0, cols - 1)) / queries,
-        "entropy": lambda: np.mean(
-            [-sum(p * math.log(p) for p in attention[q] if p > 0) / math.log(prefix + q + 1) for q in range(queries)]
-        ),
-        "sink_rate": lambda: np.mean([alpha > 0.3 for alpha in alphas]),
-        "column_concentration": lambda: sorted(column_sums)[-1] / column_sums.sum(),
-        "previous_token": lambda: lag(1),
-        "row_above": lambda: lag(cols),
-        "self_mass": lambda: lag(0),
-        "column_variance": lambda: np.mean([np.var([image[q, k] for q in seen(prefix + k)]) for k in range(queries)]),
-        "verticality": lambda: sum(p * math.log(p) for p in mean if p > 0),
-        "diagonality": lambda: (
-            -np.mean([sum(abs(prefix + q - k) * attention[q, k] for k in range(prefix + q + 1)) for q in range(queries)])
-            / (prefix + queries)
-        ),
-    }
-    return float(values[name]())
+def random_attention(rng: np.random.Generator, sharpness: float) -> np.ndarray:
+    logits = sharpness * rng.standard_normal((QUERIES, PREFIX + QUERIES))
+    causal = np.arange(PREFIX + QUERIES)[None] <= PREFIX + np.arange(QUERIES)[:, None]
+    attention = np.where(causal, np.exp(logits), 0)
+    return attention / attention.sum(1, keepdims=True)
 
 
 @pytest.mark.parametrize("name", list(STATISTICS))
 def test_each_statistic_equals_its_definition(name: str) -> None:
-    rng = np.random.default_rng(3)
-    logits = 2 * rng.standard_normal((QUERIES, PREFIX + QUERIES))
-    causal = np.arange(PREFIX + QUERIES)[None] <= PREFIX + np.arange(QUERIES)[:, None]
-    attention = np.where(causal, np.exp(logits), 0)
-    attention /= attention.sum(1, keepdims=True)
-    assert statistics_of(attention)[name] == pytest.approx(by_definition(attention, name), abs=1e-5)
+    attention = random_attention(np.random.default_rng(3), 2.0)
+    assert statistics_of(attention)[name] == pytest.approx(by_definition(attention, name, COLS), abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", list(CURVES))
+def test_each_curve_equals_its_definition(name: str) -> None:
+    attention = random_attention(np.random.default_rng(5), 2.0)
+    found = CURVES[name](accumulated(group_of(attention)))[0, 0]
+    expected = curve_by_definition(attention, name, ROWS, COLS)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
 @torch.inference_mode()
@@ -167,16 +133,17 @@ def test_each_statistic_of_a_model_equals_its_definition_on_the_models_own_eager
     tiny.decoder.config._attn_implementation = "eager"
     maps = tiny.decoder(inputs_embeds=embeds, attention_mask=full, output_attentions=True).attentions
     tiny.decoder.config._attn_implementation = "sdpa"
-    watched = watch(tiny, samples)
+    watched = watch(tiny, samples, Selection(full=True))
     assert not mask.all()  # one prompt is padded
     for layer, attention in enumerate(maps):
-        found = {name: statistic(watched.layers[layer], tiny.shape.geometry) for name, statistic in STATISTICS.items()}
+        found = {name: statistic(watched.layers[layer].whole) for name, statistic in STATISTICS.items()}
         for row in range(4):
             for head in range(4):
                 real = attention[row, head, ids.shape[1] :][:, full[row].bool()].double().numpy()
                 for name in STATISTICS:
-                    expected = by_definition(real, name, cols=4)
-                    assert float(found[name][row, head]) == pytest.approx(expected, abs=1e-5), (name, layer, row, head)
+                    expected = by_definition(real, name, 4)
+                    value = float(found[name][row, head])
+                    assert value == pytest.approx(expected, abs=1e-5, nan_ok=True), (name, layer, row, head)
 
 
 @torch.inference_mode()
@@ -194,49 +161,53 @@ def test_tracing_changes_no_bit_of_the_logits(tiny: JanusModel, monkeypatch: pyt
     assert torch.equal(tiny.logits(watched), tiny.logits(original(embeds, mask)))
 
 
-RANGES = {"mean_distance": (0.0, math.hypot(ROWS - 1, COLS - 1)), "column_variance": (0.0, 0.25), "diagonality": (-1.0, 0.0)}
-
-
 @given(seed=st.integers(0, 2**32 - 1), sharpness=st.sampled_from([0.0, 0.1, 1.0, 5.0, 50.0]))
 def test_every_statistic_stays_in_its_range(seed: int, sharpness: float) -> None:
     rng = np.random.default_rng(seed)
     length = PREFIX + QUERIES
     q, k = (torch.from_numpy(rng.standard_normal((1, 1, length, 8))).float() for _ in range(2))
     positions = torch.arange(length)
-    a = Accumulator(GEOMETRY, PREFIX).add(Group([0], q, k, positions[None, None], positions, None, sharpness))
+    a = accumulated(Group([0], q, k, positions[None, None], positions, None, sharpness))
+    words = {
+        "diagonal of the image": math.hypot(ROWS - 1, COLS - 1),
+        "sides of the image": max(ROWS, COLS) - 1,
+        "tokens of the image": ROWS * COLS,
+        "-log(keys)": -math.log(length),
+        "inf": math.inf,
+        "-inf": -math.inf,
+    }
     for name, statistic in STATISTICS.items():
-        low, high = RANGES.get(name, (0.0, 1.0))
-        if name == "verticality":
-            low, high = -math.log(length), 0.0
-        value = float(statistic(a, GEOMETRY)[0, 0])
-        assert low - 1e-6 <= value <= high + 1e-6, name
+        low, high = (words.get(end, end) for end in (statistic.low, statistic.high))
+        value = float(statistic(a)[0, 0])
+        assert math.isnan(value) or low - 1e-5 <= value <= high + 1e-5, name
 
 
 def test_blocks_of_queries_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(4)
     attention = rng.random((QUERIES, PREFIX + QUERIES))
-    whole = Accumulator(GEOMETRY, PREFIX).add(group_of(attention))
+    whole = accumulated(group_of(attention))
     monkeypatch.setattr("headscope.tracing.accumulators.BLOCK", 40)
-    blocks = Accumulator(GEOMETRY, PREFIX).add(group_of(attention))
-    for name in ("columns", "squares", "offsets", "offsets_image", "entropy", "distance"):
+    monkeypatch.setattr("headscope.tracing.accumulators.TOGETHER", 1)
+    blocks = accumulated(group_of(attention))
+    for name in ("columns", "squares", "offsets", "offsets_image", "entropy", "best", "best_running"):
         torch.testing.assert_close(getattr(whole, name), getattr(blocks, name))
 
 
 def test_padding_does_not_change_a_statistic(tiny: JanusModel) -> None:
     """A short prompt beside a long one, and alone; grouped-query heads and both streams included."""
     samples = generate(tiny, ["dog", "a blue car on a red background"], 3)
-    together, alone = watch(tiny, samples), watch(tiny, samples.select([0]))
-    geometry = tiny.shape.geometry
+    full = Selection(full=True)
+    together, alone = watch(tiny, samples, full), watch(tiny, samples.select([0]), full)
     for layer in range(2):
         for name, statistic in STATISTICS.items():
-            padded = statistic(together.layers[layer], geometry)[[0, 2]]
-            plain = statistic(alone.layers[layer], geometry)
-            torch.testing.assert_close(padded, plain, rtol=1e-4, atol=1e-5, msg=name)
+            padded = statistic(together.layers[layer].whole)[[0, 2]]
+            plain = statistic(alone.layers[layer].whole)
+            torch.testing.assert_close(padded, plain, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
 
 
 def test_lags_are_the_sub_diagonals() -> None:
-    a: Accumulated = Accumulator(GEOMETRY, PREFIX).add(group_of(attending(lambda t: PREFIX + max(t - 3, 0))))
-    lags = lag_mass(a, GEOMETRY)[0, 0]
+    a = accumulated(group_of(attending(lambda t: PREFIX + max(t - 3, 0))))
+    lags = lag_mass(a)[0, 0]
     assert lags[3] == pytest.approx(8 / 11, abs=1e-6)
     assert lags[:3].tolist() == pytest.approx([1 / 11] * 3, abs=1e-6)
     assert lags.shape == (ROWS * COLS,)

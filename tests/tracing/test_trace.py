@@ -15,7 +15,8 @@ from headscope.errors import DataError
 from headscope.models import Samples
 from headscope.models.janus import JanusModel
 from headscope.runtime import generate
-from headscope.tracing import TraceDataset, trace
+from headscope.tracing import Selection, TraceDataset, merge_traces, trace
+from headscope.tracing.files import KEYS
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,11 @@ def test_a_finished_trace_holds_every_head_of_both_streams(tiny: JanusModel, sam
     assert len(table) == 3 * 2 * 2 * 4
     assert set(table["stream"]) == {"conditional", "unconditional"}
     assert table.notna().all().all()
+    assert dataset.meta["statistics"] == [name for name in table.columns if name not in KEYS]
     curves = dataset.curves()
     assert curves["lag_mass"].shape == (2, 4, 16)
     assert curves["footprint"].shape == (2, 4, 4, 7)
+    assert curves["cache_divergence"].shape == (2, 2, 15)
     conditional = table[table["stream"] == "conditional"].groupby(["layer", "head"])
     image = 1 - torch.tensor(conditional["prefix_mass"].mean().to_numpy()).view(2, 4)
     torch.testing.assert_close(curves["footprint"].sum((2, 3)), image.float(), rtol=1e-4, atol=1e-5)
@@ -97,11 +100,12 @@ def stopped(model: JanusModel, samples: Samples, out: Path) -> Path:
 @pytest.mark.parametrize("kind", ["parquet", "safetensors"])
 def test_a_single_changed_byte_of_a_part_is_found(tiny: JanusModel, samples: Samples, tmp_path: Path, kind: str) -> None:
     whole = trace(tiny, samples, tmp_path / "whole", batch_size=1)
-    part = stopped(tiny, samples, tmp_path / "t") / "parts" / f"000000.{kind}"
+    name = {"parquet": "000000", "safetensors": "curves-0000.safetensors"}[kind]
+    part = stopped(tiny, samples, tmp_path / "t") / "parts" / (name if "." in name else f"{name}.parquet")
     content = bytearray(part.read_bytes())
     content[-200] ^= 0xFF
     part.write_bytes(content)
-    with pytest.warns(UserWarning, match="000000: damaged, traced again"):
+    with pytest.warns(UserWarning, match=f"{name}: damaged, traced again"):
         resumed = trace(tiny, samples, tmp_path / "t", batch_size=1, resume=True)
     pd.testing.assert_frame_equal(resumed.heads(), whole.heads())
     for name, curve in whole.curves().items():
@@ -165,7 +169,7 @@ def test_a_full_disk_is_one_sentence_and_loses_no_part(
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("headscope.tracing.dataset.save_file", full)
+        patch.setattr("headscope.tracing.parts.save_file", full)
         with pytest.raises(DataError, match="No space left on device"):
             trace(tiny, samples, out, resume=True)
     seen: list[int] = []
@@ -179,3 +183,61 @@ def test_pictures_in_a_pass_do_not_change_the_statistics(tiny: JanusModel, sampl
     pd.testing.assert_frame_equal(one, three, rtol=1e-4, atol=1e-5)
     with pytest.raises(DataError, match="batch_size 0"):
         trace(tiny, samples, tmp_path / "none", batch_size=0)
+
+
+def test_filters_read_only_what_is_asked_for(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
+    dataset = trace(tiny, samples, tmp_path / "t", selection=Selection(band_count=2))
+    table = dataset.heads(columns=["entropy"], layer=1, head=[0, 3], stream="conditional")
+    assert list(table.columns) == [*KEYS, "entropy"]
+    assert set(zip(table["layer"], table["head"], strict=True)) == {(1, 0), (1, 3)}
+    everything = dataset.heads(band=None)
+    assert sorted(everything["band"].unique()) == [-1, 0, 1]
+    picked = everything.query("band == -1 and layer == 1 and head in (0, 3) and stream == 'conditional'")
+    assert picked["entropy"].tolist() == table["entropy"].tolist()
+    with pytest.raises(DataError, match=r"no column entropi; there are sample, stream"):
+        dataset.heads(columns=["entropi"])
+
+
+def test_shards_merge_to_the_trace_of_all(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
+    whole = trace(tiny, samples, tmp_path / "whole", batch_size=1)
+    trace(tiny, samples.select([0]), tmp_path / "a", batch_size=1)
+    trace(tiny, samples.select([1, 2]), tmp_path / "b", batch_size=1)
+    merged = merge_traces([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+    # Alone, a short prompt has no padding beside it.
+    pd.testing.assert_frame_equal(merged.heads(), whole.heads(), rtol=1e-4, atol=1e-5)
+    for name, curve in whole.curves().items():
+        torch.testing.assert_close(merged.curves()[name], curve, rtol=1e-4, atol=1e-6)
+    assert merged.samples().prompts == samples.prompts
+    assert merged.meta["pictures"] == whole.meta["pictures"]
+    pd.testing.assert_frame_equal(merged.words(), whole.words(), rtol=1e-4, atol=1e-5)
+
+
+def test_shards_that_do_not_belong_together_are_refused(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
+    trace(tiny, samples.select([0]), tmp_path / "a")
+    trace(tiny, samples.select([1]), tmp_path / "b", selection=Selection(every=2))
+    with pytest.raises(DataError, match="of other selection than"):
+        merge_traces([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+    with pytest.raises(DataError, match=r"is in .* too"):
+        merge_traces([tmp_path / "a", tmp_path / "a"], tmp_path / "m")
+    meta = json.loads((tmp_path / "b" / "trace.json").read_text())
+    (tmp_path / "b" / "trace.json").write_text(json.dumps({**meta, "weights": "0"}))
+    with pytest.raises(DataError, match="of other weights than"):
+        merge_traces([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_words_share_out_the_prefix_mass(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
+    dataset = trace(tiny, samples, tmp_path / "t")
+    words = dataset.words(layer=1)
+    assert words.query("sample == 2 and head == 0")["text"].tolist()[1:-1] == [
+        "a",
+        "blue",
+        "car",
+        "on",
+        "a",
+        "red",
+        "background",
+    ]
+    table = dataset.heads(stream="conditional", layer=1).set_index(["sample", "head"])["prefix_mass"]
+    sums = words.groupby(["sample", "head"])["mass"].sum()
+    assert sums.to_numpy() == pytest.approx(table.loc[sums.index].to_numpy(), abs=1e-5)

@@ -1,0 +1,84 @@
+"""Several traces of one model, made on several machines say, become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from headscope.errors import DataError
+from headscope.models.samples import Samples
+from headscope.tracing.dataset import BY_TOKEN, TraceDataset, write_finished
+from headscope.tracing.files import read_table
+from headscope.tracing.trace import pictures_hash
+
+SAME = ("architecture", "weights", "geometry", "guidance", "definitions", "selection", "statistics", "cache")
+
+
+def merge_traces(paths: Sequence[str | Path], out: str | Path) -> TraceDataset:
+    """Write the trace `out` of all pictures of `paths`, in their order; pictures are numbered anew.
+
+    Raises:
+        DataError: fewer than two traces; one that is unfinished or damaged, of another model, other definitions or another
+            selection than the first; a picture that is in two of them; or a folder `out` that is there already.
+    """
+    out = Path(out)
+    if len(paths) < 2:
+        raise DataError(f"Found {len(paths)} trace, expected at least two to merge.")
+    if out.exists():
+        raise DataError(f"{out}: exists already; choose another folder with --out.")
+    traces = [TraceDataset(path) for path in paths]
+    first = traces[0]
+    for other in traces[1:]:
+        for name in SAME:
+            if other.meta[name] != first.meta[name]:
+                raise DataError(
+                    f"{other.path}: is of other {name} than {first.path} ({str(other.meta[name])[:40]}, there "
+                    f"{str(first.meta[name])[:40]}); merge only traces of one model, made in one way."
+                )
+    samples = _joined([trace.samples() for trace in traces], traces)
+    tables, sums, before = [], dict[str, torch.Tensor](), 0
+    for trace in traces:
+        count = trace.meta["samples"]
+        table = trace.heads(band=None)
+        keys = ["sample", "stream", "layer", "head", "band"]
+        prefix = read_table(trace.path / "prefix.parquet")[[*keys, BY_TOKEN, "pieces"]]
+        table = table.merge(prefix, on=keys, how="left")
+        tables.append(table.assign(sample=table["sample"] + before))
+        before += count
+        for name, value in trace.curves().items():
+            sums[name] = sums.get(name, torch.zeros(())) + value.double() * count
+    curves = {name: (value / before).float().contiguous() for name, value in sums.items()}
+    joined = pd.concat(tables, ignore_index=True)
+    joined[BY_TOKEN] = joined[BY_TOKEN].astype(object)
+    samples.save(out / "samples.parquet")
+    meta = {
+        **first.meta,
+        "samples": before,
+        "pictures": pictures_hash(samples),
+        "merged": [str(trace.path) for trace in traces],
+    }
+    write_finished(out, joined, curves, meta)
+    return TraceDataset(out)
+
+
+def _joined(parts: list[Samples], traces: list[TraceDataset]) -> Samples:
+    seen: dict[tuple[str, bytes], Path] = {}
+    for samples, trace in zip(parts, traces, strict=True):
+        for prompt, tokens in zip(samples.prompts, samples.tokens, strict=True):
+            key = (prompt, tokens.numpy().tobytes())
+            if key in seen:
+                raise DataError(
+                    f"{trace.path}: the picture of '{prompt[:60]}' is in {seen[key]} too; leave one of the two out."
+                )
+            seen[key] = trace.path
+    return replace(
+        parts[0],
+        prompts=[prompt for part in parts for prompt in part.prompts],
+        texts=[text for part in parts for text in part.texts],
+        seeds=torch.cat([part.seeds for part in parts]),
+        tokens=torch.cat([part.tokens for part in parts]),
+    )

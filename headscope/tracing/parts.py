@@ -1,0 +1,113 @@
+"""The parts of a trace that is being written: a table a picture, and sums of curves for every hundred pictures.
+
+A table is written before the sums that count it in, both whole or not at all: a run that is killed between the two traces
+that picture again. Curves of one picture of Janus-Pro-1B are 5 MB, so they are never kept for each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from headscope.errors import DataError
+from headscope.storage import write_whole
+from headscope.tracing.files import read_curves, read_table, write_table
+
+TOGETHER = 100  # pictures whose curves are summed in one file
+
+
+class Parts:
+    """Reads and writes `parts/` of the trace folder `path`, which is to hold `count` pictures."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count = path, count
+        self.damaged: list[str] = []
+        self._sums: dict[int, dict[str, torch.Tensor]] = {}
+        self._included: dict[int, dict[str, str]] = {}  # block -> picture -> check sum of its table
+
+    def table(self, number: int) -> Path:
+        """File of one picture."""
+        return self.path / "parts" / f"{number:06d}.parquet"
+
+    def _sums_file(self, block: int) -> Path:
+        return self.path / "parts" / f"curves-{block:04d}.safetensors"
+
+    def missing(self) -> list[int]:
+        """Numbers of the pictures to do; what cannot be read is named in `damaged` and is to be done again."""
+        self.damaged, self._sums, self._included = [], {}, {}
+        for block in range(-(-self.count // TOGETHER)):
+            if (file := self._sums_file(block)).exists():
+                try:
+                    self._sums[block], self._included[block] = _read_sums(file)
+                except DataError:
+                    self.damaged.append(str(file))
+        return [number for number in range(self.count) if not self._is_whole(number)]
+
+    def _is_whole(self, number: int) -> bool:
+        file = self.table(number)
+        expected = self._included.get(number // TOGETHER, {}).get(str(number))
+        if expected is None:
+            return False
+        if not file.exists() or _digest(file) != expected:
+            self.damaged.append(str(file.with_suffix("")))
+            return False
+        return True
+
+    def write(self, tables: dict[int, pd.DataFrame], curves: dict[int, dict[str, torch.Tensor]]) -> None:
+        """Write the parts of some pictures."""
+        for block in sorted({number // TOGETHER for number in tables}):
+            sums = dict(self._sums.get(block, {}))
+            included = dict(self._included.get(block, {}))
+            for number in (n for n in tables if n // TOGETHER == block):
+                write_table(self.table(number), tables[number])
+                if str(number) not in included:  # a damaged table that is done again is counted in already
+                    sums = {name: sums.get(name, 0) + value.double() for name, value in curves[number].items()}
+                included[str(number)] = _digest(self.table(number))
+            facts = {"included": json.dumps(included), "digest": _digest_of(sums)}
+            write_whole(self._sums_file(block), partial(_save, sums=sums, facts=facts))
+            self._sums[block], self._included[block] = sums, included
+
+    def joined(self) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
+        """The table of all pictures and the means of their curves, float32.
+
+        Raises:
+            DataError: a part is missing or damaged.
+        """
+        table = pd.concat([read_table(self.table(number)) for number in range(self.count)], ignore_index=True)
+        sums: dict[str, torch.Tensor] = {}
+        for block in range(-(-self.count // TOGETHER)):
+            for name, value in _read_sums(self._sums_file(block))[0].items():
+                sums[name] = sums.get(name, 0) + value
+        return table, {name: (value / self.count).float().contiguous() for name, value in sums.items()}
+
+
+def _save(path: Path, sums: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
+    save_file(sums, path, facts)
+
+
+def _read_sums(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Sums, and which pictures they count in."""
+    sums = read_curves(file)
+    with safe_open(file, "pt") as opened:
+        facts = opened.metadata() or {}
+    if facts.get("digest") != _digest_of(sums):  # no format notices a changed byte
+        raise DataError(f"{file}: damaged (other check sums than when it was written); trace again.")
+    return sums, json.loads(facts["included"])
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _digest_of(curves: dict[str, torch.Tensor]) -> str:
+    numbers = hashlib.sha256()
+    for name in sorted(curves):
+        numbers.update(name.encode() + curves[name].contiguous().numpy().tobytes())
+    return numbers.hexdigest()
