@@ -9,10 +9,15 @@ from pathlib import Path
 import torch
 
 from headscope.errors import ModelError
+from headscope.models.causal_lm import is_text_family, load_causal_lm, load_smollm2
 from headscope.models.janus import load_janus
 from headscope.models.protocol import ImageModel
 
-_BUNDLED = {"stickers": "bundled: draws 64 x 64 stickers from words, runs offline on a laptop"}
+_BUNDLED = {
+    "stickers": "bundled: draws 64 x 64 stickers from words, runs offline on a laptop",
+    "stickers-scenes": "bundled: draws 96 x 96 scenes of one to four stickers, 24 x 24 tokens, still learning",
+}
+_TEXT = {"smollm2": 'extra "text": SmolLM2-135M-Instruct, continues a prompt by 256 tokens of text, runs offline'}
 _HUB = {
     "deepseek-community/Janus-Pro-1B": "hub: Janus-Pro-1B in transformers' format",
     "deepseek-community/Janus-Pro-7B": "hub: Janus-Pro-7B in transformers' format",
@@ -20,15 +25,17 @@ _HUB = {
 
 
 def known_models() -> list[tuple[str, str]]:
-    """(name, description) of the models that can be named; any folder of the same family can be named too."""
-    return [*_BUNDLED.items(), *_HUB.items(), ("FOLDER", "a folder with a Janus model in transformers' format")]
+    """(name, description) of the models that can be named; any folder of the same families can be named too."""
+    folder = ("FOLDER", "a folder with a Janus or a decoder-only text model in transformers' format")
+    return [*_BUNDLED.items(), *_TEXT.items(), *_HUB.items(), folder]
 
 
 def load_model(name: str, device: str = "cpu", dtype: torch.dtype | str | None = None) -> ImageModel:
     """Load a model ready to draw.
 
     Args:
-        name: `stickers`, a folder, or a hub id such as `deepseek-community/Janus-Pro-1B` (the only case that uses a network).
+        name: `stickers`, `smollm2`, a folder, or a hub id such as `deepseek-community/Janus-Pro-1B` (the only case
+            that uses a network).
         dtype: float32 on a CPU and bfloat16 elsewhere, unless given.
     Raises:
         ModelError: unknown name, or a folder or hub id that does not hold a model of a known family.
@@ -40,9 +47,11 @@ def load_model(name: str, device: str = "cpu", dtype: torch.dtype | str | None =
         if not (folder / "config.json").is_file():
             raise ModelError(f"{name}: its files are missing from this installation; install headscope again.")
         return load_janus(folder, name, device, kind)
+    if name in _TEXT:
+        return load_smollm2(name, device, kind)
     if Path(name).is_dir():
-        _check_family(Path(name))
-        return load_janus(name, Path(name).resolve().name, device, kind)
+        load = load_janus if _family(Path(name)) == "janus" else load_causal_lm
+        return load(name, Path(name).resolve().name, device, kind)
     if name.startswith("deepseek-ai/Janus"):
         other = name.replace("deepseek-ai/", "deepseek-community/")
         raise ModelError(f"{name} is in DeepSeek's own format, which transformers cannot load: use {other}.")
@@ -57,13 +66,17 @@ def bundled_folder(name: str) -> Path | None:
     return Path(str(files("headscope") / "reference" / name)) if name in _BUNDLED else None
 
 
-def _check_family(folder: Path) -> None:
+def _family(folder: Path) -> str:
+    """`model_type` of a folder that holds a model headscope can drive."""
     try:
         family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         raise ModelError(f"{folder}: no readable config.json in this folder, so it holds no model.") from None
-    if family != "janus":
-        raise ModelError(f"{folder}: holds a model of type '{family}'; headscope drives janus models.")
+    if family != "janus" and not is_text_family(family):
+        raise ModelError(
+            f"{folder}: holds a model of type '{family}'; headscope drives janus models and decoder-only text models."
+        )
+    return str(family)
 
 
 def _dtype(dtype: torch.dtype | str | None, device: str) -> torch.dtype:

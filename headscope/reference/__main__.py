@@ -13,6 +13,7 @@ from headscope.errors import DataError, HeadscopeError
 from headscope.models import load_model
 from headscope.reference import parallel
 from headscope.reference.export import export as export_folder
+from headscope.reference.export import scene_prompts
 from headscope.reference.icons import build_pictures
 from headscope.reference.pictures import load_stickers, prompts_by_seed
 from headscope.reference.presets import PRESETS, Preset
@@ -103,7 +104,9 @@ def sheet(
     model: Annotated[str, typer.Option(help="A model name or folder.")] = "stickers",
 ) -> None:
     """Draw prompts chosen by seed on one sheet. Example: python -m headscope.reference sheet --pictures stickers96.parquet"""
-    prompts = prompts_by_seed(load_stickers(pictures, _preset(preset)), count, seed)
+    size = _preset(preset)
+    named = scene_prompts if size.scenes else prompts_by_seed
+    prompts = named(load_stickers(pictures, size), count, seed)
     loaded = load_model(model)
     samples = generate(loaded, prompts, seed, guidance=guidance)
     images = loaded.to_images(samples.tokens)

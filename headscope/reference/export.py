@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from headscope.errors import DataError
 from headscope.reference.card import write_card
-from headscope.reference.pictures import Stickers, prompts_by_seed
+from headscope.reference.pictures import Stickers, draw, prompts_by_seed
 from headscope.reference.presets import Preset
+from headscope.reference.scenes import KINDS, SceneBook, describe
 from headscope.reference.tokenizer import special_ids
 from headscope.reference.transformer import fresh_model, trainable
+from headscope.reference.vq import reconstruct
 from headscope.storage import write_text
 
 # Chosen by eye among (3, 1), (3, .8), (5, .9) and (2, .7), on prompts of another seed than the committed sheet.
@@ -59,6 +63,7 @@ def export(
         generation_kwargs={"boi_token_id": ids["boi"]},
     )
     parameters = sum(p.numel() for p in model.parameters())
+    psnr = held_out_psnr(model.model.vqmodel, stickers)
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("model*.safetensors*"):
         old.unlink()
@@ -67,18 +72,46 @@ def export(
     model.save_pretrained(out, max_shard_size="10MB")
     tokenizer.save_pretrained(out)
     lines = ["# Drawn by seed from the concepts and styles that the model was trained on."]
-    write_text(out / "prompts.txt", "\n".join([*lines, *prompts_by_seed(stickers, PROMPTS, seed)]) + "\n")
+    prompts = scene_prompts(stickers, PROMPTS, seed) if preset.scenes else prompts_by_seed(stickers, PROMPTS, seed)
+    write_text(out / "prompts.txt", "\n".join([*lines, *prompts]) + "\n")
     write_card(
-        preset, stickers, training, out, parameters=parameters, vocabulary=len(tokenizer), where=_where(training, machine)
+        preset,
+        stickers,
+        training,
+        out,
+        parameters=parameters,
+        vocabulary=len(tokenizer),
+        psnr=psnr,
+        where=_where(training, machine),
     )
     return out
+
+
+@torch.no_grad()
+def held_out_psnr(vq: JanusVQVAE, stickers: Stickers, count: int = 64) -> float:
+    """Decibels of encoded and decoded pictures of drawings that training never saw."""
+    chosen = np.resize(stickers.indices(held_out=True), count)
+    pixels = draw(stickers, chosen, np.random.default_rng([0, 99])).pixels
+    errors = [(reconstruct(vq, part)[0].clamp(-1, 1) - part).square().mean() for part in pixels.split(8)]
+    return float(-10 * torch.log10(torch.stack(errors).mean() / 4))
+
+
+def scene_prompts(stickers: Stickers, count: int, seed: int) -> list[str]:
+    """Different captions of training's kinds of scene, a quarter each."""
+    book, rng = SceneBook(stickers), np.random.default_rng(seed)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[describe(book.sample(KINDS[len(found) % len(KINDS)], rng), rng)] = None
+    return list(found)
 
 
 def _where(training: Path, machine: str) -> str:
     """Where and how long, from the logs; their clocks start again whenever a stopped run goes on."""
     hours = 0.0
-    for name in ("vq.csv", "transformer.csv"):
+    begun_anew = (training / "vq.csv").exists()
+    for name in ("vq.csv", "transformer.csv") if begun_anew else ("transformer.csv",):
         seconds = pd.read_csv(training / name)["seconds"]
         ends = seconds[(seconds.shift(-1) < seconds) | (seconds.index == seconds.index[-1])]
         hours += float(ends.sum()) / 3600
-    return f"Trained on {machine} in {hours:.1f} hours, VQ model included, with other work on the same machine."
+    of = "VQ model included" if begun_anew else "beside the hours of the model before"
+    return f"Trained on {machine} in {hours:.1f} hours, {of}, with other work on the same machine."

