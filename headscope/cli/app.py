@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from headscope.cli import demo, generate, heads, models, policy, report, run, search, trace
+from headscope.cli import bench, demo, generate, heads, models, policy, report, run, search, trace
 from headscope.cli.console import errors
 from headscope.errors import HeadscopeError
 
@@ -36,6 +36,7 @@ app.command("search")(search.search)
 app.command("generate")(generate.generate)
 app.command("report")(report.report)
 app.add_typer(policy.app, name="policy")
+app.add_typer(bench.app, name="bench")
 app.command("models")(models.models)
 
 

@@ -83,9 +83,7 @@ def watch(
     image = model.embed_tokens(samples.tokens[:, :-1].long().to(model.device)).repeat(len(streams), 1, 1)
     embeds = torch.cat([model.embed_prefix(ids), image], 1)
     full_mask = torch.cat([mask, mask.new_ones(image.shape[:2])], 1)
-    watched = Watched(streams=streams)
-    keep = _keeper(watched, shape.geometry, ids.shape[1], selection, each)
-    with observe(model.decoder, keep, selection.layers):
+    with watching(model.decoder, shape.geometry, ids.shape[1], selection, streams, each) as watched:
         model.decode(embeds, full_mask)
     return watched
 
@@ -106,12 +104,26 @@ def streams_of(guidance: float, selection: Selection) -> tuple[str, ...]:
     return streams
 
 
-def _keeper(
-    watched: Watched, geometry: Geometry, prefix: int, selection: Selection, each: Callable[[int, Layer], None] | None
-) -> Callable[[int, list[Group]], None]:
-    accumulator = Accumulator(geometry, prefix, selection)
-    both = watched.streams == STREAMS
+@contextmanager
+def watching(
+    decoder: nn.Module,
+    geometry: Geometry,
+    prefix: int,
+    selection: Selection,
+    streams: tuple[str, ...] = STREAMS,
+    each: Callable[[int, Layer], None] | None = None,
+) -> Iterator[Watched]:
+    """Trace the one forward of `decoder` that the block makes: the prefix and all image tokens at once.
 
+    Args:
+        prefix: positions before the image, padding included. streams: of the batch, in its order.
+        each: called with every layer as soon as it is done; then nothing is kept of it.
+    """
+    watched = Watched(streams=streams)
+    accumulator = Accumulator(geometry, prefix, selection)
+    both = streams == STREAMS
+
+    @torch.inference_mode()
     def keep(number: int, groups: list[Group]) -> None:
         group = groups[0]
         layer = Layer(
@@ -124,7 +136,8 @@ def _keeper(
         else:
             each(number, layer)
 
-    return keep
+    with observe(decoder, keep, selection.layers):
+        yield watched
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""`headscope bench`: what things cost on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headscope.cli.console import lines, progress, say
+
+app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
+
+
+@app.callback()
+def _group() -> None:
+    """Measure on this machine."""
+
+
+@app.command("trace")
+def trace(
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("trace.csv"),
+    tokens: Annotated[list[int] | None, typer.Option(help="Tokens, prompt included; may be given again.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="plain, tracer, tracer_full, maps (default: all).")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Passes of each; the least time counts.")] = 5,
+    layers: Annotated[int, typer.Option(min=1)] = 8,
+    heads: Annotated[int, typer.Option(min=1)] = 8,
+    head_dim: Annotated[int, typer.Option(min=2)] = 64,
+    intermediate: Annotated[int, typer.Option(min=1)] = 1376,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Time and memory of tracing beside the plain pass. Example: headscope bench trace -o trace.csv"""
+    import torch
+    from rich.table import Table
+
+    from headscope.benchmarks.tracing import VARIANTS, Shape, bench_tracing
+    from headscope.storage import write_whole
+
+    if unknown := [name for name in variant or () if name not in VARIANTS]:
+        raise typer.BadParameter(f"variant {unknown[0]}: expected {', '.join(VARIANTS)}.")
+    if dtype not in ("float32", "bfloat16"):
+        raise typer.BadParameter(f"dtype {dtype}: expected float32 or bfloat16.")
+    torch.set_num_threads(threads)
+    shape = Shape(layers, heads, head_dim, intermediate, dtype)
+    with progress() as tell:
+        table = bench_tracing(
+            tokens or [600, 2400],
+            shape,
+            variants=variant or VARIANTS,
+            repeats=repeats,
+            progress=lambda done, total: tell("passes", done, total, float("nan")),
+        )
+    write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.4g"))
+    shown = Table(*table.columns, box=None)
+    for row in table.itertuples(index=False):
+        shown.add_row(*(_cell(cell) for cell in row))
+    lines.print(shown)
+    say(f"table: {out}")
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
