@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headscope.pipeline import run
     from headscope.policy import Policy, load_policy, save_policy
     from headscope.runtime import CompressedCache, compressed, generate
-    from headscope.tracing import trace
+    from headscope.tracing import Selection, TraceDataset, merge_traces, register_statistic, trace, watch_live
     from headscope.tuning import tune as search
 
 _HOMES = {
@@ -27,22 +27,32 @@ _HOMES = {
     "CompressedCache": "runtime",
     "compressed": "runtime",
     "generate": "runtime",
+    "Selection": "tracing",
+    "TraceDataset": "tracing",
+    "merge_traces": "tracing",
+    "register_statistic": "tracing",
     "trace": "tracing",
+    "watch_live": "tracing",
     "search": "tuning",
 }
 
 __all__ = [
     "CompressedCache",
     "Policy",
+    "Selection",
+    "TraceDataset",
     "classify",
     "compressed",
     "generate",
     "load_model",
     "load_policy",
+    "merge_traces",
+    "register_statistic",
     "run",
     "save_policy",
     "search",
     "trace",
+    "watch_live",
 ]
 
 

@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("trace")(trace.trace)
+app.command("merge")(trace.merge)
 app.command("heads")(heads.heads)
 app.command("search")(search.search)
 app.command("generate")(generate.generate)

@@ -1,13 +1,18 @@
-"""`headscope trace`: draw pictures and record what every head looks at."""
+"""`headscope trace`: draw pictures and record what every head looks at; `headscope merge` joins such records."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headscope.cli.console import Device, Dtype, ModelName, Overwrite, PromptFile, Resume, Seed, progress, say, settle_threads
+
+if TYPE_CHECKING:
+    from headscope.tracing import Selection
+
+Numbers = Annotated[str | None, typer.Option(metavar="N,N-M", help="Only these, such as 0,2,5-7 (default: all).")]
 
 
 def trace(
@@ -17,6 +22,17 @@ def trace(
     calibration: Annotated[int, typer.Option(min=1, help="Prompts to trace.")] = 16,
     unseen: Annotated[int, typer.Option(min=1, help="Prompts to leave for judging.")] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn together.")] = 16,
+    layers: Numbers = None,
+    heads: Numbers = None,
+    rows: Annotated[str | None, typer.Option(metavar="A-B", help="Only queries in these rows of the image.")] = None,
+    stream: Annotated[str | None, typer.Option(help="conditional or unconditional (default: both).")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Ask every n-th query only.")] = 1,
+    bands: Annotated[int, typer.Option(min=0, help="Bands of rows that get statistics of their own.")] = 0,
+    full: Annotated[bool, typer.Option("--full", help="The full set of statistics, several times slower.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Trace while drawing, step by step, not in one pass afterwards.")
+    ] = False,
+    policy: Annotated[Path | None, typer.Option(help="Trace through this policy's compressed cache (implies --live).")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = None,
@@ -29,15 +45,63 @@ def trace(
     from headscope.pipeline.prompts import default_prompts, read_prompts, split
     from headscope.pipeline.run import read_prompts_of
     from headscope.pipeline.steps import begin, trace_step
+    from headscope.policy.files import load_policy
 
+    selection = _selection(layers, heads, rows, stream, every, bands, full)
     texts = default_prompts(model) if prompts is None else read_prompts(prompts)
     settings = Settings(keep=None, calibration=calibration, unseen=unseen, seed=seed, batch_size=batch_size)
     settle_threads(model)
     loaded = load_model(model, device=device, dtype=dtype)
+    selection.check(loaded.shape.layers, loaded.shape.query_heads, loaded.shape.geometry.rows)
+    through = None if policy is None else load_policy(policy, loaded.shape)
     folder = RunFolder(out)
     parts = split(texts, calibration, unseen)
     begin(loaded, model, folder, parts, settings, resume=resume, overwrite=overwrite)
     with progress() as tell:  # a finished trace is only looked over
-        trace_step(loaded, folder, read_prompts_of(folder)["calibration"], settings, tell)
+        chosen = read_prompts_of(folder)["calibration"]
+        trace_step(loaded, folder, chosen, settings, tell, selection=selection, live=live, policy=through)
     say(f"trace: {folder.trace}")
     say(f"next: headscope heads {out}")
+
+
+def merge(
+    traces: Annotated[list[Path], typer.Argument(metavar="TRACE...", help="Trace folders, or run folders that hold one.")],
+    out: Annotated[Path, typer.Option(help="The trace folder to make.")],
+) -> None:
+    """Join traces of one model. Example: headscope merge runs/a runs/b --out runs/both"""
+    from headscope.tracing import merge_traces
+
+    merged = merge_traces([path / "trace" if (path / "run.json").is_file() else path for path in traces], out)
+    say(f"trace: {merged.path}, {merged.meta['samples']} pictures")
+
+
+def _selection(
+    layers: str | None, heads: str | None, rows: str | None, stream: str | None, every: int, bands: int, full: bool
+) -> Selection:
+    from headscope.tracing import Selection
+
+    streams = Selection().streams if stream is None else (stream,)
+    span = None
+    if rows is not None:
+        numbers = _numbers("--rows", rows)
+        span = (numbers[0], numbers[-1] + 1)
+    return Selection(
+        layers=None if layers is None else _numbers("--layers", layers),
+        heads=None if heads is None else _numbers("--heads", heads),
+        rows=span,
+        streams=streams,
+        every=every,
+        band_count=bands,
+        full=full,
+    )
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    """`0,2,5-7` -> (0, 2, 5, 6, 7)."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and (not last.isdigit() or int(last) < int(first))):
+            raise typer.BadParameter(f"{option} {text}: expected numbers and ranges such as 0,2,5-7.")
+        found |= set(range(int(first), int(last or first) + 1))
+    return tuple(sorted(found))

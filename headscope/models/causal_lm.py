@@ -52,8 +52,7 @@ class CausalLMModel:
             raise ModelError(f"{name}: reads {longest} tokens at most; headscope needs more than {TEXT_TOKENS}.")
         self.guidance, self.temperature = GUIDANCE, TEMPERATURE
         self.top_k: int | None = min(TOP_K, self.vocabulary)
-        special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        self._blank = next((token for token in special if token is not None), 0)
+        self._blank = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), 0)
         inner = getattr(config, "intermediate_size", None)
         facts = ("causal_lm", config.model_type, heads, config.hidden_size, inner, self.vocabulary, TEXT_TOKENS)
         self.shape = ModelShape(

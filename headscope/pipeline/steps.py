@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from headscope.policy.presets import make_preset
 from headscope.reporting import contact_sheet
 from headscope.runtime import generate
 from headscope.storage import write_json, write_whole
-from headscope.tracing import TraceDataset, trace
+from headscope.tracing import Selection, TraceDataset, trace
 from headscope.tuning import Replay, tune
 
 # Told after each unit of work: (what is being done, units done, units in all, least loss so far or nan).
@@ -86,12 +88,57 @@ def streams_of(model: ImageModel) -> int:
 
 
 def trace_step(
-    model: ImageModel, folder: RunFolder, prompts: list[str], settings: Settings, progress: Progress | None = None
+    model: ImageModel,
+    folder: RunFolder,
+    prompts: list[str],
+    settings: Settings,
+    progress: Progress | None = None,
+    *,
+    selection: Selection | None = None,
+    live: bool = False,
+    policy: Policy | None = None,
 ) -> TraceDataset:
-    """Draw the calibration pictures with the full cache and trace them: calibration.parquet, trace/."""
+    """Draw the calibration pictures and trace them: calibration.parquet, trace/.
+
+    Args:
+        selection: what to trace, everything of the default set unless given.
+        live: trace while drawing. policy: draw and trace through its compressed cache, which only live tracing can see.
+    """
     with _timed(folder, "trace"):
-        samples = _drawn(model, folder.samples, prompts, settings.seed, settings.batch_size, "calibration", progress)
-        return trace(model, samples, folder.trace, progress=_as_counts(progress, "tracing"), resume=folder.trace.exists())
+        samples = _drawn(model, folder.samples, prompts, settings.seed, settings.batch_size, "calibration", progress, policy)
+        return trace(
+            model,
+            samples,
+            folder.trace,
+            selection=selection,
+            progress=_as_counts(progress, "tracing"),
+            resume=folder.trace.exists(),
+            play=partial(_draw_again, model, policy) if live or policy is not None else None,
+            cache=_cache_name(policy, live),
+        )
+
+
+def _draw_again(model: ImageModel, policy: Policy | None, samples: Samples) -> None:
+    """Draw recorded pictures once more, for a live trace; the same seeds give the same tokens."""
+    generate(
+        model,
+        samples.prompts,
+        samples.seeds.tolist(),
+        policy=policy,
+        guidance=samples.guidance,
+        temperature=samples.temperature,
+        top_k=samples.top_k,
+        batch_size=len(samples),
+    )
+
+
+def _cache_name(policy: Policy | None, live: bool) -> str:
+    """What stands in a trace for the cache it looked through: traces of two caches, or of two policies, do not mix."""
+    if policy is None:
+        return "full, live" if live else "full"
+    tensors = (policy.window, policy.heavy, policy.anchor, policy.decay, policy.per_visit)
+    numbers = hashlib.sha256(repr([policy.stride, *(t.tolist() for t in tensors)]).encode()).hexdigest()
+    return f"{policy.provenance.get('method', 'policy')} {numbers[:12]}"
 
 
 def heads_step(folder: RunFolder, model: ImageModel, settings: Settings) -> Heads:
@@ -245,16 +292,23 @@ def _limit_facts(model: ImageModel, limit: Limit, settings: Settings, prefix: in
 
 
 def _drawn(
-    model: ImageModel, path: Path, prompts: list[str], seed: int, batch_size: int, what: str, progress: Progress | None
+    model: ImageModel,
+    path: Path,
+    prompts: list[str],
+    seed: int,
+    batch_size: int,
+    what: str,
+    progress: Progress | None,
+    policy: Policy | None = None,
 ) -> Samples:
-    """Pictures drawn with the full cache, or those that stand in `path` from before a stop."""
+    """Pictures drawn with the full cache (or a policy's), or those that stand in `path` from before a stop."""
     if path.is_file():
         samples = Samples.load(path)
         if samples.prompts != prompts or samples.weights != model.shape.weights:
             raise DataError(f"{path}: holds pictures of other prompts or weights; choose another folder with --out.")
         return samples
     shown = _as_counts(progress, f"drawing the {what} pictures")
-    samples = generate(model, prompts, seed, batch_size=batch_size, progress=shown)
+    samples = generate(model, prompts, seed, batch_size=batch_size, progress=shown, policy=policy)
     samples.save(path)
     return samples
 

@@ -41,7 +41,7 @@ def trace(
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     resume: bool = False,
-    play: Callable[[Samples], None] | None = None,
+    play: Callable[[Samples], object] | None = None,
     cache: str = "full",
 ) -> TraceDataset:
     """Trace heads over recorded pictures, into the folder `out`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from headscope.tracing.accumulators import Accumulated, Accumulator
 from headscope.tracing.catalogue import CURVES, STATISTICS
 from headscope.tracing.curves import lag_mass
 from headscope.tracing.hooks import watch
+from headscope.tracing.table import table
 from tests.tracing.definitions import by_definition, curve_by_definition
 
 ROWS, COLS = 3, 4
@@ -211,3 +213,9 @@ def test_lags_are_the_sub_diagonals() -> None:
     assert lags[3] == pytest.approx(8 / 11, abs=1e-6)
     assert lags[:3].tolist() == pytest.approx([1 / 11] * 3, abs=1e-6)
     assert lags.shape == (ROWS * COLS,)
+
+
+def test_the_table_in_the_docs_is_that_of_the_code() -> None:
+    written = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    assert written == table(), "run python -m headscope.tracing.table > docs/statistics.md"
+    assert all(f"`{name}`" in written for name in (*STATISTICS, *CURVES))

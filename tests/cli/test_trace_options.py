@@ -1,0 +1,54 @@
+"""`headscope trace` with a choice of heads, live and through a policy, and `headscope merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from headscope.cli.trace import _numbers, merge, trace
+from headscope.errors import DataError
+from headscope.models.janus import JanusModel
+from headscope.policy.files import save_policy
+from headscope.policy.policy import Policy
+from headscope.tracing import TraceDataset
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.txt"
+    file.write_text("red apple\ndog\na blue car\n", encoding="utf-8")
+    return file
+
+
+def test_ranges_of_numbers() -> None:
+    assert _numbers("--layers", "0,2,5-7") == (0, 2, 5, 6, 7)
+    for wrong in ("", "a", "3-1", "1,,2", "-1"):
+        with pytest.raises(typer.BadParameter, match="expected numbers and ranges"):
+            _numbers("--layers", wrong)
+
+
+def test_a_live_trace_through_a_policy_shows_what_it_leaves(
+    tiny: JanusModel, tiny_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    policy = Policy.uniform(tiny.shape, window=2, stride=1, prefix=16)
+    save_policy(policy, tmp_path / "p.safetensors")
+    model = str(tiny_folder)
+    trace(model, tmp_path / "run", prompts, 2, 1, policy=tmp_path / "p.safetensors", layers="1", heads="0-1")
+    dataset = TraceDataset(tmp_path / "run" / "trace")
+    assert dataset.meta["cache"].startswith("policy ")
+    table = dataset.heads()
+    assert set(table["layer"]) == {1}
+    assert set(table["head"]) == {0, 1}
+    assert (dataset.curves()["lag_mass"][..., 3:] == 0).all()
+    with pytest.raises(DataError, match="layer 5: the model has 2"):
+        trace(model, tmp_path / "other", prompts, 2, 1, layers="5")
+    assert not (tmp_path / "other").exists()
+
+
+def test_run_folders_merge_by_their_traces(tiny_folder: Path, prompts: Path, tmp_path: Path) -> None:
+    for number, seed in enumerate((0, 7)):
+        trace(str(tiny_folder), tmp_path / f"run{number}", prompts, 2, 1, seed=seed)
+    merge([tmp_path / "run0", tmp_path / "run1"], tmp_path / "both")
+    assert TraceDataset(tmp_path / "both").meta["samples"] == 4
