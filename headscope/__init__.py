@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headscope.pipeline import run
     from headscope.policy import Policy, load_policy, save_policy
     from headscope.runtime import CompressedCache, compressed, generate
-    from headscope.tracing import Selection, TraceDataset, merge_traces, register_statistic, trace, watch_live
+    from headscope.tracing import Selection, TraceDataset, merge_traces, register_statistic, trace, trace_module, watch_live
     from headscope.tuning import tune as search
 
 _HOMES = {
@@ -32,6 +32,7 @@ _HOMES = {
     "merge_traces": "tracing",
     "register_statistic": "tracing",
     "trace": "tracing",
+    "trace_module": "tracing",
     "watch_live": "tracing",
     "search": "tuning",
 }
@@ -52,6 +53,7 @@ __all__ = [
     "save_policy",
     "search",
     "trace",
+    "trace_module",
     "watch_live",
 ]
 

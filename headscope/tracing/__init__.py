@@ -4,7 +4,19 @@ from headscope.tracing.catalogue import register_statistic
 from headscope.tracing.dataset import TraceDataset
 from headscope.tracing.hooks import watch, watch_live, watching
 from headscope.tracing.merge import merge_traces
+from headscope.tracing.module import ModuleTrace, trace_module
 from headscope.tracing.selection import Selection
 from headscope.tracing.trace import trace
 
-__all__ = ["Selection", "TraceDataset", "merge_traces", "register_statistic", "trace", "watch", "watch_live", "watching"]
+__all__ = [
+    "ModuleTrace",
+    "Selection",
+    "TraceDataset",
+    "merge_traces",
+    "register_statistic",
+    "trace",
+    "trace_module",
+    "watch",
+    "watch_live",
+    "watching",
+]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from headscope.errors import DataError
 from headscope.geometry import Geometry
 from headscope.models.attention import Group
 from headscope.tracing.selection import Selection
@@ -116,6 +117,7 @@ class Accumulator:
         self.selection = selection or Selection()
         self._rows_together = max(1, round(TOGETHER / geometry.row_length))
         self._buffers: dict[str, torch.Tensor] = {}
+        self._checked: tuple[int, tuple[int, ...]] | None = None
 
     def add(self, group: Group) -> list[Accumulated]:
         """All queries of a teacher-forced pass: group.q [B, h, P + fed, D] has every token, group.k [B, hk, P + fed, D].
@@ -126,6 +128,7 @@ class Accumulator:
         batch, heads, length, _ = group.q.shape
         fed = length - self.prefix
         seen = _prefix_seen(group, self.prefix)
+        self._check_mask(group, seen)
         chosen = self._heads(heads)
         # Sequence and head are one dimension from here on; keys lie as [D, K], which is the faster side of the product, and
         # in whole rows, so that every row has one shape.
@@ -143,6 +146,24 @@ class Accumulator:
                 if len(asked):
                     self._block(total, queries, keys, real, rows, asked, len(chosen), sums[:number])
         return [whole(total, batch, len(chosen)) for total in sums]
+
+    def _check_mask(self, group: Group, seen: torch.Tensor) -> None:
+        """Image queries must see the prefix and all image tokens before them; the same mask is looked at once."""
+        visible = group.visible
+        if visible is None or (key := (visible.data_ptr(), tuple(visible.shape))) == self._checked:
+            return
+        length = group.q.shape[2]
+        lower = torch.ones(length - self.prefix, length - self.prefix, dtype=torch.bool, device=visible.device).tril()
+        mine = visible[:, :, self.prefix :]
+        plain = bool((mine[..., self.prefix :] == lower).all()) and bool(
+            (mine[..., : self.prefix] == seen[:, None, None]).all()
+        )
+        if not plain:
+            raise DataError(
+                "A layer hides tokens that come before the query (a sliding window, say); the parallel trace expects plain "
+                "causal attention: trace it live."
+            )
+        self._checked = key
 
     def _heads(self, heads: int) -> list[int]:
         return list(range(heads)) if self.selection.heads is None else [h for h in self.selection.heads if h < heads]
