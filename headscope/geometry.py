@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,14 @@ class Geometry:
     def row_length(self) -> int:
         """Tokens from one cell to the cell below it."""
         return self.cols + self.row_end
+
+    @property
+    def span(self) -> int:
+        """What a method that goes row by row takes for a row: a row, or in a text, which has a single one, the largest divisor
+        of its length that is not above its square root (16 for 256 tokens)."""
+        if self.rows > 1:
+            return self.row_length
+        return max(n for n in range(1, math.isqrt(self.row_length) + 1) if self.row_length % n == 0)
 
     @property
     def tokens(self) -> int:

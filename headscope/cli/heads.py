@@ -1,18 +1,100 @@
-"""`headscope heads`: tell spatial heads from semantic ones."""
+"""`headscope heads`: tell spatial heads from semantic ones, and how far to trust it."""
 
 from __future__ import annotations
 
-from headscope.cli.console import RunPath, Seed, say
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headscope.cli.console import Seed, lines, say
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from headscope.heads import HeadClassifier
+    from headscope.policy.policy import ModelShape
+
+RunPath = Annotated[Path | None, typer.Argument(metavar="RUN", help="A run folder, made by `headscope trace` or `run`.")]
 
 
-def heads(run: RunPath, seed: Seed = 0) -> None:
+def heads(
+    run: RunPath = None,
+    method: Annotated[str, typer.Option(help="mixture, kmeans, or threshold, the paper's rule.")] = "mixture",
+    clusters: Annotated[str, typer.Option(help="Number of clusters, or bic.")] = "2",
+    threshold: Annotated[float, typer.Option(help="Of SSD's score, for the threshold rule and --scores.")] = 0.2,
+    stability: Annotated[bool, typer.Option("--stability", help="How far two looks agree: prompts, seeds, streams.")] = False,
+    against: Annotated[list[Path] | None, typer.Option(help="Other runs of this model to compare with (--stability).")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Read a published head map (CSV) instead of a trace.")] = None,
+    model_shape: Annotated[str | None, typer.Option(help="LAYERSxHEADS of that map, such as 24x16.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Parquet file for --scores (default: heads.parquet).")] = None,
+    seed: Seed = 0,
+) -> None:
     """Classify the heads of a trace. Example: headscope heads runs/stickers"""
+    if (run is None) == (scores is None):
+        raise typer.BadParameter("give a run folder, or --scores FILE with --model-shape.")
+    if not (clusters == "bic" or clusters.isdigit()):
+        raise typer.BadParameter(f"--clusters {clusters}: expected a number or bic.")
+    if scores is not None:
+        _published(scores, model_shape, threshold, out or Path("heads.parquet"))
+        return
+    assert run is not None
+    from headscope.heads import HeadClassifier
     from headscope.pipeline import open_run, settings_of
     from headscope.pipeline.steps import heads_step
 
+    count = clusters if clusters == "bic" else int(clusters)
+    judge = HeadClassifier(seed, method=method, clusters=count, threshold=threshold)
     model, folder = open_run(run)
-    found = heads_step(folder, model, settings_of(folder, seed=seed))
-    counts = found.table["class"].value_counts().to_dict()
-    say("  ".join(f"{name} {counts.get(name, 0)}" for name in ("spatial", "semantic")))
+    found = heads_step(folder, model, settings_of(folder, seed=seed), judge)
+    _counts(found.table)
+    say(str(found.meta["verdict"]))
+    if stability:
+        _stability(folder.trace, model.shape, judge, against or [], folder.path / "stability.csv", seed)
     say(f"heads: {folder.heads}")
     say(f"next: headscope search {run} --keep 20%")
+
+
+def _counts(table: pd.DataFrame) -> None:
+    counts = table["class"].value_counts().to_dict()
+    say("  ".join(f"{name} {counts.get(name, 0)}" for name in ("spatial", "semantic")))
+
+
+def _published(file: Path, model_shape: str | None, threshold: float, out: Path) -> None:
+    from headscope.heads.published import read_scores
+
+    if model_shape is None:
+        raise typer.BadParameter("--scores needs --model-shape, such as 24x16.")
+    found = read_scores(file, model_shape, threshold)
+    found.save(out)
+    _counts(found.table)
+    score = found.table["semantic_score"]
+    shares = " / ".join(f"{(score > edge).mean():.0%}" for edge in (0.2, 0.3, 0.5))
+    say(f"mean score {score.mean():.3f}, median {score.median():.3f}; above .2 / .3 / .5: {shares}")
+    say(f"heads: {out}")
+
+
+def _stability(trace: Path, shape: ModelShape, judge: HeadClassifier, against: list[Path], out: Path, seed: int) -> None:
+    from rich.table import Table
+
+    from headscope.heads.stability import enough, stability
+    from headscope.storage import write_whole
+    from headscope.tracing import TraceDataset
+
+    others = {str(path): TraceDataset(path / "trace").heads() for path in against}
+    table = stability(TraceDataset(trace).heads(band=None), shape, judge, others=others, seed=seed)
+    write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.4f"))
+    shown = Table("agreement between", "", "adjusted Rand", "10 - 90 %", "rank of scores", "10 - 90 %", box=None)
+    for row in table.itertuples(index=False):
+        rand = f"{row.rand_low:.2f} - {row.rand_high:.2f}"
+        shown.add_row(
+            row.what, row.value, f"{row.rand:.2f}", rand, f"{row.rank:.3f}", f"{row.rank_low:.3f} - {row.rank_high:.3f}"
+        )
+    lines.print(shown)
+    needed = enough(table)
+    say(
+        "No number of prompts here gives a Rand index of .9 and a rank correlation of .95: trace more, or trust the score."
+        if needed is None
+        else f"{needed} prompts are enough: two disjoint sets agree to a Rand index of .9 and a rank correlation of .95."
+    )
+    say(f"stability: {out}")

@@ -1,4 +1,4 @@
-"""HeadClassifier: a mixture of two clusters that learns the spatial / semantic split."""
+"""HeadClassifier: clusters that learn the spatial / semantic split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
 from headscope.errors import DataError
@@ -26,60 +27,139 @@ SPATIAL, SEMANTIC = "spatial", "semantic"
 _KEY = b"headscope_heads"
 
 
+METHODS = ("mixture", "kmeans", "threshold")
+MOST_CLUSTERS = 6  # that BIC may choose from
+THRESHOLD = 0.2  # of SSD's score; the paper does not print its own, half of Janus-Pro-1B's published heads lie above this one
+
+
 class HeadClassifier(ClassifierMixin, BaseEstimator):
-    """Spatial or semantic, by a Gaussian mixture of two clusters over standardised features; an estimator as scikit-learn's.
+    """Spatial or semantic, by clusters over standardised features; an estimator as scikit-learn's.
 
     The published map of Janus-Pro has no gap (the share of heads above any threshold falls smoothly), so a hard split
-    is a choice; beside the class stand a score and a confidence.
+    is a choice; beside the class stand a score and a confidence, and `verdict_` says what the data support.
 
     Args:
-        seed: of the mixture's starts. starts: how many; the likeliest stays.
+        method: "mixture", a Gaussian mixture with diagonal covariances; "kmeans"; or "threshold", the paper's rule
+            (2510.18716): semantic where the first feature, SSD's score, is above `threshold`.
+        clusters: how many, or "bic" for the number with the least Bayesian information criterion among 1 .. 6 mixtures.
+        threshold: for that method alone. seed: of the starts. starts: how many; the likeliest stays.
 
     Attributes after `fit`:
-        mixture_: the mixture; mean_, scale_: of the standardisation; semantic_: the semantic component's number;
-        axis_, middle_, spread_: the line through both centres, where its middle lies, and how far each centre is from it.
+        centres_: float64 [clusters, features], standardised; semantic_: bool [clusters], named by their centroids: those whose
+            SSD score is above the middle between the least and the greatest; mean_, scale_: of the standardisation;
+        axis_, middle_, spread_: the line from the spatial centres' mean to the semantic ones', where its middle lies, and how
+            far each is from it;
+        bic_: of mixtures of 1, 2, ... clusters; supported_: the number with the least; verdict_: a sentence.
 
     Example:
         >>> classifier = HeadClassifier(seed=0).fit(table[list(FEATURES)])  # doctest: +SKIP
         >>> classifier.predict(table[list(FEATURES)])  # doctest: +SKIP
     """
 
-    def __init__(self, seed: int = 0, starts: int = 10) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        starts: int = 10,
+        method: str = "mixture",
+        clusters: int | str = 2,
+        threshold: float = THRESHOLD,
+    ) -> None:
         self.seed = seed
         self.starts = starts
+        self.method = method
+        self.clusters = clusters
+        self.threshold = threshold
 
     def fit(self, X: Any, y: Any = None) -> HeadClassifier:  # noqa: N803
         """X: float [heads, features] in the order of FEATURES, sparsity_1 first. y is not used.
 
         Raises:
-            DataError: fewer than two heads, or numbers that are not finite.
+            DataError: fewer than two heads, numbers that are not finite, or an unknown method or number of clusters.
         """
         values = np.asarray(X, dtype=np.float64)
         if values.ndim != 2 or len(values) < 2 or not np.isfinite(values).all():
             raise DataError(f"Found {values.shape} features, expected at least two heads and finite numbers: trace again.")
+        if self.method not in METHODS:
+            raise DataError(f"method {self.method}: unknown; known are {', '.join(METHODS)}.")
+        if self.clusters != "bic" and not (isinstance(self.clusters, int) and 2 <= self.clusters <= len(values)):
+            raise DataError(
+                f"clusters {self.clusters}: expected bic, or a number from 2 to {len(values)}, the number of heads."
+            )
         self.mean_ = values.mean(0)
         self.scale_ = np.where(values.std(0) > 1e-12, values.std(0), 1.0)
         standard = self._standardised(values)
-        with warnings.catch_warnings():
-            # Heads that are all alike make one cluster; both classes then get the same centre and every score is .5.
-            warnings.filterwarnings("ignore", message="Number of distinct clusters")
-            self.mixture_ = GaussianMixture(
-                2, covariance_type="diag", reg_covar=1e-2, n_init=self.starts, random_state=self.seed
-            ).fit(standard)
-        centres = self.mixture_.means_
-        self.semantic_ = int(centres[:, 0].argmax())  # by SSD's own score, sparsity
-        step = centres[self.semantic_] - centres[1 - self.semantic_]
-        length = float(np.linalg.norm(step))
-        self.axis_ = step / length if length > 1e-9 else np.zeros_like(step)
-        self.middle_ = float((centres.sum(0) / 2) @ self.axis_)
-        self.spread_ = max(length / 2, 1e-9)
+        self.bic_ = np.array([self._mixture(standard, k, 1).bic(standard) for k in range(1, self._most(len(values)) + 1)])
+        self.supported_ = int(self.bic_.argmin()) + 1
+        count = max(self.supported_, 2) if self.clusters == "bic" else int(self.clusters)
+        self.mixture_ = None
+        if self.method == "mixture":
+            self.mixture_ = self._mixture(standard, count, self.starts)
+            self.centres_ = self.mixture_.means_
+        elif self.method == "kmeans":
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Number of distinct clusters")
+                found = KMeans(count, n_init=self.starts, random_state=self.seed).fit(standard)
+            self.centres_ = found.cluster_centers_
+            self.width_ = max(float(found.inertia_) / standard.size, 1e-9)
+        else:
+            above = values[:, 0] > self.threshold
+            whole = standard.mean(0)
+            self.centres_ = np.stack([standard[part].mean(0) if part.any() else whole for part in (~above, above)])
+        self._name_clusters()
         self.classes_ = np.array([SPATIAL, SEMANTIC])
         return self
 
+    def _most(self, heads: int) -> int:
+        return max(1, min(MOST_CLUSTERS, heads // 2))
+
+    def _mixture(self, standard: np.ndarray, count: int, starts: int) -> GaussianMixture:
+        with warnings.catch_warnings():
+            # Heads that are all alike make one cluster; both classes then get the same centre and every score is .5.
+            warnings.filterwarnings("ignore", message="Number of distinct clusters")
+            warnings.filterwarnings("ignore", message="Best performing initialization did not converge")
+            return GaussianMixture(count, covariance_type="diag", reg_covar=1e-2, n_init=starts, random_state=self.seed).fit(
+                standard
+            )
+
+    def _name_clusters(self) -> None:
+        scores = self.centres_[:, 0]  # by SSD's own score, sparsity
+        self.semantic_ = scores > (scores.min() + scores.max()) / 2
+        if self.method == "threshold" or not self.semantic_.any():
+            self.semantic_ = np.arange(len(scores)) == (len(scores) - 1 if self.method == "threshold" else scores.argmax())
+        spatial, semantic = self.centres_[~self.semantic_].mean(0), self.centres_[self.semantic_].mean(0)
+        step = semantic - spatial
+        length = float(np.linalg.norm(step))
+        self.axis_ = step / length if length > 1e-9 else np.zeros_like(step)
+        self.middle_ = float(((spatial + semantic) / 2) @ self.axis_)
+        self.spread_ = max(length / 2, 1e-9)
+
+    @property
+    def verdict_(self) -> str:
+        """What BIC says of the number of clusters, in a sentence."""
+        listed = ", ".join(f"{k} {value:,.0f}" for k, value in enumerate(self.bic_, 1))
+        if self.supported_ == 1:
+            return f"The data do not support two kinds of heads: one cluster fits best (BIC {listed}); trust the graded score."
+        if self.supported_ == 2:
+            return f"The data support two kinds of heads (BIC {listed})."
+        return (
+            f"The data support more kinds of heads than two, best {self.supported_} (BIC {listed}): two classes are a choice; "
+            "the graded score keeps what they leave out."
+        )
+
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """float64 [heads, 2]: posterior of spatial and semantic."""
-        posterior = self.mixture_.predict_proba(self._standardised(np.asarray(X, dtype=np.float64)))
-        return posterior[:, [1 - self.semantic_, self.semantic_]]
+        values = np.asarray(X, dtype=np.float64)
+        standard = self._standardised(values)
+        if self.method == "mixture":
+            assert self.mixture_ is not None
+            semantic = self.mixture_.predict_proba(standard)[:, self.semantic_].sum(1)
+        elif self.method == "kmeans":
+            far = ((standard[:, None] - self.centres_[None]) ** 2).mean(2)
+            near = np.exp(-0.5 * (far - far.min(1, keepdims=True)) / self.width_)
+            semantic = near[:, self.semantic_].sum(1) / near.sum(1)
+        else:
+            semantic = 1 / (1 + np.exp(-np.clip((values[:, 0] - self.threshold) / self.scale_[0], -40, 40)))
+        return np.stack([1 - semantic, semantic], 1)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """The class of each head."""
@@ -136,8 +216,19 @@ class Heads:
         return cls(table.to_pandas(), meta)
 
 
-def classify(trace: TraceDataset, shape: ModelShape, seed: int = 0, resamples: int = 20) -> Heads:
-    """Classify the KV heads of a traced model.
+def classify(
+    trace: TraceDataset,
+    shape: ModelShape,
+    seed: int = 0,
+    resamples: int = 20,
+    *,
+    method: str = "mixture",
+    clusters: int | str = 2,
+    threshold: float = THRESHOLD,
+) -> Heads:
+    """Classify the KV heads of a traced model; under grouped queries a KV head has the mean features of its query heads.
+
+    method, clusters, threshold: see `HeadClassifier`.
 
     `confidence` is the posterior of the class given, `stability` the share of `resamples` bootstraps over pictures in
     which a classifier fitted anew gives the same class.
@@ -158,17 +249,20 @@ def classify(trace: TraceDataset, shape: ModelShape, seed: int = 0, resamples: i
             f"{trace.path}: the table has {len(table)} KV heads, {shape.name} {shape.layers} x {shape.kv_heads}: trace again."
         )
     values = table[list(FEATURES)].to_numpy()
-    classifier = HeadClassifier(seed=seed).fit(values)
+    classifier = HeadClassifier(seed, method=method, clusters=clusters, threshold=threshold).fit(values)
     classes = classifier.predict(values)
     table.insert(2, "class", classes)
     table.insert(3, "semantic_score", classifier.score_semantic(values))
     table.insert(4, "confidence", classifier.predict_proba(values).max(1))
-    table.insert(5, "stability", _stability(records, shape, classes, seed, resamples))
-    facts = {"model": shape.name, "architecture": shape.architecture, "weights": shape.weights}
+    table.insert(5, "stability", _stability(records, shape, classes, classifier, resamples))
+    facts = {"model": shape.name, "architecture": shape.architecture, "weights": shape.weights, "verdict": classifier.verdict_}
     return Heads(table, {**facts, "seed": seed, "features": list(FEATURES)})
 
 
-def _stability(records: pd.DataFrame, shape: ModelShape, classes: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+def _stability(
+    records: pd.DataFrame, shape: ModelShape, classes: np.ndarray, classifier: HeadClassifier, resamples: int
+) -> np.ndarray:
+    seed = classifier.seed
     pictures = sorted(records["sample"].unique())
     per_picture = [
         features(part, shape.query_heads, shape.kv_heads)[list(FEATURES)].to_numpy()
@@ -178,5 +272,6 @@ def _stability(records: pd.DataFrame, shape: ModelShape, classes: np.ndarray, se
     same = np.zeros(len(classes))
     for turn in range(resamples):
         values = stacked[rng.integers(len(pictures), size=len(pictures))].mean(0)
-        same += HeadClassifier(seed=seed + turn, starts=3).fit(values).predict(values) == classes
+        again = clone(classifier).set_params(seed=seed + turn, starts=3)
+        same += again.fit(values).predict(values) == classes
     return same / max(resamples, 1)

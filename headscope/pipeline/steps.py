@@ -19,7 +19,7 @@ from PIL import Image
 
 from headscope.benchmarks.methods import COLUMNS, MethodTable, compare_methods
 from headscope.errors import DataError
-from headscope.heads import Heads, classify
+from headscope.heads import HeadClassifier, Heads, classify
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.pipeline.folder import RunFolder
@@ -141,10 +141,18 @@ def _cache_name(policy: Policy | None, live: bool) -> str:
     return f"{policy.provenance.get('method', 'policy')} {numbers[:12]}"
 
 
-def heads_step(folder: RunFolder, model: ImageModel, settings: Settings) -> Heads:
+def heads_step(folder: RunFolder, model: ImageModel, settings: Settings, classifier: HeadClassifier | None = None) -> Heads:
     """Classify the heads of the trace: heads.parquet."""
     with _timed(folder, "heads"):
-        heads = classify(TraceDataset(folder.trace), model.shape, seed=settings.seed)
+        judge = classifier or HeadClassifier(settings.seed)
+        heads = classify(
+            TraceDataset(folder.trace),
+            model.shape,
+            seed=judge.seed,
+            method=judge.method,
+            clusters=judge.clusters,
+            threshold=judge.threshold,
+        )
         heads.save(folder.heads)
         return heads
 

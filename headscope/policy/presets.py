@@ -78,7 +78,7 @@ class Streaming:
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
         """The paper keeps 4 sinks; 0 to a row here."""
-        row = geometry.row_length
+        row = geometry.span
         return [cls(anchor) for anchor in dict.fromkeys((0, 1, 2, 4, max(row // 2, 3), max(row, 5)))]
 
 
@@ -96,7 +96,7 @@ class H2O:
     def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
         one = torch.ones(shape.layers, shape.kv_heads)
-        stride = shape.geometry.row_length if self.by_row else 1
+        stride = shape.geometry.span if self.by_row else 1
         return _built(self.name, shape, limit, prefix, semantic_score, self.split * one, (1 - self.split) * one, stride, 0, 1.0)
 
     @classmethod
@@ -117,7 +117,7 @@ class Linear:
     def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
         one = torch.ones(shape.layers, shape.kv_heads)
-        row = shape.geometry.row_length
+        row = shape.geometry.span
         weights = (self.recent * one, (1 - self.recent) * one)
         anchor = row if self.anchored else 0
         return _built(self.name, shape, limit, prefix, semantic_score, *weights, row, anchor, 0.0)
@@ -141,7 +141,7 @@ class Pyramid:
         """See `Preset.build`."""
         place = torch.linspace(1.0, -1.0, shape.layers) if shape.layers > 1 else torch.zeros(1)
         size = (1 + self.slope * place)[:, None].expand(shape.layers, shape.kv_heads)
-        row = shape.geometry.row_length
+        row = shape.geometry.span
         weights = (self.recent * size, (1 - self.recent) * size)
         return _built(self.name, shape, limit, prefix, semantic_score, *weights, row, 0, 0.0)
 
@@ -167,7 +167,7 @@ class SSD:
         if semantic_score is None:
             raise HeadscopeError("preset ssd: needs the heads' semantic scores; run `headscope heads` first.")
         semantic = (semantic_score > self.threshold).float()
-        stride = shape.geometry.row_length if self.by_row else 1
+        stride = shape.geometry.span if self.by_row else 1
         weights = (1 - semantic, self.ratio * semantic)
         return _built(self.name, shape, limit, prefix, semantic_score, *weights, stride, 0, 1.0)
 

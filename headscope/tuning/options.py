@@ -35,7 +35,7 @@ def default_options(geometry: Geometry, decay: float = 1.0) -> list[Option]:
     `row + 2` is just past the first cliff, `2 row + 2` past the second. Heavy heads are cheap in tokens but pay for a
     stride's buffer; with a window of 2 they are prompt and margin readers, with `row + 2` they also see the row above.
     """
-    row, most = geometry.row_length, geometry.tokens - 1
+    row, most = geometry.span, geometry.tokens - 1
     sizes = [
         (1, 0),
         (row + 2, 0),

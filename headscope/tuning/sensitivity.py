@@ -59,7 +59,7 @@ def measure_sensitivity(
         DataError: `path` holds a table of other weights, pictures or stride.
     """
     shape = replay.model.shape
-    stride = stride or shape.geometry.row_length
+    stride = stride or shape.geometry.span
     shape.geometry.check_stride(stride)
     options = list(options) if options is not None else default_options(shape.geometry, decay)
     identity = table_identity(replay, stride)

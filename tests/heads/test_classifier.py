@@ -92,7 +92,53 @@ def test_a_trace_with_nothing_but_nan_still_gives_scores() -> None:
 def test_parameters_stay_as_given() -> None:
     classifier = HeadClassifier(seed=7, starts=3)
     classifier.fit(two_kinds(0)[0])
-    assert classifier.get_params() == {"seed": 7, "starts": 3}
+    expected = {"seed": 7, "starts": 3, "method": "mixture", "clusters": 2, "threshold": 0.2}
+    assert classifier.get_params() == expected
+
+
+@pytest.mark.parametrize("method", ["mixture", "kmeans", "threshold"])
+def test_every_method_tells_clear_kinds_apart(method: str) -> None:
+    values, truth = two_kinds(3)
+    classifier = HeadClassifier(method=method, threshold=0.5).fit(values)
+    assert (classifier.predict(values) == truth).all()
+    proba = classifier.predict_proba(values)
+    assert proba.sum(1) == pytest.approx(np.ones(42))
+    scores = classifier.score_semantic(values)
+    assert scores[truth == "semantic"].min() > 0.5 > scores[truth == "spatial"].max()
+
+
+def test_the_threshold_rule_is_the_papers() -> None:
+    values = np.random.default_rng(0).random((40, 9))
+    found = HeadClassifier(method="threshold", threshold=0.3).fit(values).predict(values)
+    assert ((found == "semantic") == (values[:, 0] > 0.3)).all()
+
+
+def test_bic_says_how_many_kinds_the_data_support() -> None:
+    values, _ = two_kinds(1, 60, 60)
+    two = HeadClassifier(clusters="bic").fit(values)
+    assert two.supported_ == 2
+    assert two.verdict_.startswith("The data support two kinds of heads")
+    one = HeadClassifier().fit(np.random.default_rng(2).standard_normal((200, 9)))
+    assert one.supported_ == 1
+    assert one.verdict_.startswith("The data do not support two kinds of heads")
+    third = np.concatenate([values, two_kinds(5, 60, 0)[0] + 0.6])
+    three = HeadClassifier(clusters="bic").fit(third)
+    assert three.supported_ == 3
+    assert len(three.centres_) == 3
+    assert "two classes are a choice" in three.verdict_
+
+
+def test_clusters_are_named_by_their_centroids() -> None:
+    values, truth = two_kinds(2)
+    for seed in range(5):
+        assert (HeadClassifier(seed=seed, method="kmeans").fit(values).predict(values) == truth).all()
+        assert (HeadClassifier(seed=seed).fit(values[::-1]).predict(values) == truth).all()
+
+
+@pytest.mark.parametrize("wrong", [{"method": "dbscan"}, {"clusters": 1}, {"clusters": "three"}, {"clusters": 99}])
+def test_unknown_methods_and_numbers_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(DataError, match=r"unknown; known are|expected bic, or a number"):
+        HeadClassifier(**wrong).fit(two_kinds(0)[0])
 
 
 @pytest.mark.parametrize("values", [np.ones((1, 9)), np.full((4, 9), np.nan)])

@@ -37,3 +37,11 @@ def test_an_impossible_grid_or_stride_is_refused() -> None:
         Geometry(4, 4).check_stride(5)
     with pytest.raises(HeadscopeError, match="expected rows, cols"):
         Geometry.from_dict({"rows": 3})
+
+
+def test_a_text_has_spans_in_place_of_rows() -> None:
+    assert Geometry(24, 24, row_end=1).span == 25
+    assert Geometry(1, 256).span == 16
+    assert Geometry(1, 12).span == 3
+    assert Geometry(1, 7).span == 1
+    assert Geometry(1, 256).span in Geometry(1, 256).strides()
