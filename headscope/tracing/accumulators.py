@@ -103,6 +103,37 @@ class Accumulated:
 _SUMS = ("row_columns", "squares", "offsets", "offsets_image", "entropy", "best", "best_running")
 
 
+# A row of the image, where its queries lie among those asked, and their columns.
+Part = tuple[int, slice, slice | torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Queries that are asked together: `asked` on the CPU, `places` on the device, `some` an index to them; keys up to `stop`,
+    of which `later` bool [q, keys of these rows] must not be seen."""
+
+    stop: int
+    asked: torch.Tensor
+    some: slice | torch.Tensor
+    later: torch.Tensor
+    places: torch.Tensor
+    parts: list[Part]
+
+
+def by_row(geometry: Geometry, asked: torch.Tensor, device: torch.device) -> list[Part]:
+    """The rows that hold the image tokens `asked` (ascending)."""
+    found: list[Part] = []
+    rows, counts = torch.unique_consecutive(asked // geometry.row_length, return_counts=True)
+    first = 0
+    for row, count in zip(rows.tolist(), counts.tolist(), strict=True):
+        columns = asked[first : first + count] % geometry.row_length
+        start, last = int(columns[0]), int(columns[-1])
+        at = slice(start, last + 1) if count == last - start + 1 else columns.to(device)
+        found.append((row, slice(first, first + count), at))
+        first += count
+    return found
+
+
 class Accumulator:
     """Adds up one layer's attention, for sequences with one and the same prefix length.
 
@@ -117,6 +148,7 @@ class Accumulator:
         self.selection = selection or Selection()
         self._rows_together = max(1, round(TOGETHER / geometry.row_length))
         self._buffers: dict[str, torch.Tensor] = {}
+        self._plans: dict[tuple[int, int, torch.device], list[_Block]] = {}
         self._checked: tuple[int, tuple[int, ...]] | None = None
 
     def add(self, group: Group) -> list[Accumulated]:
@@ -140,11 +172,8 @@ class Accumulator:
         real = torch.cat([seen, seen.new_ones(batch, self.geometry.tokens)], 1)
         sums = [self.empty(batch, len(chosen), fed, seen, band) for band in self.selection.bands(self.geometry.rows)]
         for number, (band, total) in enumerate(zip(self.selection.bands(self.geometry.rows), sums, strict=True)):
-            for row in range(band.start, band.stop, self._rows_together):
-                rows = range(row, min(row + self._rows_together, band.stop))
-                asked = self.selection.queries(self.geometry, rows, fed)
-                if len(asked):
-                    self._block(total, queries, keys, real, rows, asked, len(chosen), sums[:number])
+            for block in self._blocks(band, fed, queries.device):
+                self._block(total, queries, keys, real, block, len(chosen), sums[:number])
         return [whole(total, batch, len(chosen)) for total in sums]
 
     def _check_mask(self, group: Group, seen: torch.Tensor) -> None:
@@ -193,42 +222,57 @@ class Accumulator:
             sorted_queries=sorted_queries.to(device) if self.selection.full else None,
         )
 
+    def _blocks(self, band: range, fed: int, device: torch.device) -> list[_Block]:
+        """The blocks of a band; they are the same for every layer."""
+        key = (band.start, fed, device)
+        if key not in self._plans:
+            plan = self._plans[key] = []
+            length = self.geometry.row_length
+            for row in range(band.start, band.stop, self._rows_together):
+                rows = range(row, min(row + self._rows_together, band.stop))
+                asked = self.selection.queries(self.geometry, rows, fed)
+                if not len(asked):
+                    continue
+                later = torch.arange(rows.start * length, rows.stop * length)[None] > asked[:, None]
+                contiguous = len(asked) == int(asked[-1] - asked[0]) + 1
+                some = slice(int(asked[0]), int(asked[-1]) + 1) if contiguous else asked.to(device)
+                parts = by_row(self.geometry, asked, device)
+                plan.append(_Block(rows.stop * length, asked, some, later.to(device), asked.to(device), parts))
+        return self._plans[key]
+
     def _block(
         self,
         total: Accumulated,
         queries: torch.Tensor,
         keys: torch.Tensor,
         real: torch.Tensor,
-        rows: range,
-        asked: torch.Tensor,
+        block: _Block,
         heads: int,
         earlier: list[Accumulated],
     ) -> None:
-        """Attention of the queries `asked`, which lie in `rows`, in as many heads at a time as a block holds."""
-        stop = self.prefix + rows.stop * self.geometry.row_length  # keys that any of them may see
-        together = max(1, BLOCK // (len(asked) * stop))
+        """Attention of one block's queries, in as many heads at a time as a block of memory holds."""
+        stop, count = self.prefix + block.stop, len(block.asked)
+        together = max(1, BLOCK // (count * stop))
         device = queries.device
-        later = torch.arange(rows.start * self.geometry.row_length, stop - self.prefix)[None] > asked[:, None]
-        later, places = later.to(device), asked.to(device)
+        later, some = block.later, block.some
         padded = ~real[:, : self.prefix]
-        visible = (real[:, : self.prefix].sum(1)[:, None] + places + 1).clamp(min=2).log()  # [B, q]
-        contiguous = len(asked) == int(asked[-1] - asked[0]) + 1
-        some = slice(int(asked[0]), int(asked[-1]) + 1) if contiguous else places
+        any_padded = bool(padded.any())
+        visible = (real[:, : self.prefix].sum(1)[:, None] + block.places + 1).clamp(min=2).log()  # [B, q]
         for first in range(0, len(queries), together):
             part = slice(first, min(first + together, len(queries)))
             size = part.stop - part.start
-            logits = self._buffer("logits", (size, len(asked), stop), device)
-            weights = self._buffer("weights", (size, len(asked), stop), device)
+            logits = self._buffer("logits", (size, count, stop), device)
+            weights = self._buffer("weights", (size, count, stop), device)
             torch.bmm(queries[part, some], keys[part, :, :stop], out=logits)
             logits[..., stop - later.shape[1] :].masked_fill_(later, _HIDDEN)
             sequence = torch.arange(part.start, part.stop, device=device) // heads
-            if bool(padded.any()):
+            if any_padded:
                 logits[..., : self.prefix].masked_fill_(padded[sequence][:, None], _HIDDEN)
             torch.softmax(logits, -1, out=weights)
             # H = log Z - sum A l, and log Z is the largest logit less the logarithm of its weight.
             partition = logits.amax(-1) - weights.amax(-1).log_()
             entropy = (partition - logits.mul_(weights).sum(-1)).div_(visible[sequence]).clamp_(min=0)
-            self.fold(total, part, weights, asked, rows, entropy, earlier, spare=logits)
+            self.fold(total, part, weights, block.asked, block.parts, entropy, earlier, spare=logits)
 
     def fold(
         self,
@@ -236,43 +280,35 @@ class Accumulator:
         part: slice,
         weights: torch.Tensor,
         asked: torch.Tensor,
-        rows: range,
+        parts: list[Part],
         entropy: torch.Tensor,
         earlier: list[Accumulated],
         spare: torch.Tensor | None = None,
     ) -> None:
-        """Add attention [b, q, K] of the queries `asked` in `rows`, K being the prefix and whole rows of keys.
+        """Add attention [b, q, K] of the queries `asked`, K being the prefix and whole rows of keys.
 
         Args:
-            earlier: sums of the bands before, in which scores began to run. spare: memory of that shape to work in.
+            parts: of `by_row`. earlier: sums of the bands before, in which scores began to run.
+            spare: memory of the attention's shape to work in.
         """
         g, prefix, stop = self.geometry, self.prefix, weights.shape[-1]
         if self.selection.full:
             self._sort(total, part, weights, asked, earlier)
         scale = 1 / weights[..., prefix:].sum(-1).clamp_(min=1e-12)
-        first = 0
-        for row in rows:
-            count = int(((asked >= row * g.row_length) & (asked < (row + 1) * g.row_length)).sum())
-            if not count:
-                continue
-            mine = slice(first, first + count)
-            first += count
+        for row, mine, columns in parts:
             here = weights[:, mine]
             end = prefix + (row + 1) * g.row_length
             total.row_columns[part, row, :stop] += here.sum(1)
             total.entropy[part, row] += entropy[:, mine].sum(1)
             image = here[..., prefix:end].unflatten(2, (row + 1, g.row_length))
             shift = slice(g.rows - 1 - row, g.rows)
-            columns = asked[mine] % g.row_length
             scaled = scale[:, mine, None, None]
-            if count == int(columns[-1] - columns[0]) + 1:
-                at = slice(int(columns[0]), int(columns[-1]) + 1)
-                total.offsets[part, at, shift].add_(image)
-                total.offsets_image[part, at, shift].addcmul_(image, scaled)
+            if isinstance(columns, slice):
+                total.offsets[part, columns, shift].add_(image)
+                total.offsets_image[part, columns, shift].addcmul_(image, scaled)
             else:
-                index = columns.to(weights.device)
-                total.offsets[part, index, shift] += image
-                total.offsets_image[part, index, shift] += image * scaled
+                total.offsets[part, columns, shift] += image
+                total.offsets_image[part, columns, shift] += image * scaled
         square = torch.mul(weights, weights, out=spare) if spare is not None else weights.square()
         total.squares[part, :stop] += square.sum(1)
 

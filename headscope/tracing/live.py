@@ -9,7 +9,7 @@ import torch
 from headscope.errors import DataError
 from headscope.geometry import Geometry
 from headscope.models.attention import Group
-from headscope.tracing.accumulators import Accumulated, Accumulator, whole
+from headscope.tracing.accumulators import Accumulated, Accumulator, by_row, whole
 from headscope.tracing.selection import Selection
 
 
@@ -74,11 +74,11 @@ class LiveAccumulator:
             self._seen = prefix_seen
             bands = self.selection.bands(self.geometry.rows)
             self._sums = [self._accumulator.empty(batch, heads, self.geometry.tokens, prefix_seen, part) for part in bands]
-        row, last = (int(asked[i]) // self.geometry.row_length for i in (0, -1))
-        stop = self.prefix + (last + 1) * self.geometry.row_length
-        part, rows = slice(0, batch * heads), range(row, last + 1)
+        stop = self.prefix + (int(asked[-1]) // self.geometry.row_length + 1) * self.geometry.row_length
         flat = weights[..., :stop].flatten(0, 1)
-        self._accumulator.fold(self._sums[band], part, flat, asked, rows, entropy.flatten(0, 1), self._sums[:band])
+        parts = by_row(self.geometry, asked, weights.device)
+        whole_batch = slice(0, batch * heads)
+        self._accumulator.fold(self._sums[band], whole_batch, flat, asked, parts, entropy.flatten(0, 1), self._sums[:band])
 
     def _dense(self, groups: list[Group]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Attention [B, h, T, P + N], entropy over its largest possible value [B, h, T], and which keys were seen."""
