@@ -84,11 +84,11 @@ def _stability(trace: Path, shape: ModelShape, judge: HeadClassifier, against: l
     others = {str(path): TraceDataset(path / "trace").heads() for path in against}
     table = stability(TraceDataset(trace).heads(band=None), shape, judge, others=others, seed=seed)
     write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.4f"))
-    shown = Table("agreement between", "", "adjusted Rand", "10 - 90 %", "rank of scores", "10 - 90 %", box=None)
+    shown = Table("agreement between", "", "Rand", "10-90 %", "rank", "10-90 %", box=None)
     for row in table.itertuples(index=False):
-        rand = f"{row.rand_low:.2f} - {row.rand_high:.2f}"
+        rand = f"{row.rand_low:.2f}-{row.rand_high:.2f}"
         shown.add_row(
-            row.what, row.value, f"{row.rand:.2f}", rand, f"{row.rank:.3f}", f"{row.rank_low:.3f} - {row.rank_high:.3f}"
+            row.what, row.value, f"{row.rand:.2f}", rand, f"{row.rank:.3f}", f"{row.rank_low:.3f}-{row.rank_high:.3f}"
         )
     lines.print(shown)
     needed = enough(table)
