@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from headscope.errors import DataError
-from headscope.models import Samples
+from headscope.models import Samples, load_model
 from headscope.models.janus import JanusModel
 from headscope.runtime import generate
 from headscope.tracing import Selection, TraceDataset, merge_traces, trace
@@ -241,3 +243,35 @@ def test_words_share_out_the_prefix_mass(tiny: JanusModel, samples: Samples, tmp
     table = dataset.heads(stream="conditional", layer=1).set_index(["sample", "head"])["prefix_mass"]
     sums = words.groupby(["sample", "head"])["mass"].sum()
     assert sums.to_numpy() == pytest.approx(table.loc[sums.index].to_numpy(), abs=1e-5)
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+from headscope.models import Samples, load_model
+from headscope.tracing import trace
+model = load_model(sys.argv[1])
+trace(model, Samples.load(sys.argv[2]), sys.argv[3], batch_size=1, progress=lambda done, total: print(done, flush=True))
+"""
+
+
+def test_a_killed_run_loses_at_most_the_picture_it_was_at(tiny_folder: Path, tmp_path: Path) -> None:
+    model = load_model(str(tiny_folder))
+    samples = generate(model, ["red apple", "dog", "a blue car"] * 20, 0)
+    samples.save(tmp_path / "samples.parquet")
+    command = [sys.executable, "-c", _KILLED, str(tiny_folder), str(tmp_path / "samples.parquet"), str(tmp_path / "t")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= 5:
+                process.kill()
+                break
+        told = int(line)
+    seen: list[int] = []
+    resumed = trace(model, samples, tmp_path / "t", batch_size=1, resume=True, progress=lambda done, total: seen.append(done))
+    assert seen[0] > told  # what it said was done is done
+    assert seen[0] < 60
+    whole = trace(model, samples, tmp_path / "whole", batch_size=1)
+    pd.testing.assert_frame_equal(resumed.heads(), whole.heads())
+    for name, curve in whole.curves().items():
+        torch.testing.assert_close(resumed.curves()[name], curve)
