@@ -78,7 +78,7 @@ class TraceDataset:
         curves = read_curves(file)
         if missing := [name for name in NEEDED if name not in curves]:
             raise DataError(f"{file}: lacks {', '.join(missing)}; trace again.")
-        return curves
+        return {**curves, "window_coverage": curves["lag_mass"].cumsum(-1)}
 
     def words(self, **filters: Any) -> pd.DataFrame:
         """Attention to each word of the prompts: sample, layer, head, word (its place in the prompt), text, mass.
@@ -91,7 +91,8 @@ class TraceDataset:
             [(n, "in", [*v]) if isinstance(v, (list, tuple, range)) else (n, "==", v) for n, v in filters.items()] or None,
         )
         pieces = pq.read_table(self.path / "prefix.parquet", columns=["sample", "pieces"]).to_pandas()
-        starts = {row.sample: _words(list(row.pieces)) for row in pieces.drop_duplicates("sample").itertuples()}
+        named = pieces[pieces["pieces"].notna()].drop_duplicates("sample")
+        starts = {row.sample: _words(list(row.pieces)) for row in named.itertuples()}
         rows = []
         for row in table.itertuples():
             masses = np.asarray(getattr(row, BY_TOKEN), dtype=np.float64)

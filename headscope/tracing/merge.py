@@ -12,7 +12,7 @@ import torch
 from headscope.errors import DataError
 from headscope.models.samples import Samples
 from headscope.tracing.dataset import BY_TOKEN, TraceDataset, write_finished
-from headscope.tracing.files import read_table
+from headscope.tracing.files import read_curves, read_table
 from headscope.tracing.trace import pictures_hash
 
 SAME = ("architecture", "weights", "geometry", "guidance", "definitions", "selection", "statistics", "cache")
@@ -49,7 +49,7 @@ def merge_traces(paths: Sequence[str | Path], out: str | Path) -> TraceDataset:
         table = table.merge(prefix, on=keys, how="left")
         tables.append(table.assign(sample=table["sample"] + before))
         before += count
-        for name, value in trace.curves().items():
+        for name, value in read_curves(trace.path / "curves.safetensors").items():
             sums[name] = sums.get(name, torch.zeros(())) + value.double() * count
     curves = {name: (value / before).float().contiguous() for name, value in sums.items()}
     joined = pd.concat(tables, ignore_index=True)

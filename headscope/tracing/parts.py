@@ -68,7 +68,7 @@ class Parts:
             for number in (n for n in tables if n // TOGETHER == block):
                 write_table(self.table(number), tables[number])
                 if str(number) not in included:  # a damaged table that is done again is counted in already
-                    sums = {name: sums.get(name, 0) + value.double() for name, value in curves[number].items()}
+                    sums = {name: sums.get(name, 0) + value.float() for name, value in curves[number].items()}
                 included[str(number)] = _digest(self.table(number))
             facts = {"included": json.dumps(included), "digest": _digest_of(sums)}
             write_whole(self._sums_file(block), partial(_save, sums=sums, facts=facts))

@@ -136,7 +136,7 @@ class _Writer:
                         table["attention_divergence"] = layer.attention_divergence[place].cpu().numpy()
                     self._add_prefix(table, sums, row, place, first=band == WHOLE_IMAGE and s == 0)
                     self._tables[picture].append(table)
-        curves = {name: one(whole).float().cpu() for name, one in self._kinds.items()}
+        curves = {name: one(whole).float().cpu() for name, one in self._kinds.items() if name != "window_coverage"}
         for place, picture in enumerate(self.numbers):
             mine = {name: value[place] for name, value in curves.items()}
             if layer.cache_divergence is not None:
@@ -163,7 +163,10 @@ class _Writer:
             to_prefix = (sums.columns[row, :, : sums.prefix] / sums.count).cpu()[:, self._real[place]]
             masses = list(to_prefix.numpy())
         table[BY_TOKEN] = pd.Series(masses, dtype=object)
-        table["pieces"] = pd.Series([self._pieces[place]] * len(table) if first else masses, dtype=object)
+        pieces: list[Any] = [None] * len(table)
+        if first:
+            pieces[0] = self._pieces[place]
+        table["pieces"] = pd.Series(pieces, dtype=object)
 
 
 def _meta(model: ImageModel, samples: Samples, selection: Selection, streams: tuple[str, ...], cache: str) -> dict[str, Any]:
