@@ -77,12 +77,18 @@ def _published(file: Path, model_shape: str | None, threshold: float, out: Path)
 def _stability(trace: Path, shape: ModelShape, judge: HeadClassifier, against: list[Path], out: Path, seed: int) -> None:
     from rich.table import Table
 
+    from headscope.errors import DataError
     from headscope.heads.stability import enough, stability
     from headscope.storage import write_whole
     from headscope.tracing import TraceDataset
 
-    others = {str(path): TraceDataset(path / "trace").heads() for path in against}
-    table = stability(TraceDataset(trace).heads(band=None), shape, judge, others=others, seed=seed)
+    here = TraceDataset(trace)
+    traces = {str(path): TraceDataset(path / "trace") for path in against}
+    for name, other in traces.items():
+        if other.meta["weights"] != here.meta["weights"]:
+            raise DataError(f"{name}: is a run of other weights than {trace.parent}; name runs of the same model.")
+    others = {name: other.heads() for name, other in traces.items()}
+    table = stability(here.heads(band=None), shape, judge, others=others, seed=seed)
     write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.4f"))
     shown = Table("agreement between", "", "Rand", "10-90 %", "rank", "10-90 %", box=None)
     for row in table.itertuples(index=False):

@@ -58,7 +58,7 @@ class Selection:
             if numbers is not None and max(numbers) >= there:
                 raise DataError(f"{name} {max(numbers)}: the model has {there}, numbered 0 to {there - 1}.")
         if self.rows is not None and self.rows[1] > rows:
-            raise DataError(f"rows {self.rows[0]}..{self.rows[1]}: the image has {rows} rows.")
+            raise DataError(f"row {self.rows[1] - 1}: the image has {rows} rows, numbered 0 to {rows - 1}.")
 
     def bands(self, rows: int) -> list[range]:
         """Bands of rows; their union is what is traced, and the whole image's statistics are of their sum."""

@@ -201,6 +201,13 @@ def pictures_hash(samples: Samples) -> str:
     return pictures.hexdigest()
 
 
+def _difference(found: Any, wanted: dict[str, Any]) -> str:
+    """What another selection had, in words."""
+    before = found if isinstance(found, dict) else {}
+    other = [name for name, value in wanted.items() if before.get(name) != value]
+    return " and ".join(f"{name} {before.get(name) or 'all'}, not {wanted[name] or 'all'}" for name in other)
+
+
 def _claim(out: Path, meta: dict[str, Any], resume: bool) -> None:
     """Write trace.json, or check that the one that is there is of this trace."""
     file = out / "trace.json"
@@ -215,6 +222,10 @@ def _claim(out: Path, meta: dict[str, Any], resume: bool) -> None:
     found = read_meta(out)
     for name in ("architecture", "weights", "pictures", "definitions", "selection", "statistics", "cache"):
         if found.get(name) != meta[name]:
+            if name == "selection":
+                raise DataError(
+                    f"{out}: holds a trace of {_difference(found[name], meta[name])}; choose another folder with --out."
+                )
             raise DataError(
                 f"{out}: holds a trace of other {name} ({str(found[name])[:40]}, now {str(meta[name])[:40]}); choose "
                 "another folder with --out."

@@ -147,7 +147,7 @@ def test_what_the_model_does_not_have_is_one_sentence(tiny: JanusModel, samples:
     for selection, words in (
         (Selection(layers=(2,)), "layer 2: the model has 2, numbered 0 to 1"),
         (Selection(heads=(9,)), "head 9: the model has 4"),
-        (Selection(rows=(0, 5)), "the image has 4 rows"),
+        (Selection(rows=(0, 5)), "row 4: the image has 4 rows, numbered 0 to 3"),
     ):
         with pytest.raises(DataError, match=words):
             watch(tiny, samples, selection)

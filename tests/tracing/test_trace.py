@@ -73,6 +73,8 @@ def test_what_is_not_this_trace_is_refused(tiny: JanusModel, samples: Samples, t
         trace(tiny, samples, tmp_path / "t")
     with pytest.raises(DataError, match="other pictures"):
         trace(tiny, samples.select([0]), tmp_path / "t", resume=True)
+    with pytest.raises(DataError, match="holds a trace of every 1, not 2; choose another folder"):
+        trace(tiny, samples, tmp_path / "t", resume=True, selection=Selection(every=2))
     with pytest.raises(DataError, match="no picture to trace"):
         trace(tiny, samples.select([]), tmp_path / "u")
     with pytest.raises(DataError, match="holds no trace"):
