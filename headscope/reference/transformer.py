@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from headscope.errors import DataError
-from headscope.reference import parallel
+from headscope.reference import bf16, parallel
 from headscope.reference.configuration import build
 from headscope.reference.journal import Journal
 from headscope.reference.muon import MuonAdam
@@ -138,13 +138,16 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
     started = saved = time.monotonic()
     first = step
     running = 0.0
-    use_bf16 = plan.device.startswith("cuda")
+    narrowing = spread if plan.warm_start is None else (lambda _: NARROW)  # looks that carry over are learned already
+    use_bf16 = bf16.has_units(plan.device)
+    if use_bf16:
+        bf16.fuse(model.model.language_model, plan.device)
     while step < steps:
         rng = np.random.default_rng([plan.seed, rank, step, 2])
-        batch = mixed_batch(preset, stickers, train, book, rng, plan.device, spread(step / steps))
+        batch = mixed_batch(preset, stickers, train, book, rng, plan.device, narrowing(step / steps))
         ids, mask = captions_to_ids(tokenizer, batch.captions, rng.random(preset.batch) < DROPPED, plan.device)
         tokens = encode(vq, batch.pixels)
-        with torch.autocast("cuda", torch.bfloat16, enabled=use_bf16):
+        with torch.autocast(torch.device(plan.device).type, torch.bfloat16, enabled=use_bf16):
             loss = token_losses(model, ids, mask, tokens).mean()
         loss.backward()
         parallel.average_gradients(optimiser.parameters)
