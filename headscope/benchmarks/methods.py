@@ -13,6 +13,7 @@ import torch
 
 from headscope.policy.budget import kept_ratio
 from headscope.policy.policy import Policy
+from headscope.policy.presets import CONTROLS
 from headscope.runtime import CompressedCache, compressed
 from headscope.tuning.replay import Replay, chunks
 
@@ -27,7 +28,8 @@ class MethodTable:
 
     Attributes:
         methods: one row a method; COLUMNS first, then kl_low, kl_high (bootstrap 95 % over pictures), difference_low,
-            difference_high (the same of this method's KL minus the searched policy's, picture by picture) and variant.
+            difference_high (the same of this method's KL minus the searched policy's, picture by picture), variant, and
+            control_low, control_high (of a control's KL minus that of `ssd`, whose classes it exchanges or deals anew).
         by_row: method, row of the image, kl.
     """
 
@@ -79,6 +81,11 @@ def compare_methods(
     if "searched" in losses:
         pairs = [bootstrap(losses[name] - losses["searched"], seed) for name in methods["method"]]
         methods["difference_low"], methods["difference_high"] = zip(*pairs, strict=True)
+    if "ssd" in losses:
+        controls = [
+            bootstrap(losses[n] - losses["ssd"], seed) if n in CONTROLS else (np.nan, np.nan) for n in methods["method"]
+        ]
+        methods["control_low"], methods["control_high"] = zip(*controls, strict=True)
     times = step_times(replay, policies, timed_pictures)
     methods["ms_per_step"] = [1e3 * times[name] for name in methods["method"]]
     return MethodTable(methods, pd.DataFrame(by_row))

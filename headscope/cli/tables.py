@@ -29,7 +29,14 @@ def methods_table(path: Path, quick: bool = False) -> None:
             style="bold" if row.method == "searched" else None,
         )
     lines.print(table)
-    say("A dry run: the presets were not swept, so this table compares nothing." if quick else verdict(methods))
+    if quick:
+        say("A dry run: the presets were not swept, so this table compares nothing.")
+        return
+    from headscope.reporting.words import classes
+
+    say(verdict(methods))
+    if told := classes(methods):
+        say(told)
 
 
 def verdict(methods: pd.DataFrame) -> str:

@@ -3,9 +3,10 @@
 from headscope.policy.budget import Limit, kept_ratio, plain_bytes, policy_bytes, project
 from headscope.policy.files import load_policy, save_policy
 from headscope.policy.policy import Bucket, ModelShape, Policy
-from headscope.policy.presets import PRESETS, make_preset
+from headscope.policy.presets import CONTROLS, PRESETS, make_preset
 
 __all__ = [
+    "CONTROLS",
     "PRESETS",
     "Bucket",
     "Limit",

@@ -165,17 +165,45 @@ class SSD:
     def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
         if semantic_score is None:
-            raise HeadscopeError("preset ssd: needs the heads' semantic scores; run `headscope heads` first.")
-        semantic = (semantic_score > self.threshold).float()
+            raise HeadscopeError(f"preset {self.name}: needs the heads' semantic scores; run `headscope heads` first.")
+        semantic = self.semantic(semantic_score).float()
         stride = shape.geometry.span if self.by_row else 1
         weights = (1 - semantic, self.ratio * semantic)
         return _built(self.name, shape, limit, prefix, semantic_score, *weights, stride, 0, 1.0)
+
+    def semantic(self, score: torch.Tensor) -> torch.Tensor:
+        """bool [layers, kv_heads]: the heads that get heavy hitters."""
+        return score > self.threshold
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
         """Three ratios at both strides, and two other thresholds."""
         even = [cls(0.5, ratio, by_row) for by_row in (False, True) for ratio in (0.5, 1.0, 2.0)]
         return [*even, cls(0.25, 1.0, True), cls(0.75, 1.0, True)]
+
+
+@dataclass(frozen=True)
+class Swapped(SSD):
+    """A control: SSD with its two classes exchanged. If it does as well, the classes say nothing about what heads need."""
+
+    name: ClassVar[str] = "swapped"
+
+    def semantic(self, score: torch.Tensor) -> torch.Tensor:
+        """See `SSD.semantic`."""
+        return ~super().semantic(score)
+
+
+@dataclass(frozen=True)
+class RandomHeads(SSD):
+    """A control: SSD with as many semantic heads, dealt to all places by `seed`."""
+
+    name: ClassVar[str] = "random_heads"
+    seed: int = 0
+
+    def semantic(self, score: torch.Tensor) -> torch.Tensor:
+        """See `SSD.semantic`."""
+        dealt = torch.randperm(score.numel(), generator=torch.Generator().manual_seed(self.seed))
+        return super().semantic(score).flatten()[dealt].view(score.shape)
 
 
 @dataclass(frozen=True)
@@ -198,7 +226,9 @@ class Random:
         return [cls(seed) for seed in range(5)]
 
 
-PRESETS: dict[str, type[Preset]] = {preset.name: preset for preset in (Full, Streaming, H2O, Linear, Pyramid, SSD, Random)}
+CONTROLS = ("random_heads", "swapped")  # they tell whether SSD's classes matter; no method that anyone proposes
+_ALL: tuple[type[Preset], ...] = (Full, Streaming, H2O, Linear, Pyramid, SSD, RandomHeads, Swapped, Random)
+PRESETS: dict[str, type[Preset]] = {preset.name: preset for preset in _ALL}
 
 
 def make_preset(

@@ -13,12 +13,12 @@ from headscope.errors import BudgetError
 from headscope.geometry import Geometry
 from headscope.policy.budget import Limit
 from headscope.policy.policy import ModelShape, Policy
-from headscope.policy.presets import PRESETS, Preset
+from headscope.policy.presets import CONTROLS, PRESETS, Preset
 from headscope.storage import read_json, write_json, write_whole
 from headscope.tuning.replay import Measures
 
-# What a searched policy is compared with.
-COMPARED = ("streaming", "h2o", "linear", "pyramid", "ssd")
+# What a searched policy is compared with, and what SSD's classes are.
+COMPARED = ("streaming", "h2o", "linear", "pyramid", "ssd", *CONTROLS)
 
 
 @dataclass(frozen=True)

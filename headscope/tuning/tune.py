@@ -14,6 +14,7 @@ from headscope.models.samples import Samples
 from headscope.policy.budget import Limit
 from headscope.policy.files import save_policy
 from headscope.policy.policy import Policy
+from headscope.policy.presets import CONTROLS
 from headscope.tuning.replay import Remembered, Replay
 from headscope.tuning.sensitivity import measure_sensitivity
 from headscope.tuning.study import SearchResult, search
@@ -107,7 +108,7 @@ def tune(
         trials=trials,
         seed=seed,
         storage=out / "study.db",
-        presets=presets.best,
+        presets={name: policy for name, policy in presets.best.items() if name not in CONTROLS},
         strides=strides,
         buckets=buckets,
         progress=lambda done, total, least: progress("trials", done, total, least) if progress is not None else None,
