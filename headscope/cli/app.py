@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from headscope.cli import bench, demo, generate, heads, models, policy, report, run, search, trace
+from headscope.cli import bench, demo, figures, generate, heads, models, policy, report, run, search, sensitivity, trace
 from headscope.cli.console import errors
 from headscope.errors import HeadscopeError
 
@@ -33,8 +33,10 @@ app.command("run")(run.run)
 app.command("trace")(trace.trace)
 app.command("merge")(trace.merge)
 app.command("heads")(heads.heads)
+app.command("sensitivity")(sensitivity.sensitivity)
 app.command("search")(search.search)
 app.command("generate")(generate.generate)
+app.command("figures")(figures.figures)
 app.command("report")(report.report)
 app.add_typer(policy.app, name="policy")
 app.add_typer(bench.app, name="bench")

@@ -27,6 +27,7 @@ def heads(
     against: Annotated[list[Path] | None, typer.Option(help="Other runs of this model to compare with (--stability).")] = None,
     scores: Annotated[Path | None, typer.Option(help="Read a published head map (CSV) instead of a trace.")] = None,
     model_shape: Annotated[str | None, typer.Option(help="LAYERSxHEADS of that map, such as 24x16.")] = None,
+    explain: Annotated[str | None, typer.Option(metavar="L7H9", help="Say and draw why this head is what it is.")] = None,
     out: Annotated[Path | None, typer.Option(help="Parquet file for --scores (default: heads.parquet).")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -39,6 +40,9 @@ def heads(
         _published(scores, model_shape, threshold, out or Path("heads.parquet"))
         return
     assert run is not None
+    if explain is not None and (run / "heads.parquet").is_file():
+        _explain(run, explain)  # of the classes that stand, whichever method made them
+        return
     from headscope.heads import HeadClassifier
     from headscope.pipeline import open_run, settings_of
     from headscope.pipeline.steps import heads_step
@@ -50,14 +54,27 @@ def heads(
     _counts(found.table)
     say(str(found.meta["verdict"]))
     if stability:
-        _stability(folder.trace, model.shape, judge, against or [], folder.path / "stability.csv", seed)
+        _stability(folder.trace, model.shape, judge, against or [], folder.stability, seed)
     say(f"heads: {folder.heads}")
+    if explain is not None:
+        _explain(run, explain)
+        return
     say(f"next: headscope search {run} --keep 20%")
 
 
 def _counts(table: pd.DataFrame) -> None:
     counts = table["class"].value_counts().to_dict()
     say("  ".join(f"{name} {counts.get(name, 0)}" for name in ("spatial", "semantic")))
+
+
+def _explain(run: Path, head: str) -> None:
+    from headscope.reporting.explain import explain_head
+    from headscope.reporting.plots import save_figure
+
+    explanation, figure = explain_head(run, head)
+    for sentence in explanation.sentences():
+        say(sentence)
+    say(f"figure: {save_figure(figure, run / 'figures' / f'{explanation.name}.png')}")
 
 
 def _published(file: Path, model_shape: str | None, threshold: float, out: Path) -> None:

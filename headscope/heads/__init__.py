@@ -1,5 +1,6 @@
 """Heads: which are spatial and which are semantic."""
 
 from headscope.heads.classifier import SEMANTIC, SPATIAL, HeadClassifier, Heads, classify
+from headscope.heads.features import FEATURES
 
-__all__ = ["SEMANTIC", "SPATIAL", "HeadClassifier", "Heads", "classify"]
+__all__ = ["FEATURES", "SEMANTIC", "SPATIAL", "HeadClassifier", "Heads", "classify"]

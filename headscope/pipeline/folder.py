@@ -47,6 +47,21 @@ class RunFolder:
         return self.path / "heads.parquet"
 
     @property
+    def stability(self) -> Path:
+        """How far two looks at the heads agree."""
+        return self.path / "stability.csv"
+
+    @property
+    def sensitivity(self) -> Path:
+        """Losses of single heads."""
+        return self.path / "sensitivity.parquet"
+
+    @property
+    def needs(self) -> Path:
+        """What each head needs, from those losses."""
+        return self.path / "needs.csv"
+
+    @property
     def search(self) -> Path:
         """Folder of the search."""
         return self.path / "search"

@@ -6,7 +6,7 @@ import hashlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from headscope.reporting import contact_sheet
 from headscope.runtime import generate
 from headscope.storage import write_json, write_whole
 from headscope.tracing import Selection, TraceDataset, trace
-from headscope.tuning import Replay, tune
+from headscope.tuning import Needs, Replay, equal_options, measure_sensitivity, needs, tune
 
 # Told after each unit of work: (what is being done, units done, units in all, least loss so far or nan).
 Progress = Callable[[str, int, int, float], None]
@@ -184,6 +184,44 @@ def search_step(model: ImageModel, folder: RunFolder, settings: Settings, progre
         )
         save_policy(tuned.policy, folder.policy)
         return tuned.policy
+
+
+def sensitivity_step(
+    model: ImageModel,
+    folder: RunFolder,
+    keeps: Sequence[str],
+    *,
+    pictures: int = 8,
+    stride: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Needs]:
+    """Give each head alone a window, heavy tokens or both at equal bytes: sensitivity.parquet, needs.csv.
+
+    Args:
+        keeps: shares such as "20%". pictures: of the calibration pictures to replay. stride: of heavy heads, in tokens.
+    Raises:
+        DataError: the trace or heads step has not run. BudgetError: a share that holds no heavy token.
+    """
+    samples = Samples.load(folder.samples)
+    heads = Heads.load(folder.heads)
+    prefix = int(folder.read()["prefix"])
+    dtype = str(model.dtype).removeprefix("torch.")
+    asked = {keep: equal_options(model.shape, keep, prefix=prefix, stride=stride, dtype=dtype) for keep in keeps}
+    with _timed(folder, "sensitivity"):
+        losses = measure_sensitivity(
+            Replay(model, samples.select(range(min(pictures, len(samples)))), by_stream=False),
+            list(dict.fromkeys(option for options in asked.values() for option in options.values())),
+            folder.sensitivity,
+            stride=stride,
+            progress=_as_counts(progress, "each head alone"),
+        )
+        found = [needs(losses, heads.table, options, keep, seed) for keep, options in asked.items()]
+    table = pd.concat([one.table.assign(keep=one.keep) for one in found], ignore_index=True)
+    write_whole(folder.needs, lambda path: table.to_csv(path, index=False, float_format="%.6g"))
+    said = {one.keep: {"correlation": one.correlation, "low": one.low, "high": one.high} for one in found}
+    folder.note(needs={"stride": stride, "pictures": pictures, **said})
+    return found
 
 
 def compare_step(

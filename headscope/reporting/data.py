@@ -21,6 +21,8 @@ COLUMNS = {
     "kl_by_row.parquet": ("method", "row", "kl"),
     "search/trials.parquet": ("label", "state", "kl"),
     "pictures/pictures.parquet": ("index", "prompt", "seed", "token_agreement"),
+    "stability.csv": ("what", "value", "rand", "rand_low", "rand_high", "rank", "rank_low", "rank_high"),
+    "needs.csv": ("keep", "layer", "kv_head", "class", "semantic_score", "window", "heavy", "both", "needs"),
 }
 HEAD_COLUMNS = ("layer", "kv_head", "class", "semantic_score", "confidence")
 
@@ -33,6 +35,7 @@ class RunData:
         run: run.json. prompts: prompts.json.
         heads: classes. curves: lag_mass and footprint of the trace. policy: the searched one.
         methods, by_row, trials, pictures: tables. search: search.json.
+        stability, needs: tables of `headscope heads --stability` and `headscope sensitivity`, which a run need not have.
     """
 
     path: Path
@@ -46,6 +49,14 @@ class RunData:
     trials: pd.DataFrame | None
     search: dict[str, Any] | None
     pictures: pd.DataFrame | None
+    stability: pd.DataFrame | None = None
+    needs: pd.DataFrame | None = None
+
+    def by_kv_head(self, name: str) -> torch.Tensor:
+        """A curve, float32 [layers, KV heads, ...]: the mean over a group of query heads; what overflowed counts as none."""
+        assert self.curves is not None
+        curves, kv_heads = self.curves[name], int(self.run["model"]["kv_heads"])
+        return curves.nan_to_num(0.0).unflatten(1, (kv_heads, curves.shape[1] // kv_heads)).mean(2)
 
 
 def read_run(path: str | Path) -> RunData:
@@ -72,6 +83,8 @@ def read_run(path: str | Path) -> RunData:
         trials=_table(path, "search/trials.parquet"),
         search=_dictionary(path / "search" / "search.json"),
         pictures=_table(path, "pictures/pictures.parquet"),
+        stability=_table(path, "stability.csv"),
+        needs=_table(path, "needs.csv"),
     )
     _check_shapes(data)
     return data

@@ -111,3 +111,39 @@ def scores(table: pd.DataFrame, width: float = NARROW, bins: int = 20) -> str:
                 parts.append(rect(left + place * bar + 1, y, bar - 2, tall * unit, kind, title))
     parts += [text(left + x * bins * bar, height - bottom + 14, f"{x:g}", "tick", "middle") for x in (0, 0.5, 1)]
     return drawing(width, height, parts, "How the semantic scores of the heads are distributed")
+
+
+def agreement(stability: pd.DataFrame, width: float = NARROW) -> str:
+    """How far two disjoint sets of prompts agree, by their number, with 10 to 90 % of the draws as whiskers."""
+    table = stability[stability["what"] == "prompts"].reset_index(drop=True)
+    low = min(0.0, float(table["rand_low"].min()))
+    axes = Axes(width, 230, (0, max(len(table) - 1, 1)), (low, 1.0), right=22)
+    parts = axes.frame("prompts in each set", "agreement", marks=[(i, str(v)) for i, v in enumerate(table["value"])])
+    for name, style in (("rand", "semantic"), ("rank", "spatial")):
+        points = [axes.place(i, float(value)) for i, value in enumerate(table[name])]
+        parts.append(path(points, f"line {style}-line"))
+        for i, row in enumerate(table.to_dict("records")):
+            title = (
+                f"{row['value']} prompts: {row[name]:.3f}, 10 to 90 %: {row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f}"
+            )
+            parts.append(path([axes.place(i, row[f"{name}_low"]), axes.place(i, row[f"{name}_high"])], "whisker other-whisker"))
+            parts.append(dot(*points[i], style, title, 4))
+    return drawing(width, 230, parts, f"Agreement of two sets of prompts, up to {table['value'].iloc[-1]} prompts each")
+
+
+def needs(table: pd.DataFrame, width: float = NARROW) -> str:
+    """Semantic score of each head against what it needs: -1, only the window helps, to 1, only heavy tokens do."""
+    felt = table[table["needs"].notna()]
+    axes = Axes(width, 230, (0.0, 1.0), (-1.0, 1.0), right=22)
+    parts = axes.frame("semantic score", "needs: window (-1) or heavy tokens (1)")
+    parts.append(path([axes.place(0, 0), axes.place(1, 0)], "mark"))
+    top = max(float(felt[["window", "heavy"]].max(axis=None)), 1e-12) if len(felt) else 1.0
+    for row in felt.sort_values("needs").to_dict("records"):
+        loss = max(row["window"], row["heavy"])
+        title = (
+            f"layer {row['layer']} head {row['kv_head']}: window loses {nats(row['window'])}, "
+            f"heavy tokens {nats(row['heavy'])}, half of each {nats(row['both'])}"
+        )
+        x, y = axes.place(float(row["semantic_score"]), float(row["needs"]))
+        parts.append(dot(x, y, f"{row['class']} seen-through", title, 3 + 6 * (loss / top) ** 0.5))
+    return drawing(width, 230, parts, f"What {len(felt)} heads need, by semantic score")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import torch
 from markupsafe import Markup
 from PIL import Image
 
 from headscope.errors import DataError
+from headscope.policy import CONTROLS
 from headscope.reporting import figures, head_figures, words
 from headscope.reporting.data import RunData, read_run
 from headscope.storage import write_text
@@ -66,6 +66,7 @@ def content(data: RunData) -> dict[str, Any]:
         "unseen": len(data.prompts.get("unseen", [])),
         "searched_pictures": min(calibration, int(data.run.get("settings", {}).get("searched_pictures") or calibration)),
         "losses_figure": _drawn(None if data.methods is None else _both(figures.losses, data.methods)),
+        "classes_verdict": "" if data.methods is None or words.quick(data) else words.classes(data.methods),
         "rows_figure": _drawn(_rows(data)),
         "head_map": _drawn(None if data.heads is None else head_figures.head_map(data.heads.table)),
         "scores": _drawn(None if data.heads is None else figures.scores(data.heads.table)),
@@ -75,6 +76,8 @@ def content(data: RunData) -> dict[str, Any]:
         "scores_stand": head_figures.cell_side(int(data.run["model"]["kv_heads"])) >= head_figures.SPACIOUS,
         "drawn": _drawn_heads(data),
         "lags": _lags(data),
+        "agreement": _agreement(data),
+        "needs": _needs(data),
         "budgets": _drawn(_budgets(data)),
         "policy": data.policy,
         "history": _drawn(_history(data)),
@@ -144,7 +147,7 @@ def _inlined(path: Path, side: int = 192) -> str:
 def _rows(data: RunData) -> str | None:
     if data.by_row is None or data.methods is None:
         return None
-    others = data.methods[~data.methods["method"].isin(["full", "searched"])].nsmallest(3, "replay_kl")["method"]
+    others = data.methods[~data.methods["method"].isin(["full", "searched", *CONTROLS])].nsmallest(3, "replay_kl")["method"]
     measured = set(data.by_row["method"])
     shown = [name for name in ("searched", *others) if name in measured]
     return _both(figures.rows_of_image, data.by_row, shown) if shown else None
@@ -154,7 +157,7 @@ def _drawn_heads(data: RunData) -> dict[str, list[dict[str, Any]]]:
     """The heads with the lowest and the highest semantic score, drawn."""
     if data.heads is None or data.curves is None:
         return {}
-    footprints = _by_kv_head(data, data.curves["footprint"])
+    footprints = data.by_kv_head("footprint")
     ordered = data.heads.table.sort_values(["semantic_score", "layer", "kv_head"])
     count = min(DRAWN_HEADS, len(ordered) // 2)  # no head stands on both sides
     drawn: dict[str, list[dict[str, Any]]] = {}
@@ -178,12 +181,6 @@ def _drawn_heads(data: RunData) -> dict[str, list[dict[str, Any]]]:
     return drawn
 
 
-def _by_kv_head(data: RunData, curves: torch.Tensor) -> torch.Tensor:
-    """[layers, query heads, ...] -> [layers, KV heads, ...], the mean over a group; what overflowed counts as none."""
-    kv_heads = int(data.run["model"]["kv_heads"])
-    return curves.nan_to_num(0.0).unflatten(1, (kv_heads, curves.shape[1] // kv_heads)).mean(2)
-
-
 def _lags(data: RunData) -> dict[str, Any] | None:
     drawn = _drawn_heads(data)
     if data.curves is None or not any(drawn.values()):
@@ -192,8 +189,25 @@ def _lags(data: RunData) -> dict[str, Any] | None:
     row_length = int(geometry["cols"]) + int(geometry.get("row_end", 0))
     chosen = [(head["layer"], head["head"], kind) for kind, heads in drawn.items() for head in heads[:2]]
     labels = {kind: [f"layer {head['layer']} head {head['head']}" for head in heads[:2]] for kind, heads in drawn.items()}
-    figure = _both(head_figures.lags, _by_kv_head(data, data.curves["lag_mass"]), chosen, row_length)
+    figure = _both(head_figures.lags, data.by_kv_head("lag_mass"), chosen, row_length)
     return {"figure": _drawn(figure), "labels": labels}
+
+
+def _agreement(data: RunData) -> dict[str, Any] | None:
+    if data.stability is None or not (data.stability["what"] == "prompts").any():
+        return None
+    return {"figure": _drawn(figures.agreement(data.stability)), "words": words.agreement(data.stability)}
+
+
+def _needs(data: RunData) -> list[dict[str, Any]]:
+    """A figure and a sentence a budget."""
+    if data.needs is None:
+        return []
+    noted = data.run.get("needs", {})
+    return [
+        {"figure": _drawn(figures.needs(table)), "words": words.needs(str(keep), noted.get(str(keep)))}
+        for keep, table in data.needs.groupby("keep", sort=False)
+    ]
 
 
 def _budgets(data: RunData) -> str | None:

@@ -127,17 +127,23 @@ class Axes:
             self.height - self.bottom - min(max(up, 0.0), 1.0) * (self.height - self.top - self.bottom),
         )
 
-    def frame(self, x_label: str, y_label: str, form: str = "g", factors: Sequence[float] = (1, 2, 5)) -> list[str]:
-        """Grid lines and labels; `factors` of each decade are marked where y is logarithmic."""
+    def frame(
+        self,
+        x_label: str,
+        y_label: str,
+        form: str = "g",
+        factors: Sequence[float] = (1, 2, 5),
+        marks: Sequence[tuple[float, str]] | None = None,
+    ) -> list[str]:
+        """Grid lines and labels; `factors` of each decade are marked where y is logarithmic; `marks`: places of x to name."""
         parts = []
-        marks = self._log_marks(factors) if self.log else ticks(*self.y)
-        for value in marks:
+        for value in self._log_marks(factors) if self.log else ticks(*self.y):
             _, y = self.place(self.x[0], value)
             parts.append(path([(self.left, y), (self.width - self.right, y)], "grid"))
             parts.append(text(self.left - 6, y + 3.5, format(value, form), "tick", "end"))
-        for value in ticks(*self.x, 5 if self.width > 500 else 3):
+        for value, name in marks or [(value, f"{value:g}") for value in ticks(*self.x, 5 if self.width > 500 else 3)]:
             x, _ = self.place(value, self.y[0])
-            parts.append(text(x, self.height - self.bottom + 15, f"{value:g}", "tick", "middle"))
+            parts.append(text(x, self.height - self.bottom + 15, name, "tick", "middle"))
         parts.append(text(self.width - self.right, self.height - 4, x_label, "label", "end"))
         parts.append(text(0, 10, y_label, "label"))
         return parts

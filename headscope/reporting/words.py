@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from headscope.heads.stability import enough
+from headscope.policy import CONTROLS
 from headscope.reporting.data import RunData
 
 NBSP = "\u00a0"
@@ -66,7 +68,7 @@ def standing(data: RunData) -> tuple[pd.Series, pd.Series | None] | None:
     if data.methods is None or "searched" not in set(data.methods["method"]):
         return None
     table = data.methods.set_index("method")
-    presets = table.drop(["full", "searched"], errors="ignore")
+    presets = table.drop(["full", "searched", *CONTROLS], errors="ignore")
     return table.loc["searched"], None if presets.empty else presets.loc[presets["replay_kl"].idxmin()]
 
 
@@ -122,6 +124,44 @@ def verdict(data: RunData) -> str:
         f"At the same bytes the searched policy loses {percent(1 - ours / theirs)} less than the best known method, "
         f"{best.name}, on prompts that the search did not see.{noise}"
     )
+
+
+def classes(methods: pd.DataFrame) -> str:
+    """Whether SSD's classes say what heads need: against the same classes exchanged, or dealt at random; empty where that was
+    not measured."""
+    table = methods.set_index("method")
+    found = [name for name in CONTROLS if name in table.index]
+    if "ssd" not in table.index or not found:
+        return ""
+    real = float(table.loc["ssd", "replay_kl"])
+    said = {"swapped": "with the classes exchanged", "random_heads": "with random classes"}
+    told = " and ".join(f"{nats(float(table.loc[name, 'replay_kl']))} {said[name]}" for name in found)
+    low = table["control_low"] if "control_low" in table else table["replay_kl"] - real
+    idle = [name for name in found if float(low[name]) <= 0]
+    if not idle:
+        return f"SSD's classes matter here: it loses {nats(real)} nats a token, {told}."
+    rest = "as well" if len(idle) == len(found) else f"as well {' and '.join(said[name] for name in idle)}"
+    return f"SSD's classes do not show here: it does {rest}, {nats(real)} nats a token against {told}."
+
+
+def agreement(stability: pd.DataFrame) -> str:
+    """How many prompts are enough."""
+    needed, most = enough(stability), stability.loc[stability["what"] == "prompts", "value"].iloc[-1]
+    if needed is None:
+        return f"Two sets of {most} prompts do not agree well enough yet (Rand index .9, rank correlation .95): trace more."
+    return f"From {needed} prompt{'s' * (needed != 1)} on two disjoint sets agree: Rand index of .9, rank correlation of .95."
+
+
+def needs(keep: str, noted: Any) -> str:
+    """Whether the semantic score says what a head needs; noted: correlation, low, high of run.json, if they stand there."""
+    begin = (
+        f"Each head alone at {keep}, all others full: does it need the newest tokens or the heaviest? The larger a dot, the "
+        "more it loses without."
+    )
+    if not isinstance(noted, dict) or not {"correlation", "low", "high"} <= set(noted):
+        return begin
+    between = f"{noted['correlation']:.2f}, {noted['low']:.2f} to {noted['high']:.2f} (95{NBSP}%)"
+    return f"{begin} Rank correlation with the semantic score {between}."
 
 
 def cost(data: RunData) -> str:

@@ -68,6 +68,11 @@ class TraceDataset:
         ]
         return read_table(self.path / "heads.parquet", columns, wanted)
 
+    def statistics(self) -> list[str]:
+        """Names of the statistics in this trace, in the order of its columns."""
+        names = pq.read_schema(self.path / "heads.parquet").names
+        return [name for name in names if name not in ("sample", "stream", "layer", "head", "band")]
+
     def curves(self) -> dict[str, torch.Tensor]:
         """float32 [layers, heads, ...] by name; `lag_mass` and `footprint` are always there.
 

@@ -1,0 +1,42 @@
+"""`headscope sensitivity`: what each head needs, by taking it away."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from headscope.cli.console import Device, Dtype, RunPath, Seed, progress, say, settle_threads
+
+
+def sensitivity(
+    run: RunPath,
+    keep: Annotated[str, typer.Option(help="Shares of the plain cache that a head gets, such as 20% or 30%,20%,10%.")] = "20%",
+    pictures: Annotated[int, typer.Option(min=1, help="Calibration pictures to replay.")] = 8,
+    stride: Annotated[int, typer.Option(min=1, help="Tokens between two choices of a heavy head.")] = 1,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+) -> None:
+    """Give each head alone a window, heavy tokens, or both, at equal bytes; all others keep everything.
+
+    The same command goes on after a stop. Example: headscope sensitivity runs/stickers --keep 20%
+    """
+    from headscope.pipeline import open_run
+    from headscope.pipeline.steps import sensitivity_step
+    from headscope.reporting.needs import needs_figure
+    from headscope.reporting.plots import save_figure
+
+    model, folder = open_run(run, device, dtype)
+    settle_threads(model.name)
+    keeps = [part.strip() for part in keep.split(",") if part.strip()]
+    with progress() as tell:
+        found = sensitivity_step(model, folder, keeps, pictures=pictures, stride=stride, seed=seed, progress=tell)
+    for one in found:
+        sizes = ", ".join(f"{kind} {option.window} + {option.heavy}" for kind, option in one.options.items())
+        say(f"{one.keep}: tokens a head, recent + heavy: {sizes}")
+        say(one.sentence())
+    figure = save_figure(needs_figure(found), folder.path / "figures" / "needs.png")
+    say(f"losses: {folder.sensitivity}")
+    say(f"table: {folder.needs}")
+    say(f"figure: {figure}")
