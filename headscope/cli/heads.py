@@ -28,7 +28,7 @@ def heads(
     scores: Annotated[Path | None, typer.Option(help="Read a published head map (CSV) instead of a trace.")] = None,
     model_shape: Annotated[str | None, typer.Option(help="LAYERSxHEADS of that map, such as 24x16.")] = None,
     explain: Annotated[str | None, typer.Option(metavar="L7H9", help="Say and draw why this head is what it is.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Parquet file for --scores (default: heads.parquet).")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for --scores (default: heads.safetensors).")] = None,
     seed: Seed = 0,
 ) -> None:
     """Classify the heads of a trace. Example: headscope heads runs/stickers"""
@@ -37,10 +37,10 @@ def heads(
     if not (clusters == "bic" or clusters.isdigit()):
         raise typer.BadParameter(f"--clusters {clusters}: expected a number or bic.")
     if scores is not None:
-        _published(scores, model_shape, threshold, out or Path("heads.parquet"))
+        _published(scores, model_shape, threshold, out or Path("heads.safetensors"))
         return
     assert run is not None
-    if explain is not None and (run / "heads.parquet").is_file():
+    if explain is not None and (run / "heads.safetensors").is_file():
         _explain(run, explain)  # of the classes that stand, whichever method made them
         return
     from headscope.heads import HeadClassifier

@@ -22,6 +22,9 @@ def trace(
     calibration: Annotated[int, typer.Option(min=1, help="Prompts to trace.")] = 16,
     unseen: Annotated[int, typer.Option(min=1, help="Prompts to leave for judging.")] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn together.")] = 16,
+    guidance: Annotated[
+        float | None, typer.Option(min=0.0, help="Scale of guidance, 1 for none (default: the model's).")
+    ] = None,
     layers: Numbers = None,
     heads: Numbers = None,
     rows: Annotated[str | None, typer.Option(metavar="A-B", help="Only queries in these rows of the image.")] = None,
@@ -49,7 +52,7 @@ def trace(
 
     selection = _selection(layers, heads, rows, stream, every, bands, full)
     texts = default_prompts(model) if prompts is None else read_prompts(prompts)
-    settings = Settings(keep=None, calibration=calibration, unseen=unseen, seed=seed, batch_size=batch_size)
+    settings = Settings(keep=None, calibration=calibration, unseen=unseen, seed=seed, batch_size=batch_size, guidance=guidance)
     settle_threads(model)
     loaded = load_model(model, device=device, dtype=dtype)
     selection.check(loaded.shape.layers, loaded.shape.query_heads, loaded.shape.geometry.rows)

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
 from headscope.errors import DataError
 from headscope.heads.features import FEATURES, features, odd_heads
+from headscope.heads.files import SEMANTIC, SPATIAL, Heads
 from headscope.policy.policy import ModelShape
-from headscope.storage import write_whole
 from headscope.tracing.dataset import TraceDataset
-
-SPATIAL, SEMANTIC = "spatial", "semantic"
-_KEY = b"headscope_heads"
-
 
 METHODS = ("mixture", "kmeans", "threshold")
 MOST_CLUSTERS = 6  # that BIC may choose from
@@ -173,47 +163,6 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
 
     def _standardised(self, values: np.ndarray) -> np.ndarray:
         return (values - self.mean_) / self.scale_
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The classes of all KV heads.
-
-    Attributes:
-        table: layer, kv_head, class, semantic_score, confidence, stability, then the features.
-        meta: model, its two fingerprints, seed, features.
-    """
-
-    table: pd.DataFrame
-    meta: dict[str, Any]
-
-    def scores(self) -> torch.Tensor:
-        """float32 [layers, kv_heads]: semantic scores."""
-        wide = self.table.pivot(index="layer", columns="kv_head", values="semantic_score")
-        return torch.tensor(wide.to_numpy(), dtype=torch.float32)
-
-    def save(self, path: str | Path) -> Path:
-        """Write a parquet file, whole or not at all."""
-        table = pa.Table.from_pandas(self.table, preserve_index=False)
-        kept = {**(table.schema.metadata or {}), _KEY: json.dumps(self.meta).encode()}
-        table = table.replace_schema_metadata(kept)
-        return write_whole(path, lambda target: pq.write_table(table, target))
-
-    @classmethod
-    def load(cls, path: str | Path) -> Heads:
-        """Read what `save` wrote.
-
-        Raises:
-            DataError: missing, damaged, or another kind of file.
-        """
-        try:
-            table = pq.read_table(path)
-            meta = json.loads((table.schema.metadata or {})[_KEY])
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file; run `headscope heads` first.") from None
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-            raise DataError(f"{path}: not a file of head classes ({error}); run `headscope heads` again.") from None
-        return cls(table.to_pandas(), meta)
 
 
 def classify(

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from headscope.errors import DataError
-from headscope.heads.classifier import SEMANTIC, SPATIAL, THRESHOLD, Heads
+from headscope.heads.classifier import THRESHOLD
+from headscope.heads.files import SEMANTIC, SPATIAL, Heads
 
 
 def read_scores(path: str | Path, model_shape: str, threshold: float = THRESHOLD) -> Heads:

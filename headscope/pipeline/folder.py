@@ -44,7 +44,7 @@ class RunFolder:
     @property
     def heads(self) -> Path:
         """The head classes."""
-        return self.path / "heads.parquet"
+        return self.path / "heads.safetensors"
 
     @property
     def stability(self) -> Path:

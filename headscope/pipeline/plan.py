@@ -39,7 +39,7 @@ class Estimate:
 @torch.inference_mode()
 def estimate(model: ImageModel, settings: Settings, calibration: int, unseen: int, prefix: int) -> Estimate:
     """Time one parallel pass over one picture and a few decoding steps; count the rest."""
-    tokens, streams = model.shape.geometry.tokens, streams_of(model)
+    tokens, streams = model.shape.geometry.tokens, streams_of(model, settings)
     rows = streams * min(settings.batch_size, max(calibration, unseen))
     embeds = model.embed_tokens(torch.zeros(streams, tokens, dtype=torch.int64, device=model.device))
     model.decode(embeds[:, :8], None, None)

@@ -48,6 +48,7 @@ class Settings:
         trials: of the study. calibration, unseen: pictures to search on, and to judge by.
         searched_pictures: how many of the calibration pictures a trial replays; table_pictures: the sensitivity table.
         quick: a dry run: no sensitivity table, presets not swept.
+        guidance: scale of classifier-free guidance, 1 for none; the model's own unless given.
     """
 
     keep: str | None = "20%"
@@ -62,6 +63,7 @@ class Settings:
     quick: bool = False
     seed: int = 0
     batch_size: int = 16
+    guidance: float | None = None
 
 
 def limit_of(model: ImageModel, settings: Settings, prefix: int) -> Limit:
@@ -73,7 +75,7 @@ def limit_of(model: ImageModel, settings: Settings, prefix: int) -> Limit:
     terms: dict[str, Any] = {
         "prefix": prefix,
         "batch": settings.batch,
-        "streams": streams_of(model),
+        "streams": streams_of(model, settings),
         "dtype": str(model.dtype).removeprefix("torch."),
         "of": settings.of,
     }
@@ -82,9 +84,9 @@ def limit_of(model: ImageModel, settings: Settings, prefix: int) -> Limit:
     return Limit.from_keep(model.shape, settings.keep or "20%", **terms)
 
 
-def streams_of(model: ImageModel) -> int:
+def streams_of(model: ImageModel, settings: Settings) -> int:
     """Rows of the batch that one picture takes: two under guidance."""
-    return 1 if model.guidance == 1.0 else 2
+    return 1 if (model.guidance if settings.guidance is None else settings.guidance) == 1.0 else 2
 
 
 def trace_step(
@@ -105,7 +107,7 @@ def trace_step(
         live: trace while drawing. policy: draw and trace through its compressed cache, which only live tracing can see.
     """
     with _timed(folder, "trace"):
-        samples = _drawn(model, folder.samples, prompts, settings.seed, settings.batch_size, "calibration", progress, policy)
+        samples = _drawn(model, folder.samples, prompts, settings, settings.seed, "calibration", progress, policy)
         return trace(
             model,
             samples,
@@ -142,7 +144,7 @@ def _cache_name(policy: Policy | None, live: bool) -> str:
 
 
 def heads_step(folder: RunFolder, model: ImageModel, settings: Settings, classifier: HeadClassifier | None = None) -> Heads:
-    """Classify the heads of the trace: heads.parquet."""
+    """Classify the heads of the trace: heads.safetensors."""
     with _timed(folder, "heads"):
         judge = classifier or HeadClassifier(settings.seed)
         heads = classify(
@@ -230,7 +232,7 @@ def compare_step(
     """Measure the searched policy and the presets on unseen prompts: unseen.parquet, methods.csv, kl_by_row.parquet."""
     with _timed(folder, "compare"):
         seed = settings.seed + 10_000  # other random numbers than the calibration pictures
-        samples = _drawn(model, folder.unseen, prompts, seed, settings.batch_size, "unseen", progress)
+        samples = _drawn(model, folder.unseen, prompts, settings, seed, "unseen", progress)
         searched = load_policy(folder.policy, model.shape)
         prefix = searched.prefix
         full = Limit.from_keep(model.shape, "100%", **_terms(model, settings, prefix))
@@ -322,7 +324,13 @@ def begin(
 
 def _terms(model: ImageModel, settings: Settings, prefix: int) -> dict[str, Any]:
     dtype = str(model.dtype).removeprefix("torch.")
-    return {"prefix": prefix, "batch": settings.batch, "streams": streams_of(model), "dtype": dtype, "of": settings.of}
+    return {
+        "prefix": prefix,
+        "batch": settings.batch,
+        "streams": streams_of(model, settings),
+        "dtype": dtype,
+        "of": settings.of,
+    }
 
 
 def _limit_facts(model: ImageModel, limit: Limit, settings: Settings, prefix: int) -> dict[str, Any]:
@@ -341,8 +349,8 @@ def _drawn(
     model: ImageModel,
     path: Path,
     prompts: list[str],
+    settings: Settings,
     seed: int,
-    batch_size: int,
     what: str,
     progress: Progress | None,
     policy: Policy | None = None,
@@ -350,11 +358,20 @@ def _drawn(
     """Pictures drawn with the full cache (or a policy's), or those that stand in `path` from before a stop."""
     if path.is_file():
         samples = Samples.load(path)
-        if samples.prompts != prompts or samples.weights != model.shape.weights:
-            raise DataError(f"{path}: holds pictures of other prompts or weights; choose another folder with --out.")
+        asked = model.guidance if settings.guidance is None else settings.guidance
+        if samples.prompts != prompts or samples.weights != model.shape.weights or samples.guidance != asked:
+            raise DataError(f"{path}: holds pictures of other prompts, weights or guidance; choose another folder with --out.")
         return samples
     shown = _as_counts(progress, f"drawing the {what} pictures")
-    samples = generate(model, prompts, seed, batch_size=batch_size, progress=shown, policy=policy)
+    samples = generate(
+        model,
+        prompts,
+        seed,
+        guidance=settings.guidance,
+        batch_size=settings.batch_size,
+        progress=shown,
+        policy=policy,
+    )
     samples.save(path)
     return samples
 

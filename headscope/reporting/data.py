@@ -75,7 +75,7 @@ def read_run(path: str | Path) -> RunData:
         path=path,
         run=run,
         prompts=prompts,
-        heads=Heads.load(path / "heads.parquet") if (path / "heads.parquet").is_file() else None,
+        heads=Heads.load(path / "heads.safetensors") if (path / "heads.safetensors").is_file() else None,
         curves=TraceDataset(path / "trace").curves() if trace.get("complete") else None,
         policy=load_policy(path / "policy.safetensors") if (path / "policy.safetensors").is_file() else None,
         methods=_table(path, "methods.csv"),
@@ -119,11 +119,11 @@ def _check_shapes(data: RunData) -> None:
     expected = (model["layers"], model["kv_heads"])
     if data.heads is not None:
         if missing := [name for name in HEAD_COLUMNS if name not in data.heads.table]:
-            raise DataError(f"{data.path / 'heads.parquet'}: lacks {', '.join(missing)}; classify the heads again.")
+            raise DataError(f"{data.path / 'heads.safetensors'}: lacks {', '.join(missing)}; classify the heads again.")
         found = (int(data.heads.table["layer"].max()) + 1, int(data.heads.table["kv_head"].max()) + 1)
         if found != expected:
             raise DataError(
-                f"{data.path / 'heads.parquet'}: has {found} layers and KV heads, run.json {expected}; "
+                f"{data.path / 'heads.safetensors'}: has {found} layers and KV heads, run.json {expected}; "
                 "classify the heads again."
             )
     if data.policy is not None and (data.policy.shape.layers, data.policy.shape.kv_heads) != expected:

@@ -154,12 +154,12 @@ def test_classes_of_a_model_come_back_from_a_file(tiny: JanusModel, tmp_path: Pa
         "layer", "kv_head", "class", "semantic_score", "confidence", "stability", *FEATURES,
     ]  # fmt: skip
     assert heads.scores().shape == (2, 2)
-    back = Heads.load(heads.save(tmp_path / "heads.parquet"))
+    back = Heads.load(heads.save(tmp_path / "heads.safetensors"))
     assert back.table.equals(heads.table)
     assert back.meta == heads.meta
-    (tmp_path / "heads.parquet").write_bytes(b"not parquet")
+    (tmp_path / "heads.safetensors").write_bytes(b"not parquet")
     with pytest.raises(DataError, match="not a file of head classes"):
-        Heads.load(tmp_path / "heads.parquet")
+        Heads.load(tmp_path / "heads.safetensors")
 
 
 def test_a_trace_with_odd_numbers_is_classified_with_a_warning(

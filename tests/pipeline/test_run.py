@@ -30,7 +30,7 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     expected = {
-        "run.json", "prompts.json", "calibration.parquet", "unseen.parquet", "heads.parquet", "policy.safetensors",
+        "run.json", "prompts.json", "calibration.parquet", "unseen.parquet", "heads.safetensors", "policy.safetensors",
         "methods.csv", "kl_by_row.parquet", "report.html", "trace/heads.parquet", "trace/curves.safetensors",
         "search/study.db", "search/sensitivity.parquet", "search/trials.parquet", "search/search.json",
         "search/presets.parquet", "pictures/sheet.png", "pictures/pictures.parquet", "pictures/full/000.png",
@@ -44,7 +44,7 @@ def test_the_table_of_methods_is_at_equal_bytes(finished: Path) -> None:
     table = pd.read_csv(finished / "methods.csv")
     columns = ["method", "budget", "kept_ratio", "replay_kl", "top1", "cache_bytes", "ms_per_step"]
     assert list(table.columns[:7]) == columns
-    assert set(table["method"]) == {"full", "searched", "streaming", "h2o", "linear", "pyramid", "ssd"}
+    assert set(table["method"]) == {"full", "searched", *COMPARED}
     methods = table.set_index("method")
     full = methods.loc["full"]
     assert full["replay_kl"] == pytest.approx(0, abs=1e-6)

@@ -28,7 +28,7 @@ METHODS = {
     "pyramid": (0.05678, "slope 0.4, recent 0.75"),
     "ssd": (0.06789, "threshold 0.75, ratio 1.0, by_row True"),
 }
-SECTIONS = ("heads.parquet", "trace", "search", "policy.safetensors", "methods.csv", "kl_by_row.parquet", "pictures")
+SECTIONS = ("heads.safetensors", "trace", "search", "policy.safetensors", "methods.csv", "kl_by_row.parquet", "pictures")
 
 
 def make_run(
@@ -108,7 +108,7 @@ def _heads(path: Path, shape: ModelShape, scores: np.ndarray, rng: np.random.Gen
         for layer in range(shape.layers)
         for head in range(shape.kv_heads)
     ]
-    Heads(pd.DataFrame(rows), {"model": shape.name}).save(path / "heads.parquet")
+    Heads(pd.DataFrame(rows), {"model": shape.name}).save(path / "heads.safetensors")
 
 
 def _trace(path: Path, shape: ModelShape, scores: np.ndarray, rng: np.random.Generator) -> None:

@@ -155,7 +155,7 @@ def test_a_dry_run_boasts_of_nothing(run: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "sentence"),
     [
-        ("heads.parquet", "There are no classes: the heads step has not run."),
+        ("heads.safetensors", "There are no classes: the heads step has not run."),
         ("trace", "The heads are not drawn: the trace is missing or unfinished."),
         ("search", "There are no trials: the search step has not run."),
         ("policy.safetensors", "There is no policy to use: the search step has not run."),
@@ -251,7 +251,7 @@ def test_a_folder_without_run_json_is_no_run_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "file",
     [
-        "heads.parquet",
+        "heads.safetensors",
         "policy.safetensors",
         "methods.csv",
         "kl_by_row.parquet",
@@ -271,7 +271,7 @@ def test_a_cut_file_is_named_and_the_page_of_before_stays(run: Path, file: str) 
     assert (run / "report.html").read_bytes() == before
 
 
-@pytest.mark.parametrize("file", ["heads.parquet", "policy.safetensors", "trace"])
+@pytest.mark.parametrize("file", ["heads.safetensors", "policy.safetensors", "trace"])
 def test_a_file_of_another_model_is_refused(run: Path, tmp_path: Path, file: str) -> None:
     other = make_run(tmp_path / "other", layers=2)
     if (run / file).is_dir():
