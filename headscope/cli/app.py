@@ -16,6 +16,7 @@ from headscope.errors import HeadscopeError
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
     "GOMP_SPINCOUNT": "0",
     "OMP_WAIT_POLICY": "PASSIVE",
 }

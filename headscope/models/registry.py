@@ -66,6 +66,16 @@ def bundled_folder(name: str) -> Path | None:
     return Path(str(files("headscope") / "reference" / name)) if name in _BUNDLED else None
 
 
+def writes_text(name: str) -> bool:
+    """Whether a name or a folder is a text model's; what holds no model is none."""
+    if name in _TEXT:
+        return True
+    try:
+        return Path(name).is_dir() and _family(Path(name)) != "janus"
+    except ModelError:
+        return False
+
+
 def _family(folder: Path) -> str:
     """`model_type` of a folder that holds a model headscope can drive."""
     try:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from headscope.errors import DataError
-from headscope.models.registry import bundled_folder
+from headscope.models.registry import bundled_folder, writes_text
 
 # For models that bring no prompts of their own; every other one calibrates, the rest judges.
 PLAIN = (
@@ -44,6 +44,42 @@ PLAIN = (
     "an owl in a tree by moonlight",
 )
 
+# For text models: stories and essays that flow on, and, every fourth, a list of facts and a question that looks back at one.
+PLAIN_TEXT = (
+    "The old lighthouse keeper climbed the stairs one last time. At the top",
+    "Photosynthesis is the process by which plants",
+    'def read_table(path):\n    """Read a table from a file of comma-separated values."""\n',
+    "Anna keeps 7 hens, Bela 12 geese, Carla 3 goats and Dora 25 sheep. Repeat the list, then say who keeps the goats:",
+    "In the spring of 1848 the river rose so high that",
+    "There are three reasons why bread needs time. First,",
+    "The first law of thermodynamics says that",
+    "The code of the red door is 4417, of the green door 9023, of the blue door 5561. Write down every door and its code:",
+    "Dear Professor Lindgren,\nthank you for your letter of",
+    "Mountains are formed when",
+    "Here is a simple recipe for tomato soup. You need",
+    "Capitals: Peru Lima, Kenya Nairobi, Norway Oslo, Laos Vientiane, Cuba Havana. The same list, sorted by capital:",
+    "Once there was a fox who could not tell a lie.",
+    "To sort a list of numbers, one can",
+    "The history of the bicycle begins with",
+    "Ivo was born in 1931, Mara in 1908, Leo in 1954 and Nina in 1926. From the oldest to the youngest, with years:",
+    "On the night train to Lisbon nobody slept, because",
+    "A good map leaves things out. For example,",
+    "import math\n\nclass Circle:\n    def __init__(self, radius):\n",
+    "Room 12: Weber, room 14: Okafor, room 17: Tanaka, room 21: Silva. Read the names aloud with their rooms, last one first:",
+    "The committee met on Tuesday to discuss the new bridge.",
+    "Whales sleep in a way that",
+    "Learning to play the violin takes patience.",
+    "Prices: pears 2.40, plums 3.10, figs 6.80, dates 5.50. Write a sentence about each fruit with its price:",
+    "When the snow melted, the children found",
+    "Computers store numbers in binary. This means that",
+    "The difference between weather and climate is",
+    "Flight 208 leaves at 6:15, flight 377 at 9:40, flight 512 at 13:05. Tell each passenger when the flight leaves:",
+    "She opened the box. Inside lay",
+    "The Roman road ran straight across",
+    "Chess was played in India long before",
+    "Keys: alpha = 31, beta = 86, gamma = 19, delta = 74, epsilon = 52. List the keys again with their values:",
+)
+
 
 def read_prompts(path: str | Path) -> list[str]:
     """Prompts of a text file (one a line, blank lines and lines that start with # left out) or of JSON lines (`prompt`).
@@ -76,10 +112,12 @@ def _of_json(path: str | Path, number: int, line: str) -> str:
 
 
 def default_prompts(source: str) -> list[str]:
-    """The prompts that a model folder brings (`prompts.txt`), else the plain ones."""
+    """The prompts that a model folder brings (`prompts.txt`), else plain ones: captions, or for a text model beginnings."""
     folder = bundled_folder(source) or Path(source)
     own = folder / "prompts.txt"
-    return read_prompts(own) if own.is_file() else list(PLAIN)
+    if own.is_file():
+        return read_prompts(own)
+    return list(PLAIN_TEXT if writes_text(source) else PLAIN)
 
 
 def split(prompts: list[str], calibration: int, unseen: int) -> tuple[list[str], list[str]]:

@@ -267,17 +267,17 @@ def class_by_layer(table: pd.DataFrame) -> Figure:
     with styled():
         figure = Figure(figsize=(max(4.6, 1.6 + 0.36 * len(means)), 3.1))
         axes = figure.subplots()
-        sns.stripplot(
-            table,
-            x="layer",
+        most = max(int(table["kv_head"].max()), 1)
+        sns.scatterplot(
+            table.assign(place=table["layer"] + 0.5 * (table["kv_head"] / most - 0.5)),  # in the order of the heads
+            x="place",
             y="semantic_score",
             hue="class",
             hue_order=_present(table),
             palette=COLOURS,
-            size=5,
+            s=26,
             alpha=0.85,
-            jitter=0.18,
-            native_scale=True,
+            linewidth=0.3,
             ax=axes,
         )
         axes.plot(means.index, means, color=INK, linewidth=1.3, label="mean of the layer", zorder=3)

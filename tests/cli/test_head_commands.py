@@ -1,0 +1,105 @@
+"""`headscope sensitivity`, `figures` and `heads --explain` on a run of a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from headscope.models import load_model
+from headscope.pipeline import RunFolder, Settings
+from headscope.pipeline.prompts import read_prompts, split
+from headscope.pipeline.steps import begin, heads_step, trace_step
+from tests.cli.command import headscope
+
+PROMPTS = "red apple\ndog\nblue car\nred car\napple\nblue dog\n"
+
+
+@pytest.fixture(scope="module")
+def traced(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("heads")
+    (folder / "prompts.txt").write_text(PROMPTS, encoding="utf-8")
+    model, settings = load_model(str(tiny_folder)), Settings(keep=None, calibration=3, unseen=3, guidance=2.5)
+    run = RunFolder(folder / "run")
+    parts = split(read_prompts(folder / "prompts.txt"), 3, 3)
+    begin(model, str(tiny_folder), run, parts, settings)
+    trace_step(model, run, parts[0], settings)
+    heads_step(run, model, settings)
+    return run.path
+
+
+def test_sensitivity_measures_every_head_at_every_budget_and_goes_on(
+    traced: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = headscope(capsys, monkeypatch, "sensitivity", traced, "--keep", "60%", "--pictures", 2)
+    assert ended.status == 0
+    assert "At 60%:" in ended.out
+    first = pd.read_parquet(traced / "sensitivity.parquet")
+    assert len(first) == 4 * 3  # heads, choices
+    ended = headscope(capsys, monkeypatch, "sensitivity", traced, "--keep", "60%,80%", "--pictures", 2)
+    table = pd.read_csv(traced / "needs.csv")
+    assert table.groupby("keep").size().to_dict() == {"60%": 4, "80%": 4}
+    again = pd.read_parquet(traced / "sensitivity.parquet")
+    pd.testing.assert_frame_equal(again.head(len(first)), first)  # what stood there was not measured again
+    assert (traced / "figures" / "needs.png").stat().st_size > 5000
+    other = headscope(capsys, monkeypatch, "sensitivity", traced, "--keep", "60%", "--pictures", 3)
+    assert other.status == 2
+    assert "sensitivity.parquet" in other.err
+
+
+def test_figures_are_written_for_every_kind(
+    traced: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ended = headscope(
+        capsys, monkeypatch, "figures", traced, "--out", tmp_path, "--statistic", "entropy", "--heads", "L0H1,L1H0"
+    )
+    assert ended.status == 0
+    found = sorted(path.stem for path in tmp_path.iterdir())
+    assert found == ["decay", "dendrogram", "footprints", "layers", "map-entropy", "pairs"]
+    assert ended.out.split() == [str(tmp_path / f"{name}.png") for name in
+                                 ("map-entropy", "footprints", "decay", "layers", "pairs", "dendrogram")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--statistic", "entropie"), "--statistic entropie: not in this trace"),
+        (("--heads", "L9H0"), "the model has layers L0 to L1"),
+        (("--format", "gif"), "--format gif: unknown; known are png, svg, pdf"),
+    ],
+)
+def test_figures_that_cannot_be_drawn_are_refused_before_any_is(
+    traced: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: tuple,
+    said: str,
+) -> None:
+    ended = headscope(capsys, monkeypatch, "figures", traced, "--out", tmp_path, *arguments)
+    assert ended.status == 2
+    assert said in ended.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_head_is_explained_in_words_and_drawn(
+    traced: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (traced / "heads.safetensors").read_bytes()
+    ended = headscope(capsys, monkeypatch, "heads", traced, "--explain", "L1H0")
+    assert ended.status == 0
+    assert ended.out.startswith("L1H0 is s")
+    assert (traced / "figures" / "L1H0.png").stat().st_size > 5000
+    assert (traced / "heads.safetensors").read_bytes() == before
+
+
+def test_the_commands_say_which_step_is_missing(
+    tiny_folder: Path, traced: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prompts = traced.parent / "prompts.txt"
+    headscope(capsys, monkeypatch, "trace", tiny_folder, "--out", tmp_path / "r", "--prompts", prompts, "--calibration", 2)
+    for command in (("figures", tmp_path / "r"), ("sensitivity", tmp_path / "r")):
+        ended = headscope(capsys, monkeypatch, *command)
+        assert ended.status == 2
+        assert "headscope heads" in ended.err
