@@ -135,7 +135,7 @@ def _passes(tokens: int, shape: Shape) -> Callable[[str], None]:
             for one in (*chosen_statistics(full).values(), *chosen_curves(full).values()):
                 one(layer.whole)
 
-        with watching(decoder, geometry, shape.prefix, Selection(full=full), each=each):
+        with watching(decoder, geometry, shape.prefix, Selection(full=full), each=each, once=True):
             decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
 
     return run

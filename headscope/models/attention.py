@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -58,6 +58,7 @@ class Group:
 
 
 Callback = Callable[[int, list[Group]], None]
+Answer = Callable[[int, list[Group]], torch.Tensor | None]
 
 
 class CacheLayer(Protocol):
@@ -129,8 +130,7 @@ ALL_ATTENTION_FUNCTIONS.register(THROUGH_CACHE, attend_through_cache)
 ALL_MASK_ATTENTION_FUNCTIONS.register(THROUGH_CACHE, _mask_of_prefix)
 
 
-@contextmanager
-def observe(decoder: nn.Module, callback: Callback, layers: Container[int] | None = None) -> Iterator[None]:
+def observe(decoder: nn.Module, callback: Callback, layers: Container[int] | None = None) -> AbstractContextManager[None]:
     """Inside the block every attention layer of `decoder` calls `callback(layer, groups)` once a forward.
 
     Nests, and several threads may observe one decoder: each is called for its own forwards only. The decoder is as before on
@@ -139,7 +139,19 @@ def observe(decoder: nn.Module, callback: Callback, layers: Container[int] | Non
     Args:
         layers: numbers of those to observe, None for all.
     """
-    entry = _Entry(callback, threading.get_ident())
+    return _observing(decoder, _Entry(callback, threading.get_ident()), layers)
+
+
+def answer(decoder: nn.Module, callback: Answer, layers: Container[int] | None = None) -> AbstractContextManager[None]:
+    """As `observe`, for a callback that has computed the attention anyway and hands its output on, so that it is not computed
+    twice: [B, T', Hq, D] of the last T' of T queries, or None. The first T - T', which must see only each other, are
+    computed as usual. Outputs are those of the decoder's own attention but for rounding.
+    """
+    return _observing(decoder, _Entry(callback, threading.get_ident(), answers=True), layers)
+
+
+@contextmanager
+def _observing(decoder: nn.Module, entry: _Entry, layers: Container[int] | None) -> Iterator[None]:
     attentions = [module for module in decoder.modules() if hasattr(module, "layer_idx") and hasattr(module, "config")]
     chosen = [module for module in attentions if layers is None or module.layer_idx in layers]
     with _switching:
@@ -161,10 +173,11 @@ def observe(decoder: nn.Module, callback: Callback, layers: Container[int] | Non
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    """An observer, and the thread whose forwards it is to see."""
+    """An observer, the thread whose forwards it is to see, and whether what it returns is the layer's output."""
 
-    callback: Callback
+    callback: Callback | Answer
     thread: int
+    answers: bool = False
 
 
 _switching = threading.RLock()
@@ -205,17 +218,27 @@ def _register_observed(original: str) -> str:
             **kwargs: Any,
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
             mine = threading.get_ident()
-            callbacks = [entry.callback for entry in getattr(module, _CALLBACKS, ()) if entry.thread == mine]
-            if callbacks:
+            entries = [entry for entry in getattr(module, _CALLBACKS, ()) if entry.thread == mine]
+            usual = _function(original, module)
+            output = None
+            if entries:
                 layer: CacheLayer | None = getattr(key, _HANDLE, None)
                 scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
                 if layer is None:
                     show = plain_groups(query, key, attention_mask, scaling, value)
                 else:
                     show = layer.groups(query, attention_mask, scaling)
-                for callback in callbacks:
-                    callback(cast(int, module.layer_idx), show)
-            return _function(original, module)(module, query, key, value, attention_mask, **kwargs)
+                for entry in entries:
+                    found = entry.callback(cast(int, module.layer_idx), show)
+                    output = found if entry.answers else output
+            if output is None:
+                return usual(module, query, key, value, attention_mask, **kwargs)
+            first = query.shape[2] - output.shape[1]
+            if first:
+                few = (query[:, :, :first], key[:, :, :first], value[:, :, :first])
+                mask = None if attention_mask is None else attention_mask[..., :first, :first]
+                output = torch.cat([usual(module, *few, mask, **kwargs)[0], output], 1)
+            return output, None
 
         ALL_ATTENTION_FUNCTIONS.register(name, observed)
         if original in ALL_MASK_ATTENTION_FUNCTIONS:
@@ -242,7 +265,7 @@ def plain_groups(
     positions = torch.arange(slots, device=key.device)
     # Without a mask the keys are just the tokens so far. A static cache has slots for tokens to come, and then a mask.
     at = positions[slots - queries :]
-    if visible is not None:
+    if visible is not None and slots > queries:
         seen = visible.any(0).any(0)  # [T, S]
         last = torch.where(seen, positions, -1).amax(-1)
         at = torch.where(last >= 0, last, at)

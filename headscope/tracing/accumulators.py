@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Accumulated:
         """Q, the number of queries."""
         return len(self.queries)
 
-    @property
+    @cached_property
     def columns(self) -> torch.Tensor:
         """float32 [B, h, P + fed]: attention each key received."""
         return self.row_columns.sum(2)
@@ -148,12 +149,15 @@ class Accumulator:
         self.selection = selection or Selection()
         self._rows_together = max(1, round(TOGETHER / geometry.row_length))
         self._buffers: dict[str, torch.Tensor] = {}
+        self._kept: dict[str, torch.Tensor] = {}
         self._plans: dict[tuple[int, int, torch.device], list[_Block]] = {}
         self._checked: tuple[int, tuple[int, ...]] | None = None
 
-    def add(self, group: Group) -> list[Accumulated]:
+    def add(self, group: Group, output: torch.Tensor | None = None) -> list[Accumulated]:
         """All queries of a teacher-forced pass: group.q [B, h, P + fed, D] has every token, group.k [B, hk, P + fed, D].
 
+        Args:
+            output: [B, fed, h, D] to fill with what the image queries attend to in group.v; see `sees_all`.
         Returns:
             One `Accumulated` for each band of rows that the selection names.
         """
@@ -164,17 +168,32 @@ class Accumulator:
         chosen = self._heads(heads)
         # Sequence and head are one dimension from here on; keys lie as [D, K], which is the faster side of the product, and
         # in whole rows, so that every row has one shape.
-        keys = group.q.new_zeros(batch, len(chosen), group.k.shape[3], self.prefix + self.geometry.tokens, dtype=torch.float32)
-        share = heads // group.k.shape[1]
-        keys[..., :length] = _picked(group.k, [head // share for head in chosen]).transpose(2, 3)
+        share, size, most = heads // group.k.shape[1], group.k.shape[3], self.prefix + self.geometry.tokens
+        keys = self._zeros("keys", (batch, len(chosen), size, most), group.q.device)
+        picked = _picked(group.k, [head // share for head in chosen]).transpose(2, 3)
+        torch.mul(picked.float(), group.scaling, out=keys[..., :length])
         keys = keys.flatten(0, 1)
-        queries = (_picked(group.q[:, :, self.prefix :], chosen).float() * group.scaling).flatten(0, 1)
+        values = None if output is None or group.v is None else self._values(group.v, share)
+        queries = _picked(group.q[:, :, self.prefix :], chosen).float().flatten(0, 1)
         real = torch.cat([seen, seen.new_ones(batch, self.geometry.tokens)], 1)
         sums = [self.empty(batch, len(chosen), fed, seen, band) for band in self.selection.bands(self.geometry.rows)]
         for number, (band, total) in enumerate(zip(self.selection.bands(self.geometry.rows), sums, strict=True)):
             for block in self._blocks(band, fed, queries.device):
-                self._block(total, queries, keys, real, block, len(chosen), sums[:number])
+                found = self._block(total, queries, keys, real, block, len(chosen), sums[:number], values)
+                if output is not None and found is not None:
+                    output[:, block.some] = found.unflatten(0, (batch, heads)).transpose(1, 2)
         return [whole(total, batch, len(chosen)) for total in sums]
+
+    def sees_all(self, group: Group) -> bool:
+        """Whether every image query of every head is asked, so that `add` can yield the layer's output too."""
+        return self.selection.everything and group.v is not None
+
+    def _values(self, values: torch.Tensor, share: int) -> torch.Tensor:
+        """[B, hk, S, D] -> float32 [B * h, P + N, D], zero where nothing was fed or the prefix is padding."""
+        batch, heads, length, size = values.shape
+        made = self._zeros("values", (batch, heads, share, self.prefix + self.geometry.tokens, size), values.device)
+        made[:, :, :, :length] = values[:, :, None]
+        return made.flatten(0, 2)
 
     def _check_mask(self, group: Group, seen: torch.Tensor) -> None:
         """Image queries must see the prefix and all image tokens before them; the same mask is looked at once."""
@@ -249,14 +268,20 @@ class Accumulator:
         block: _Block,
         heads: int,
         earlier: list[Accumulated],
-    ) -> None:
-        """Attention of one block's queries, in as many heads at a time as a block of memory holds."""
+        values: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """Attention of one block's queries, in as many heads at a time as a block of memory holds.
+
+        Returns:
+            float32 [B * h, q, D], what they attend to in `values` [B * h, P + N, D], if those are given.
+        """
         stop, count = self.prefix + block.stop, len(block.asked)
         together = max(1, BLOCK // (count * stop))
         device = queries.device
         later, some = block.later, block.some
         padded = ~real[:, : self.prefix]
         any_padded = bool(padded.any())
+        output = None if values is None else values.new_empty(len(queries), count, values.shape[2])
         visible = (real[:, : self.prefix].sum(1)[:, None] + block.places + 1).clamp(min=2).log()  # [B, q]
         for first in range(0, len(queries), together):
             part = slice(first, min(first + together, len(queries)))
@@ -269,10 +294,21 @@ class Accumulator:
             if any_padded:
                 logits[..., : self.prefix].masked_fill_(padded[sequence][:, None], _HIDDEN)
             torch.softmax(logits, -1, out=weights)
-            # H = log Z - sum A l, and log Z is the largest logit less the logarithm of its weight.
-            partition = logits.amax(-1) - weights.amax(-1).log_()
+            if values is not None and output is not None:
+                torch.bmm(weights, values[part, :stop], out=output[part])
+            partition = self._partition(logits, weights, block)
             entropy = (partition - logits.mul_(weights).sum(-1)).div_(visible[sequence]).clamp_(min=0)
             self.fold(total, part, weights, block.asked, block.parts, entropy, earlier, spare=logits)
+        return output
+
+    def _partition(self, logits: torch.Tensor, weights: torch.Tensor, block: _Block) -> torch.Tensor:
+        """log Z [b, q], of which H = log Z - sum A l: any logit less the logarithm of its weight, the query's own where that
+        is no underflow (two passes over the block less), else the largest."""
+        own = (self.prefix + block.places)[None, :, None].expand(len(logits), -1, 1)
+        weight = weights.gather(2, own).squeeze(2)
+        if bool((weight > 1e-30).all()):
+            return logits.gather(2, own).squeeze(2) - weight.log_()
+        return logits.amax(-1) - weights.amax(-1).log_()
 
     def fold(
         self,
@@ -333,6 +369,13 @@ class Accumulator:
                 total.best[part, t:] += rest
                 total.best_running[part, t:] += rest
             running[:, : weights.shape[-1] - self.prefix] += weights[:, number, self.prefix :]
+
+    def _zeros(self, name: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Memory that is used for every layer; what the first one left zero, the others do."""
+        found = self._kept.get(name)
+        if found is None or found.shape != shape or found.device != device:
+            found = self._kept[name] = torch.zeros(shape, device=device)
+        return found
 
     def _buffer(self, name: str, shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
         """A block of memory that is used again and again."""

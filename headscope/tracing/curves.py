@@ -6,7 +6,7 @@ import torch
 
 from headscope.tracing.accumulators import Accumulated
 from headscope.tracing.catalogue import statistic
-from headscope.tracing.offsets import lags
+from headscope.tracing.offsets import lags, once
 
 
 @statistic("footprint", shape="rows x (2 row_length - 1)")
@@ -20,7 +20,7 @@ def footprint(a: Accumulated) -> torch.Tensor:
 def lag_mass(a: Accumulated) -> torch.Tensor:
     """Locality by lag: attention to the image token `lag` before the query, mean over all queries; lag 0 is the query itself.
     It sums to 1 - prefix_mass."""
-    return lags(a.offsets) / a.count
+    return once(a, "lags", lambda: lags(a.offsets)) / a.count
 
 
 @statistic("window_coverage", shape="N")

@@ -11,7 +11,7 @@ from torch import nn
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models.attention import Group, observe
+from headscope.models.attention import Group, answer, observe
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.tracing.accumulators import Accumulated, Accumulator
@@ -63,9 +63,7 @@ def watch(
     selection: Selection | None = None,
     each: Callable[[int, Layer], None] | None = None,
 ) -> Watched:
-    """One teacher-forced pass over `samples`, both streams of guidance; the model's attention stays the one it has.
-
-    Attention is causal, so this pass sees exactly what decoding saw.
+    """One teacher-forced pass over `samples`, both streams of guidance. Attention is causal, so it sees what decoding saw.
 
     Args:
         each: called with every layer as soon as it is done; then nothing is kept of it.
@@ -83,7 +81,7 @@ def watch(
     image = model.embed_tokens(samples.tokens[:, :-1].long().to(model.device)).repeat(len(streams), 1, 1)
     embeds = torch.cat([model.embed_prefix(ids), image], 1)
     full_mask = torch.cat([mask, mask.new_ones(image.shape[:2])], 1)
-    with watching(model.decoder, shape.geometry, ids.shape[1], selection, streams, each) as watched:
+    with watching(model.decoder, shape.geometry, ids.shape[1], selection, streams, each, once=True) as watched:
         model.decode(embeds, full_mask)
     return watched
 
@@ -112,10 +110,14 @@ def watching(
     selection: Selection,
     streams: tuple[str, ...] = STREAMS,
     each: Callable[[int, Layer], None] | None = None,
+    *,
+    once: bool = False,
 ) -> Iterator[Watched]:
     """Trace the one forward of `decoder` that the block makes: the prefix and all image tokens at once.
 
     Args:
+        once: for a forward whose output nobody uses: where everything is traced, a layer's output is taken from the attention
+            that was traced, in place of computing that a second time. Then it is the same but for rounding; else to the bit.
         prefix: positions before the image, padding included. streams: of the batch, in its order.
         each: called with every layer as soon as it is done; then nothing is kept of it.
     """
@@ -124,10 +126,12 @@ def watching(
     both = streams == STREAMS
 
     @torch.inference_mode()
-    def keep(number: int, groups: list[Group]) -> None:
+    def keep(number: int, groups: list[Group]) -> torch.Tensor | None:
         group = groups[0]
+        batch, heads, length, size = group.q.shape
+        output = group.q.new_empty(batch, length - prefix, heads, size) if once and accumulator.sees_all(group) else None
         layer = Layer(
-            accumulator.add(group),
+            accumulator.add(group, output),
             cache_divergence(group, prefix) if both and group.v is not None else None,
             attention_divergence(group, geometry, prefix, selection) if both and selection.full else None,
         )
@@ -135,8 +139,9 @@ def watching(
             watched.layers[number] = layer
         else:
             each(number, layer)
+        return output
 
-    with observe(decoder, keep, selection.layers):
+    with answer(decoder, keep, selection.layers):
         yield watched
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from headscope.geometry import Geometry
 from headscope.tracing.accumulators import Accumulated
+
+
+def once(a: Accumulated, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What several statistics of the same sums need is made once: the tensor called `name`."""
+    made: dict[str, torch.Tensor] = a.__dict__.setdefault("_made", {})
+    if name not in made:
+        made[name] = make()
+    return made[name]
 
 
 def near(offsets: torch.Tensor, radius: int) -> torch.Tensor:

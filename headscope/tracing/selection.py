@@ -52,6 +52,11 @@ class Selection:
         if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
             raise DataError(f"rows {self.rows[0]}..{self.rows[1]}: expected a first row and a later end.")
 
+    @property
+    def everything(self) -> bool:
+        """Whether every query of every head is asked, in the layers that are."""
+        return self.heads is None and self.rows is None and self.every == 1
+
     def check(self, layers: int, heads: int, rows: int) -> None:
         """Raises DataError for layers, heads or rows that the model does not have."""
         for name, numbers, there in (("layer", self.layers, layers), ("head", self.heads, heads)):

@@ -13,7 +13,7 @@ import torch
 
 from headscope.tracing.accumulators import Accumulated
 from headscope.tracing.catalogue import Function, statistic
-from headscope.tracing.offsets import lags, near, pairs, rings
+from headscope.tracing.offsets import lags, near, once, pairs, rings
 
 SINK = 0.3  # Gu et al. 2410.10781
 CONCENTRATED = 0.05  # share of the columns that column_concentration calls heavy
@@ -68,7 +68,7 @@ def half_mass_distance(a: Accumulated) -> torch.Tensor:
 def half_mass_lag(a: Accumulated) -> torch.Tensor:
     """The smallest lag w such that at least half of the attention to the image falls on the query and the w tokens before it.
     A head that reads the row above has it at a row's length: in two dimensions that is a distance of 1."""
-    mass = lags(a.offsets)
+    mass = once(a, "lags", lambda: lags(a.offsets))
     reached = mass.cumsum(-1) >= 0.5 * mass.sum(-1, keepdim=True)
     return reached.int().argmax(-1).float()
 
@@ -83,9 +83,9 @@ def _decay(power: bool, fit: bool) -> Function:
     )
 
     def function(a: Accumulated) -> torch.Tensor:
-        visits = rings(pairs(a))
+        visits = once(a, "visits", lambda: rings(pairs(a)))
         with_any = torch.nonzero(visits[1:] > 0).flatten() + 1
-        mean = (rings(a.offsets)[..., with_any] / visits[with_any]).clamp(min=1e-8).log().double()
+        mean = (once(a, "rings", lambda: rings(a.offsets))[..., with_any] / visits[with_any]).clamp(min=1e-8).log().double()
         distance = with_any.double().log() if power else with_any.double()
         if len(with_any) < 2:
             return torch.full(mean.shape[:-1], math.nan, device=mean.device)
@@ -111,7 +111,7 @@ statistic("decay_power_fit", unit="R^2")(_decay(True, True))
 def window_row(a: Accumulated) -> torch.Tensor:
     """Coverage by the last row: attention to the query and the row_length image tokens before it, which reach the cell
     above. The whole curve is `window_coverage`."""
-    return lags(a.offsets)[..., : a.geometry.row_length + 1].sum(-1) / a.count
+    return once(a, "lags", lambda: lags(a.offsets))[..., : a.geometry.row_length + 1].sum(-1) / a.count
 
 
 @statistic("prefix_mass", means="semantic")
@@ -169,7 +169,7 @@ def column_concentration(a: Accumulated) -> torch.Tensor:
 def _at_lag(text: str, lag_of: Callable[[Accumulated], int]) -> Function:
     def function(a: Accumulated) -> torch.Tensor:
         lag = lag_of(a)
-        mass = lags(a.offsets)
+        mass = once(a, "lags", lambda: lags(a.offsets))
         return mass[..., lag] / a.count if lag < mass.shape[-1] else torch.zeros_like(mass[..., 0])
 
     return _named(text, function)

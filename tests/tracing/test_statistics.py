@@ -19,7 +19,7 @@ from headscope.tracing import Selection
 from headscope.tracing.accumulators import Accumulated, Accumulator
 from headscope.tracing.catalogue import CURVES, STATISTICS
 from headscope.tracing.curves import lag_mass
-from headscope.tracing.hooks import watch
+from headscope.tracing.hooks import watch, watching
 from headscope.tracing.table import table
 from tests.tracing.definitions import by_definition, curve_by_definition
 
@@ -149,7 +149,10 @@ def test_each_statistic_of_a_model_equals_its_definition_on_the_models_own_eager
 
 
 @torch.inference_mode()
-def test_tracing_changes_no_bit_of_the_logits(tiny: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("once", [False, True])
+def test_tracing_changes_no_bit_of_the_logits_unless_nobody_uses_them(
+    tiny: JanusModel, monkeypatch: pytest.MonkeyPatch, once: bool
+) -> None:
     samples = generate(tiny, ["dog", "a blue car on a red background"], 5)
     original, hidden = tiny.decode, []
 
@@ -158,9 +161,15 @@ def test_tracing_changes_no_bit_of_the_logits(tiny: JanusModel, monkeypatch: pyt
         return hidden[0][2]
 
     monkeypatch.setattr(tiny, "decode", decode)
-    watch(tiny, samples)
+    with pytest.MonkeyPatch.context() as patch:
+        if not once:
+            patch.setattr("headscope.tracing.hooks.watching", lambda *a, once, **k: watching(*a, **k))
+        watch(tiny, samples)
     embeds, mask, watched = hidden[0]
-    assert torch.equal(tiny.logits(watched), tiny.logits(original(embeds, mask)))
+    expected, found = tiny.logits(original(embeds, mask)), tiny.logits(watched)
+    assert torch.equal(found, expected) == (not once)
+    real = mask.bool()  # what stands at padding is nobody's
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-4, atol=1e-4)
 
 
 @given(seed=st.integers(0, 2**32 - 1), sharpness=st.sampled_from([0.0, 0.1, 1.0, 5.0, 50.0]))
