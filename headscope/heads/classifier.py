@@ -189,6 +189,12 @@ def classify(
     """
     if trace.meta["weights"] != shape.weights:
         raise DataError(f"{trace.path}: a trace of {trace.meta['model']} with other weights than {shape.name}: trace again.")
+    chosen = [name for name in ("layers", "heads") if (trace.meta.get("selection") or {}).get(name) is not None]
+    if chosen:
+        options = " and ".join(f"--{name}" for name in chosen)
+        raise DataError(
+            f"{trace.path}: holds a choice of heads ({options}), and classes need all of them: trace again without."
+        )
     records = trace.heads()
     if (odd := odd_heads(records)) > 0:
         warnings.warn(f"{trace.path}: {odd} heads have statistics that are no numbers; means stand in.", stacklevel=2)

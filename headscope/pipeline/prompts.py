@@ -44,40 +44,41 @@ PLAIN = (
     "an owl in a tree by moonlight",
 )
 
-# For text models: stories and essays that flow on, and, every fourth, a list of facts and a question that looks back at one.
+# For text models: stories and essays that flow on, and, one in four, a list of facts and
+# a question that looks back at them; both halves of a split get such.
 PLAIN_TEXT = (
     "The old lighthouse keeper climbed the stairs one last time. At the top",
     "Photosynthesis is the process by which plants",
-    'def read_table(path):\n    """Read a table from a file of comma-separated values."""\n',
     "Anna keeps 7 hens, Bela 12 geese, Carla 3 goats and Dora 25 sheep. Repeat the list, then say who keeps the goats:",
+    'def read_table(path):\n    """Read a table from a file of comma-separated values."""\n',
     "In the spring of 1848 the river rose so high that",
+    "The code of the red door is 4417, of the green door 9023, of the blue door 5561. Write down every door and its code:",
     "There are three reasons why bread needs time. First,",
     "The first law of thermodynamics says that",
-    "The code of the red door is 4417, of the green door 9023, of the blue door 5561. Write down every door and its code:",
     "Dear Professor Lindgren,\nthank you for your letter of",
     "Mountains are formed when",
-    "Here is a simple recipe for tomato soup. You need",
     "Capitals: Peru Lima, Kenya Nairobi, Norway Oslo, Laos Vientiane, Cuba Havana. The same list, sorted by capital:",
+    "Here is a simple recipe for tomato soup. You need",
     "Once there was a fox who could not tell a lie.",
+    "Ivo was born in 1931, Mara in 1908, Leo in 1954 and Nina in 1926. From the oldest to the youngest, with years:",
     "To sort a list of numbers, one can",
     "The history of the bicycle begins with",
-    "Ivo was born in 1931, Mara in 1908, Leo in 1954 and Nina in 1926. From the oldest to the youngest, with years:",
     "On the night train to Lisbon nobody slept, because",
     "A good map leaves things out. For example,",
-    "import math\n\nclass Circle:\n    def __init__(self, radius):\n",
     "Room 12: Weber, room 14: Okafor, room 17: Tanaka, room 21: Silva. Read the names aloud with their rooms, last one first:",
+    "import math\n\nclass Circle:\n    def __init__(self, radius):\n",
     "The committee met on Tuesday to discuss the new bridge.",
+    "Prices: pears 2.40, plums 3.10, figs 6.80, dates 5.50. Write a sentence about each fruit with its price:",
     "Whales sleep in a way that",
     "Learning to play the violin takes patience.",
-    "Prices: pears 2.40, plums 3.10, figs 6.80, dates 5.50. Write a sentence about each fruit with its price:",
     "When the snow melted, the children found",
     "Computers store numbers in binary. This means that",
-    "The difference between weather and climate is",
     "Flight 208 leaves at 6:15, flight 377 at 9:40, flight 512 at 13:05. Tell each passenger when the flight leaves:",
+    "The difference between weather and climate is",
     "She opened the box. Inside lay",
+    "Keys: alpha = 31, beta = 86, gamma = 19, delta = 74, epsilon = 52. List the keys again with their values:",
     "The Roman road ran straight across",
     "Chess was played in India long before",
-    "Keys: alpha = 31, beta = 86, gamma = 19, delta = 74, epsilon = 52. List the keys again with their values:",
 )
 
 

@@ -76,7 +76,7 @@ def read_run(path: str | Path) -> RunData:
         run=run,
         prompts=prompts,
         heads=Heads.load(path / "heads.safetensors") if (path / "heads.safetensors").is_file() else None,
-        curves=TraceDataset(path / "trace").curves() if trace.get("complete") else None,
+        curves=TraceDataset(path / "trace").curves() if trace.get("complete") and not _partial(trace) else None,
         policy=load_policy(path / "policy.safetensors") if (path / "policy.safetensors").is_file() else None,
         methods=_table(path, "methods.csv"),
         by_row=_table(path, "kl_by_row.parquet"),
@@ -88,6 +88,12 @@ def read_run(path: str | Path) -> RunData:
     )
     _check_shapes(data)
     return data
+
+
+def _partial(trace: dict[str, Any]) -> bool:
+    """Whether a trace holds a choice of layers or heads, from which nothing can be drawn head by head."""
+    selection = trace.get("selection")
+    return isinstance(selection, dict) and any(selection.get(name) is not None for name in ("layers", "heads"))
 
 
 def _run(path: Path) -> dict[str, Any]:

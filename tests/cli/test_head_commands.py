@@ -103,3 +103,14 @@ def test_the_commands_say_which_step_is_missing(
         ended = headscope(capsys, monkeypatch, *command)
         assert ended.status == 2
         assert "headscope heads" in ended.err
+
+
+def test_a_choice_of_heads_is_not_classified_and_the_report_still_stands(
+    tiny_folder: Path, traced: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prompts = traced.parent / "prompts.txt"
+    headscope(capsys, monkeypatch, "trace", tiny_folder, "--out", tmp_path / "r", "--prompts", prompts, "--layers", "1")
+    ended = headscope(capsys, monkeypatch, "heads", tmp_path / "r")
+    assert ended.status == 2
+    assert "holds a choice of heads (--layers), and classes need all of them" in ended.err
+    assert headscope(capsys, monkeypatch, "report", tmp_path / "r").status == 0

@@ -1,0 +1,199 @@
+"""The shipped detector: its own test's table, a sample of that test, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain, combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from headscope.errors import DataError
+from headscope.evaluation.detector import WEIGHTS, Detection, DetectorNetwork, StickerDetector, known_names, overlap
+from headscope.models import load_model
+from headscope.reference.detector import (
+    KINDS,
+    LessonBook,
+    ship,
+    targets,
+    train_detector,
+    trained,
+    vq_of,
+    wholly_right,
+    wilson,
+)
+from headscope.reference.pictures import Stickers
+from headscope.reference.scenes import CLASSES, Item, Scene, held_out_count, pair_held_out
+
+SAMPLE = Path(__file__).parent / "held_out.safetensors"
+TABLE = Path(__file__).parents[2] / "reports" / "stickers" / "detector.csv"
+
+
+@pytest.fixture(scope="module")
+def detector() -> StickerDetector:
+    return StickerDetector.load()
+
+
+@pytest.fixture(scope="module")
+def book() -> LessonBook:
+    """Plain squares, a colour each drawing; one drawing is kept for the test."""
+    classes = [(concept, style) for concept in CLASSES.values() for style in ("flat", "noto")]
+    pairs = [*classes, ("robot", "noto"), ("heart suit", "noto")]
+    rgba = torch.rand(len(pairs), 4, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 96, 96).clone()
+    held_out = np.zeros(len(pairs), bool)
+    held_out[0] = True
+    return LessonBook(Stickers(rgba, [concept for concept, _ in pairs], [style for _, style in pairs], held_out))
+
+
+def test_held_out_compositions_are_read_right(detector: StickerDetector) -> None:
+    """A sample of `examine`'s scenes, kept as image tokens, so that they come as the VQ model shows them."""
+    with safe_open(str(SAMPLE), "pt") as file:
+        tokens, facts = file.get_tensor("tokens"), json.loads(file.metadata()["scenes"])
+    scenes = [Scene(f["kind"], tuple(Item(*item) for item in f["items"]), "", f["relation"]) for f in facts]
+    model = load_model("stickers-scenes")
+    found = detector.detect(model.to_images(tokens))
+    right = {"single": [], "scenes": []}  # type: dict[str, list[bool]]
+    for scene, each in zip(scenes, found, strict=True):
+        right["single" if scene.kind == "single" else "scenes"].append(wholly_right(scene, each)["right"])
+    # The goals are .97 and .93 in the whole test; of these few, that many less two standard errors.
+    assert np.mean(right["single"]) >= 0.90
+    assert np.mean(right["scenes"]) >= 0.85
+    for scene, each in zip(scenes, found, strict=True):
+        for one in each:
+            near = min(abs(one.x - item.x) + abs(one.y - item.y) for item in scene.items if item.name in (one.name, item.name))
+            assert near < 0.15
+
+
+def test_the_table_of_its_whole_test_meets_the_goals() -> None:
+    table = pd.read_csv(TABLE).set_index(["pictures_of", "seen"])
+    for seen in ("composed", "after the VQ model"):
+        assert table.loc[("single", seen), "right"] >= 0.97
+        assert table.loc[("scenes", seen), "right"] >= 0.93
+    assert (table["low"] <= table["right"]).all()
+    assert (table["right"] <= table["high"]).all()
+
+
+def test_a_blank_picture_holds_nothing(detector: StickerDetector) -> None:
+    blank = torch.full((2, 96, 96, 3), 230, dtype=torch.uint8)
+    blank[1, :, :, 2] = 170
+    assert detector.detect(blank) == [[], []]
+
+
+def test_floats_and_bytes_are_the_same_picture(detector: StickerDetector) -> None:
+    with safe_open(str(SAMPLE), "pt") as file:
+        pictures = load_model("stickers-scenes").to_images(file.get_tensor("tokens")[:3])
+    as_bytes, as_floats = detector.detect(pictures), detector.detect(pictures.numpy() / 255.0, batch_size=2)
+    assert [[one.name for one in each] for each in as_bytes] == [[one.name for one in each] for each in as_floats]
+    for one, other in zip(chain(*as_bytes), chain(*as_floats), strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-3)
+
+
+def test_the_file_is_small_and_readable_by_all() -> None:
+    assert WEIGHTS.stat().st_size <= 4_000_000
+    assert WEIGHTS.stat().st_mode & 0o777 == 0o644
+    classes, styles = known_names()
+    assert (len(classes), len(styles)) == (48, 6)
+
+
+def test_a_damaged_or_foreign_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a readable detector file"):
+        StickerDetector.load(tmp_path / "none.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(WEIGHTS.read_bytes()[:1000])
+    with pytest.raises(DataError, match="not a readable detector file"):
+        StickerDetector.load(tmp_path / "cut.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(DataError, match="names no classes, styles and threshold"):
+        known_names(tmp_path / "foreign.safetensors")
+    about = {"classes": '["a"]', "styles": '["b"]', "threshold": "0.4"}
+    save_file({"x": torch.zeros(1)}, tmp_path / "empty.safetensors", about)
+    with pytest.raises(DataError, match="holds other tensors"):
+        StickerDetector.load(tmp_path / "empty.safetensors")
+
+
+def maps_of(network: DetectorNetwork, peaks: list[tuple[int, int, int, int, float, float]]) -> torch.Tensor:
+    """Maps [1, channels, 12, 12] with a peak at each (row, column, class, style, logit, side)."""
+    maps = torch.zeros(1, 4 + network.classes + 1 + network.styles, 12, 12)
+    maps[:, 0] = -9
+    for i, j, name, style, logit, side in peaks:
+        maps[0, 0, i, j] = logit
+        maps[0, 3, i, j] = np.log(side)
+        maps[0, 4 + name, i, j] = 20
+        maps[0, 4 + network.classes + 1 + style, i, j] = 5
+    return maps
+
+
+def test_peaks_are_read_as_things_once_each_and_others_are_left_out() -> None:
+    network = DetectorNetwork(2, 2)
+    reader = StickerDetector(network, ["lemon", "dog"], ["flat", "noto"], 0.4)
+    peaks = [
+        (2, 3, 1, 0, 3.0, 0.4),
+        (4, 3, 0, 0, 2.0, 0.4),  # two cells below: the same thing
+        (8, 8, 0, 1, 2.0, 0.4),
+        (8, 2, 2, 1, 5.0, 0.4),  # outside the classes
+        (2, 10, 0, 0, -1.0, 0.4),  # too faint
+    ]
+    first, second = reader._read_maps(maps_of(network, peaks))[0]
+    assert (first.name, first.style, second.name, second.style) == ("dog", "flat", "lemon", "noto")
+    assert (first.x, first.y, first.side) == pytest.approx((3.5 / 12, 2.5 / 12, 0.4))
+    assert first.score == pytest.approx(1 / (1 + np.exp(-3.0)))
+
+
+def test_overlap_is_intersection_over_union_of_squares() -> None:
+    one, half = Detection("a", "b", 1.0, 0.4, 0.5, 0.4), Detection("a", "b", 1.0, 0.6, 0.5, 0.4)
+    assert overlap(one, one) == pytest.approx(1.0)
+    assert overlap(one, half) == pytest.approx(1 / 3)
+    assert overlap(one, Detection("a", "b", 1.0, 0.9, 0.5, 0.4)) == 0.0
+
+
+def test_wholly_right_wants_classes_counts_styles_and_the_relation() -> None:
+    lemon, dog = Item("lemon", "noto", 0.25, 0.5, 0.4), Item("dog", "noto", 0.75, 0.5, 0.4)
+    found = [Detection(item.name, item.style, 0.9, item.x, item.y, item.side) for item in (lemon, dog)]
+    left = Scene("position", (lemon, dog), "blue", "left")
+    assert wholly_right(left, found) == {"classes": True, "right": True}
+    assert not wholly_right(Scene("position", (lemon, dog), "blue", "right"), found)["right"]
+    assert wholly_right(left, found[:1]) == {"classes": False, "right": False}
+    flat = [Detection("lemon", "flat", 0.9, 0.25, 0.5, 0.4), found[1]]
+    assert wholly_right(left, flat) == {"classes": True, "right": False}
+
+
+def test_things_outside_the_classes_get_the_number_after_the_last() -> None:
+    true = targets([Scene("mixed", (Item("lemon", "noto", 0.3, 0.3, 0.4), Item("robot", "flat", 0.7, 0.7, 0.4)), "blue")])
+    assert true.names.tolist() == [[1, 48, -1, -1]]
+    assert true.styles.tolist() == [[4, 2, -1, -1]]
+
+
+def test_wilson_intervals_match_a_known_one() -> None:
+    assert wilson(95, 100) == pytest.approx((0.888, 0.978), abs=1e-3)
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_a_stopped_training_goes_on_where_it_was(book: LessonBook, tmp_path: Path) -> None:
+    assert book.others == [("robot", "noto")]  # a heart suit is a red heart to the eye
+    assert book.unseen == [("red apple", "flat")]
+    vq = vq_of("stickers-scenes")
+    train_detector(book, vq, tmp_path, 64)
+    checkpoint = train_detector(book, vq, tmp_path, 128)
+    assert (tmp_path / "detector.csv").read_text().splitlines()[-1].startswith("2,128,")
+    shipped = StickerDetector.load(ship(trained(checkpoint, 0.3), tmp_path / "d.safetensors"))
+    assert shipped.threshold == 0.3
+    blank = torch.zeros(1, 3, 96, 96)
+    torch.testing.assert_close(shipped.network(blank), trained(checkpoint).network(blank))
+
+
+@given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(KINDS))
+@settings(max_examples=40)
+def test_no_lesson_shows_what_is_kept_for_the_test(book: LessonBook, seed: int, kind: str) -> None:
+    items = book.lesson(kind, np.random.default_rng(seed)).items
+    assert not {(item.name, item.style) for item in items} & set(book.unseen)
+    names = [item.name for item in items if item.name in CLASSES]
+    for first, second in combinations(names, 2):
+        assert first == second or not pair_held_out(first, second)
+    if kind == "counting":
+        assert len(names) != held_out_count(names[0])
