@@ -10,7 +10,9 @@ import typer
 from transformers import PreTrainedTokenizerFast
 
 from headscope.errors import DataError, HeadscopeError
+from headscope.evaluation.detector import WEIGHTS, StickerDetector
 from headscope.models import load_model
+from headscope.reference import detector as grader
 from headscope.reference import parallel
 from headscope.reference.export import export as export_folder
 from headscope.reference.export import scene_prompts
@@ -23,9 +25,11 @@ from headscope.reference.vq import train_vq
 from headscope.reference.warm import take_over_vq
 from headscope.reporting import contact_sheet
 from headscope.runtime import generate
+from headscope.storage import write_whole
 
 LONGEST_PROMPT = 64
 SHIPPED = Path(__file__).parent / "stickers"
+SCENES = "stickers-scenes"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Make the bundled model `stickers` again.")
 Pictures = Annotated[Path, typer.Option(help="Parquet file of pictures (see the `pictures` command).")]
@@ -112,6 +116,35 @@ def sheet(
     images = loaded.to_images(samples.tokens)
     contact_sheet([(prompt, [image.numpy()]) for prompt, image in zip(prompts, images, strict=True)], [], out)
     print(out)
+
+
+@app.command()
+def detector(
+    pictures: Pictures,
+    training: Folder = Path("training/detector"),
+    count: Annotated[int, typer.Option("--count", min=0, help="Train on this many pictures; 0 only tests again.")] = 51_200,
+    seed: int = 0,
+    model: Annotated[str, typer.Option(help="Whose VQ model half of the pictures pass through: a name or folder.")] = SCENES,
+    out: Annotated[Path, typer.Option(help="Detector file to write.")] = WEIGHTS,
+    report: Annotated[Path, typer.Option(help="Table of its test to write.")] = Path("reports/stickers/detector.csv"),
+    prompts: Annotated[Path | None, typer.Option(help="Also write the grading prompts anew, here.")] = None,
+    sample: Annotated[Path | None, typer.Option(help="Also keep a few pictures of its test here, as image tokens.")] = None,
+) -> None:
+    """Train and test StickerEval's detector. Example: python -m headscope.reference detector --pictures stickers96.parquet"""
+    book = grader.LessonBook(load_stickers(pictures, PRESETS["full"], seed))
+    if prompts is not None:
+        print(grader.write_prompts(book, prompts))
+    vq = grader.vq_of(model)
+    if sample is not None:
+        print(grader.write_sample(book, vq, sample))
+    if count:
+        checkpoint = grader.train_detector(book, vq, training, count, seed)
+        fresh = grader.trained(checkpoint)
+        fresh.threshold = grader.best_threshold(fresh, book, vq)
+        print(grader.ship(fresh, out))
+    table = grader.examine(StickerDetector.load(out), book, grader.vq_of(model), grader.EXAM)
+    print(table.to_string(index=False))
+    print(write_whole(report, lambda path: table.to_csv(path, index=False, float_format="%.4f")))
 
 
 if __name__ == "__main__":

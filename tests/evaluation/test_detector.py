@@ -62,13 +62,12 @@ def test_held_out_compositions_are_read_right(detector: StickerDetector) -> None
     right = {"single": [], "scenes": []}  # type: dict[str, list[bool]]
     for scene, each in zip(scenes, found, strict=True):
         right["single" if scene.kind == "single" else "scenes"].append(wholly_right(scene, each)["right"])
-    # The goals are .97 and .93 in the whole test; of these few, that many less two standard errors.
+    # The goals are .97 and .93 in the whole test; of these few, about two standard errors less.
     assert np.mean(right["single"]) >= 0.90
     assert np.mean(right["scenes"]) >= 0.85
     for scene, each in zip(scenes, found, strict=True):
-        for one in each:
-            near = min(abs(one.x - item.x) + abs(one.y - item.y) for item in scene.items if item.name in (one.name, item.name))
-            assert near < 0.15
+        for one in each if len(scene.items) > 1 else []:  # where a relation is read off the centres
+            assert min(max(abs(one.x - item.x), abs(one.y - item.y)) for item in scene.items) < 0.05
 
 
 def test_the_table_of_its_whole_test_meets_the_goals() -> None:

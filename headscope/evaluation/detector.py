@@ -1,0 +1,221 @@
+"""A small fully convolutional detector of stickers: which class, which style, where.
+
+One peak an object, after CenterNet (Zhou et al., "Objects as points", 1904.07850), with one heatmap for all classes and a
+choice of class at the peak, one of which is `other`: things outside the known classes are found and left out.
+Its recipe, its tests and their figures: `headscope/reference/detector.py`, `reports/stickers/detector.csv`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.nn import functional
+
+from headscope.errors import DataError
+
+WEIGHTS = Path(__file__).parent / "weights" / "detector.safetensors"
+PIXELS = 96
+OVERLAP = 0.4  # two peaks whose squares share more than this (intersection over union) are one thing
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One sticker: centre and side as shares of the picture, `x` to the right, `y` down; score in 0..1."""
+
+    name: str
+    style: str
+    score: float
+    x: float
+    y: float
+    side: float
+
+
+class _Convolution(nn.Sequential):
+    """Convolution, batch norm, ReLU."""
+
+    def __init__(self, inner: int, outer: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(inner, outer, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outer), nn.ReLU(inplace=True)
+        )
+
+
+class _Residual(nn.Module):
+    """Two convolutions around a short cut, [b, channels, h, w] -> the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = _Convolution(channels, channels)
+        self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.relu(x + self.second(self.first(x)))
+
+
+class DetectorNetwork(nn.Module):
+    """Pictures [b, 3, H, W] in -1..1 -> maps [b, 4 + classes + 1 + styles, H / 8, W / 8].
+
+    Maps in order: objectness (logit), x and y of the centre from the cell's middle (cells), log of the side (in pictures of
+    96 pixels), logits of the classes and of `other`, logits of the styles.
+    """
+
+    def __init__(self, classes: int, styles: int) -> None:
+        super().__init__()
+        self.classes, self.styles = classes, styles
+        self.fine = nn.Sequential(
+            _Convolution(3, 32, 5, 2), _Convolution(32, 64, 3, 2), _Residual(64), _Residual(64),
+            _Convolution(64, 128, 3, 2), _Residual(128), _Residual(128),
+        )  # fmt: skip
+        self.coarse = nn.Sequential(_Convolution(128, 144, 3, 2), _Residual(144), _Residual(144))
+        self.lift = nn.Conv2d(144, 128, 1)
+        self.join = _Convolution(128, 128)
+        self.head = nn.Conv2d(128, 4 + classes + 1 + styles, 1)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        fine = self.fine(pictures)
+        coarse = functional.interpolate(self.lift(self.coarse(fine)), size=fine.shape[-2:], mode="bilinear")
+        return self.head(self.join(fine + coarse)).float()
+
+    def split(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """maps -> objectness [b, h, w], box [b, 3, h, w], class logits [b, C + 1, h, w], style logits [b, S, h, w]."""
+        heat, box, names, styles = maps.split([1, 3, self.classes + 1, self.styles], 1)
+        return heat[:, 0], box, names, styles
+
+
+class StickerDetector:
+    """Finds stickers in pictures of 96 x 96 pixels.
+
+    Attributes:
+        classes, styles: what it can name. threshold: least score of a detection, chosen by the recipe on training scenes.
+    """
+
+    def __init__(self, network: DetectorNetwork, classes: list[str], styles: list[str], threshold: float) -> None:
+        self.network = channels_last(network.eval().requires_grad_(False))
+        self.classes, self.styles, self.threshold = classes, styles, threshold
+
+    @classmethod
+    def load(cls, path: str | Path = WEIGHTS, device: str = "cpu") -> StickerDetector:
+        """Read a safetensors file; nothing in it is executed.
+
+        Raises:
+            DataError: missing or damaged file.
+        """
+        about, state = _read(Path(path))
+        try:
+            network = DetectorNetwork(len(about["classes"]), len(about["styles"]))
+            network.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
+            absent = {name for name in network.state_dict() if not name.endswith("num_batches_tracked")} - set(state)
+            if absent:
+                raise KeyError(min(absent))
+        except (KeyError, RuntimeError) as error:
+            raise DataError(
+                f"{path}: holds other tensors than a sticker detector ({_line(error)}); take the shipped one."
+            ) from None
+        return cls(network.to(device), about["classes"], about["styles"], float(about["threshold"]))
+
+    @torch.inference_mode()
+    def detect(self, pictures: torch.Tensor | np.ndarray, batch_size: int = 64) -> list[list[Detection]]:
+        """Detections of each picture, best first.
+
+        Args:
+            pictures: [b, 96, 96, 3], uint8 or float in 0..1.
+        Raises:
+            DataError: another shape or dtype.
+        """
+        given = _checked(pictures)
+        device = next(self.network.parameters()).device
+        found: list[list[Detection]] = []
+        for part in given.split(batch_size):
+            scaled = part.to(device).float() / 127.5 - 1 if part.dtype == torch.uint8 else part.to(device).float() * 2 - 1
+            inputs = scaled.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+            found += self._read_maps(self.network(inputs))
+        return found
+
+    def _read_maps(self, maps: torch.Tensor) -> list[list[Detection]]:
+        heat, box, names, styles = self.network.split(maps.cpu())
+        chance = heat.sigmoid()
+        peaks = functional.max_pool2d(chance[:, None], 3, 1, 1)[:, 0] == chance
+        likely = names.softmax(1)
+        best, which = likely[:, :-1].max(1)  # the last is `other`
+        score = chance * best
+        kept = peaks & (score >= self.threshold) & (best > likely[:, -1])
+        found: list[list[Detection]] = [[] for _ in range(len(maps))]
+        side = box[:, 2].exp()
+        style = styles.argmax(1)
+        rows, cols = chance.shape[1:]
+        for b, i, j in kept.nonzero().tolist():
+            x = (j + 0.5 + float(box[b, 0, i, j])) / cols
+            y = (i + 0.5 + float(box[b, 1, i, j])) / rows
+            name, manner = self.classes[int(which[b, i, j])], self.styles[int(style[b, i, j])]
+            found[b].append(Detection(name, manner, float(score[b, i, j]), x, y, float(side[b, i, j])))
+        return [_distinct(sorted(each, key=lambda one: -one.score)) for each in found]
+
+
+def channels_last(module: Any) -> Any:
+    """The module with its weights in the order that convolutions on a CPU like best."""
+    return module.to(memory_format=torch.channels_last)
+
+
+def known_names(path: str | Path = WEIGHTS) -> tuple[list[str], list[str]]:
+    """Classes and styles that a detector file knows, without its weights."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            about = _about(Path(path), file.metadata())
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not a readable detector file ({_line(error)}); install headscope again.") from None
+    return about["classes"], about["styles"]
+
+
+def overlap(one: Detection, other: Detection) -> float:
+    """Intersection over union of the two squares."""
+    shared = 1.0
+    for axis in ("x", "y"):
+        a, b = getattr(one, axis), getattr(other, axis)
+        shared *= max(0.0, min(a + one.side / 2, b + other.side / 2) - max(a - one.side / 2, b - other.side / 2))
+    return shared / (one.side**2 + other.side**2 - shared)
+
+
+def _distinct(found: list[Detection]) -> list[Detection]:
+    """Non-maximum suppression, best first."""
+    kept: list[Detection] = []
+    for one in found:
+        if all(overlap(one, other) <= OVERLAP for other in kept):
+            kept.append(one)
+    return kept
+
+
+def _checked(pictures: torch.Tensor | np.ndarray) -> torch.Tensor:
+    given = torch.as_tensor(pictures)
+    if given.ndim != 4 or tuple(given.shape[1:]) != (PIXELS, PIXELS, 3):
+        raise DataError(
+            f"Pictures of shape {list(given.shape)}: StickerEval grades [pictures, {PIXELS}, {PIXELS}, 3]; "
+            "draw them with the model `stickers-scenes`."
+        )
+    if given.dtype != torch.uint8 and not given.is_floating_point():
+        raise DataError(f"Pictures of dtype {given.dtype}: expected uint8, or floats in 0..1.")
+    return given
+
+
+def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    try:
+        with safe_open(str(path), "pt") as file:
+            return _about(path, file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not a readable detector file ({_line(error)}); install headscope again.") from None
+
+
+def _about(path: Path, metadata: dict[str, str] | None) -> dict:
+    try:
+        return {name: json.loads((metadata or {})[name]) for name in ("classes", "styles", "threshold")}
+    except (KeyError, ValueError):
+        raise DataError(f"{path}: names no classes, styles and threshold, so it is no sticker detector.") from None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
