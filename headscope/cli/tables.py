@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from rich.table import Table
+from rich.table import Column, Table
 
 from headscope.cli.console import lines, say
 
@@ -15,14 +15,15 @@ PRESETS_BEATEN = "The searched policy loses less than every preset at the same b
 def methods_table(path: Path, quick: bool = False) -> None:
     """Print methods.csv, and say plainly whether the searched policy is the best at its bytes."""
     methods = pd.read_csv(path)
-    table = Table("method", "budget", "kept", "replay KL", "95 %", "top-1", "KiB a picture", "ms a step", box=None)
+    names = ("method", "budget", "kept", "replay KL", "95 %", "top-1", "KiB", "ms")
+    table = Table(*(Column(name, no_wrap=True) for name in names), box=None)
     for row in methods.itertuples(index=False):
         table.add_row(
             str(row.method),
             str(row.budget),
             f"{row.kept_ratio:.1%}",
             f"{row.replay_kl:.4f}",
-            f"{row.kl_low:.4f} - {row.kl_high:.4f}",
+            f"{max(row.kl_low, 0):.3f}-{row.kl_high:.3f}",
             f"{row.top1:.1%}",
             f"{row.cache_bytes / 1024:,.0f}",
             f"{row.ms_per_step:.1f}",

