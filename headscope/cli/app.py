@@ -7,7 +7,21 @@ import sys
 
 import typer
 
-from headscope.cli import bench, demo, figures, generate, heads, models, policy, report, run, search, sensitivity, trace
+from headscope.cli import (
+    bench,
+    demo,
+    evaluate,
+    figures,
+    generate,
+    heads,
+    models,
+    policy,
+    report,
+    run,
+    search,
+    sensitivity,
+    trace,
+)
 from headscope.cli.console import errors
 from headscope.errors import HeadscopeError
 
@@ -38,6 +52,7 @@ app.command("sensitivity")(sensitivity.sensitivity)
 app.command("search")(search.search)
 app.command("generate")(generate.generate)
 app.command("figures")(figures.figures)
+app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.add_typer(policy.app, name="policy")
 app.add_typer(bench.app, name="bench")

@@ -201,7 +201,7 @@ def explained(explanation: Explanation, row_length: int) -> Figure:
     with styled():
         tall, wide = explanation.footprint.shape
         figure = Figure(figsize=(10.4, 3.1))
-        places = figure.subplots(1, 3, width_ratios=(2.9 * wide / max(wide, 2 * tall), 3.3, 2.6))
+        places = figure.subplots(1, 3, width_ratios=(2.9 if tall == 1 else 2.9 * wide / max(wide, 2 * tall), 3.3, 2.6))
         head = explanation.head
         draw_footprint(
             places[0], explanation.footprint, f"{explanation.name}  {head['class']}, score {head['semantic_score']:.2f}"

@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 
+from headscope.policy import CONTROLS
 from headscope.reporting.svg import Axes, apart, dot, drawing, path, rect, text
 from headscope.reporting.words import nats
 
@@ -13,8 +14,8 @@ WIDE, NARROW = 760.0, 350.0  # for a column on a desk, for a telephone
 
 
 def losses(methods: pd.DataFrame, width: float = WIDE) -> str:
-    """Replay KL of each method with its interval, the best on top."""
-    table = methods[methods["method"] != "full"].sort_values("replay_kl", kind="stable")
+    """Replay KL of each method with its interval, the best on top; controls lose so much that they stand in the table alone."""
+    table = methods[~methods["method"].isin(["full", *CONTROLS])].sort_values("replay_kl", kind="stable")
     rows = table.to_dict("records")
     whiskers = "kl_high" in table and bool(table["kl_high"].notna().all())
     top = max(float((table["kl_high"] if whiskers else table["replay_kl"]).max()), 1e-12)

@@ -79,10 +79,16 @@ def described(mass: torch.Tensor, most: int = 2) -> str:
     for flat in order[:most]:
         up, column = divmod(int(flat), values.shape[1])
         if shares[flat] >= 0.1:
-            places.append(f"{percent(shares[flat])} on {_where(up, column - middle)}")
+            where = _back(middle - column) if len(values) == 1 else _where(up, column - middle)
+            places.append(f"{percent(shares[flat])} on {where}")
     if not places:
         return f"{percent(0.9)} of it spread over {int(np.searchsorted(shares[order].cumsum(), 0.9)) + 1} places"
     return "; ".join(places)
+
+
+def _back(tokens: int) -> str:
+    """In a text, which is one row."""
+    return "itself" if tokens == 0 else "the token before" if tokens == 1 else f"the token {tokens} back"
 
 
 def _where(up: int, across: int) -> str:

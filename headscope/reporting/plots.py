@@ -184,7 +184,8 @@ def decay_curves(lag_mass: torch.Tensor, table: pd.DataFrame, row_length: int) -
         )
         for above in range(1, (last - 1) // row_length + 1):
             axes.axvline(above * row_length, color=QUIET, linewidth=0.7, linestyle=(0, (1, 3)), zorder=0)
-        axes.text(row_length, 1.0, " row above", color=QUIET, fontsize=8, va="top", transform=axes.get_xaxis_transform())
+        if last > row_length:
+            axes.text(row_length, 1.0, " row above", color=QUIET, fontsize=8, va="top", transform=axes.get_xaxis_transform())
         axes.set(yscale="log", xlabel="tokens back", ylabel="share of attention", xlim=(0, last - 1), ylim=(1e-5, 1))
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles, [f"{name}, {counts[name]} heads" for name in labels], loc="upper right")
@@ -201,7 +202,8 @@ def footprints(footprint: torch.Tensor, heads: Sequence[tuple[int, int]], labels
     lines = -(-len(heads) // columns)
     tall, wide = footprint.shape[2:]
     with styled():
-        figure = Figure(figsize=(2.9 * columns + 0.4, (2.9 * tall / wide + 0.62) * lines))
+        height = 1.5 if tall == 1 else 2.9 * tall / wide
+        figure = Figure(figsize=(2.9 * columns + 0.4, (height + 0.62) * lines))
         grid = figure.subplots(lines, columns, squeeze=False).ravel()
         for place, axes in enumerate(grid):
             if place >= len(heads):
@@ -214,7 +216,15 @@ def footprints(footprint: torch.Tensor, heads: Sequence[tuple[int, int]], labels
 
 
 def draw_footprint(axes: Axes, mass: torch.Tensor, title: str) -> None:
-    """One footprint [rows, 2 row_length - 1]; darkness is the square root of the share, so that faint mass shows."""
+    """One footprint [rows, 2 row_length - 1]; darkness is the square root of the share, so that faint mass shows. That of a
+    text, one row, is a curve over the tokens back."""
+    if mass.shape[0] == 1:
+        back = mass[0, : mass.shape[1] // 2 + 1].flip(0).clamp(min=1e-5)
+        axes.fill_between(range(len(back)), 1e-5, back, color=COLOURS[SPATIAL], linewidth=0)
+        axes.set(
+            title=title, xlabel="tokens back", ylabel="share of attention", yscale="log", ylim=(1e-5, 1), xlim=(0, len(back))
+        )
+        return
     values = mass.nan_to_num(0.0).clamp(min=0).sqrt().numpy()[::-1]
     half = mass.shape[1] // 2
     side = (-half - 0.5, half + 0.5, -0.5, mass.shape[0] - 0.5)

@@ -1,0 +1,125 @@
+"""`headscope evaluate`: what became of the pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headscope.cli.console import Device, Dtype, ModelName, lines, progress, say, settle_threads
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from headscope.policy.policy import Policy
+
+
+def evaluate(
+    model: ModelName,
+    out: Annotated[Path, typer.Option(help="Folder for pictures and tables; the same command goes on there.")],
+    policy: Annotated[list[Path] | None, typer.Option(help="A policy file; give it again for more.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON lines, a text file, or a folder of text files (default: StickerEval's).")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts, evenly from the file.")] = None,
+    real: Annotated[Path | None, typer.Option(help="Folder of real pictures (PNG), for the distances.")] = None,
+    layout: Annotated[str | None, typer.Option(help="geneval or dpg: folders that those scorers read.")] = None,
+    results: Annotated[Path | None, typer.Option("--import", help="JSON lines of another scorer, beside ours.")] = None,
+    memory: Annotated[str, typer.Option(help="Bytes for the caches of a batch, such as 2GiB.")] = "2GiB",
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the model's).")] = None,
+    floor: Annotated[bool, typer.Option(help="Draw the full cache in the other dtype too, as a floor.")] = True,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+) -> None:
+    """Draw with the full cache and each policy, and compare. Example: headscope evaluate stickers-scenes --policy P --out e"""
+    from headscope.errors import DataError
+    from headscope.evaluation.evaluate import evaluate as run
+    from headscope.evaluation.features import need_packages
+    from headscope.evaluation.imported import read_results
+    from headscope.evaluation.layouts import LAYOUTS, read_asked
+    from headscope.evaluation.prompts import PROMPTS
+    from headscope.models import load_model
+    from headscope.policy.budget import parse_size
+    from headscope.policy.files import load_policy
+    from headscope.reporting.evaluation import write_evaluation
+
+    if layout is not None and layout not in LAYOUTS:
+        raise DataError(f"--layout {layout}: unknown; known are {', '.join(LAYOUTS)}.")
+    need_packages("headscope evaluate")
+    asked = read_asked(prompts or PROMPTS)
+    grading = _grading(prompts or PROMPTS, layout)
+    settle_threads(model)
+    loaded = load_model(model, device=device, dtype=dtype)
+    if grading is not None and loaded.to_images is not None and _side(loaded) != 96:
+        if prompts is None:
+            raise DataError(f"{model}: draws no pictures of 96 x 96, which StickerEval grades; name a file with --prompts.")
+        grading = None
+    if limit is not None and limit < len(asked):
+        chosen = [round(n * (len(asked) - 1) / max(limit - 1, 1)) for n in range(limit)]
+        asked = [asked[n] for n in chosen]
+        grading = None if grading is None else [grading[n] for n in chosen]
+    files = list(policy or [])
+    policies: dict[str, Policy] = {file.stem: load_policy(file, loaded.shape) for file in files}
+    if len(policies) != len(files):
+        raise DataError("Two policy files have the same name, by which the table tells them apart: rename one.")
+    other = "bfloat16" if str(loaded.dtype) == "torch.float32" else "float32"
+    with progress() as tell:
+        found = run(
+            loaded, asked, policies, out, seeds=seeds, grading=grading,
+            other_dtype=(lambda: load_model(model, device=device, dtype=other)) if floor else None,
+            real=real, layout=layout, memory=parse_size(memory), guidance=guidance,
+            progress=lambda what, done, total: tell(what, done, total, float("nan")),
+        )  # fmt: skip
+    imported = None if results is None else read_results(results, list(found.likeness["variant"]))
+    if imported is not None:
+        from headscope.storage import write_whole
+
+        write_whole(out / "imported.csv", lambda path: imported.to_csv(path, index=False))
+        _table(imported.pivot_table(index="variant", columns="category", values="score", sort=False).reset_index())
+    shown = found.likeness.assign(cache_bytes=(found.likeness["cache_bytes"] / 1024).round())
+    _table(shown.rename(columns={"cache_bytes": "KiB"}))
+    if len(found.scores):
+        scores = found.scores.assign(
+            text=[
+                f"{r.score:.2f}" if r.variant == "full" else f"{r.score:.2f} ({r.difference_low:+.2f} {r.difference_high:+.2f})"
+                for r in found.scores.itertuples()
+            ]
+        )
+        _table(
+            scores.pivot(index="variant", columns="category", values="text").reindex(found.likeness["variant"]).reset_index()
+        )
+        say("StickerEval; in brackets the 95 % interval of the paired difference to the full cache.")
+    say(f"report: {write_evaluation(out)}")
+
+
+def _grading(file: Path, layout: str | None) -> Any:
+    """StickerEval's prompts if the file holds such; None for GenEval's own and for plain ones."""
+    import json
+
+    from headscope.evaluation.prompts import TAGS, read_grading_prompts
+
+    if layout is not None or file.is_dir() or file.suffix not in (".jsonl", ".json"):
+        return None
+    tags = set()
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.strip():
+            one = json.loads(line)
+            tags.add(one.get("tag") if isinstance(one, dict) and "include" in one else None)
+    return read_grading_prompts(file) if tags & set(TAGS) - {"counting", "position"} or tags <= set(TAGS) else None
+
+
+def _side(model: Any) -> int:
+    import torch
+
+    return int(model.to_images(torch.zeros(1, model.shape.geometry.tokens, dtype=torch.int64)).shape[1])
+
+
+def _table(frame: pd.DataFrame) -> None:
+    from rich.table import Column, Table
+
+    shown = Table(*(Column(str(name), no_wrap=True) for name in frame.columns), box=None)
+    for row in frame.itertuples(index=False):
+        shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+    lines.print(shown)

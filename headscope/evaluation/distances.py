@@ -1,0 +1,64 @@
+"""How far is a set of pictures from real ones: kernel and Fréchet distance on EfficientNet-Lite0 features.
+
+Not to be called FID or KID without saying so: those are on Inception's features, and their figures do not compare with these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from headscope.errors import DataError
+from headscope.evaluation.features import FEATURES, need_packages
+
+SUBSETS, SUBSET = 100, 50
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Kernel distance (mean and standard deviation over subsets) and Fréchet distance, and of how many pictures each."""
+
+    kernel: float
+    kernel_spread: float
+    frechet: float
+    pictures: int
+    real: int
+
+
+class _Features(nn.Module):
+    """Hands features on: torchmetrics asks for a network, and ours has run already."""
+
+    num_features = FEATURES
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+def distances(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -> Distances:
+    """Kernel distance: unbiased squared MMD with the cubic kernel (Binkowski et al. 1801.01401) over random subsets; Fréchet
+    distance: of two Gaussians with the sets' means and covariances (Heusel et al. 1706.08500), which is biased upwards where
+    there are fewer pictures than features, so compare it at equal numbers only.
+
+    Args:
+        features, real: float32 [n, 1280], [m, 1280]. seed: of the subsets.
+    Raises:
+        DataError: fewer than two pictures on a side, or torchmetrics is not installed.
+    """
+    need_packages("The distance to real pictures")
+    if min(len(features), len(real)) < 2:
+        raise DataError(f"Found {len(features)} pictures and {len(real)} real ones; a distance needs at least two of each.")
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = min(SUBSET, len(features), len(real))
+    kernel = KernelInceptionDistance(feature=_Features(), subsets=SUBSETS, subset_size=size)
+    frechet = FrechetInceptionDistance(feature=_Features())
+    for metric in (kernel, frechet):
+        metric.update(real, real=True)
+        metric.update(features, real=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        mean, spread = kernel.compute()
+    return Distances(float(mean), float(spread), float(frechet.compute()), len(features), len(real))

@@ -1,0 +1,133 @@
+"""Draw the same prompts and seeds with every cache, batch after batch; what is drawn stays, whatever happens."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from headscope.errors import DataError
+from headscope.models.protocol import ImageModel
+from headscope.models.samples import Samples
+from headscope.policy import Policy, plain_bytes, policy_bytes
+from headscope.runtime import generate
+from headscope.storage import read_json, write_json
+
+FULL, OTHER_SEED = "full", "other_seed"
+FIRST_SEED = 1_000_000  # far from the seeds that calibration pictures have
+OTHER = 500_000  # the floor of another seed begins there
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to draw: its name, the policy of its cache (None: everything is kept), and where its seeds begin."""
+
+    name: str
+    policy: Policy | None = None
+    first_seed: int = FIRST_SEED
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.+-]+", self.name):
+            raise DataError(f"policy name {self.name!r}: expected letters, digits, '.', '-' and '_', for it names a folder.")
+
+    def cache_bytes(self, model: ImageModel, prefix: int, streams: int) -> int:
+        """Bytes of the cache of one picture."""
+        terms = {"batch": 1, "streams": streams, "dtype": str(model.dtype).removeprefix("torch.")}
+        if self.policy is None:
+            return plain_bytes(model.shape, prefix=prefix, **terms)  # type: ignore[arg-type]
+        return policy_bytes(self.policy, **terms)  # type: ignore[arg-type]
+
+
+def batch_for(model: ImageModel, variants: Sequence[Variant], prefix: int, streams: int, memory: int, most: int = 64) -> int:
+    """Pictures drawn together: as many as have room for their caches in `memory` bytes, the same for every variant.
+
+    Raises:
+        DataError: there is no room for one.
+    """
+    largest = max(variant.cache_bytes(model, prefix, streams) for variant in variants)
+    if largest > memory:
+        raise DataError(f"--memory: {memory:,} bytes hold no cache of one picture, which takes {largest:,}; give more.")
+    return min(memory // largest, most)
+
+
+def draw_variant(
+    model: ImageModel,
+    variant: Variant,
+    prompts: Sequence[str],
+    seeds: int,
+    folder: Path,
+    batch_size: int,
+    guidance: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Samples:
+    """Pictures of each prompt and seed, prompt by prompt; those that stand in `folder` are not drawn again.
+
+    Returns:
+        len(prompts) * seeds samples; number p * seeds + s is prompt p with seed `first_seed` + that number.
+    """
+    total = len(prompts) * seeds
+    done = dict(_drawn(folder, total))
+    todo = [number for number in range(total) if number not in done]
+    for start in range(0, len(todo), batch_size):
+        numbers = todo[start : start + batch_size]
+        if progress is not None:
+            progress(total - len(todo) + start, total)
+        began = time.monotonic()
+        samples = generate(
+            model,
+            [prompts[number // seeds] for number in numbers],
+            [variant.first_seed + number for number in numbers],
+            policy=variant.policy,
+            guidance=guidance,
+            batch_size=len(numbers),
+        )
+        samples.save(folder / f"{numbers[0]:06d}.parquet")
+        _add_seconds(folder, time.monotonic() - began, len(numbers))
+        done |= {number: samples.select([place]) for place, number in enumerate(numbers)}
+    if progress is not None:
+        progress(total, total)
+    return _joined([done[number] for number in range(total)])
+
+
+def seconds_of(folder: Path) -> float:
+    """Seconds a picture of `draw_variant`."""
+    noted = read_json(folder / "seconds.json")
+    return float(noted["seconds"]) / max(int(noted["pictures"]), 1)
+
+
+def _add_seconds(folder: Path, seconds: float, pictures: int) -> None:
+    path = folder / "seconds.json"
+    noted = read_json(path) if path.is_file() else {"seconds": 0.0, "pictures": 0}
+    write_json(path, {"seconds": noted["seconds"] + seconds, "pictures": noted["pictures"] + pictures})
+
+
+def _drawn(folder: Path, total: int) -> list[tuple[int, Samples]]:
+    """(number, sample) of what was drawn before; a picture's number follows from its seed."""
+    found = []
+    for path in sorted(folder.glob("*.parquet")):
+        samples = Samples.load(path)
+        first = int(path.stem)
+        begin = int(samples.seeds[0]) - first
+        for place, seed in enumerate(samples.seeds.tolist()):
+            if 0 <= seed - begin < total:
+                found.append((seed - begin, samples.select([place])))
+    return found
+
+
+def _joined(parts: list[Samples]) -> Samples:
+    first = parts[0]
+    return Samples(
+        prompts=[prompt for part in parts for prompt in part.prompts],
+        texts=[text for part in parts for text in part.texts],
+        seeds=torch.cat([part.seeds for part in parts]),
+        tokens=torch.cat([part.tokens for part in parts]),
+        guidance=first.guidance,
+        temperature=first.temperature,
+        top_k=first.top_k,
+        model=first.model,
+        weights=first.weights,
+    )

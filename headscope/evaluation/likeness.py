@@ -1,0 +1,37 @@
+"""How like are two pictures, picture by picture: torchmetrics' measures, and the cosine of features."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from headscope.evaluation.features import need_packages
+
+
+def likeness(pictures: torch.Tensor, reference: torch.Tensor) -> dict[str, torch.Tensor]:
+    """PSNR in dB (infinite for equal pictures) and SSIM (Wang et al. 2004, Gaussian window of 11) of each pair.
+
+    Args:
+        pictures, reference: uint8 [n, height, width, 3], the same number and size.
+    Returns:
+        psnr, ssim: float32 [n].
+    Raises:
+        DataError: torchmetrics is not installed.
+    """
+    need_packages("The likeness of pictures")
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    one, other = (value.permute(0, 3, 1, 2).float() for value in (pictures, reference))
+    psnr = peak_signal_noise_ratio(one, other, data_range=255.0, reduction="none", dim=(1, 2, 3))
+    ssim = structural_similarity_index_measure(one, other, data_range=255.0, reduction="none")
+    return {"psnr": torch.as_tensor(psnr).reshape(-1), "ssim": torch.as_tensor(ssim).reshape(-1)}
+
+
+def cosine(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Cosine of each pair of features [n, F] -> float32 [n]."""
+    return functional.cosine_similarity(features, reference, dim=-1)
+
+
+def token_agreement(tokens: torch.Tensor, reference: torch.Tensor, row_length: int) -> torch.Tensor:
+    """Share of equal tokens in each row of the image: int [n, N] -> float32 [n, rows]."""
+    return (tokens == reference).float().unflatten(1, (-1, row_length)).mean(2)
