@@ -78,19 +78,19 @@ def evaluate(
 
         write_whole(out / "imported.csv", lambda path: imported.to_csv(path, index=False))
         _table(imported.pivot_table(index="variant", columns="category", values="score", sort=False).reset_index())
-    shown = found.likeness.assign(cache_bytes=(found.likeness["cache_bytes"] / 1024).round())
-    _table(shown.rename(columns={"cache_bytes": "KiB"}))
+    sizes = [f"{value / 1024:,.0f}" if value == value else "" for value in found.likeness["cache_bytes"]]
+    _table(
+        found.likeness.assign(cache_bytes=sizes).rename(columns={"cache_bytes": "KiB", "agreement": "tokens", "seconds": "s"})
+    )
     if len(found.scores):
-        scores = found.scores.assign(
-            text=[
-                f"{r.score:.2f}" if r.variant == "full" else f"{r.score:.2f} ({r.difference_low:+.2f} {r.difference_high:+.2f})"
-                for r in found.scores.itertuples()
-            ]
-        )
-        _table(
-            scores.pivot(index="variant", columns="category", values="text").reindex(found.likeness["variant"]).reset_index()
-        )
-        say("StickerEval; in brackets the 95 % interval of the paired difference to the full cache.")
+        order = list(dict.fromkeys(found.scores["category"]))
+        wide = found.scores.pivot(index="variant", columns="category", values="score").reindex(found.likeness["variant"])[order]
+        overall = found.scores[found.scores["category"] == "overall"].set_index("variant")
+        wide["paired, 95 %"] = [
+            f"{overall.loc[v, 'difference_low']:+.2f} {overall.loc[v, 'difference_high']:+.2f}" for v in wide.index
+        ]
+        _table(wide.reset_index())
+        say("StickerEval; last, the 95 % interval of the overall score's paired difference to the full cache.")
     say(f"report: {write_evaluation(out)}")
 
 
@@ -121,5 +121,5 @@ def _table(frame: pd.DataFrame) -> None:
 
     shown = Table(*(Column(str(name), no_wrap=True) for name in frame.columns), box=None)
     for row in frame.itertuples(index=False):
-        shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+        shown.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row))
     lines.print(shown)

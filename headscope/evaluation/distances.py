@@ -5,6 +5,7 @@ Not to be called FID or KID without saying so: those are on Inception's features
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,9 @@ def distances(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -> Dist
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(SUBSET, len(features), len(real))
-    kernel = KernelInceptionDistance(feature=_Features(), subsets=SUBSETS, subset_size=size)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance`")  # it keeps the features: we have them
+        kernel = KernelInceptionDistance(feature=_Features(), subsets=SUBSETS, subset_size=size)
     frechet = FrechetInceptionDistance(feature=_Features())
     for metric in (kernel, frechet):
         metric.update(real, real=True)

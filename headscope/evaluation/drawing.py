@@ -36,10 +36,10 @@ class Variant:
 
     def cache_bytes(self, model: ImageModel, prefix: int, streams: int) -> int:
         """Bytes of the cache of one picture."""
-        terms = {"batch": 1, "streams": streams, "dtype": str(model.dtype).removeprefix("torch.")}
+        dtype = str(model.dtype).removeprefix("torch.")
         if self.policy is None:
-            return plain_bytes(model.shape, prefix=prefix, **terms)  # type: ignore[arg-type]
-        return policy_bytes(self.policy, **terms)  # type: ignore[arg-type]
+            return plain_bytes(model.shape, prefix=prefix, streams=streams, dtype=dtype)
+        return policy_bytes(self.policy, prefix=prefix, streams=streams, dtype=dtype)
 
 
 def batch_for(model: ImageModel, variants: Sequence[Variant], prefix: int, streams: int, memory: int, most: int = 64) -> int:

@@ -21,10 +21,10 @@ def likeness(pictures: torch.Tensor, reference: torch.Tensor) -> dict[str, torch
     need_packages("The likeness of pictures")
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    one, other = (value.permute(0, 3, 1, 2).float() for value in (pictures, reference))
+    one, other = (value.permute(0, 3, 1, 2).double() for value in (pictures, reference))
     psnr = peak_signal_noise_ratio(one, other, data_range=255.0, reduction="none", dim=(1, 2, 3))
     ssim = structural_similarity_index_measure(one, other, data_range=255.0, reduction="none")
-    return {"psnr": torch.as_tensor(psnr).reshape(-1), "ssim": torch.as_tensor(ssim).reshape(-1)}
+    return {"psnr": torch.as_tensor(psnr).reshape(-1).float(), "ssim": torch.as_tensor(ssim).reshape(-1).float()}
 
 
 def cosine(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,122 @@
+"""The evaluation of a tiny model: every variant from the same prompts and seeds, and a stop loses nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from headscope.errors import DataError
+from headscope.evaluation.drawing import FIRST_SEED, OTHER, Variant, batch_for, draw_variant
+from headscope.evaluation.evaluate import evaluate
+from headscope.evaluation.layouts import Asked
+from headscope.models.janus import JanusModel
+from headscope.policy import Limit, Policy, make_preset, policy_bytes, save_policy
+from headscope.runtime import generate
+from tests.cli.command import headscope
+
+PROMPTS = ["red apple", "a blue car", "dog"]
+ASKED = [Asked(prompt, f"{n:05d}", {}) for n, prompt in enumerate(PROMPTS)]
+
+
+@pytest.fixture(scope="module")
+def half(tiny: JanusModel) -> Policy:
+    limit = Limit.from_keep(tiny.shape, "60%", prefix=10)
+    return make_preset("streaming", tiny.shape, limit, prefix=10)
+
+
+@pytest.fixture
+def larger(tiny: JanusModel, monkeypatch: pytest.MonkeyPatch) -> JanusModel:
+    """The tiny model with its pictures enlarged: SSIM's window is larger than they are."""
+    small = tiny.to_images
+    monkeypatch.setattr(tiny, "to_images", lambda tokens: small(tokens).repeat_interleave(4, 1).repeat_interleave(4, 2))
+    return tiny
+
+
+def test_every_variant_draws_what_generate_draws(tiny: JanusModel, half: Policy, tmp_path: Path) -> None:
+    drawn = draw_variant(tiny, Variant("half", half), PROMPTS, 2, tmp_path / "half", 4)
+    assert drawn.prompts == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2 + [PROMPTS[2]] * 2
+    alone = generate(tiny, drawn.prompts, [FIRST_SEED + n for n in range(6)], policy=half)
+    assert torch.equal(drawn.tokens, alone.tokens)
+
+
+def test_pictures_that_stand_are_not_drawn_again(
+    tiny: JanusModel, half: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = draw_variant(tiny, Variant("full"), PROMPTS, 2, tmp_path / "a", 4)
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw_variant(tiny, Variant("full"), PROMPTS, 2, tmp_path / "b", 2, progress=stop)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "b").glob("*.parquet")}
+    assert len(before) == 1
+    asked: list[int] = []
+
+    def counted(*arguments: object, **options: object) -> object:
+        asked.extend(arguments[2])  # type: ignore[arg-type]
+        return generate(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("headscope.evaluation.drawing.generate", counted)
+    again = draw_variant(tiny, Variant("full"), PROMPTS, 2, tmp_path / "b", 3)  # another batch size
+    assert torch.equal(again.tokens, whole.tokens)
+    assert asked == [FIRST_SEED + n for n in range(2, 6)]
+    assert all((tmp_path / "b" / name).read_bytes() == content for name, content in before.items())
+
+
+def test_a_batch_fits_its_memory(tiny: JanusModel, half: Policy) -> None:
+    variants = [Variant("full"), Variant("half", half)]
+    one = Variant("full").cache_bytes(tiny, 10, 2)
+    assert batch_for(tiny, variants, 10, 2, 5 * one + 1) == 5
+    assert batch_for(tiny, variants, 10, 2, 10**12) == 64
+    assert Variant("half", half).cache_bytes(tiny, 10, 2) == policy_bytes(half, prefix=10)
+    with pytest.raises(DataError, match="hold no cache of one picture"):
+        batch_for(tiny, variants, 10, 2, one - 1)
+
+
+def test_an_evaluation_has_floors_and_what_each_policy_did(larger: JanusModel, half: Policy, tmp_path: Path) -> None:
+    found = evaluate(larger, ASKED, {"half": half}, tmp_path / "e", seeds=2, other_dtype=lambda: larger)
+    like = found.likeness.set_index("variant")
+    assert list(like.index) == ["full", "full_float32", "other_seed", "half"]
+    assert like.loc["full", "same"] == 1
+    assert like.loc["full", "agreement"] == 1
+    assert like.loc["other_seed", "agreement"] < 1
+    prefix = larger.encode(PROMPTS).ids.shape[1]
+    assert like.loc["half", "cache_bytes"] == policy_bytes(half, prefix=prefix) < like.loc["full", "cache_bytes"]
+    seeds = found.pictures.groupby("variant")["seed"].apply(list)
+    assert seeds["half"] == seeds["full"] == [FIRST_SEED + n for n in range(6)]
+    assert seeds["other_seed"] == [FIRST_SEED + OTHER + n for n in range(6)]
+    assert len(found.by_row) == 4 * 4
+    files = sorted(path.name for path in (tmp_path / "e" / "half").iterdir())
+    assert files == [f"{prompt:05d}-{seed}.png" for prompt in range(3) for seed in range(2)]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "e" / "pictures.parquet"), found.pictures)
+    with pytest.raises(DataError, match="holds an evaluation with seeds 2, now it is 3"):
+        evaluate(larger, ASKED, {"half": half}, tmp_path / "e", seeds=3)
+
+
+def test_the_command_writes_a_page_and_goes_on(
+    tiny: JanusModel, tiny_folder: Path, half: Policy, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    small = JanusModel.to_images
+    monkeypatch.setattr(JanusModel, "to_images", lambda m, t: small(m, t).repeat_interleave(4, 1).repeat_interleave(4, 2))
+    save_policy(half, tmp_path / "half.safetensors")
+    (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
+    (tmp_path / "r.jsonl").write_text('{"variant": "half", "category": "dpg", "score": 0.5}')
+    arguments = ["evaluate", tiny_folder, "--policy", tmp_path / "half.safetensors", "--prompts", tmp_path / "p.txt",
+                 "--out", tmp_path / "e", "--seeds", 1, "--no-floor"]  # fmt: skip
+    ended = headscope(capsys, monkeypatch, *arguments)
+    assert ended.status == 0, ended.err
+    assert "half" in ended.out
+    ended = headscope(capsys, monkeypatch, *arguments, "--import", tmp_path / "r.jsonl")
+    assert ended.status == 0
+    page = (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
+    assert "Scores of another scorer" in page
+    assert "http://" not in page
+    ended = headscope(capsys, monkeypatch, *arguments, "--layout", "fid")
+    assert ended.status == 2
+    assert "--layout fid: unknown; known are geneval, dpg" in ended.err
