@@ -9,9 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from headscope.errors import DataError
+from headscope.geometry import Geometry
 from headscope.reporting import plots
 from headscope.reporting.data import RunData, read_run
 from headscope.reporting.explain import parse_head
+from headscope.reporting.streams import stream_figure, stream_map
 from headscope.tracing import TraceDataset
 from headscope.tracing.catalogue import STATISTICS
 
@@ -66,6 +68,10 @@ def _figures(data: RunData, names: list[str], chosen: list[tuple[int, int]]) -> 
     if plots.telling(table):  # a published map has scores alone
         yield "pairs", lambda: plots.pair_plot(table)
         yield "dendrogram", lambda: plots.dendrogram(table)
+    if data.curves is not None and "cache_divergence" in data.curves and geometry["rows"] > 1:
+        found = stream_map(data.curves["cache_divergence"], table, Geometry(**geometry))
+        if found.by_class:
+            yield "streams", lambda: stream_figure(found)
     if data.stability is not None:
         stability = data.stability
         yield "stability", lambda: plots.agreement(stability)

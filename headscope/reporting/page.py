@@ -15,9 +15,11 @@ from markupsafe import Markup
 from PIL import Image
 
 from headscope.errors import DataError
+from headscope.geometry import Geometry
 from headscope.policy import CONTROLS
 from headscope.reporting import figures, head_figures, words
 from headscope.reporting.data import RunData, read_run
+from headscope.reporting.streams import stream_map
 from headscope.storage import write_text
 
 SHOWN_AT_ONCE = 8  # pairs of pictures at once; the others are behind a click
@@ -76,6 +78,7 @@ def content(data: RunData) -> dict[str, Any]:
         "scores_stand": head_figures.cell_side(int(data.run["model"]["kv_heads"])) >= head_figures.SPACIOUS,
         "drawn": _drawn_heads(data),
         "lags": _lags(data),
+        "margins": _margins(data),
         "agreement": _agreement(data),
         "needs": _needs(data),
         "budgets": _drawn(_budgets(data)),
@@ -191,6 +194,15 @@ def _lags(data: RunData) -> dict[str, Any] | None:
     labels = {kind: [f"layer {head['layer']} head {head['head']}" for head in heads[:2]] for kind, heads in drawn.items()}
     figure = _both(head_figures.lags, data.by_kv_head("lag_mass"), chosen, row_length)
     return {"figure": _drawn(figure), "labels": labels}
+
+
+def _margins(data: RunData) -> str:
+    """What the two streams' caches say of the margin columns; empty where they were not traced, or are all alike."""
+    geometry = Geometry(**{name: int(value) for name, value in data.run["model"]["geometry"].items()})
+    if data.heads is None or data.curves is None or "cache_divergence" not in data.curves or geometry.rows == 1:
+        return ""
+    found = stream_map(data.curves["cache_divergence"], data.heads.table, geometry)
+    return found.sentence() if found.by_class else ""
 
 
 def _agreement(data: RunData) -> dict[str, Any] | None:
