@@ -57,8 +57,8 @@ def test_figures_are_written_for_every_kind(
     assert ended.status == 0
     found = sorted(path.stem for path in tmp_path.iterdir())
     assert found == ["decay", "dendrogram", "footprints", "layers", "map-entropy", "pairs", "streams"]
-    assert ended.out.split() == [str(tmp_path / f"{name}.png") for name in
-                                 ("map-entropy", "footprints", "decay", "layers", "pairs", "dendrogram", "streams")]  # fmt: skip
+    names = ("map-entropy", "footprints", "decay", "layers", "pairs", "dendrogram", "streams")
+    assert ended.out.split() == [str(tmp_path / f"{name}.png") for name in names]
 
 
 @pytest.mark.parametrize(
