@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headscope.cli.console import lines, progress, say
+from headscope.cli.console import Seed, lines, progress, say
 
 app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
 
@@ -56,6 +56,31 @@ def trace(
     for row in table.itertuples(index=False):
         shown.add_row(*(_cell(cell) for cell in row))
     lines.print(shown)
+    say(f"table: {out}")
+
+
+@app.command("stickereval")
+def stickereval(
+    evaluation: Annotated[Path, typer.Argument(metavar="EVALUATION", help="A folder of `headscope evaluate --run ...`.")],
+    run: Annotated[list[Path], typer.Option(help="The runs whose policies it drew; give it again for more.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("stickereval.csv"),
+    seed: Seed = 0,
+) -> None:
+    """Meaning by method and budget, and whether replay KL predicts it. Example: headscope bench stickereval e --run runs/s20"""
+    from rich.table import Table
+
+    from headscope.benchmarks.meaning import meaning
+    from headscope.storage import write_whole
+
+    found = meaning(evaluation, run, seed)
+    write_whole(out, lambda path: found.table.to_csv(path, index=False, float_format="%.5g"))
+    overall = found.table[found.table["category"] == "overall"].drop(columns="category")
+    for frame in (overall, found.correlations):
+        shown = Table(*frame.columns, box=None)
+        for row in frame.itertuples(index=False):
+            shown.add_row(*(_cell(cell) for cell in row))
+        lines.print(shown)
+    say("correlation: Spearman's of replay KL and overall score within a budget, 95 % by bootstrap over prompts.")
     say(f"table: {out}")
 
 

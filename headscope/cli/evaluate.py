@@ -19,6 +19,9 @@ def evaluate(
     model: ModelName,
     out: Annotated[Path, typer.Option(help="Folder for pictures and tables; the same command goes on there.")],
     policy: Annotated[list[Path] | None, typer.Option(help="A policy file; give it again for more.")] = None,
+    run: Annotated[
+        list[Path] | None, typer.Option(help="A run folder: its policy and presets, named METHOD-BUDGET; again for more.")
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="JSON lines, a text file, or a folder of text files (default: StickerEval's).")
     ] = None,
@@ -34,8 +37,9 @@ def evaluate(
     dtype: Dtype = None,
 ) -> None:
     """Draw with the full cache and each policy, and compare. Example: headscope evaluate stickers-scenes --policy P --out e"""
+    from headscope.benchmarks.meaning import policies_of
     from headscope.errors import DataError
-    from headscope.evaluation.evaluate import evaluate as run
+    from headscope.evaluation.evaluate import evaluate as measure
     from headscope.evaluation.features import need_packages
     from headscope.evaluation.imported import read_results
     from headscope.evaluation.layouts import LAYOUTS, read_asked
@@ -64,9 +68,11 @@ def evaluate(
     policies: dict[str, Policy] = {file.stem: load_policy(file, loaded.shape) for file in files}
     if len(policies) != len(files):
         raise DataError("Two policy files have the same name, by which the table tells them apart: rename one.")
+    for folder in run or ():
+        policies |= policies_of(folder, loaded.shape)
     other = "bfloat16" if str(loaded.dtype) == "torch.float32" else "float32"
     with progress() as tell:
-        found = run(
+        found = measure(
             loaded, asked, policies, out, seeds=seeds, grading=grading,
             other_dtype=(lambda: load_model(model, device=device, dtype=other)) if floor else None,
             real=real, layout=layout, memory=parse_size(memory), guidance=guidance,

@@ -1,0 +1,125 @@
+"""StickerEval by method and budget, and whether replay KL predicts it: joins an evaluation with the runs that found its policies."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from headscope.errors import DataError
+from headscope.evaluation.drawing import FULL
+from headscope.policy import Policy, load_policy
+from headscope.policy.policy import ModelShape
+
+COLUMNS = ["method", "budget", "category", "score", "low", "high", "replay_kl", "cache_bytes"]
+_BOOTSTRAPS = 2000
+
+
+def policies_of(run: str | Path, shape: ModelShape | None = None) -> dict[str, Policy]:
+    """The searched policy and the presets of a run folder, by method and budget: `searched-20`, `h2o-20`.
+
+    Raises:
+        DataError: the run has no policy yet, or its limit is no share of the cache.
+    """
+    run = Path(run)
+    budget = _budget(run)
+    files = {"searched": run / "policy.safetensors"}
+    files |= {path.stem: path for path in sorted((run / "search" / "presets").glob("*.safetensors"))}
+    return {f"{method}-{budget}": load_policy(path, shape) for method, path in files.items()}
+
+
+def _budget(run: Path) -> str:
+    """`20` of a run that was searched with --keep 20%."""
+    if not (run / "policy.safetensors").is_file():
+        raise DataError(f"{run}: holds no policy yet; run `headscope search {run}` first.")
+    try:
+        text = str(json.loads((run / "run.json").read_text(encoding="utf-8"))["limit"]["text"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{run / 'run.json'}: names no limit, so this is no finished search.") from None
+    match = re.fullmatch(r"([\d.]+)\s*%", text)
+    if match is None:
+        raise DataError(f"{run}: was searched with {text}; the table of budgets needs a share such as --keep 20%.")
+    return f"{float(match[1]):g}"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Attributes: table: COLUMNS, budget and cache as a fraction and bytes, replay_kl on the run's unseen prompts.
+    correlations: a row a budget: budget, policies, correlation (Spearman's of replay KL and overall score), low, high (95 %,
+    by bootstrap over prompts); -1 where less KL always means more meaning."""
+
+    table: pd.DataFrame
+    correlations: pd.DataFrame
+
+
+def meaning(evaluation: str | Path, runs: Sequence[str | Path], seed: int = 0) -> Meaning:
+    """Join the scores of an evaluation with the losses of the runs whose policies it drew.
+
+    Raises:
+        DataError: no graded evaluation, or no run for one of its policies.
+    """
+    evaluation = Path(evaluation)
+    try:
+        scores = pd.read_csv(evaluation / "scores.csv")
+        pictures = pd.read_parquet(evaluation / "pictures.parquet")
+        methods = pd.concat([_losses(Path(run)) for run in runs]) if runs else pd.DataFrame(columns=["variant"])
+    except (OSError, ValueError) as error:
+        raise DataError(f"{evaluation}: its tables or those of the runs cannot be read ({error}).") from None
+    if scores.empty or "correct" not in pictures:
+        raise DataError(f"{evaluation}: was not graded; evaluate with StickerEval's prompts.")
+    losses = methods.drop_duplicates("variant").set_index("variant")
+    rows = []
+    for row in scores.to_dict("records"):
+        name = str(row["variant"])
+        method, _, budget = name.rpartition("-")
+        if name == FULL:
+            method, share, kl = FULL, 1.0, 0.0
+            nbytes = float(losses.loc[losses["method"] == FULL, "cache_bytes"].iloc[0]) if len(losses) else np.nan
+        elif re.fullmatch(r"[\d.]+", budget):
+            if name not in losses.index:
+                raise DataError(f"{evaluation}: {name} was drawn, and none of the runs given holds its loss; add --run.")
+            share, kl, nbytes = (
+                float(budget) / 100,
+                float(losses.loc[name, "replay_kl"]),
+                float(losses.loc[name, "cache_bytes"]),
+            )
+        else:
+            continue  # the floors
+        rows.append((method, share, row["category"], row["score"], row["low"], row["high"], kl, nbytes))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return Meaning(table, _correlations(table, pictures, seed))
+
+
+def _losses(run: Path) -> pd.DataFrame:
+    budget = _budget(run)
+    found = pd.read_csv(run / "methods.csv")
+    return found.assign(variant=[name if name == FULL else f"{name}-{budget}" for name in found["method"]])
+
+
+def _correlations(table: pd.DataFrame, pictures: pd.DataFrame, seed: int) -> pd.DataFrame:
+    by_prompt = pictures.groupby(["variant", "tag", "prompt"])["correct"].mean()
+    rng = np.random.default_rng(seed)
+    rows = []
+    for budget, part in table[table["category"] == "overall"].groupby("budget"):
+        if len(part) < 3 or budget == 1.0:
+            continue
+        names = [f"{method}-{100 * float(str(budget)):g}" for method in part["method"]]
+        loss = part["replay_kl"].to_numpy()
+        wide = by_prompt.loc[names].unstack("variant")[names]
+        tags = [block.to_numpy(dtype=float) for _, block in wide.groupby(level="tag")]
+        draws = []
+        for _ in range(_BOOTSTRAPS):
+            overall = np.mean([block[rng.integers(len(block), size=len(block))].mean(0) for block in tags], 0)
+            if np.ptp(overall) > 0:
+                draws.append(float(spearmanr(loss, overall).statistic))
+        exact = np.mean([block.mean(0) for block in tags], 0)
+        middle = float(spearmanr(loss, exact).statistic) if np.ptp(exact) > 0 else float("nan")
+        low, high = np.quantile(draws, [0.025, 0.975]) if draws else (np.nan, np.nan)
+        rows.append((float(str(budget)), len(part), middle, float(low), float(high)))
+    return pd.DataFrame(rows, columns=["budget", "policies", "correlation", "low", "high"])

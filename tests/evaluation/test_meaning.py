@@ -1,0 +1,67 @@
+"""Scores and losses come together by method and budget, and their correlation is what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from headscope.benchmarks.meaning import COLUMNS, meaning
+from headscope.errors import DataError
+
+METHODS = {"searched": 0.1, "h2o": 0.2, "ssd": 0.4, "swapped": 3.0}
+
+
+def make(folder: Path, quality: dict[str, float], kept: str = "20%") -> tuple[Path, Path]:
+    """An evaluation of 40 prompts in two categories, and the run of its policies."""
+    rng = np.random.default_rng(0)
+    run, evaluation = folder / "run", folder / "e"
+    run.mkdir(parents=True)
+    evaluation.mkdir()
+    (run / "policy.safetensors").write_bytes(b"")
+    (run / "run.json").write_text(json.dumps({"limit": {"text": kept}}))
+    rows = [("full", 0.0, 1000)] + [(name, kl, 200) for name, kl in METHODS.items()]
+    pd.DataFrame(rows, columns=["method", "replay_kl", "cache_bytes"]).to_csv(run / "methods.csv", index=False)
+    pictures, scores = [], []
+    for name, share in {"full": 0.9, "other_seed": 0.8, **{f"{m}-20": q for m, q in quality.items()}}.items():
+        right = rng.random(40) < share
+        pictures += [(name, n, "single" if n < 20 else "two", bool(right[n])) for n in range(40)]
+        for category, part in (("single", right[:20]), ("two", right[20:]), ("overall", right)):
+            scores.append((name, category, part.mean(), 0.0, 1.0))
+    frame = pd.DataFrame(pictures, columns=["variant", "prompt", "tag", "correct"])
+    frame.to_parquet(evaluation / "pictures.parquet", index=False)
+    pd.DataFrame(scores, columns=["variant", "category", "score", "low", "high"]).to_csv(evaluation / "scores.csv", index=False)
+    return evaluation, run
+
+
+def test_a_table_holds_every_method_and_budget_and_leaves_the_floors_out(tmp_path: Path) -> None:
+    evaluation, run = make(tmp_path, dict.fromkeys(METHODS, 0.5))
+    found = meaning(evaluation, [run]).table
+    assert list(found.columns) == COLUMNS
+    assert set(found["method"]) == {"full", *METHODS}
+    full = found[found["method"] == "full"]
+    assert (full["budget"] == 1).all()
+    assert (full["cache_bytes"] == 1000).all()
+    ssd = found[(found["method"] == "ssd") & (found["category"] == "overall")].iloc[0]
+    assert (ssd["budget"], ssd["replay_kl"], ssd["cache_bytes"]) == (0.2, 0.4, 200)
+
+
+@pytest.mark.parametrize(("quality", "expected"), [([0.95, 0.65, 0.35, 0.05], -1.0), ([0.05, 0.35, 0.65, 0.95], 1.0)])
+def test_losses_that_predict_meaning_correlate_with_it(tmp_path: Path, quality: list[float], expected: float) -> None:
+    evaluation, run = make(tmp_path, dict(zip(METHODS, quality, strict=True)))
+    row = meaning(evaluation, [run]).correlations.iloc[0]
+    assert (row["budget"], row["policies"]) == (0.2, 4)
+    assert row["correlation"] == pytest.approx(expected)
+    assert row["low"] <= row["correlation"] <= row["high"]
+
+
+def test_a_policy_without_its_run_and_a_limit_in_bytes_are_refused(tmp_path: Path) -> None:
+    evaluation, _ = make(tmp_path / "a", dict.fromkeys(METHODS, 0.5))
+    with pytest.raises(DataError, match="searched-20 was drawn, and none of the runs given holds its loss; add --run"):
+        meaning(evaluation, [])
+    _, run = make(tmp_path / "b", dict.fromkeys(METHODS, 0.5), kept="12MiB")
+    with pytest.raises(DataError, match="was searched with 12MiB; the table of budgets needs a share"):
+        meaning(evaluation, [run])
