@@ -1,4 +1,4 @@
-"""StickerEval by method and budget, and whether replay KL predicts it: joins an evaluation with the runs that found its policies."""
+"""StickerEval by method and budget, and whether replay KL predicts it: an evaluation joined with the runs of its policies."""
 
 from __future__ import annotations
 

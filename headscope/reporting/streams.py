@@ -80,8 +80,9 @@ def stream_figure(found: StreamMap) -> Figure:
         panels = figure.subplots(1, len(kinds) + 1, width_ratios=[1.0] * len(kinds) + [1.35])
         for axes, kind in zip(panels, kinds, strict=False):
             last = kind == kinds[-1]
-            sns.heatmap(found.by_class[kind].numpy(), ax=axes, cmap="mako_r", vmin=0, vmax=top, square=True, cbar=last,
-                        cbar_kws={"shrink": 0.7, "label": "1: the head's mean"}, xticklabels=False, yticklabels=False)  # fmt: skip
+            look = {"cmap": "mako_r", "vmin": 0, "vmax": top, "square": True, "xticklabels": False, "yticklabels": False}
+            scale = {"shrink": 0.7, "label": "1: the head's mean"}
+            sns.heatmap(found.by_class[kind].numpy(), ax=axes, cbar=last, cbar_kws=scale, **look)
             axes.set(title=f"{kind}, {found.heads[kind]} heads", xlabel="column", ylabel="row" if kind == kinds[0] else "")
         for kind in kinds:
             panels[-1].plot(found.columns(kind).numpy(), color=COLOURS[kind], marker="o", markersize=3, label=kind)
