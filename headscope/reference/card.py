@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -65,11 +66,21 @@ _LOSSES = {"loss": "training", "unseen_views": "unseen views", "unseen_pairs": "
 
 
 def write_card(
-    preset: Preset, stickers: Stickers, training: Path, out: Path, *, parameters: int, vocabulary: int, psnr: float, where: str
+    preset: Preset,
+    stickers: Stickers,
+    training: Path,
+    out: Path,
+    *,
+    before: list[dict[str, Any]],
+    parameters: int,
+    vocabulary: int,
+    psnr: float,
+    where: str,
 ) -> Path:
     """Write README.md and loss.svg into `out`, from the logs in `training`.
 
     Args:
+        before: stages that the weights had behind them, see `warm.stages_of`.
         psnr: decibels of the VQ model's pictures of drawings that training never saw. where: a sentence on machine and time.
     """
     losses = pd.read_csv(training / "transformer.csv").drop_duplicates("step", keep="last").sort_values("step")
@@ -90,6 +101,7 @@ def write_card(
         psnr=psnr,
         name=out.name,
         **_words(preset),
+        start=_start(before),
         layers=preset.layers,
         heads=preset.heads,
         head_dim=preset.hidden // preset.heads,
@@ -115,7 +127,6 @@ def _words(preset: Preset) -> dict[str, str]:
         return {
             "draws": f"one sticker of {side} from a prompt such as `red apple, noto style, blue background`",
             "scenes": "",
-            "start": "",
             "cannot": "One sticker, no scenes, no counts, no positions",
         }
     return {
@@ -123,11 +134,19 @@ def _words(preset: Preset) -> dict[str, str]:
         "scenes": (
             f"\n\n{preset.scenes:.0%} of the pictures were scenes composed anew from {len(CLASSES)} everyday concepts: one of "
             "them, two, two to four\nof the same, or two with a relation (left, right, above, below). One pair of concepts in "
-            "five, and one number for each\nconcept, never occurred; `headscope/reference/scenes.py` says which."
+            "five, and one number for each\nconcept, never occurred; `headscope/reference/scenes.py` says which. The pairs of "
+            "concept and style above were kept away\nfrom single stickers only: scenes do show those of their concepts."
         ),
-        "start": ", begun from the model `stickers` (`--warm-start headscope/reference/stickers`)",
         "cannot": f"Scenes know {len(CLASSES)} concepts; numbers go to four; two concepts of one scene share a style",
     }
+
+
+def _start(before: list[dict[str, Any]]) -> str:
+    """From which weights the run began."""
+    if not before:
+        return ""
+    told = ", then ".join(f"{stage['pictures']:,} pictures of preset `{stage['preset']}`" for stage in before)
+    return f", begun (`--warm-start`) from\nweights that had seen {told}"
 
 
 def _stages(losses: pd.DataFrame, every: int = 50) -> str:

@@ -20,7 +20,8 @@ from headscope.reference.scenes import KINDS, SceneBook, describe
 from headscope.reference.tokenizer import special_ids
 from headscope.reference.transformer import fresh_model, trainable
 from headscope.reference.vq import reconstruct
-from headscope.storage import write_text
+from headscope.reference.warm import RECIPE, stages_of
+from headscope.storage import write_json, write_text
 
 # Chosen by eye among (3, 1), (3, .8), (5, .9) and (2, .7), on prompts of another seed than the committed sheet.
 GUIDANCE, TEMPERATURE = 2.0, 0.7
@@ -74,11 +75,15 @@ def export(
     lines = ["# Drawn by seed from the concepts and styles that the model was trained on."]
     prompts = scene_prompts(stickers, PROMPTS, seed) if preset.scenes else prompts_by_seed(stickers, PROMPTS, seed)
     write_text(out / "prompts.txt", "\n".join([*lines, *prompts]) + "\n")
+    before = stages_of(training)
+    seen = int(pd.read_csv(training / "transformer.csv")["pictures"].iloc[-1])
+    write_json(out / RECIPE, [*before, {"preset": preset.name, "pictures": seen}])
     write_card(
         preset,
         stickers,
         training,
         out,
+        before=before,
         parameters=parameters,
         vocabulary=len(tokenizer),
         psnr=psnr,

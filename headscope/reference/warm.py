@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from headscope.errors import DataError
-from headscope.storage import write_whole
+from headscope.storage import read_json, write_json, write_whole
 
+RECIPE = "recipe.json"  # of a model folder: every stage of its training
+STAGES = "stages.json"  # of a training folder: those before
 _VQ = "model.vqmodel."
 
 
@@ -44,7 +47,18 @@ def earlier_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, to
     return {name: value.float() for name, value in parts.items()}, vq
 
 
+def stages_of(folder: Path) -> list[dict[str, Any]]:
+    """What weights have behind them, oldest first: {"preset": name, "pictures": how many the transformer saw}.
+
+    Of a model folder its whole recipe; of a training folder the stages before its own. Empty where nothing was noted.
+    """
+    found = next((folder / name for name in (RECIPE, STAGES) if (folder / name).is_file()), None)
+    return [] if found is None else list(read_json(found))
+
+
 def take_over_vq(folder: Path, out: Path) -> None:
-    """Put the earlier VQ model into `out`: it is convolutional, so it serves pictures of any size."""
+    """Put the earlier VQ model into `out`, and what the earlier weights have behind them: it is convolutional, so it serves
+    pictures of any size."""
+    write_json(out / STAGES, stages_of(folder))
     vq = {name: value.contiguous() for name, value in earlier_weights(folder)[1].items()}
     write_whole(out / "vq.safetensors", lambda path: save_file(vq, path))
