@@ -83,6 +83,7 @@ def evaluate(
     if taken := {FULL, OTHER_SEED} & set(policies):
         raise DataError(f"policy name {sorted(taken)[0]}: is that of a row that every table has; name the file otherwise.")
     variants += [Variant(name, policy) for name, policy in policies.items()]
+    others = None if real is None else _real(Path(real))  # what cannot be read is told before anything is drawn
     _claim(out, model, asked, seeds, guidance, layout)
     prompts = [one.prompt for one in asked]
     encoded = model.encode(prompts)
@@ -102,7 +103,7 @@ def evaluate(
         del other
     sizes = {variant.name: variant.cache_bytes(model, encoded.ids.shape[1], streams) for variant in variants}
     names = [FULL, *(name for name in drawn if name.startswith(f"{FULL}_")), OTHER_SEED, *policies]
-    return _measure(model, {name: drawn[name] for name in names}, sizes, asked, out, seeds, grading, real, layout, progress)
+    return _measure(model, {name: drawn[name] for name in names}, sizes, asked, out, seeds, grading, others, layout, progress)
 
 
 def _measure(
@@ -113,12 +114,12 @@ def _measure(
     out: Path,
     seeds: int,
     grading: Sequence[GradingPrompt] | None,
-    real: str | Path | None,
+    real: np.ndarray | None,
     layout: str | None,
     progress: Progress | None,
 ) -> Evaluation:
     network = FeatureNetwork(str(model.device))
-    real_features = None if real is None else network(_real(Path(real)))
+    real_features = None if real is None else network(real)
     grader = None if grading is None else StickerEval(device=str(model.device))
     reference = _images(model, drawn[FULL])
     reference_features = network(reference)
