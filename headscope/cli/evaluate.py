@@ -86,7 +86,9 @@ def evaluate(
         _table(imported.pivot_table(index="variant", columns="category", values="score", sort=False).reset_index())
     sizes = [f"{value / 1024:,.0f}" if value == value else "" for value in found.likeness["cache_bytes"]]
     _table(
-        found.likeness.assign(cache_bytes=sizes).rename(columns={"cache_bytes": "KiB", "agreement": "tokens", "seconds": "s"})
+        found.likeness.assign(cache_bytes=sizes)
+        .drop(columns=["kernel_spread", "same"], errors="ignore")
+        .rename(columns={"cache_bytes": "KiB", "agreement": "tokens", "seconds": "s"})
     )
     if len(found.scores):
         order = list(dict.fromkeys(found.scores["category"]))
