@@ -1,0 +1,86 @@
+"""What a page says of how far to trust the classes: stability, needs, controls, margins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from headscope.errors import DataError
+from headscope.reporting import write_report
+from headscope.reporting.words import classes
+from tests.reporting.run_folder import make_run
+from tests.reporting.test_report import page_of
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+def stability(folder: Path, rand: list[float]) -> None:
+    rows = [("prompts", str(2**n), value, value - 0.1, value + 0.02, 0.96, 0.95, 0.97, 20) for n, value in enumerate(rand)]
+    names = ["what", "value", "rand", "rand_low", "rand_high", "rank", "rank_low", "rank_high", "draws"]
+    pd.DataFrame([*rows, ("seeds", "all", 1, 1, 1, 1, 1, 1, 10)], columns=names).to_csv(folder / "stability.csv", index=False)
+
+
+def needs(folder: Path) -> None:
+    rows = [
+        {"keep": keep, "layer": layer, "kv_head": head, "class": "spatial" if head < 2 else "semantic",
+         "semantic_score": head / 4, "window": 0.1, "heavy": 0.3 - 0.1 * head, "both": 0.05, "needs": head / 4 - 0.5}
+        for keep in ("30%", "20%") for layer in range(3) for head in range(4)
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(folder / "needs.csv", index=False)
+    facts = json.loads((folder / "run.json").read_text())
+    facts["needs"] = {"stride": 1, "20%": {"correlation": 0.84, "low": 0.74, "high": 0.89}}
+    (folder / "run.json").write_text(json.dumps(facts))
+
+
+def test_agreement_and_needs_are_drawn_where_they_were_measured(run: Path) -> None:
+    assert "Can the classes be trusted?" not in page_of(run).said
+    stability(run, [0.6, 0.8, 0.92, 0.95])
+    needs(run)
+    page = page_of(run)
+    assert "Can the classes be trusted?" in page.said
+    assert "From 4 prompts on two disjoint sets agree" in page.said
+    assert "Each head alone at 30%" in page.said
+    assert "Rank correlation with the semantic score 0.84, 0.74 to 0.89 (95 %)" in page.said
+    assert page.text.count("layer 2 head 3: window loses 0.1000, heavy tokens") == 2  # a dot a head and budget
+
+
+def test_prompts_that_are_too_few_are_said_to_be(run: Path) -> None:
+    stability(run, [0.3, 0.5])
+    assert "Two sets of 2 prompts do not agree well enough yet" in page_of(run).said
+
+
+@pytest.mark.parametrize("file", ["stability.csv", "needs.csv"])
+def test_a_table_without_its_columns_is_named(run: Path, file: str) -> None:
+    (run / file).write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=f"{file}: lacks"):
+        write_report(run)
+
+
+@pytest.mark.parametrize(
+    ("swapped", "random_heads", "low", "said"),
+    [
+        (3.0, 1.0, 0.5, "SSD's classes matter here: it loses 0.3000 nats a token, 1.0000 with random classes and 3.0000 with"),
+        (0.31, 0.9, -0.01, "SSD's classes do not show here: it does as well"),
+    ],
+)
+def test_controls_say_whether_the_classes_matter(swapped: float, random_heads: float, low: float, said: str) -> None:
+    rows = [("ssd", 0.3, None), ("random_heads", random_heads, 0.5), ("swapped", swapped, low)]
+    table = pd.DataFrame(rows, columns=["method", "replay_kl", "control_low"])
+    assert classes(table).startswith(said)
+    assert classes(table[table["method"] != "ssd"]) == ""
+
+
+def test_margins_that_differ_less_are_told_on_the_page(run: Path) -> None:
+    file = run / "trace" / "curves.safetensors"
+    values = torch.ones(3, 4, 8, 8)
+    values[..., 0] = values[..., -1] = 0.5
+    save_file({**load_file(file), "cache_divergence": values.flatten(2)[..., :-1].contiguous()}, file)
+    assert "The margin columns carry less of the prompt than the others here" in page_of(run).said
