@@ -22,7 +22,8 @@ STEEP = 0.5  # GenEval's: a shortened offset of more than this share of the dist
 class StickerEval:
     """Grades pictures of 96 x 96 pixels by what a small detector finds in them.
 
-    How often it is right: `reports/stickers/detector.csv`.
+    How often it is right: `reports/stickers/detector.csv`; how often it agrees with an eye on generated pictures:
+    `agreement.csv` and `confusion.csv` there.
     """
 
     def __init__(self, weights: str | Path = WEIGHTS, device: str = "cpu") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +13,13 @@ from transformers import PreTrainedTokenizerFast
 from headscope.errors import DataError, HeadscopeError
 from headscope.evaluation.detector import WEIGHTS, StickerDetector
 from headscope.models import load_model
+from headscope.reference import agreement as eye
 from headscope.reference import detector as grader
 from headscope.reference import parallel
 from headscope.reference.export import export as export_folder
 from headscope.reference.export import scene_prompts
 from headscope.reference.icons import build_pictures
+from headscope.reference.lessons import LessonBook, Pool
 from headscope.reference.pictures import load_stickers, prompts_by_seed
 from headscope.reference.presets import PRESETS, Preset
 from headscope.reference.tokenizer import build_tokenizer
@@ -30,6 +33,7 @@ from headscope.storage import write_whole
 LONGEST_PROMPT = 64
 SHIPPED = Path(__file__).parent / "stickers"
 SCENES = "stickers-scenes"
+STICKERS = Path("reports/stickers")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Make the bundled model `stickers` again.")
 Pictures = Annotated[Path, typer.Option(help="Parquet file of pictures (see the `pictures` command).")]
@@ -100,7 +104,7 @@ def export(
 @app.command()
 def sheet(
     pictures: Pictures,
-    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("reports/stickers/sheet.png"),
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = STICKERS / "sheet.png",
     count: Annotated[int, typer.Option(min=1, help="Prompts.")] = 48,
     seed: int = 1,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the model's).")] = None,
@@ -123,28 +127,56 @@ def detector(
     pictures: Pictures,
     training: Folder = Path("training/detector"),
     count: Annotated[int, typer.Option("--count", min=0, help="Train on this many pictures; 0 only tests again.")] = 51_200,
+    scenes: Annotated[int, typer.Option("--resampled", min=0, help="Scenes that the model resamples; 0 for none.")] = 3_200,
+    warm_start: Annotated[Path | None, typer.Option(help="Detector file to go on from.")] = None,
     seed: int = 0,
-    model: Annotated[str, typer.Option(help="Whose VQ model half of the pictures pass through: a name or folder.")] = SCENES,
+    model: Annotated[str, typer.Option(help="A name or folder: its VQ model shows a third, it resamples a third.")] = SCENES,
     out: Annotated[Path, typer.Option(help="Detector file to write.")] = WEIGHTS,
-    report: Annotated[Path, typer.Option(help="Table of its test to write.")] = Path("reports/stickers/detector.csv"),
+    report: Annotated[Path, typer.Option(help="Table of its test to write.")] = STICKERS / "detector.csv",
     prompts: Annotated[Path | None, typer.Option(help="Also write the grading prompts anew, here.")] = None,
     sample: Annotated[Path | None, typer.Option(help="Also keep a few pictures of its test here, as image tokens.")] = None,
 ) -> None:
     """Train and test StickerEval's detector. Example: python -m headscope.reference detector --pictures stickers96.parquet"""
-    book = grader.LessonBook(load_stickers(pictures, PRESETS["full"], seed))
+    book = LessonBook(load_stickers(pictures, PRESETS["full"], seed))
     if prompts is not None:
         print(grader.write_prompts(book, prompts))
-    vq = grader.vq_of(model)
+    drawer = grader.drawing_model(model)
     if sample is not None:
-        print(grader.write_sample(book, vq, sample))
+        print(grader.write_sample(book, drawer, sample))
     if count:
-        checkpoint = grader.train_detector(book, vq, training, count, seed)
+        pool = Pool.fill(book, drawer, training, scenes, seed) if scenes else None
+        checkpoint = grader.train_detector(book, drawer, pool, training, count, seed, warm_start)
         fresh = grader.trained(checkpoint)
-        fresh.threshold = grader.best_threshold(fresh, book, vq)
+        fresh.threshold = grader.best_threshold(fresh, book, drawer)
         print(grader.ship(fresh, out))
-    table = grader.examine(StickerDetector.load(out), book, grader.vq_of(model), grader.EXAM)
+    table = grader.examine(StickerDetector.load(out), book, drawer, grader.EXAM)
     print(table.to_string(index=False))
     print(write_whole(report, lambda path: table.to_csv(path, index=False, float_format="%.4f")))
+
+
+@app.command()
+def agreement(
+    labels: Annotated[Path, typer.Option(help="What an eye names in each picture.")] = STICKERS / "labels.jsonl",
+    pictures: Annotated[Path, typer.Option(help="Those pictures, as image tokens.")] = STICKERS / "labelled.safetensors",
+    weights: Annotated[Path, typer.Option(help="Detector file.")] = WEIGHTS,
+    model: Annotated[str, typer.Option(help="The model that drew the pictures: a name or folder.")] = SCENES,
+    drawn: Annotated[Path | None, typer.Option(help="Folder to make the file of pictures from before.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for agreement.csv and confusion.csv.")] = STICKERS,
+) -> None:
+    """Compare StickerEval's verdicts with an eye's. Example: python -m headscope.reference agreement"""
+    drawer = grader.drawing_model(model)
+    if drawn is not None:
+        print(eye.pack_labelled(drawn, drawer, pictures))
+    labelled = eye.read_labelled(labels, pictures)
+    shown = eye.decode_labelled(labelled, drawer)
+    detector = StickerDetector.load(weights)
+    found = detector.detect(shown)
+    tables = {"agreement": eye.agreement(eye.verdicts(labelled, found)), "confusion": eye.confusion(labelled.things, found)}
+    print(tables["agreement"].to_string(index=False))
+    print(f"\nWith other thresholds than {detector.threshold}, to know and not to choose by:")
+    print(eye.by_threshold(labelled, shown, detector).to_string(index=False))
+    for name, table in tables.items():
+        print(write_whole(out / f"{name}.csv", partial(table.to_csv, index=False, float_format="%.4f")))
 
 
 if __name__ == "__main__":

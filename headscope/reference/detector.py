@@ -1,6 +1,7 @@
-"""Training the detector of StickerEval on composed scenes, half of them seen through the VQ model.
+"""Training and testing the detector of StickerEval on the pictures of `lessons.py`.
 
-What StickerEval asks for stays unseen: held-out pairs and counts, and the drawings that `Stickers.held_out` marks.
+The shipped weights learned in two runs: from 51,200 pictures none of which was resampled (`--resampled 0`; half of them, not
+a third, came through the VQ model at that time), then, from there on, from 64,000 of which a third were (`--warm-start`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import os
 import time
 import zlib
 from collections import Counter
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,178 +22,50 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from headscope.errors import DataError
 from headscope.evaluation.detector import Detection, DetectorNetwork, StickerDetector, channels_last
 from headscope.evaluation.grader import relations
 from headscope.evaluation.prompts import TAGS
 from headscope.models import load_model
+from headscope.models.janus import JanusModel
 from headscope.reference import bf16
 from headscope.reference.journal import Journal
+from headscope.reference.lessons import (
+    BATCH,
+    KINDS,
+    SHARES,
+    LessonBook,
+    Pool,
+    bent,
+    decoded,
+    lessons,
+    resampled,
+    resampled_lessons,
+    seen_through,
+)
 from headscope.reference.muon import MuonAdam
-from headscope.reference.pictures import Stickers
-from headscope.reference.presets import BACKGROUNDS, STYLES
+from headscope.reference.presets import STYLES
 from headscope.reference.scenes import (
     CLASSES,
     RELATIONS,
-    Item,
     Scene,
     SceneBook,
     compose,
     describe,
     held_out_count,
     pair_held_out,
-    places,
 )
 from headscope.reference.vq import encode
 from headscope.storage import write_text, write_whole
 
-BATCH = 64  # a quarter anew through the VQ model, the same mirrored, and half as composed
 RATE, ADAM_RATE = 0.02, 2e-3
 WARM_STEPS, DECAY_FROM = 40, 0.3
-KINDS = ("single", "two", "counting", "position", "mixed", "other", "empty")
-SHARES = (0.30, 0.10, 0.20, 0.08, 0.22, 0.09, 0.01)
-GARBLED = 0.03  # share of pictures whose tiles are shuffled, in which nothing is to be found
+WARM_RATE = 0.5  # share of the rates for a run that goes on from a trained detector
 _SAID = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 EXAM = {"single": 600, "two": 250, "counting": 250, "position": 250, "unseen single": 210, "unseen pair": 150, "other": 150}
-_COLOURS = {"green", "blue", "yellow", "orange", "purple", "black", "white", "brown", "pink", "grey"}
-_SHARED = {"ball", "tree"}  # words of a class that do not make another concept look like it
-
-
-def looks_like_a_class(concept: str) -> bool:
-    """Whether a concept outside the classes may show one of them (`heart suit`, `old key`), so that it can't teach `other`."""
-    nouns = {name.split()[-1] for name in CLASSES} - _SHARED
-    words = {word.removesuffix("s") for word in concept.split()} | set(concept.split())
-    return bool(words & nouns) and concept.split()[0] not in _COLOURS
-
-
-class LessonBook(SceneBook):
-    """Scenes that a detector learns from: training's kinds, several classes at once, and concepts outside the classes.
-
-    Attributes:
-        unseen: (class, style) of the drawings kept for the test. others: (concept, style) of what is no class.
-    """
-
-    def __init__(self, stickers: Stickers) -> None:
-        super().__init__(stickers)
-        self.unseen = [pair for pair, row in self.index.items() if stickers.held_out[row]]
-        self.styles = {name: [s for s in styles if (name, s) not in self.unseen] for name, styles in self.styles.items()}
-        concepts = set(CLASSES) | set(CLASSES.values())
-        found = {
-            pair: row
-            for row, pair in enumerate(zip(stickers.concepts, stickers.styles, strict=True))
-            if pair[0] not in concepts and not stickers.held_out[row] and not looks_like_a_class(pair[0])
-        }
-        self.others = list(found)
-        self.index |= found
-
-    def _styles_for(self, names: list[str], rng: np.random.Generator) -> list[str]:
-        """One style for all where there is one, else any; never an unseen drawing."""
-        shared = [style for style in self.styles[names[0]] if all(style in self.styles[name] for name in names)]
-        if shared:
-            return [shared[rng.integers(len(shared))]] * len(names)
-        return [str(rng.choice(self.styles[name])) for name in names]
-
-    def lesson(self, kind: str, rng: np.random.Generator) -> Scene:
-        """A scene of one of `KINDS`; no held-out combination."""
-        if kind in ("single", "two", "counting", "position"):
-            scene = self.sample(kind, rng)
-            return (
-                replace(scene, items=tuple(self._any_style(item, rng) for item in scene.items)) if rng.random() < 0.3 else scene
-            )
-        background = str(rng.choice(list(BACKGROUNDS)))
-        if kind == "empty":
-            return Scene(kind, (), background)
-        count = int(rng.integers(1 if kind == "other" else 2, 5))
-        pairs: list[tuple[str, str]] = []
-        while len(pairs) < count:
-            name = str(rng.choice(list(CLASSES)))
-            if kind == "other" or rng.random() < 0.15:
-                pairs.append(self.others[rng.integers(len(self.others))])
-            elif not any(name == seen or pair_held_out(name, seen) for seen, _ in pairs):
-                pairs.append((name, str(rng.choice(self.styles[name]))))
-        low, high = {1: (0.62, 1.0), 2: (0.34, 0.50)}.get(count, (0.30, 0.46))
-        sides = rng.uniform(low, high, count)
-        centres = places("mixed", count, None, rng)[rng.permutation(count)]
-        shift = rng.uniform(-0.5, 0.5, 2) * (1.02 - sides[0]) if count == 1 else rng.uniform(-0.03, 0.03, 2)
-        items = (
-            Item(name, style, float(x), float(y), float(side))
-            for (name, style), (x, y), side in zip(pairs, centres + shift, sides, strict=True)
-        )
-        return Scene(kind, tuple(items), background)
-
-    def _any_style(self, item: Item, rng: np.random.Generator) -> Item:
-        return replace(item, style=str(rng.choice(self.styles[item.name])))
-
-
-def mirrored(scene: Scene) -> Scene:
-    """The scene as a mirror shows it."""
-    return replace(scene, items=tuple(replace(item, x=1 - item.x) for item in scene.items))
-
-
-@torch.no_grad()
-def seen_through(vq: JanusVQVAE, pixels: torch.Tensor, rng: np.random.Generator | None = None) -> torch.Tensor:
-    """Encode and decode pictures [b, 3, H, W] in -1..1; with `rng`, some codes are replaced as a model might err.
-
-    A code gives way to one of its eight nearest (up to a quarter of the codes), or to that of a neighbouring cell (up to 6 %).
-    """
-    tokens = encode(vq, pixels)
-    if rng is not None:
-        codes = functional.normalize(vq.quantize.embedding.weight.float(), dim=-1)
-        near = (codes @ codes.T).topk(9, -1).indices[:, 1:]
-        chance = rng.uniform(0, 1, (len(tokens), 1)) * (rng.random((len(tokens), 1)) < 0.6)
-        swapped = torch.from_numpy(rng.random(tokens.shape) < 0.25 * chance)
-        picks = torch.from_numpy(rng.integers(near.shape[1], size=tokens.shape))
-        tokens = torch.where(swapped, near[tokens, picks], tokens)
-        moved = torch.from_numpy(rng.random(tokens.shape) < 0.06 * chance)
-        tokens = torch.where(moved, tokens.roll(int(rng.choice([-1, 1, -24, 24])), 1), tokens)
-    return vq.decode(cast(torch.LongTensor, tokens)).float().clamp(-1, 1)
-
-
-def _warp(pixels: torch.Tensor, rng: np.random.Generator, reach: float = 0.13) -> torch.Tensor:
-    """Bend pictures smoothly, by up to `reach` of half a side, as a model misdraws shapes."""
-    count, _, height, width = pixels.shape
-    bend = torch.from_numpy(rng.uniform(-1, 1, (count, 2, 5, 5)) * rng.uniform(0, reach, (count, 1, 1, 1))).float()
-    bend = functional.interpolate(bend, (height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-    still = functional.affine_grid(torch.eye(2, 3).expand(count, -1, -1), [count, 3, height, width], align_corners=False)
-    return functional.grid_sample(pixels, still + bend, padding_mode="border", align_corners=False)
-
-
-def _worn(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Slight blur, noise and change of light, each in some of the pictures."""
-    some = [torch.from_numpy(rng.uniform(0, 1, (len(pixels), 1, 1, 1)) * (rng.random((len(pixels), 1, 1, 1)) < 0.4)).float()
-            for _ in range(4)]  # fmt: skip
-    blurred = functional.avg_pool2d(functional.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    pixels = pixels + some[0] * (blurred - pixels)
-    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**31))))
-    pixels = pixels + 0.08 * some[1] * noise
-    return (pixels * (1 - 0.1 * some[2]) + 0.1 * (some[3] - some[2])).clamp(-1, 1)
-
-
-def _shuffled(pixels: torch.Tensor, rng: np.random.Generator, tile: int = 16) -> torch.Tensor:
-    """One picture [3, H, W] with its tiles in another order."""
-    side = pixels.shape[-1] // tile
-    tiles = (
-        pixels.view(3, side, tile, side, tile).permute(1, 3, 0, 2, 4).flatten(0, 1)[torch.from_numpy(rng.permutation(side**2))]
-    )
-    return tiles.view(side, side, 3, tile, tile).permute(2, 0, 3, 1, 4).reshape(pixels.shape)
-
-
-def lessons(book: LessonBook, vq: JanusVQVAE, rng: np.random.Generator, fast: bool) -> tuple[torch.Tensor, list[Scene]]:
-    """One batch: pictures [b, 3, H, W] in -1..1 and what is in them."""
-    kinds = rng.choice(len(KINDS), size=BATCH - BATCH // 4, p=SHARES)
-    scenes = [book.lesson(KINDS[kind], rng) for kind in kinds]
-    pixels = book.render(scenes, rng, tilt=8.0)
-    bent = torch.from_numpy(rng.permutation(len(scenes))[: len(scenes) // 2])
-    pixels[bent] = _warp(pixels[bent], rng)
-    for row in np.flatnonzero(rng.random(len(scenes)) < GARBLED):
-        pixels[row] = _shuffled(pixels[row], rng)
-        scenes[row] = Scene("empty", (), scenes[row].background)
-    part = BATCH // 4
-    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-        pixels[:part] = seen_through(vq, pixels[:part].contiguous(memory_format=torch.channels_last), rng)
-    pixels = torch.cat([pixels, pixels[:part].flip(-1)])
-    return _worn(pixels, rng), scenes + [mirrored(scene) for scene in scenes[:part]]
+RESAMPLED_KINDS, TIMES = ("single", "two", "counting", "position"), ("once", "twice", "three times")
+RESAMPLED_EXAM = 96  # pictures of each of these kinds
 
 
 @dataclass(frozen=True)
@@ -245,13 +118,29 @@ def detector_loss(network: DetectorNetwork, maps: torch.Tensor, true: Targets) -
     }
 
 
-def train_detector(book: LessonBook, vq: JanusVQVAE, folder: Path, count: int, seed: int = 0, minutes: float = 3.0) -> Path:
-    """Train on `count` pictures, log to `detector.csv`, checkpoint every few minutes; a stopped run goes on where it was."""
+def train_detector(
+    book: LessonBook,
+    model: JanusModel,
+    pool: Pool | None,
+    folder: Path,
+    count: int,
+    seed: int = 0,
+    warm_start: Path | None = None,
+    minutes: float = 3.0,
+) -> Path:
+    """Train on `count` pictures, log to `detector.csv`, checkpoint every few minutes; a stopped run goes on where it was.
+
+    Args:
+        model: whose VQ model a third of the pictures pass through. pool: resampled pictures, a third of all, if there are any.
+        warm_start: detector file to go on from.
+    """
     torch.manual_seed(seed)
     fast = bf16.has_units("cpu")
     network = DetectorNetwork(len(CLASSES), len(STYLES))
     network.state_dict()["head.bias"][0] = -3.0  # objects are rare
-    network, vq = channels_last(network.train()), channels_last(vq)
+    if warm_start is not None:
+        network.load_state_dict(StickerDetector.load(warm_start).network.state_dict())
+    network, vq = channels_last(network.train()), channels_last(model.network.model.vqmodel)
     optimiser = MuonAdam(network, RATE, ADAM_RATE)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.safetensors"
@@ -260,7 +149,7 @@ def train_detector(book: LessonBook, vq: JanusVQVAE, folder: Path, count: int, s
     started = saved = time.monotonic()
     while step < steps:
         rng = np.random.default_rng([seed, step, 5])
-        pixels, scenes = lessons(book, vq, rng, fast)
+        pixels, scenes = lessons(book, vq, pool, rng, fast)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             maps = network(pixels.contiguous(memory_format=torch.channels_last))
         losses = detector_loss(network, maps, targets(scenes))
@@ -268,6 +157,7 @@ def train_detector(book: LessonBook, vq: JanusVQVAE, folder: Path, count: int, s
         loss.backward()
         torch.nn.utils.clip_grad_norm_(optimiser.parameters, 5.0)
         factor = min(1.0, (step + 1) / WARM_STEPS) * min(1.0, (1 - step / steps) / (1 - DECAY_FROM))
+        factor *= 1.0 if warm_start is None else WARM_RATE
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             optimiser.step(factor)
         network.zero_grad(set_to_none=True)
@@ -354,10 +244,18 @@ def write_prompts(book: SceneBook, path: Path) -> Path:
     return write_text(path, "".join(json.dumps(line) + "\n" for line in grading_prompts(book)))
 
 
-def vq_of(name: str) -> JanusVQVAE:
-    """The VQ model of a bundled model or a folder, frozen."""
-    network: Any = load_model(name)
-    return network.network.model.vqmodel.requires_grad_(False)
+def drawing_model(name: str) -> JanusModel:
+    """A bundled model or one in a folder, frozen.
+
+    Raises:
+        DataError: a model that draws no pictures.
+    """
+    model: Any = load_model(name)
+    if not isinstance(model, JanusModel):
+        raise DataError(f"{name}: draws no pictures; take `stickers-scenes` or a folder with a Janus model.")
+    network: Any = model.network.requires_grad_(False)
+    channels_last(network.model.vqmodel)
+    return model
 
 
 def exam(book: LessonBook, kind: str, count: int, rng: np.random.Generator) -> list[Scene]:
@@ -402,8 +300,12 @@ def wholly_right(scene: Scene, found: list[Detection]) -> dict[str, bool]:
     return {"classes": named, "right": right}
 
 
-def examine(detector: StickerDetector, book: LessonBook, vq: JanusVQVAE, sizes: dict[str, int], seed: int = 1) -> pd.DataFrame:
+def examine(
+    detector: StickerDetector, book: LessonBook, model: JanusModel, sizes: dict[str, int], seed: int = 1
+) -> pd.DataFrame:
     """The grader's own test: share of pictures wholly right, as composed and after the VQ model, with Wilson intervals.
+
+    The first `RESAMPLED_EXAM` pictures of `RESAMPLED_KINDS` are also resampled, once to three times, by the model.
 
     Args:
         sizes: how many pictures of each kind of `exam`.
@@ -414,13 +316,20 @@ def examine(detector: StickerDetector, book: LessonBook, vq: JanusVQVAE, sizes: 
     """
     rows = []
     for kind, count in sizes.items():
-        rng = np.random.default_rng([seed, zlib.crc32(kind.encode())])
+        rng, chance = (np.random.default_rng([seed, zlib.crc32(kind.encode()), *more]) for more in ((), (1,)))
         for start in range(0, count, 32):
             scenes = exam(book, kind, min(32, count - start), rng)
             pixels = book.render(scenes, rng)
-            for seen, shown in (("composed", pixels), ("after the VQ model", seen_through(vq, pixels))):
-                pictures = ((shown + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-                answers = zip(scenes, detector.detect(pictures), strict=True)
+            views = {
+                "composed": _bytes(pixels),
+                "after the VQ model": _bytes(seen_through(model.network.model.vqmodel, pixels)),
+            }
+            if kind in RESAMPLED_KINDS and start < RESAMPLED_EXAM:
+                captions = [describe(scene, chance) for scene in scenes]
+                chain = resampled(model, pixels, captions, len(TIMES), chance)
+                views |= {f"resampled {times}": decoded(model, tokens) for times, tokens in zip(TIMES, chain, strict=True)}
+            for seen, pictures in views.items():
+                answers = zip(scenes, detector.detect(pictures.permute(0, 2, 3, 1)), strict=True)
                 rows += [{"kind": kind, "seen": seen, **wholly_right(scene, found)} for scene, found in answers]
     table = pd.DataFrame(rows)
     together = table[table["kind"].isin(["two", "counting", "position"])].assign(kind="scenes")
@@ -431,13 +340,13 @@ def examine(detector: StickerDetector, book: LessonBook, vq: JanusVQVAE, sizes: 
     return pd.DataFrame(lines, columns=["pictures_of", "seen", "pictures", "classes_right", "right", "low", "high"])
 
 
-def write_sample(book: LessonBook, vq: JanusVQVAE, path: Path, singles: int = 16, each: int = 8, seed: int = 2) -> Path:
+def write_sample(book: LessonBook, model: JanusModel, path: Path, singles: int = 16, each: int = 8, seed: int = 2) -> Path:
     """A few scenes of `exam` as image tokens int16 [n, N], for the project's own tests; what they show is in the metadata."""
     rng = np.random.default_rng([seed, 8])
     kinds = {"single": singles, "two": each, "counting": each, "position": each}
     scenes = [scene for kind, count in kinds.items() for scene in exam(book, kind, count, rng)]
     with torch.no_grad():
-        tokens = encode(vq, book.render(scenes, rng)).to(torch.int16)
+        tokens = encode(model.network.model.vqmodel, book.render(scenes, rng)).to(torch.int16)
     facts = [{"kind": s.kind, "relation": s.relation, "items": [astuple(item) for item in s.items]} for s in scenes]
     write_whole(path, lambda target: save_file({"tokens": tokens}, target, {"scenes": json.dumps(facts)}))
     os.chmod(path, 0o644)
@@ -452,23 +361,31 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
 
 
-def best_threshold(detector: StickerDetector, book: LessonBook, vq: JanusVQVAE, count: int = 480, seed: int = 3) -> float:
+def best_threshold(detector: StickerDetector, book: LessonBook, model: JanusModel, count: int = 480, seed: int = 3) -> float:
     """The least score of a detection: the middle of those with which nearly most of training's own scenes are wholly right.
 
-    A third of the scenes as composed, a third bent, a third bent and after the VQ model with codes replaced. "Nearly": within
-    .01 of the best, since shares are flat from .2 to .5 and fall steeply from .6 on.
+    A third of the scenes as composed, a third after the VQ model with codes replaced, half of both bent before, and a third
+    resampled as training's are. "Nearly": within .01 of the best, since shares are flat around it.
     """
     rng = np.random.default_rng([seed, 6])
-    scenes = [book.lesson(KINDS[kind], rng) for kind in rng.choice(len(KINDS), size=count, p=SHARES)]
-    pixels = book.render(scenes, rng)
     third = count // 3
-    pixels[third:] = _warp(pixels[third:], rng)
-    pixels[2 * third :] = seen_through(vq, pixels[2 * third :], rng)
-    pictures = ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    scenes = [book.lesson(KINDS[kind], rng) for kind in rng.choice(len(KINDS), size=2 * third, p=SHARES)]
+    pixels = book.render(scenes, rng)
+    pixels[::2] = bent(pixels[::2], rng)
+    pixels[third:] = seen_through(model.network.model.vqmodel, pixels[third:], rng)
+    tokens, shown = resampled_lessons(book, model, third, rng)
+    rows = rng.permutation(len(shown))[:third]
+    pictures = torch.cat([_bytes(pixels), decoded(model, tokens[torch.from_numpy(rows)])]).permute(0, 2, 3, 1)
+    scenes += [shown[row] for row in rows]
     shares = {}
     for threshold in np.arange(0.2, 0.85, 0.05).round(2).tolist():
         detector.threshold = threshold
         answers = zip(scenes, detector.detect(pictures), strict=True)
-        shares[threshold] = sum(wholly_right(scene, found)["right"] for scene, found in answers) / count
+        shares[threshold] = sum(wholly_right(scene, found)["right"] for scene, found in answers) / len(scenes)
     good = [threshold for threshold, share in shares.items() if share >= max(shares.values()) - 0.01]
     return good[len(good) // 2]
+
+
+def _bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Pictures in -1..1 as uint8."""
+    return ((pixels + 1) * 127.5).round().byte()

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import json
-from itertools import chain, combinations
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from headscope.errors import DataError
 from headscope.evaluation.detector import WEIGHTS, Detection, DetectorNetwork, StickerDetector, known_names, overlap
 from headscope.models import load_model
-from headscope.reference.detector import (
-    KINDS,
-    LessonBook,
-    ship,
-    targets,
-    train_detector,
-    trained,
-    vq_of,
-    wholly_right,
-    wilson,
-)
-from headscope.reference.pictures import Stickers
-from headscope.reference.scenes import CLASSES, Item, Scene, held_out_count, pair_held_out
+from headscope.reference.detector import drawing_model, ship, targets, train_detector, trained, wholly_right, wilson
+from headscope.reference.lessons import LessonBook, Pool
+from headscope.reference.scenes import Item, Scene
+from tests.evaluation.drawings import squares
 
 SAMPLE = Path(__file__).parent / "held_out.safetensors"
 TABLE = Path(__file__).parents[2] / "reports" / "stickers" / "detector.csv"
@@ -43,13 +32,7 @@ def detector() -> StickerDetector:
 
 @pytest.fixture(scope="module")
 def book() -> LessonBook:
-    """Plain squares, a colour each drawing; one drawing is kept for the test."""
-    classes = [(concept, style) for concept in CLASSES.values() for style in ("flat", "noto")]
-    pairs = [*classes, ("robot", "noto"), ("heart suit", "noto")]
-    rgba = torch.rand(len(pairs), 4, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 96, 96).clone()
-    held_out = np.zeros(len(pairs), bool)
-    held_out[0] = True
-    return LessonBook(Stickers(rgba, [concept for concept, _ in pairs], [style for _, style in pairs], held_out))
+    return squares()
 
 
 def test_held_out_compositions_are_read_right(detector: StickerDetector) -> None:
@@ -174,11 +157,9 @@ def test_wilson_intervals_match_a_known_one() -> None:
 
 
 def test_a_stopped_training_goes_on_where_it_was(book: LessonBook, tmp_path: Path) -> None:
-    assert book.others == [("robot", "noto")]  # a heart suit is a red heart to the eye
-    assert book.unseen == [("red apple", "flat")]
-    vq = vq_of("stickers-scenes")
-    train_detector(book, vq, tmp_path, 64)
-    checkpoint = train_detector(book, vq, tmp_path, 128)
+    model = drawing_model("stickers-scenes")
+    train_detector(book, model, None, tmp_path, 64)
+    checkpoint = train_detector(book, model, None, tmp_path, 128)
     assert (tmp_path / "detector.csv").read_text().splitlines()[-1].startswith("2,128,")
     shipped = StickerDetector.load(ship(trained(checkpoint, 0.3), tmp_path / "d.safetensors"))
     assert shipped.threshold == 0.3
@@ -186,13 +167,17 @@ def test_a_stopped_training_goes_on_where_it_was(book: LessonBook, tmp_path: Pat
     torch.testing.assert_close(shipped.network(blank), trained(checkpoint).network(blank))
 
 
-@given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(KINDS))
-@settings(max_examples=40)
-def test_no_lesson_shows_what_is_kept_for_the_test(book: LessonBook, seed: int, kind: str) -> None:
-    items = book.lesson(kind, np.random.default_rng(seed)).items
-    assert not {(item.name, item.style) for item in items} & set(book.unseen)
-    names = [item.name for item in items if item.name in CLASSES]
-    for first, second in combinations(names, 2):
-        assert first == second or not pair_held_out(first, second)
-    if kind == "counting":
-        assert len(names) != held_out_count(names[0])
+def test_a_warm_start_goes_on_from_a_detector_file(
+    book: LessonBook, detector: StickerDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headscope.reference.detector.WARM_RATE", 0.0)  # no step changes a weight
+    pool = Pool(torch.zeros(1, 3, 96, 96, dtype=torch.uint8), [Scene("empty", (), "blue")])
+    model = drawing_model("stickers-scenes")
+    checkpoint = train_detector(book, model, pool, tmp_path, 64, warm_start=WEIGHTS)
+    torch.testing.assert_close(trained(checkpoint).network.head.weight, detector.network.head.weight)
+
+
+def test_a_model_that_draws_no_pictures_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headscope.reference.detector.load_model", lambda name: object())
+    with pytest.raises(DataError, match="prose: draws no pictures; take `stickers-scenes`"):
+        drawing_model("prose")
