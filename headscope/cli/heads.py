@@ -23,8 +23,15 @@ def heads(
     method: Annotated[str, typer.Option(help="mixture, kmeans, or threshold, the paper's rule.")] = "mixture",
     clusters: Annotated[str, typer.Option(help="Number of clusters, or bic.")] = "2",
     threshold: Annotated[float, typer.Option(help="Of SSD's score, for the threshold rule and --scores.")] = 0.2,
-    stability: Annotated[bool, typer.Option("--stability", help="How far two looks agree: prompts, seeds, streams.")] = False,
-    against: Annotated[list[Path] | None, typer.Option(help="Other runs of this model to compare with (--stability).")] = None,
+    stability: Annotated[
+        bool,
+        typer.Option(
+            "--stability", help="How far two looks agree: prompts, seeds, streams, and bands of rows where they were traced."
+        ),
+    ] = False,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Other runs of this model, of another guidance or seed say (--stability).")
+    ] = None,
     scores: Annotated[Path | None, typer.Option(help="Read a published head map (CSV) instead of a trace.")] = None,
     model_shape: Annotated[str | None, typer.Option(help="LAYERSxHEADS of that map, such as 24x16.")] = None,
     explain: Annotated[str | None, typer.Option(metavar="L7H9", help="Say and draw why this head is what it is.")] = None,
@@ -36,11 +43,16 @@ def heads(
         raise typer.BadParameter("give a run folder, or --scores FILE with --model-shape.")
     if not (clusters == "bic" or clusters.isdigit()):
         raise typer.BadParameter(f"--clusters {clusters}: expected a number or bic.")
+    if against and not stability:
+        raise typer.BadParameter("--against is what --stability compares with: give both.")
     if scores is not None:
+        if explain is not None or stability:
+            raise typer.BadParameter("a published map has scores alone: --explain and --stability need a run folder.")
         _published(scores, model_shape, threshold, out or Path("heads.safetensors"))
         return
     assert run is not None
-    if explain is not None and (run / "heads.safetensors").is_file():
+    plain = (method, clusters, threshold) == ("mixture", "2", 0.2)
+    if explain is not None and plain and (run / "heads.safetensors").is_file():
         _explain(run, explain)  # of the classes that stand, whichever method made them
         return
     from headscope.heads import HeadClassifier

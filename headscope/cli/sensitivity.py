@@ -27,9 +27,11 @@ def sensitivity(
     from headscope.reporting.needs import needs_figure
     from headscope.reporting.plots import save_figure
 
+    keeps = [part.strip() for part in keep.split(",") if part.strip()]
+    if not keeps:
+        raise typer.BadParameter("--keep: expected shares such as 30%,20%,10%.")
     model, folder = open_run(run, device, dtype)
     settle_threads(model.name)
-    keeps = [part.strip() for part in keep.split(",") if part.strip()]
     with progress() as tell:
         found = sensitivity_step(model, folder, keeps, pictures=pictures, stride=stride, seed=seed, progress=tell)
     for one in found:

@@ -75,6 +75,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             raise DataError(
                 f"clusters {self.clusters}: expected bic, or a number from 2 to {len(values)}, the number of heads."
             )
+        if not 0 <= self.threshold <= 1:
+            raise DataError(f"threshold {self.threshold}: expected a number from 0 to 1, the range of SSD's score.")
         self.mean_ = values.mean(0)
         self.scale_ = np.where(values.std(0) > 1e-12, values.std(0), 1.0)
         standard = self._standardised(values)

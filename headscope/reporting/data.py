@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ COLUMNS = {
     "stability.csv": ("what", "value", "rand", "rand_low", "rand_high", "rank", "rank_low", "rank_high"),
     "needs.csv": ("keep", "layer", "kv_head", "class", "semantic_score", "window", "heavy", "both", "needs"),
 }
+TEXTS = ("method", "label", "state", "prompt", "what", "value", "keep", "class")  # the others hold numbers
 HEAD_COLUMNS = ("layer", "kv_head", "class", "semantic_score", "confidence")
 
 
@@ -87,7 +88,15 @@ def read_run(path: str | Path) -> RunData:
         needs=_table(path, "needs.csv"),
     )
     _check_shapes(data)
-    return data
+    return replace(data, needs=_with_classes(data))
+
+
+def _with_classes(data: RunData) -> pd.DataFrame | None:
+    """The needs beside the classes that stand now: heads may have been classified anew since."""
+    if data.needs is None or data.heads is None:
+        return data.needs
+    now = data.heads.table[["layer", "kv_head", "class", "semantic_score"]]
+    return data.needs.drop(columns=["class", "semantic_score"]).merge(now, on=["layer", "kv_head"])
 
 
 def _partial(trace: dict[str, Any]) -> bool:
@@ -161,4 +170,7 @@ def _table(folder: Path, name: str) -> pd.DataFrame | None:
         raise DataError(f"{path}: cannot be read ({reason}); delete it and run the step again.") from None
     if missing := [column for column in COLUMNS[name] if column not in table]:
         raise DataError(f"{path}: lacks {', '.join(missing)}; delete it and run the step again.")
+    for column in COLUMNS[name]:
+        if column not in TEXTS and not pd.api.types.is_numeric_dtype(table[column]):
+            raise DataError(f"{path}: {column} holds something that is no number; delete it and run the step again.")
     return table if len(table) else None

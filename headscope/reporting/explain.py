@@ -21,7 +21,7 @@ from headscope.reporting.words import nats, percent
 from headscope.tracing import TraceDataset
 
 PLAIN = {
-    "sparsity_1": "attention outside the 3 x 3 cells around it, SSD's score",
+    "sparsity_1": "attention beyond its next neighbours, SSD's score",
     "sparsity_image_1": "the same of the attention to the image alone",
     "mean_distance": "how many cells away it looks on average",
     "prefix_mass": "attention to the prompt",
@@ -60,7 +60,7 @@ class Explanation:
             class means; their sum is where the head lies: -1 at the spatial mean, 1 at the semantic one).
         footprint: float32 [rows, 2 row_length - 1]. lag_mass: float32 [lags]; by_class: the medians of the classes.
         words: word and share of attention, most first; empty where the head does not read the prompt.
-        losses: nats a token by what the head keeps, from `headscope sensitivity`; empty where that has not run.
+        losses: share kept -> nats a token by what the head keeps, from `headscope sensitivity`; empty where that has not run.
     """
 
     head: pd.Series
@@ -69,7 +69,7 @@ class Explanation:
     lag_mass: torch.Tensor
     by_class: dict[str, torch.Tensor]
     words: list[tuple[str, float]]
-    losses: dict[str, float]
+    losses: dict[str, dict[str, float]]
 
     @property
     def name(self) -> str:
@@ -83,7 +83,7 @@ class Explanation:
         trust = f"confidence {percent(head['confidence'])}{steady}"
         said = [
             f"{self.name} is {kind}: semantic score {head['semantic_score']:.2f}, {trust}.",
-            f"It looks: {described(self.footprint)}.",
+            f"Of its attention to the {'text' if self.footprint.shape[0] == 1 else 'image'}: {described(self.footprint)}.",
         ]
         sign = 1 if kind == SEMANTIC else -1
         speaking = self.reasons[sign * self.reasons["push"] > 0.05].head(3)
@@ -92,11 +92,11 @@ class Explanation:
         said += [f"Against it speaks {_reason(row)}" for row in against.to_dict("records")]
         if self.words:
             told = ", ".join(f"{text} {percent(mass, 1)}" for text, mass in self.words[:3])
-            said.append(f"Of the prompt it reads: {told}.")
-        if self.losses:
-            told = ", ".join(f"{name} {nats(loss)}" for name, loss in self.losses.items())
-            best = min(self.losses, key=lambda name: self.losses[name])
-            said.append(f"Alone at equal bytes it loses, in nats a token: {told}; {best} serves it best.")
+            said.append(f"Words of prompts that it reads most, each where it occurs: {told}.")
+        for keep, losses in self.losses.items():
+            told = ", ".join(f"{name} {nats(loss)}" for name, loss in losses.items())
+            best = min(losses, key=lambda name: losses[name])
+            said.append(f"Alone at {keep} it loses, in nats a token: {told}; {best} serves it best.")
         return said
 
 
@@ -114,7 +114,7 @@ def explain(
     kv_head: int,
     *,
     words: pd.DataFrame | None = None,
-    losses: dict[str, float] | None = None,
+    losses: dict[str, dict[str, float]] | None = None,
 ) -> Explanation:
     """Explain KV head (layer, kv_head).
 
@@ -125,7 +125,8 @@ def explain(
     Raises:
         DataError: the table holds scores alone, as read from a published map.
     """
-    names = [name for name in FEATURES if name in table.columns]
+    flat = curves["footprint"].shape[2] == 1  # a text has no rows and no margins
+    names = [name for name in FEATURES if name in table.columns and not (flat and name in ("row_above", "margin_mass"))]
     if not names:
         raise DataError("The head classes come without features (a published map), so there is nothing to explain: trace.")
     row = table[(table["layer"] == layer) & (table["kv_head"] == kv_head)].iloc[0]
@@ -183,7 +184,8 @@ def explain_head(run_folder: str | Path, head: str) -> tuple[Explanation, Figure
     losses = {}
     if data.needs is not None:
         mine = data.needs[(data.needs["layer"] == layer) & (data.needs["kv_head"] == kv_head)]
-        losses = {kind: float(mine[kind].iloc[0]) for kind in ("window", "heavy", "both")} if len(mine) else {}
+        kinds = ("window", "heavy", "both")
+        losses = {str(row["keep"]): {kind: float(row[kind]) for kind in kinds} for row in mine.to_dict("records")}
     explanation = explain(
         data.heads.table,
         {name: data.by_kv_head(name) for name in ("footprint", "lag_mass")},

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -70,7 +71,11 @@ class TraceDataset:
 
     def statistics(self) -> list[str]:
         """Names of the statistics in this trace, in the order of its columns."""
-        names = pq.read_schema(self.path / "heads.parquet").names
+        file = self.path / "heads.parquet"
+        try:
+            names = pq.read_schema(file).names
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{file}: cannot be read ({str(error).splitlines()[0]}); trace again.") from None
         return [name for name in names if name not in ("sample", "stream", "layer", "head", "band")]
 
     def curves(self) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -36,8 +37,8 @@ def merge_traces(paths: Sequence[str | Path], out: str | Path) -> TraceDataset:
         for name in SAME:
             if other.meta[name] != first.meta[name]:
                 raise DataError(
-                    f"{other.path}: is of other {name} than {first.path} ({str(other.meta[name])[:40]}, there "
-                    f"{str(first.meta[name])[:40]}); merge only traces of one model, made in one way."
+                    f"{other.path}: is of other {name} than {first.path} ({_apart(other.meta[name], first.meta[name])}); merge "
+                    "only traces of one model, made in one way."
                 )
     samples = _joined([trace.samples() for trace in traces], traces)
     tables, sums, before = [], dict[str, torch.Tensor](), 0
@@ -63,6 +64,17 @@ def merge_traces(paths: Sequence[str | Path], out: str | Path) -> TraceDataset:
     }
     write_finished(out, joined, curves, meta)
     return TraceDataset(out)
+
+
+def _apart(here: Any, there: Any) -> str:
+    """What differs, of two values or of two tables of them."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+        return ", ".join(f"{name} {here.get(name)}, there {there.get(name)}" for name in names)
+    if isinstance(here, list) and isinstance(there, list):
+        alone = sorted(set(map(str, here)) ^ set(map(str, there)))
+        return f"{', '.join(alone[:3])} in one of them only" if alone else "in another order"
+    return f"{str(here)[:40]}, there {str(there)[:40]}"
 
 
 def _joined(parts: list[Samples], traces: list[TraceDataset]) -> Samples:

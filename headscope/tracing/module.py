@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,9 @@ class ModuleTrace:
     Attributes:
         table: module, sequence, head, then a column a statistic.
         layers: the sums of each module that attends causally, by its name, in the order of calls.
-        skipped: a sentence for each module whose attention could not be traced, naming it.
+        skipped: a sentence for each module whose attention could not be traced, naming it: those whose call was seen and is not
+            causal self-attention over the image, and those that are called attention and made no call that can be seen. What a
+            module of another name computes by plain products cannot be noticed.
     """
 
     table: pd.DataFrame
@@ -80,8 +83,14 @@ def trace_module(
             key = f"{name} ({number})"
         layers[key] = total
 
-    with attach(module, show):
+    with attach(module, show), _attentions(module) as ran:
         _call(module, inputs)
+    seen = [*layers, *(sentence.split(":")[0] for sentence in skipped)]
+    for name, kind in ran.items():
+        if not any(
+            other == name or other.startswith((f"{name}.", f"{name} (")) or name.startswith(f"{other}.") for other in seen
+        ):
+            skipped.append(f"{name}: {kind} computes its attention by itself, so it cannot be seen{_advice(kind)}.")
     if not layers:
         why = " ".join(skipped) or (
             f"{type(module).__name__} made no call of scaled_dot_product_attention, so its attention cannot be seen: let it "
@@ -89,6 +98,25 @@ def trace_module(
         )
         raise DataError(why)
     return ModuleTrace(_table(layers, chosen), layers, skipped)
+
+
+@contextmanager
+def _attentions(module: nn.Module) -> Iterator[dict[str, str]]:
+    """Inside the block, names and classes of the sub-modules that are called attention and run, in their order."""
+    ran: dict[str, str] = {}
+    handles = []
+    for name, part in module.named_modules():
+        if name and "attention" in type(part).__name__.lower():
+            handles.append(part.register_forward_hook(lambda m, *_, name=name: ran.setdefault(name, type(m).__name__) and None))
+    try:
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _advice(kind: str) -> str:
+    return ": call it with need_weights=False" if kind == "MultiheadAttention" else ": let it use scaled_dot_product_attention"
 
 
 def _call(module: nn.Module, inputs: Any) -> None:

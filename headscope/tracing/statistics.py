@@ -183,6 +183,18 @@ statistic("row_above", means="spatial")(
         "Row-above score: share of A on the sub-diagonal of a row's length, the cell above.", lambda a: a.geometry.row_length
     )
 )
+statistic("row_above_left", means="spatial")(
+    _at_lag(
+        "Share of A on the sub-diagonal after that of the cell above: the cell above and left.",
+        lambda a: a.geometry.row_length + 1,
+    )
+)
+statistic("row_above_right", means="spatial")(
+    _at_lag(
+        "Share of A on the sub-diagonal before that of the cell above: the cell above and right.",
+        lambda a: a.geometry.row_length - 1,
+    )
+)
 statistic("self_mass")(_at_lag("Attention of a query to its own token.", lambda a: 0))
 
 

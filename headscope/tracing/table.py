@@ -21,6 +21,8 @@ Your own: `headscope.register_statistic("name", function)`, a function of `Accum
 
 ## Numbers
 
+One a head, float32 [B, h].
+
 | name | range | unit | high means | set | definition and source |
 |---|---|---|---|---|---|
 """
@@ -32,8 +34,8 @@ unconditional stream, 1/2 sum_k |A_c - A_u| over the image tokens and the prefix
 
 Means over pictures of the conditional stream, [layers, heads, shape]: `TraceDataset.curves()`.
 
-| name | shape | unit | set | definition and source |
-|---|---|---|---|---|
+| name | shape | range | unit | high means | set | definition and source |
+|---|---|---|---|---|---|---|
 """
 _REST = """
 `cache_divergence` [layers, kv_heads, N - 1] (two streams): how far the keys and values of an image token differ between the
@@ -49,7 +51,10 @@ def table() -> str:
         f"| `{s.name}` | {s.low} .. {s.high} | {s.unit} | {s.means} | {_set(s)} | {_cell(s.definition)} |"
         for s in STATISTICS.values()
     ]
-    curves = [f"| `{s.name}` | {s.shape} | {s.unit} | {_set(s)} | {_cell(s.definition)} |" for s in CURVES.values()]
+    curves = [
+        f"| `{s.name}` | {s.shape} | {s.low} .. {s.high} | {s.unit} | {s.means} | {_set(s)} | {_cell(s.definition)} |"
+        for s in CURVES.values()
+    ]
     head = _HEAD.format(version=DEFINITIONS)
     return head + "\n".join(numbers) + "\n" + _CURVES + "\n".join(curves) + "\n" + _REST
 

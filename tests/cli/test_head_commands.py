@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -114,3 +115,30 @@ def test_a_choice_of_heads_is_not_classified_and_the_report_still_stands(
     assert ended.status == 2
     assert "holds a choice of heads (--layers), and classes need all of them" in ended.err
     assert headscope(capsys, monkeypatch, "report", tmp_path / "r").status == 0
+
+
+def test_a_cut_table_of_statistics_is_named(
+    traced: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = shutil.copytree(traced, tmp_path / "run")
+    (run / "trace" / "heads.parquet").write_bytes(b"PAR1")
+    ended = headscope(capsys, monkeypatch, "figures", run)
+    assert ended.status == 2
+    assert "heads.parquet: cannot be read" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("sensitivity", "--keep", " , "), "--keep: expected shares"),
+        (("heads", "--against", "x"), "--against is what --stability compares with"),
+        (("heads", "--method", "threshold", "--threshold", "5"), "threshold 5.0: expected a number from 0 to 1"),
+        (("heads", "--explain", "L0H0", "--method", "guess"), "method guess: unknown"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    traced: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
+    ended = headscope(capsys, monkeypatch, arguments[0], traced, *arguments[1:])
+    assert ended.status == 2
+    assert said in " ".join(ended.err.split())

@@ -112,13 +112,13 @@ def test_pushes_add_up_to_where_a_head_lies_between_the_classes(table: pd.DataFr
 def test_an_explanation_speaks_for_the_class_with_what_pushes_most(
     table: pd.DataFrame, curves: dict[str, torch.Tensor]
 ) -> None:
-    found = explain(table, curves, 2, 3, losses={"window": 0.5, "heavy": 0.25, "both": 0.1})
+    found = explain(table, curves, 2, 3, losses={"20%": {"window": 0.5, "heavy": 0.25, "both": 0.1}})
     said = found.sentences()
     sign = 1 if found.head["class"] == "semantic" else -1
     strongest = found.reasons.loc[(sign * found.reasons["push"]).idxmax(), "feature"]
     assert said[0].startswith(f"L2H3 is {found.head['class']}: semantic score {found.head['semantic_score']:.2f}")
     assert f"For that speaks {strongest}" in said[2]
-    assert "both 0.1000; both serves it best" in said[-1]
+    assert "Alone at 20% it loses, in nats a token: window 0.5000, heavy 0.2500, both 0.1000; both serves it best" in said[-1]
 
 
 @pytest.mark.parametrize("name", ["7", "L7", "H7L1", "L-1H2", "LxHy"])

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from headscope.errors import DataError
+from headscope.heads import Heads
 from headscope.reporting import write_report
+from headscope.reporting.data import read_run
 from headscope.reporting.words import classes
 from tests.reporting.run_folder import make_run
 from tests.reporting.test_report import page_of
@@ -62,6 +64,28 @@ def test_a_table_without_its_columns_is_named(run: Path, file: str) -> None:
     (run / file).write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=f"{file}: lacks"):
         write_report(run)
+
+
+@pytest.mark.parametrize("file", ["stability.csv", "needs.csv"])
+def test_a_number_that_is_none_is_named(run: Path, file: str) -> None:
+    stability(run, [0.6, 0.8])
+    needs(run)
+    table = pd.read_csv(run / file).astype(object)
+    column = {"stability.csv": "rand", "needs.csv": "window"}[file]
+    table.loc[1, column] = "much"
+    table.to_csv(run / file, index=False)
+    with pytest.raises(DataError, match=f"{file}: {column} holds something that is no number"):
+        write_report(run)
+
+
+def test_needs_stand_beside_the_classes_that_stand_now(run: Path) -> None:
+    needs(run)
+    heads = Heads.load(run / "heads.safetensors")
+    Heads(heads.table.assign(**{"class": "semantic", "semantic_score": 0.75}), heads.meta).save(run / "heads.safetensors")
+    data = read_run(run)
+    assert data.needs is not None
+    assert set(data.needs["class"]) == {"semantic"}
+    assert (data.needs["semantic_score"] == 0.75).all()
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,8 @@ def by_definition(attention: np.ndarray, name: str, cols: int) -> float:
         "column_concentration": lambda: sorted(column_sums)[-math.ceil(0.05 * queries)] / column_sums.sum(),
         "previous_token": lambda: lag(1),
         "row_above": lambda: lag(cols),
+        "row_above_left": lambda: lag(cols + 1),
+        "row_above_right": lambda: lag(cols - 1),
         "self_mass": lambda: lag(0),
         "column_variance": lambda: np.mean([np.var([image[q, k] for q in seen(prefix + k)]) for k in range(queries)]),
         "verticality": lambda: sum(p * math.log(p) for p in mean if p > 0),

@@ -172,3 +172,37 @@ def test_a_sliding_window_is_refused_in_words() -> None:
 
     with pytest.raises(DataError, match="sliding window"):
         trace_module(Foreign(Slides()), torch.randn(1, LENGTH, 16), GEOMETRY, prefix=PREFIX)
+
+
+class _ByHand(nn.Module):
+    """Attention written out, which no function shows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ x.transpose(1, 2)).softmax(-1) @ x
+
+
+class PlainAttention(_ByHand):
+    """The same, under a name that says what it is."""
+
+
+class _Mixed(nn.Module):
+    """One attention that can be seen, and two that cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hand = PlainAttention()
+        self.multi = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = x.unflatten(2, (2, 8)).transpose(1, 2)
+        seen = functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True).transpose(1, 2).flatten(2)
+        return self.multi(seen, seen, self.hand(x))[0]
+
+
+def test_attention_that_runs_unseen_is_named_with_what_to_do() -> None:
+    found = trace_module(_Mixed(), [torch.randn(1, LENGTH, 16)], GEOMETRY)
+    assert len(found.layers) == 1
+    assert found.skipped == [
+        "hand: PlainAttention computes its attention by itself, so it cannot be seen: let it use scaled_dot_product_attention.",
+        "multi: MultiheadAttention computes its attention by itself, so it cannot be seen: call it with need_weights=False.",
+    ]
