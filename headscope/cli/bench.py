@@ -73,7 +73,8 @@ def stickereval(
     from headscope.storage import write_whole
 
     found = meaning(evaluation, run, seed)
-    write_whole(out, lambda path: found.table.to_csv(path, index=False, float_format="%.5g"))
+    table = found.table.assign(cache_bytes=found.table["cache_bytes"].round().astype("Int64"))
+    write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.5g"))
     overall = found.table[found.table["category"] == "overall"].drop(columns="category")
     for frame in (overall, found.correlations):
         shown = Table(*frame.columns, box=None)
