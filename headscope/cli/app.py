@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -43,6 +45,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Learn what the attention heads of an image-generating transformer need to remember, and keep only that.",
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"headscope {version('headscope')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it, and stop.")
+    ] = False,
+) -> None:
+    """Learn what the attention heads of an image-generating transformer need to remember, and keep only that."""
+
+
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("trace")(trace.trace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -142,3 +143,8 @@ def test_options_that_make_no_sense_are_refused(
     ended = headscope(capsys, monkeypatch, arguments[0], traced, *arguments[1:])
     assert ended.status == 2
     assert said in " ".join(ended.err.split())
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = headscope(capsys, monkeypatch, "--version")
+    assert (ended.status, ended.out) == (0, f"headscope {version('headscope')}\n")
