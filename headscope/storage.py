@@ -50,6 +50,20 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     return write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def read_text(path: str | os.PathLike[str], what: str) -> str:
+    """Read UTF-8 text; `what` the file is, for the sentence that says it is missing.
+
+    Raises:
+        DataError: the file is missing or is no text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such {what}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable text file ({error}).") from None
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     """Write `value` as indented JSON, whole or not at all."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")

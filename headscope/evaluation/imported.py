@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from headscope.errors import DataError
+from headscope.storage import read_text
 
 _SHAPES = (
     '{"filename": "VARIANT/00000/samples/0000.png", "tag": ..., "correct": true} or '
@@ -29,12 +30,8 @@ def read_results(path: str | Path, variants: list[str]) -> pd.DataFrame:
         DataError: missing file, a line of neither shape, or of a variant that this evaluation does not have.
     """
     path = Path(path)
-    try:
-        lines = [(n, line) for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file of results.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable text file ({error}).") from None
+    text = read_text(path, "file of results")
+    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     pictures, given = [], []
     for number, line in lines:
         where = f"{path}: line {number}"

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from headscope.errors import DataError
-from headscope.storage import write_text, write_whole
+from headscope.storage import read_text, write_text, write_whole
 
 LAYOUTS = ("geneval", "dpg")
 
@@ -52,12 +52,7 @@ def read_asked(path: str | Path) -> list[Asked]:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such prompt file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable text file ({error}).") from None
+    return read_text(path, "prompt file")
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:

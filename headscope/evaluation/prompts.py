@@ -11,6 +11,7 @@ from typing import Any
 
 from headscope.errors import DataError
 from headscope.evaluation.detector import known_names
+from headscope.storage import read_text
 
 PROMPTS = Path(__file__).parent / "stickereval.jsonl"
 TAGS = ("single", "style", "two", "counting", "position")
@@ -48,12 +49,7 @@ def read_grading_prompts(path: str | Path = PROMPTS) -> list[GradingPrompt]:
     Raises:
         DataError: missing or empty file, or a line that is broken or asks for what the detector can't name.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such prompt file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable text file ({error}).") from None
+    lines = read_text(path, "prompt file").splitlines()
     classes, styles = known_names()
     found = [
         _Line(f"{path}: line {number}", classes, styles).read(line) for number, line in enumerate(lines, 1) if line.strip()

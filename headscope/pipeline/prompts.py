@@ -7,6 +7,7 @@ from pathlib import Path
 
 from headscope.errors import DataError
 from headscope.models.registry import bundled_folder, writes_text
+from headscope.storage import read_text
 
 # For models that bring no prompts of their own; every other one calibrates, the rest judges.
 PLAIN = (
@@ -88,12 +89,7 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises:
         DataError: missing, unreadable or empty file, or a JSON line without a prompt.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such prompt file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable text file ({error}).") from None
+    lines = read_text(path, "prompt file").splitlines()
     prompts = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
