@@ -6,7 +6,7 @@ comparison can take the best.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -113,6 +113,7 @@ class Linear:
     name: ClassVar[str] = "linear"
     recent: float = 0.5
     anchored: bool = False
+    strides_a_row: int = 1
 
     def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
@@ -120,12 +121,18 @@ class Linear:
         row = shape.geometry.span
         weights = (self.recent * one, (1 - self.recent) * one)
         anchor = row if self.anchored else 0
-        return _built(self.name, shape, limit, prefix, semantic_score, *weights, row, anchor, 0.0)
+        stride = _part_of_row(row, self.strides_a_row)
+        return _built(self.name, shape, limit, prefix, semantic_score, *weights, stride, anchor, 0.0)
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
         """From almost all heavy to almost all recent, and once with anchors."""
         return [*(cls(recent) for recent in (0.1, 0.3, 0.5, 0.7, 0.9)), cls(0.5, True)]
+
+    @classmethod
+    def tighter(cls, geometry: Geometry) -> list[Preset]:
+        """The same, choosing four times a row."""
+        return [replace(variant, strides_a_row=4) for variant in cls.sweep(geometry) if isinstance(variant, cls)]
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,7 @@ class Pyramid:
     name: ClassVar[str] = "pyramid"
     slope: float = 0.5
     recent: float = 0.5
+    strides_a_row: int = 1
 
     def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
@@ -143,12 +151,18 @@ class Pyramid:
         size = (1 + self.slope * place)[:, None].expand(shape.layers, shape.kv_heads)
         row = shape.geometry.span
         weights = (self.recent * size, (1 - self.recent) * size)
-        return _built(self.name, shape, limit, prefix, semantic_score, *weights, row, 0, 0.0)
+        stride = _part_of_row(row, self.strides_a_row)
+        return _built(self.name, shape, limit, prefix, semantic_score, *weights, stride, 0, 0.0)
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
         """Slopes of both signs, and two shares of the window."""
         return [*(cls(slope) for slope in (-0.4, 0.2, 0.4, 0.6, 0.8)), cls(0.4, 0.75)]
+
+    @classmethod
+    def tighter(cls, geometry: Geometry) -> list[Preset]:
+        """The same, choosing four times a row."""
+        return [replace(variant, strides_a_row=4) for variant in cls.sweep(geometry) if isinstance(variant, cls)]
 
 
 @dataclass(frozen=True)
@@ -242,6 +256,17 @@ def make_preset(
     if name not in PRESETS:
         raise HeadscopeError(f"preset {name}: unknown; known presets are {', '.join(PRESETS)}.")
     return PRESETS[name]().build(shape, limit, prefix=prefix, semantic_score=semantic_score)
+
+
+def tighter(name: str, geometry: Geometry) -> list[Preset]:
+    """Variants of a preset for limits that its own stride's buffer does not fit: none, for most presets."""
+    shorter = getattr(PRESETS[name], "tighter", None)
+    return [] if shorter is None else shorter(geometry)
+
+
+def _part_of_row(row: int, parts: int) -> int:
+    """The stride that chooses about `parts` times a row: a divisor of the row."""
+    return next(stride for stride in range(max(row // parts, 1), 0, -1) if row % stride == 0)
 
 
 def _built(

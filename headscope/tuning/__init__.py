@@ -1,22 +1,25 @@
 """The search for a policy under a byte limit: what single heads need, a solver, presets, and Optuna around them."""
 
 from headscope.tuning.needs import Needs, equal_options, needs
-from headscope.tuning.replay import Replay, ReplayResult
+from headscope.tuning.replay import Remembered, Replay, ReplayResult
 from headscope.tuning.sensitivity import measure_sensitivity
 from headscope.tuning.study import SearchResult, search
-from headscope.tuning.sweep import sweep_presets
-from headscope.tuning.tune import Tuned, tune
+from headscope.tuning.sweep import Sweep, sweep_presets
+from headscope.tuning.tune import Tuned, study_replay, tune
 
 __all__ = [
     "Needs",
+    "Remembered",
     "Replay",
     "ReplayResult",
     "SearchResult",
+    "Sweep",
     "Tuned",
     "equal_options",
     "measure_sensitivity",
     "needs",
     "search",
+    "study_replay",
     "sweep_presets",
     "tune",
 ]

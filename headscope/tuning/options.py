@@ -29,7 +29,7 @@ class Option:
 
 
 def default_options(geometry: Geometry, decay: float = 1.0) -> list[Option]:
-    """Eight options relative to the grid, the most telling first, so that a stopped table is already of use.
+    """A dozen options relative to the grid, the most telling first, so that a stopped table is already of use.
 
     A head that looks at the row above falls off a cliff below window = row + 1, so the windows straddle the rows:
     `row + 2` is just past the first cliff, `2 row + 2` past the second. Heavy heads are cheap in tokens but pay for a
@@ -45,9 +45,13 @@ def default_options(geometry: Geometry, decay: float = 1.0) -> list[Option]:
         (2 * row + 2, 0),
         (2, 3 * row),
         (row + 2, 6 * row),
+        (2, row // 4),
+        (row // 4, 0),
+        (row + 2, row // 2),
+        (8 * row, 0),
     ]
     options = [Option(window, heavy, decay if heavy else 1.0) for window, heavy in sizes if window + heavy < most]
-    return options or [Option(0)]
+    return list(dict.fromkeys(options)) or [Option(0)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ position i of every array here belongs to image token i + 1.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -86,11 +86,15 @@ class ReplayResult:
         return numbers
 
 
+# Told the losses, float64 [pictures], of the next pictures as soon as they are known; may raise to end the measurement.
+Watch = Callable[[torch.Tensor], None]
+
+
 class Measures(Protocol):
     """What a search needs of a replay; tests pass synthetic ones."""
 
-    def measure(self, policy: Policy) -> ReplayResult:
-        """The loss of `policy` on the pictures this object holds."""
+    def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
+        """The loss of `policy` on the pictures this object holds; see `Replay.measure`."""
         ...
 
 
@@ -101,11 +105,13 @@ class Remembered:
     replay: Measures
     results: dict[str, ReplayResult] = field(default_factory=dict)
 
-    def measure(self, policy: Policy) -> ReplayResult:
+    def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
         """The stored result, or a new measurement."""
         key = policy.fingerprint()
         if key not in self.results:
-            self.results[key] = self.replay.measure(policy)
+            self.results[key] = self.replay.measure(policy, watch)
+        elif watch is not None:
+            watch(self.results[key].kl_by_picture)
         return self.results[key]
 
 
@@ -169,7 +175,7 @@ class Replay:
         self.tokens = torch.as_tensor(samples.tokens).long().to(model.device)
         with torch.inference_mode():
             self._encode()
-            self.batch_size = min(batch_size or self._fitting_batch(), len(self.tokens))
+            self.batch_size = min(batch_size or self.fitting_batch(), len(self.tokens))
             self.batches = [self._batch(start) for start in range(0, len(self.tokens), self.batch_size)]
             self._remember_reference()
 
@@ -177,8 +183,11 @@ class Replay:
         """Number of pictures."""
         return len(self.tokens)
 
-    def measure(self, policy: Policy) -> ReplayResult:
+    def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
         """Run the recorded tokens through the compressed cache under `policy`.
+
+        Args:
+            watch: told the losses of a batch of pictures once it is done; what it raises ends the measurement.
 
         Raises:
             PolicyMismatch: the policy is for another model.
@@ -193,6 +202,9 @@ class Replay:
                 hidden = self.run(batch, policy, cache)
                 nbytes = nbytes or cache.nbytes() * self.streams // len(batch.prefix)
                 parts.append(self.compare(hidden, batch.pictures))
+                divergence = parts[-1][0]
+                if watch is not None and divergence is not None:
+                    watch(divergence.double().mean(1))
         joined = [None if first is None else torch.cat(column) for first, column in _columns(parts)]
         divergence, agreement, surplus, conditional, unconditional = joined
         assert divergence is not None
@@ -260,7 +272,7 @@ class Replay:
         self._prefix = torch.stack([self.model.embed_prefix(part.to(device)) for part in ids])  # [streams, n, P, C]
         self._mask = torch.stack(mask).to(device)  # [streams, n, P]
 
-    def _fitting_batch(self) -> int:
+    def fitting_batch(self) -> int:
         """Pictures whose logits, states and attention masks fit in BATCH_BYTES."""
         length = self.prefix + self.geometry.tokens
         states = 24 * self._prefix.shape[-1]  # residual, projections and the wider middle of the MLP

@@ -3,7 +3,8 @@
 `ClassSpace` holds eight numbers for the two classes of heads; every preset is a point of it. `TableSpace` holds eight
 numbers around the allocator's answer: where single-head losses do not add up (early layers against late, semantic heads
 against spatial), the table is re-weighted and solved again, so that an allocation keeps the sizes that were measured in
-place of scaling a row-above head off its cliff. Both build policies within the byte limit at every point.
+place of scaling a row-above head off its cliff. `GroupSpace` multiplies what groups of heads keep, around the best policy
+so far. All build policies within the byte limit at every point.
 """
 
 from __future__ import annotations
@@ -242,6 +243,62 @@ class TableSpace:
         head = third[:, None] + values["semantic"] * (score - score.mean())
         option = np.array([values["heavy"] if option.heavy else 0.0 for option in self.losses.options])
         return np.exp2(head[:, :, None] + option)
+
+
+@dataclass
+class GroupSpace:
+    """Around a policy, by groups of heads: log2 multipliers of what they keep, then the projection onto the limit.
+
+    `window_1` .. and `heavy_1` .. multiply the windows and the heavy sets of a group: the semantic or the spatial heads of
+    one of at most PARTS runs of layers. `decay` replaces the decay of all heads.
+
+    Attributes:
+        around: the policy that no multiplier changes.
+    """
+
+    PARTS = 3
+
+    shape: ModelShape
+    limit: Limit
+    prefix: int
+    semantic_score: torch.Tensor
+    around: Policy
+    buckets: int = 3
+    numbers: tuple[Number, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.groups = self._groups()
+        count = int(self.groups.max()) + 1
+        sizes = [Number(f"{what}_{group}", -1.0, 1.0, 0.0) for what in ("window", "heavy") for group in range(count)]
+        heavy = self.around.heavy > 0
+        decay = float(self.around.decay[heavy].mean()) if bool(heavy.any()) else 1.0
+        self.numbers = (*sizes, Number("decay", 0.0, 1.0, decay))
+
+    def build(self, values: Mapping[str, float]) -> Policy:
+        """The policy at `values`: sizes multiplied, then projected onto the limit."""
+        factors = {
+            what: torch.tensor([2.0 ** values[f"{what}_{group}"] for group in range(int(self.groups.max()) + 1)])[self.groups]
+            for what in ("window", "heavy")
+        }
+        window, heavy = self.around.window * factors["window"], self.around.heavy * factors["heavy"]
+        window, heavy = merged(window.round(), heavy.round(), self.buckets)
+        return fit(
+            window,
+            heavy,
+            self.shape,
+            self.limit,
+            self.prefix,
+            stride=self.around.stride,
+            anchor=int(self.around.anchor.max()),
+            decay=values["decay"],
+            semantic_score=self.semantic_score,
+        )
+
+    def _groups(self) -> torch.Tensor:
+        """int64 [layers, kv_heads]: consecutive numbers of (run of layers, class)."""
+        parts = min(self.PARTS, self.shape.layers)
+        run = (torch.arange(self.shape.layers) * parts // self.shape.layers)[:, None].expand_as(self.semantic_score)
+        return torch.unique(2 * run + (self.semantic_score > 0.5), return_inverse=True)[1]
 
 
 def fit(

@@ -1,8 +1,12 @@
 """The search: from a table, graded scores and a byte limit to the best policy measured on the calibration pictures.
 
 In order: the presets and the allocator's answers (each fitting stride, several decays) are measured and stay as
-incumbents; a quarter of the trials looks for the best class-level policy (`ClassSpace`); the rest works around the
-allocator's answer (`TableSpace`). The result is the best of everything measured, so it is never above an incumbent.
+incumbents; a quarter of the trials looks for the best class-level policy
+(`ClassSpace`), half of them work around the allocator's answer (`TableSpace`), a quarter around the best policy so far
+(`GroupSpace`). The result is the best of everything measured, so it is never above an incumbent.
+
+Several processes may work on one storage: each measures the incumbents that nobody has measured yet, and enters a phase
+when the one before is finished by all.
 """
 
 from __future__ import annotations
@@ -13,22 +17,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pandas as pd
 import torch
+from optuna.storages import BaseStorage
 
 from headscope.errors import BudgetError
 from headscope.policy.budget import Limit
 from headscope.policy.policy import ModelShape, Policy
 from headscope.storage import write_json, write_whole
-from headscope.tuning.allocators import NODES, solve
+from headscope.tuning.allocators import NODES
 from headscope.tuning.options import Losses, losses_from
 from headscope.tuning.replay import Measures
-from headscope.tuning.space import ClassSpace, Space, TableSpace, fitting_strides, neutral
+from headscope.tuning.space import ClassSpace, GroupSpace, Space, TableSpace, fitting_strides, neutral
+from headscope.tuning.storages import open_storage, shown
 from headscope.tuning.trials import Found, TrialBook
 
+# Raised when the meaning of a study's numbers changes: a study of another version is not continued.
+DEFINITIONS = 2
 # Decays tried with the allocator's answer: H2O's sum, a memory of a few strides, the last stride alone.
 SOLVER_DECAYS = (1.0, 0.5, 0.0)
-CLASSES, TABLE = "classes", "table"
+CLASSES, TABLE, GROUPS = "classes", "table", "groups"
 
 
 @dataclass
@@ -39,7 +48,7 @@ class SearchResult:
         policy: the best of everything measured, provenance and calibration results filled in.
         kl: its loss on the calibration pictures, nats a token.
         label: where it came from: "preset h2o", "solver stride 16 decay 1", "table trial" ...
-        incumbents: label -> kl of what was measured before the first trial.
+        incumbents: label -> kl of what was measured before the first trial. solver: the best of the solver's answers.
         trials: one row a trial, in the order of measuring within each phase.
         importances: phase -> number -> share of the loss's variance.
         stopped: why the search ended before its last trial, or "".
@@ -52,6 +61,7 @@ class SearchResult:
     incumbents: dict[str, float]
     trials: pd.DataFrame
     importances: dict[str, dict[str, float]]
+    solver: Found | None = None
     stopped: str = ""
     dropped_strides: list[int] = field(default_factory=list)
     seconds: float = 0.0
@@ -89,10 +99,12 @@ def search(
     prefix: int,
     trials: int = 40,
     seed: int = 0,
-    storage: str | Path | None = None,
+    storage: str | Path | BaseStorage | None = None,
     presets: Mapping[str, Policy] | None = None,
     strides: Sequence[int] | None = None,
     buckets: int = 3,
+    sampler: str = "tpe",
+    prune: bool = True,
     patience: int | None = 30,
     identity: Mapping[str, Any] | None = None,
     progress: Callable[[int, int, float], None] | None = None,
@@ -101,14 +113,16 @@ def search(
 
     Args:
         replay: the calibration pictures; figures to report come from others.
-        table: sensitivity table (None: only the class-level numbers are searched).
+        table: sensitivity table (None: Optuna alone, by classes and by groups of heads).
         semantic_score: float32 [layers, kv_heads] in [0, 1], from the head classes.
         prefix: prefix length that the byte limit assumes.
         trials: proposals in all, on top of the incumbents; a continued study makes only what is missing.
-        storage: SQLite file; the same call continues it.
+        storage: see `open_storage`; the same call continues it.
         presets: swept presets by name, measured first.
         strides: to choose from (default: quarter, half, whole and two rows, where they fit).
-        patience: stop after so many proposals of the last phase without improvement (None: never).
+        buckets: most distinct options a layer. sampler: one of `SAMPLERS`.
+        prune: give proposals up that are worse than the best, picture by picture.
+        patience: stop after so many proposals of a phase without improvement (None: never).
         identity: what else the study belongs to (trace hash, calibration prompts).
         progress: called with (proposals made, proposals in all, least loss so far).
 
@@ -119,41 +133,57 @@ def search(
     started = time.monotonic()
     semantic_score = semantic_score.float()
     fitting = fitting_strides(shape, limit, prefix, strides)
-    belongs = {"weights": shape.weights, "bytes": limit.bytes, "batch": limit.batch, "streams": limit.streams}
-    belongs |= {"dtype": str(limit.dtype), "of": limit.of, "prefix": prefix, "seed": seed, **(identity or {})}
+    belongs = {"definitions": DEFINITIONS, "weights": shape.weights, "bytes": limit.bytes, "batch": limit.batch}
+    belongs |= {"streams": limit.streams, "dtype": str(limit.dtype), "of": limit.of, "prefix": prefix, "seed": seed}
+    belongs |= {"sampler": sampler, "buckets": buckets, "prune": prune, **(identity or {})}
+    where = shown(storage) if isinstance(storage, (str, Path)) else "the study"
+    kept = storage if isinstance(storage, BaseStorage) else open_storage(storage)
     measured: dict[str, dict[str, Any]] = {}
-    by_class = TrialBook(replay, shape, CLASSES, belongs, storage, seed, measured)
-    by_table = TrialBook(replay, shape, TABLE, belongs, storage, seed, measured) if table is not None else None
-    class_space = ClassSpace(shape, limit, prefix, semantic_score, fitting)
+
+    def book(name: str) -> TrialBook:
+        return TrialBook(replay, shape, name, belongs, kept, seed, measured, where=where, sampler=sampler, prune=prune)
+
+    made = _Counter(trials, progress)
     incumbents: dict[str, float] = {}
+    books: list[tuple[TrialBook, Space]] = []
+
+    by_class = book(CLASSES)
+    class_space = ClassSpace(shape, limit, prefix, semantic_score, fitting)
+    books.append((by_class, class_space))
     for name, policy in (presets or {}).items():
         found = by_class.incumbent(f"preset {name}", policy, class_space, class_space.locate(policy))
         incumbents[found.label] = found.kl
-    quota = trials if by_table is None else trials // 4
-    table_space: TableSpace | None = None
-    if by_table is not None and table is not None:
+
+    by_table: TrialBook | None = None
+    solved: list[Found] = []
+    if table is not None:
         losses = table if isinstance(table, Losses) else losses_from(table, shape.layers, shape.kv_heads, shape.geometry)
         first = next(iter((presets or {}).values()), None) or class_space.build(neutral(class_space))
         table_space = TableSpace(shape, limit, prefix, semantic_score, fitting, losses, towards=first, buckets=buckets)
+        by_table = book(TABLE)
+        books.append((by_table, table_space))
         for label, policy, values in _solver_answers(table_space):
-            found = by_table.incumbent(label, policy, table_space, values)
-            incumbents[found.label] = found.kl
-    made = _Counter(trials, progress)
-    _propose(by_class, class_space, quota, made, None if by_table is not None else patience)
-    stopped = made.stopped
-    if by_table is not None and table_space is not None:
+            solved.append(by_table.incumbent(label, policy, table_space, values))
+        incumbents |= {found.label: found.kl for found in solved}
+
+    quarter = trials // 4 if by_table is not None else trials // 2
+    _propose(by_class, class_space, quarter, made, patience)
+    if by_table is not None:
         best_class = by_class.best()
         if best_class is not None:
             table_space.towards = best_class.policy
-        _propose(by_table, table_space, trials - quota, made, patience)
-        stopped = made.stopped
-    books: list[tuple[TrialBook, Space]] = [(by_class, class_space)]
-    if by_table is not None and table_space is not None:
-        books.append((by_table, table_space))
-    candidates = [candidate for book, _ in books if (candidate := book.best())]
-    best = min(candidates, key=lambda candidate: candidate.kl, default=None)
-    if best is None:
-        raise BudgetError("Not one policy could be measured under this limit; the reasons stand in trials.parquet.")
+        _propose(by_table, table_space, trials - 2 * quarter, made, patience)
+    best = _best(books)
+    group_space = GroupSpace(shape, limit, prefix, semantic_score, best.policy, buckets)
+    name = f"{GROUPS} {best.policy.fingerprint()[:8]}"
+    others = [other for other in optuna.get_all_study_names(kept) if other.startswith(GROUPS) and other != name]
+    books += [(book(other), group_space) for other in others]  # of the same search with fewer trials
+    by_group = book(name)
+    books.append((by_group, group_space))
+    by_group.incumbent(best.label, best.policy, group_space, neutral(group_space))
+    _propose(by_group, group_space, quarter if by_table is not None else trials - quarter, made, patience)
+
+    best = _best(books)
     return SearchResult(
         policy=_signed(best, measured, seed, limit),
         kl=best.kl,
@@ -161,22 +191,31 @@ def search(
         incumbents=incumbents,
         trials=pd.concat([book.table() for book, _ in books], ignore_index=True),
         importances={book.name: book.importances(space) for book, space in books},
-        stopped=stopped,
+        solver=min(solved, key=lambda found: found.kl, default=None),
+        stopped="; ".join(made.stopped),
         dropped_strides=[stride for stride in strides or [] if stride not in fitting],
         seconds=time.monotonic() - started,
-        settings={"trials_asked": trials, "seed": seed, "buckets": buckets, "strides": fitting, **belongs},
+        settings={"trials_asked": trials, "strides": fitting, **belongs},
     )
+
+
+def _best(books: Sequence[tuple[TrialBook, Space]]) -> Found:
+    """The least loss of all books; of equals the one of the earlier phase."""
+    candidates = [found for book, _ in books if (found := book.best())]
+    if not candidates:
+        raise BudgetError("Not one policy could be measured under this limit; the reasons stand in trials.parquet.")
+    return min(candidates, key=lambda found: found.kl)
 
 
 @dataclass
 class _Counter:
-    """Proposals made over both phases, for the progress display and the reason of an early end."""
+    """Proposals made over all phases, for the progress display and the reasons of early ends."""
 
     trials: int
     progress: Callable[[int, int, float], None] | None
     made: int = 0
     least: float = float("inf")
-    stopped: str = ""
+    stopped: list[str] = field(default_factory=list)
 
     def step(self, count: int, best: Found | None) -> None:
         self.made += count
@@ -187,13 +226,18 @@ class _Counter:
 
 
 def _propose(book: TrialBook, space: Space, quota: int, counter: _Counter, patience: int | None) -> None:
-    counter.step(book.sampled, book.best())
-    while book.sampled < quota:
+    seen = book.sampled
+    counter.step(seen, book.best())
+    while not book.settled(quota):
         if patience is not None and book.unimproved() >= patience:
-            counter.stopped = f"{patience} proposals in a row found nothing better; {quota - book.sampled} not made"
+            left = quota - book.sampled
+            counter.stopped.append(f"{book.name}: {patience} proposals in a row found nothing better; {left} not made")
+            counter.step(max(left, 0), book.best())
             return
         book.propose(space)
-        counter.step(1, book.best())
+        now = book.sampled
+        counter.step(now - seen, book.best())
+        seen = now
 
 
 def _solver_answers(space: TableSpace) -> list[tuple[str, Policy, dict[str, float]]]:
@@ -219,8 +263,5 @@ def _signed(best: Found, measured: Mapping[str, Mapping[str, Any]], seed: int, l
     terms = {"bytes": limit.bytes, "batch": limit.batch, "streams": limit.streams, "dtype": str(limit.dtype), "of": limit.of}
     return best.policy.replace(
         provenance={**best.policy.provenance, **origin, "limit": terms},
-        results={"calibration_kl": best.kl, **({"calibration_top1": result["top1"]} if "top1" in result else {})},
+        results={"calibration_kl": best.kl, **({"calibration_top1": result["top1"]} if result.get("top1") is not None else {})},
     )
-
-
-__all__ = ["SOLVER_DECAYS", "SearchResult", "search", "solve"]

@@ -13,7 +13,7 @@ from headscope.errors import BudgetError
 from headscope.geometry import Geometry
 from headscope.policy.budget import Limit
 from headscope.policy.policy import ModelShape, Policy
-from headscope.policy.presets import CONTROLS, PRESETS, Preset
+from headscope.policy.presets import CONTROLS, PRESETS, Preset, tighter
 from headscope.storage import read_json, write_json, write_whole
 from headscope.tuning.replay import Measures
 
@@ -50,35 +50,53 @@ def sweep_presets(
         path: JSON file of losses by fingerprint; what stands in it is not measured again.
         progress: called with (variants done, variants in all).
 
-    A variant whose buffer does not fit the limit is left out, and said in the table (`fits` False).
+    A variant whose buffer does not fit the limit is left out, and said in the table (`fits` False). A preset of which none
+    fits is tried with a shorter stride, where it has one; and is left out where that does not help.
 
     Raises:
-        BudgetError: of some preset no variant fits.
+        BudgetError: no preset fits.
     """
-    variants = [(name, variant) for name in names for variant in _variants(name, shape.geometry, quick)]
+
+    def build(variant: Preset) -> Policy | None:
+        try:
+            return variant.build(shape, limit, prefix=prefix, semantic_score=semantic_score)
+        except BudgetError:
+            return None
+
+    variants = []
+    for name in names:
+        usual = _variants(name, shape.geometry, quick)
+        shorter = [] if any(build(variant) for variant in usual) else tighter(name, shape.geometry)
+        variants += [(name, variant) for variant in [*usual, *(shorter[:1] if quick else shorter)]]
     losses = _read_losses(path)
     rows, best, least = [], {}, dict.fromkeys(names, float("inf"))
     for done, (name, variant) in enumerate(variants):
-        row = {"method": name, "variant": _described(variant), "fits": True, "kl": float("nan"), "fingerprint": ""}
+        row = {
+            "method": name,
+            "variant": _described(variant),
+            "fits": True,
+            "kl": float("nan"),
+            "seconds": 0.0,
+            "fingerprint": "",
+        }
         rows.append(row)
-        try:
-            policy = variant.build(shape, limit, prefix=prefix, semantic_score=semantic_score)
-        except BudgetError:
-            row["fits"] = False
-        else:
+        policy = build(variant)
+        row["fits"] = policy is not None
+        if policy is not None:
             key = policy.fingerprint()
             if key not in losses:
-                losses[key] = replay.measure(policy).kl
+                found = replay.measure(policy)
+                losses[key] = {"kl": found.kl, "seconds": found.seconds}
                 if path is not None:
                     write_json(path, losses)
-            row["kl"], row["fingerprint"] = losses[key], key
-            if losses[key] < least[name]:
-                least[name] = losses[key]
+            row |= {**losses[key], "fingerprint": key}
+            if losses[key]["kl"] < least[name]:
+                least[name] = losses[key]["kl"]
                 best[name] = policy.replace(provenance={**policy.provenance, "variant": row["variant"]})
         if progress is not None:
             progress(done + 1, len(variants))
-    if missing := [name for name in names if name not in best]:
-        raise BudgetError(f"No variant of {', '.join(missing)} fits {limit.bytes:,} bytes: raise the limit.")
+    if not best:
+        raise BudgetError(f"No variant of {', '.join(names)} fits {limit.bytes:,} bytes: raise the limit.")
     table = pd.DataFrame(rows)
     if path is not None:
         write_whole(Path(path).with_name("presets.parquet"), lambda target: table.to_parquet(target, index=False))
@@ -93,7 +111,7 @@ def _variants(name: str, geometry: Geometry, quick: bool) -> list[Preset]:
     return [by_row[len(by_row) // 2]]
 
 
-def _read_losses(path: str | Path | None) -> dict[str, float]:
+def _read_losses(path: str | Path | None) -> dict[str, dict[str, float]]:
     return dict(read_json(path)) if path is not None and Path(path).exists() else {}
 
 
@@ -101,6 +119,8 @@ def _described(variant: object) -> str:
     """`split 0.5, by row` for a preset's dataclass."""
     said = []
     for name, value in asdict(variant).items():  # type: ignore[call-overload]
+        if name == "strides_a_row" and value == 1:  # as its paper has it
+            continue
         word = name.replace("_", " ")
         said.append(f"{word} {value}" if not isinstance(value, bool) else word if value else f"not {word}")
     return ", ".join(said)

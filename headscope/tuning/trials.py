@@ -6,28 +6,42 @@ trial carries its policy, its losses picture by picture, and the fingerprint by 
 
 from __future__ import annotations
 
-import hashlib
 import json
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pandas as pd
 import torch
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from headscope.errors import DataError, HeadscopeError
 from headscope.policy.policy import HEAD_TENSORS, ModelShape, Policy
 from headscope.tuning.replay import Measures
+from headscope.tuning.samplers import INCUMBENT, Reseeded
 from headscope.tuning.space import Space
+from headscope.tuning.storages import again, marked, reap
 
-# TPE proposes at random until it has seen this many measured points (the incumbents count).
-STARTUP_TRIALS = 8
+# What a trial keeps in its attributes, and of a measurement what equal policies share.
+RESULT, ERROR = "result", "error"
+MEASURED = ("kl", "top1", "cache_bytes", "given_up", "kl_by_picture")
+
+# A policy is given up once it is worse than the best one, picture by picture, at this level (one-sided Wilcoxon test),
+# and not before so many pictures were replayed.
+PRUNED_AT, PRUNED_AFTER = 0.1, 8
+# A worker that waits for the last trials of others looks again after so many seconds.
+WAIT = 0.5
+
+
+class GivenUp(Exception):
+    """Raised by the watcher of a replay to end it."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +63,11 @@ class TrialBook:
         shape: the model that the policies are for.
         name: of the study, also the phase's name in tables.
         identity: what the study belongs to; a stored study of something else is refused.
-        storage: SQLite file, or None to keep nothing.
-        seed: with the number of finished trials it seeds every proposal, so that a continued study goes on as an
-            uninterrupted one would (a resumed sampler of the same seed would repeat its first proposals).
+        storage: of `open_storage`. where: its name for messages.
+        seed: with the turn of a proposal it seeds the sampler (`Reseeded`).
         measured: results by fingerprint, shared between the books of a search.
+        sampler: one of `SAMPLERS`.
+        prune: give a policy up as soon as it is worse than the best one, picture by picture.
 
     Raises:
         DataError: the file is not a study, or one of another model, limit or calibration set.
@@ -64,27 +79,37 @@ class TrialBook:
         shape: ModelShape,
         name: str,
         identity: Mapping[str, Any],
-        storage: str | Path | None,
+        storage: BaseStorage | None,
         seed: int,
         measured: dict[str, dict[str, Any]],
+        *,
+        where: str = "the study",
+        sampler: str = "tpe",
+        prune: bool = True,
     ) -> None:
         self.replay, self.shape, self.name, self.seed, self.measured = replay, shape, name, seed, measured
         with quiet_optuna():
-            self.study = _open(name, storage)
-            _claim(self.study, identity, storage)
-            for trial in self.study.get_trials(deepcopy=False):
-                if trial.state == TrialState.RUNNING:  # its process died: the proposal is made again
-                    self.study.set_user_attr(f"interrupted_{trial.number}", True)
-                    self.study.tell(trial.number, state=TrialState.FAIL)
-                if trial.state == TrialState.COMPLETE and not trial.user_attrs["repeated"]:
-                    measured[trial.user_attrs["fingerprint"]] = {
-                        key: trial.user_attrs[key] for key in ("kl", "top1", "kl_by_picture", "cache_bytes")
-                    }
+            pruner = optuna.pruners.WilcoxonPruner(p_threshold=PRUNED_AT, n_startup_steps=PRUNED_AFTER)
+            try:
+                self.study = optuna.create_study(
+                    study_name=name,
+                    storage=storage or InMemoryStorage(),
+                    direction="minimize",
+                    load_if_exists=True,
+                    sampler=Reseeded(sampler, seed),
+                    pruner=pruner if prune else optuna.pruners.NopPruner(),
+                )
+            except SQLAlchemyError as error:
+                reason = str(error).splitlines()[0]
+                raise DataError(f"{where}: not a usable study file ({reason}); choose another folder with --out.") from error
+            _claim(self.study, identity, where)
+            reap(self.study)
+            self._learn()
 
     def incumbent(self, label: str, policy: Policy, space: Space, values: Mapping[str, float] | None) -> Found:
         """Measure `policy` and keep it; where it is a point of the space (`values`), the sampler learns from it too."""
         for trial in self._complete():
-            if trial.user_attrs["label"] == label:
+            if trial.user_attrs[RESULT]["label"] == label:
                 return self._found(trial)
         attributes = {"label": label, **self._measure(policy)}
         distributions = {number.name: number.distribution() for number in space.numbers}
@@ -94,44 +119,53 @@ class TrialBook:
                     value=attributes["kl"],
                     params={name: _plain(values[name], distributions[name]) for name in distributions} if values else {},
                     distributions=distributions if values else {},
-                    user_attrs=attributes,
+                    intermediate_values=dict(enumerate(attributes["kl_by_picture"])),
+                    user_attrs={INCUMBENT: True, RESULT: attributes},
                 )
             )
         return Found(label, self.name, policy, attributes["kl"], len(self._complete()) - 1)
 
     def propose(self, space: Space) -> Found | None:
-        """One trial: ask, build, measure, keep. None where it failed (kept as failed, with the reason).
+        """One trial: ask, build, measure, keep. None where it was given up or failed (kept so, with the reason).
 
         KeyboardInterrupt leaves a study that continues: the unfinished proposal is made again next time.
         """
         with quiet_optuna():
-            self.study.sampler = _sampler(self.seed, self.sampled)
             trial = self.study.ask()
-            try:
-                policy = space.build({number.name: number.suggest(trial) for number in space.numbers})
-                attributes = {"label": f"{self.name} trial", **self._measure(policy)}
-            except (HeadscopeError, RuntimeError, ValueError) as error:
-                trial.set_user_attr("error", f"{type(error).__name__}: {error}")
-                self.study.tell(trial, state=TrialState.FAIL)
+            with marked(trial):
+                try:
+                    policy = space.build({number.name: number.suggest(trial) for number in space.numbers})
+                    attributes = {"label": f"{self.name} trial", **self._measure(policy, trial)}
+                except (HeadscopeError, RuntimeError, ValueError) as error:
+                    trial.set_user_attr(ERROR, f"{type(error).__name__}: {error}")
+                    self.study.tell(trial, state=TrialState.FAIL)
+                    return None
+                except BaseException:
+                    self.study.tell(trial, state=TrialState.FAIL)
+                    again(self.study, self.study.get_trials(deepcopy=False)[trial.number])
+                    raise
+                trial.set_user_attr(RESULT, attributes)
+            if attributes["given_up"]:
+                self.study.tell(trial, state=TrialState.PRUNED)
                 return None
-            except BaseException:
-                self.study.set_user_attr(f"interrupted_{trial.number}", True)
-                self.study.tell(trial, state=TrialState.FAIL)
-                raise
-            for name, value in attributes.items():
-                trial.set_user_attr(name, value)
             self.study.tell(trial, attributes["kl"])
         return Found(attributes["label"], self.name, policy, attributes["kl"], trial.number)
 
+    def settled(self, quota: int) -> bool:
+        """Whether `quota` proposals are finished; waits for those that other processes are at, and queues dead ones again."""
+        while self.sampled < quota:
+            with quiet_optuna():
+                reap(self.study)
+            running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if self.sampled + len(running) < quota:
+                return False
+            time.sleep(WAIT)
+        return True
+
     @property
     def sampled(self) -> int:
-        """Proposals finished so far, failed ones included, incumbents and interrupted ones not."""
-        interrupted = self.study.user_attrs
-        return sum(
-            not _is_incumbent(trial) and f"interrupted_{trial.number}" not in interrupted
-            for trial in self.study.get_trials(deepcopy=False)
-            if trial.state.is_finished()
-        )
+        """Proposals finished so far, given up and failed ones included, incumbents and interrupted ones not."""
+        return sum(_is_proposal(trial) for trial in self.study.get_trials(deepcopy=False))
 
     def best(self) -> Found | None:
         """The least loss measured in this book; the earlier one where two are equal."""
@@ -142,9 +176,9 @@ class TrialBook:
         """Proposals since the least loss last fell by more than `margin` of itself."""
         best, since = float("inf"), 0
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.value is not None and trial.value < best * (1 - margin):
+            if trial.state == TrialState.COMPLETE and trial.value is not None and trial.value < best * (1 - margin):
                 best, since = trial.value, 0
-            elif not _is_incumbent(trial) and trial.state.is_finished():
+            elif _is_proposal(trial):
                 since += 1
         return since
 
@@ -161,40 +195,68 @@ class TrialBook:
         return {name: float(share) for name, share in shares.items()}
 
     def table(self) -> pd.DataFrame:
-        """One row a trial: phase, number, label, state, kl, top1, cache_bytes, seconds, repeated, error and the numbers."""
+        """One row a trial: phase, number, label, state, kl, top1, cache_bytes, seconds, repeated, error and the numbers.
+
+        The `kl` of a proposal that was given up (state `pruned`) is that of the `pictures` that were replayed.
+        """
         rows = []
         for trial in self.study.get_trials(deepcopy=False):
-            kept = {name: trial.user_attrs.get(name) for name in ("label", "kl", "top1", "cache_bytes", "seconds")}
+            result = trial.user_attrs.get(RESULT, {})
+            kept = {name: result.get(name) for name in ("label", "kl", "top1", "cache_bytes", "seconds")}
             rows.append(
                 {
                     "phase": self.name,
                     "number": trial.number,
                     "state": trial.state.name.lower(),
                     **kept,
-                    "repeated": bool(trial.user_attrs.get("repeated", False)),
-                    "error": trial.user_attrs.get("error", ""),
-                    "fingerprint": trial.user_attrs.get("fingerprint", ""),
+                    "pictures": len(result.get("kl_by_picture", ())),
+                    "repeated": bool(result.get("repeated", False)),
+                    "error": trial.user_attrs.get(ERROR, ""),
+                    "fingerprint": result.get("fingerprint", ""),
                     **{f"number_{name}": float(value) for name, value in trial.params.items()},
                 }
             )
         return pd.DataFrame(rows)
 
-    def _measure(self, policy: Policy) -> dict[str, Any]:
-        """What a trial keeps of a measurement, JSON values only."""
+    def _learn(self) -> None:
+        """Results that stand in the storage, so that equal policies are measured once."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+            result = trial.user_attrs[RESULT]
+            if not result["repeated"]:
+                self.measured[result["fingerprint"]] = {name: result[name] for name in MEASURED}
+
+    def _measure(self, policy: Policy, trial: optuna.Trial | None = None) -> dict[str, Any]:
+        """What a trial keeps of a measurement, JSON values only. With a trial, its losses are told to it as they come."""
         fingerprint = policy.fingerprint()
-        repeated = fingerprint in self.measured
+        known = self.measured.get(fingerprint)
+        repeated = known is not None and (trial is not None or not known["given_up"])
         seconds = 0.0
         if not repeated:
-            result = self.replay.measure(policy)
-            if not np.isfinite(result.kl):
-                raise ValueError(f"the replay lost {result.kl} nats a token: the model's logits are not finite")
-            seconds = result.seconds
-            self.measured[fingerprint] = {
-                "kl": result.kl,
-                "top1": result.top1,
-                "kl_by_picture": result.kl_by_picture.tolist(),
-                "cache_bytes": result.cache_bytes,
-            }
+            began = time.perf_counter()
+            losses: list[float] = []
+
+            def watch(by_picture: torch.Tensor) -> None:
+                for loss in by_picture.tolist():
+                    if trial is not None:
+                        trial.report(loss, len(losses))
+                    losses.append(loss)
+                if not np.isfinite(losses).all():
+                    raise ValueError(f"the replay lost {losses[-1]} nats a token: the model's logits are not finite")
+                if trial is not None and trial.should_prune():
+                    raise GivenUp
+
+            try:
+                result = self.replay.measure(policy, watch)
+            except GivenUp:
+                found = {"kl": float(np.mean(losses)), "top1": None, "cache_bytes": None, "given_up": True}
+                seconds = time.perf_counter() - began
+            else:
+                found = {"kl": result.kl, "top1": result.top1, "cache_bytes": result.cache_bytes, "given_up": False}
+                seconds = result.seconds  # of the measurement itself, also where a `Remembered` one made it before
+            self.measured[fingerprint] = {**found, "kl_by_picture": losses}
+        elif trial is not None and known is not None:
+            for number, loss in enumerate(known["kl_by_picture"]):
+                trial.report(loss, number)
         return {
             **self.measured[fingerprint],
             "fingerprint": fingerprint,
@@ -207,9 +269,9 @@ class TrialBook:
         return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def _found(self, trial: FrozenTrial) -> Found:
-        attributes = trial.user_attrs
-        policy = load_policy_text(attributes["policy"], self.shape)
-        return Found(attributes["label"], self.name, policy, attributes["kl"], trial.number)
+        result = trial.user_attrs[RESULT]
+        policy = load_policy_text(result["policy"], self.shape)
+        return Found(result["label"], self.name, policy, result["kl"], trial.number)
 
 
 def dump_policy(policy: Policy) -> str:
@@ -247,23 +309,7 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _open(name: str, storage: str | Path | None) -> optuna.Study:
-    url = None
-    if storage is not None:
-        path = Path(storage)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be made ({error.strerror}); choose another folder with --out.") from error
-        url = f"sqlite:///{path}"
-    try:
-        return optuna.create_study(study_name=name, storage=url, direction="minimize", load_if_exists=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{storage}: not a usable study file ({reason}); choose another folder with --out.") from error
-
-
-def _claim(study: optuna.Study, identity: Mapping[str, Any], storage: str | Path | None) -> None:
+def _claim(study: optuna.Study, identity: Mapping[str, Any], where: str) -> None:
     """Write what the study belongs to, or refuse a study of something else."""
     text = json.dumps(dict(identity), sort_keys=True)
     found = study.user_attrs.get("identity")
@@ -273,20 +319,18 @@ def _claim(study: optuna.Study, identity: Mapping[str, Any], storage: str | Path
         before, now = json.loads(found), json.loads(text)
         name = next(key for key in {**before, **now} if before.get(key) != now.get(key))
         raise DataError(
-            f"{storage}: the study was made for another {name} ({before.get(name)}, now {now.get(name)}); "
-            "choose another folder with --out to begin a new one."
+            f"{where}: the study was made for another {name} ({before.get(name)}, now {now.get(name)}); "
+            "choose another folder with --out, or another --storage, to begin a new one."
         )
-
-
-def _sampler(seed: int, turn: int) -> optuna.samplers.BaseSampler:
-    digest = hashlib.sha256(f"{seed}/{turn}".encode()).digest()
-    own = int.from_bytes(digest[:4], "little")
-    return optuna.samplers.TPESampler(seed=own, multivariate=True, n_startup_trials=STARTUP_TRIALS)
 
 
 def _plain(value: float, distribution: optuna.distributions.BaseDistribution) -> float:
     return int(value) if isinstance(distribution, optuna.distributions.IntDistribution) else float(value)
 
 
-def _is_incumbent(trial: FrozenTrial) -> bool:
-    return trial.user_attrs.get("label", "trial").split(" ")[-1] != "trial"
+def _is_proposal(trial: FrozenTrial) -> bool:
+    """Whether a proposal was finished: measured, given up, or failed for a reason that stands in it."""
+    if trial.user_attrs.get(INCUMBENT):
+        return False
+    done = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    return done or (trial.state == TrialState.FAIL and ERROR in trial.user_attrs)

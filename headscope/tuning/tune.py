@@ -24,6 +24,16 @@ from headscope.tuning.sweep import Sweep, sweep_presets
 Progress = Callable[[str, int, int, float], None]
 
 
+# Pictures that a study replays together, so that a bad policy is given up after the first of them.
+AT_ONCE = 8
+
+
+def study_replay(model: ImageModel, samples: Samples, batch_size: int | None = None) -> Replay:
+    """The calibration pictures of a study, in batches small enough that giving a policy up saves something."""
+    replay = Replay(model, samples.select(range(1)), by_stream=False)
+    return Replay(model, samples, batch_size=min(batch_size or AT_ONCE, replay.fitting_batch()), by_stream=False)
+
+
 @dataclass(frozen=True)
 class Tuned:
     """Attributes: policy: the best one found; result: of the study; presets: the swept presets at the same bytes."""
@@ -45,9 +55,13 @@ def tune(
     prefix: int | None = None,
     strides: Sequence[int] | None = None,
     buckets: int = 3,
+    sampler: str = "tpe",
+    prune: bool = True,
     seed: int = 0,
     batch_size: int | None = None,
     quick: bool = False,
+    table: str | Path | None = None,
+    storage: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
     """Search the policy that loses least on `samples` under `limit`.
@@ -60,6 +74,9 @@ def tune(
         trials: of the study, on top of the presets and the knapsack's answers.
         table_pictures: how many of the pictures measure the sensitivity table.
         quick: a dry run: no sensitivity table, one variant a preset.
+        table: where the sensitivity table is kept, which belongs to no limit (default: sensitivity.parquet in `out`).
+        storage: where the study is kept (default: study.db in `out`); see `open_storage`.
+        buckets, sampler, prune, strides: see `search`.
         prefix: longest prompt, in tokens, that the limit is for (default: the longest of the samples).
 
     Raises:
@@ -75,15 +92,15 @@ def tune(
     def tell(what: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(what, done, total, float("nan")) if progress is not None else None
 
-    table = None
+    losses = None
     if not quick:
         few = samples.select(range(min(table_pictures, len(samples))))
-        table = measure_sensitivity(
+        losses = measure_sensitivity(
             Replay(model, few, batch_size=batch_size, by_stream=False),
-            path=out / "sensitivity.parquet",
+            path=table or out / "sensitivity.parquet",
             progress=tell("sensitivity of single heads"),
         )
-    replay = Replay(model, samples, batch_size=batch_size, by_stream=False)
+    replay = study_replay(model, samples, batch_size)
     prefix = replay.prefix if prefix is None else prefix
     remembered = Remembered(replay)  # the study begins with presets that the sweep has just measured
     presets = sweep_presets(
@@ -102,15 +119,17 @@ def tune(
         remembered,
         model.shape,
         limit,
-        table,
+        losses,
         semantic_score,
         prefix=prefix,
         trials=trials,
         seed=seed,
-        storage=out / "study.db",
+        storage=storage or out / "study.db",
         presets={name: policy for name, policy in presets.best.items() if name not in CONTROLS},
         strides=strides,
         buckets=buckets,
+        sampler=sampler,
+        prune=prune,
         progress=lambda done, total, least: progress("trials", done, total, least) if progress is not None else None,
     )
     result.save(out)
