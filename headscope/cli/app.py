@@ -11,6 +11,7 @@ import typer
 
 from headscope.cli import (
     bench,
+    budget,
     demo,
     evaluate,
     figures,
@@ -69,6 +70,7 @@ app.command("merge")(trace.merge)
 app.command("heads")(heads.heads)
 app.command("sensitivity")(sensitivity.sensitivity)
 app.command("search")(search.search)
+app.command("budget")(budget.budget)
 app.command("generate")(generate.generate)
 app.command("figures")(figures.figures)
 app.command("evaluate")(evaluate.evaluate)

@@ -2,49 +2,179 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from headscope.cli.console import (
     Batch,
     Device,
-    Dtype,
-    Keep,
     KeepOf,
     Memory,
     Quick,
-    RunPath,
     Seed,
     Trials,
+    errors,
     limit_options,
     progress,
     say,
     settle_threads,
 )
 
+if TYPE_CHECKING:
+    from headscope.models.protocol import ImageModel
+    from headscope.pipeline import Settings
+    from headscope.pipeline.folder import RunFolder
+    from headscope.pipeline.steps import Crew
+    from headscope.tuning.smallest import Step
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
 
 def search(
-    run: RunPath,
-    keep: Keep = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `headscope trace`, or a study's TOML file.")],
+    keep: Annotated[
+        str | None, typer.Option(help="Share of the plain cache to keep, such as 20%; or several: 50,30,20,15,10%.")
+    ] = None,
     memory: Memory = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="In place of a limit: the smallest cache that loses less, in nats a token.")
+    ] = None,
     batch: Batch = 1,
+    dtype: Annotated[str | None, typer.Option(help="Of the cache that the limit is for (default: the model's here).")] = None,
+    guidance: Annotated[
+        bool | None, typer.Option("--guidance/--no-guidance", help="Whether the limit holds two streams (default: as run).")
+    ] = None,
     keep_of: KeepOf = "all",
     trials: Trials = 40,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Calibration pictures a trial replays (default: all).")] = None,
+    sampler: Annotated[str, typer.Option(help="tpe, gp, cma-es, nsga-ii or random.")] = "tpe",
+    prune: Annotated[bool, typer.Option("--prune/--no-prune", help="Give up what is worse, picture by picture.")] = True,
+    buckets: Annotated[int, typer.Option(min=1, help="Most kinds of heads in a layer.")] = 3,
+    front: Annotated[bool, typer.Option("--front", help="One study over the limit itself: loss against bytes.")] = False,
+    storage: Annotated[
+        str | None, typer.Option(help="SQLite file, *.journal or postgresql://user@host/name (default: in RUN).")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that work on the study.")] = 1,
+    engine: Annotated[str, typer.Option(help="What runs them: processes, or ray.")] = "processes",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster (default: one on this machine).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder of a TOML study (default: runs/ and its name).")] = None,
     quick: Quick = False,
     seed: Seed = 0,
     device: Device = "cpu",
-    dtype: Dtype = None,
 ) -> None:
     """Search a policy; the same command goes on after a stop. Example: headscope search runs/stickers --keep 20%"""
-    from headscope.cli.tables import methods_table
     from headscope.pipeline import open_run, settings_of
-    from headscope.pipeline.run import read_prompts_of
-    from headscope.pipeline.steps import compare_step, search_step
+    from headscope.pipeline.steps import Crew
+    from headscope.tuning.samplers import SAMPLERS
+    from headscope.tuning.storages import shared
 
-    keep, memory = limit_options(keep, memory)
-    model, folder = open_run(run, device, dtype)
+    if engine not in ("processes", "ray"):
+        raise typer.BadParameter(f"--engine {engine}: expected processes or ray.")
+    if sampler not in SAMPLERS:
+        raise typer.BadParameter(f"--sampler {sampler}: expected one of {', '.join(SAMPLERS)}.")
+    if workers > 1 and storage is not None and not shared(storage):
+        raise typer.BadParameter(f"--workers {workers}: a SQLite file is for one process; name a *.journal or a database URL.")
+    crew = Crew(storage, workers, engine, address)
+    if run.suffix == ".toml":
+        _defined(run, out or Path("runs") / run.stem, device, crew)
+        return
+    if max_loss is not None and (keep is not None or memory is not None):
+        raise typer.BadParameter("give --max-loss, --keep or --memory, one of them.")
+    keeps = keep_list(keep)
+    single, memory = limit_options(keeps[0] if len(keeps) == 1 else None, memory)
+    model, folder = open_run(run, device)
     settle_threads(model.name)
-    settings = settings_of(folder, keep=keep, memory=memory, batch=batch, of=keep_of, trials=trials, quick=quick, seed=seed)
+    settings = settings_of(folder, keep=single, memory=memory, batch=batch, of=keep_of, trials=trials, quick=quick, seed=seed)
+    settings = replace(
+        settings,
+        searched_pictures=pictures or settings.calibration,
+        table_pictures=max(settings.table_pictures, min(8, pictures or settings.calibration)),
+        sampler=sampler,
+        prune=prune,
+        buckets=buckets,
+        limit_dtype=None if dtype is None else DTYPES.get(dtype, dtype),
+        limit_guidance=guidance,
+    )
+    if max_loss is not None:
+        _smallest(model, folder, max_loss, settings, crew)
+    elif front:
+        _front(model, folder, keeps, settings, crew)
+    elif len(keeps) > 1:
+        _many(model, folder, keeps, settings, crew)
+    else:
+        _one(model, folder, settings, crew)
+
+
+def keep_list(keep: str | None) -> list[str]:
+    """`50,30,20,15,10%` -> `50%`, `30%` ...: a unit at the end is for all."""
+    parts = [part.strip() for part in (keep or "").split(",") if part.strip()]
+    if parts and parts[-1].endswith("%"):
+        parts = [part if part.endswith("%") else f"{part}%" for part in parts]
+    return parts
+
+
+def _one(model: ImageModel, folder: RunFolder, settings: Settings, crew: Crew) -> None:
+    from headscope.cli.tables import methods_table
+    from headscope.pipeline.searching import search_one
+
     with progress() as tell:
-        search_step(model, folder, settings, tell)
-        compare_step(model, folder, read_prompts_of(folder)["unseen"], settings, tell)
-    methods_table(folder.path / "methods.csv", quick)
+        search_one(model, folder, settings, tell, crew=crew)
+    methods_table(folder.path / "methods.csv", settings.quick)
     say(f"policy: {folder.policy}")
     say(f"next: headscope generate {folder.read()['model']['source']} --policy {folder.policy} --out pictures")
+
+
+def _many(model: ImageModel, folder: RunFolder, keeps: list[str], settings: Settings, crew: Crew) -> None:
+    from headscope.cli.tables import methods_table
+    from headscope.pipeline.searching import place_of, search_many
+
+    with progress() as tell:
+        search_many(model, folder, keeps, settings, tell, crew)
+    for keep in keeps:
+        methods_table(place_of(folder, keep).search / "methods.csv", settings.quick)
+        say(f"policy: {place_of(folder, keep).policy}")
+    say(f"table: {folder.path / 'budgets.csv'}")
+
+
+def _front(model: ImageModel, folder: RunFolder, keeps: list[str], settings: Settings, crew: Crew) -> None:
+    from headscope.pipeline.fronts import search_front
+
+    with progress() as tell:
+        found = search_front(model, folder, keeps or ["50%", "30%", "20%", "15%", "10%"], settings, tell, crew)
+    for row in found.chosen.itertuples(index=False):
+        say(f"{row.keep:>6}  {row.kept_ratio:.1%} kept  unseen KL {row.unseen_kl:.4f}  {row.file}")
+    say(f"front: {folder.path / 'front.csv'}, {folder.path / 'front.svg'}")
+
+
+def _smallest(model: ImageModel, folder: RunFolder, max_loss: float, settings: Settings, crew: Crew) -> None:
+    from headscope.pipeline.searching import search_smallest
+
+    def told(step: Step) -> None:
+        word = "stays below" if step.good else "does not"
+        errors.print(
+            f"{step.keep:.1%} kept: {step.calibration:.4f} on calibration pictures, {step.unseen:.4f} on unseen ones; {word}",
+            soft_wrap=True,
+        )
+
+    with progress() as tell:
+        found, _ = search_smallest(model, folder, max_loss, settings, tell, crew, told)
+    last = next(step for step in found.steps if step.keep == found.keep)
+    say(f"smallest: {found.keep:.1%} of the plain cache; it loses {last.unseen:.4f} nats a token on unseen prompts")
+    say("The share was chosen by looking at the unseen prompts too, so this loss is a little better than on others.")
+    say(f"policy: {folder.policy}")
+
+
+def _defined(file: Path, out: Path, device: str, crew: Crew) -> None:
+    from headscope.cli.tables import methods_table
+    from headscope.pipeline.searching import run_definition
+    from headscope.tuning.definition import read_definition
+
+    definition = read_definition(file)
+    settle_threads(definition.model)
+    with progress() as tell:
+        policy, folder = run_definition(definition, out, device, tell, crew)
+    methods_table(folder.path / "methods.csv")
+    say(f"policy: {policy}")

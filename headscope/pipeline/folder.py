@@ -66,6 +66,10 @@ class RunFolder:
         """Folder of the search."""
         return self.path / "search"
 
+    def table(self, pictures: int) -> Path:
+        """The sensitivity table of the search, measured on so many pictures; it belongs to no limit."""
+        return self.search / f"sensitivity-{pictures}.parquet"
+
     @property
     def policy(self) -> Path:
         """The searched policy."""

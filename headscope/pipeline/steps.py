@@ -31,7 +31,7 @@ from headscope.reporting import contact_sheet
 from headscope.runtime import generate
 from headscope.storage import write_json, write_whole
 from headscope.tracing import Selection, TraceDataset, trace
-from headscope.tuning import Needs, Replay, equal_options, measure_sensitivity, needs, tune
+from headscope.tuning import Needs, Replay, Tuned, equal_options, measure_sensitivity, needs, tune
 
 # Told after each unit of work: (what is being done, units done, units in all, least loss so far or nan).
 Progress = Callable[[str, int, int, float], None]
@@ -48,6 +48,9 @@ class Settings:
         trials: of the study. calibration, unseen: pictures to search on, and to judge by.
         searched_pictures: how many of the calibration pictures a trial replays; table_pictures: the sensitivity table.
         quick: a dry run: no sensitivity table, presets not swept.
+        sampler, prune, buckets, strides: of the study, see `headscope.tuning.search`.
+        limit_dtype, limit_guidance: what the limit counts, where that is not what the model runs here: the dtype of the
+            cache, and whether there are two streams.
         guidance: scale of classifier-free guidance, 1 for none; the model's own unless given.
     """
 
@@ -64,6 +67,35 @@ class Settings:
     seed: int = 0
     batch_size: int = 16
     guidance: float | None = None
+    sampler: str = "tpe"
+    prune: bool = True
+    buckets: int = 3
+    strides: tuple[int, ...] | None = None
+    limit_dtype: str | None = None
+    limit_guidance: bool | None = None
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who works on a study.
+
+    Attributes:
+        storage: where it is kept (default: a SQLite file in the run folder, a journal for more processes).
+        workers: processes on this machine. engine: "processes", or "ray" on the cluster at `address` (None: a local one).
+    """
+
+    storage: str | None = None
+    workers: int = 1
+    engine: str = "processes"
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a search keeps its files, and its policy."""
+
+    search: Path
+    policy: Path
 
 
 def limit_of(model: ImageModel, settings: Settings, prefix: int) -> Limit:
@@ -72,13 +104,7 @@ def limit_of(model: ImageModel, settings: Settings, prefix: int) -> Limit:
     Raises:
         BudgetError: below the smallest possible, or above the full cache.
     """
-    terms: dict[str, Any] = {
-        "prefix": prefix,
-        "batch": settings.batch,
-        "streams": streams_of(model, settings),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "of": settings.of,
-    }
+    terms = _terms(model, settings, prefix)
     if settings.memory is not None:
         return Limit.from_memory(settings.memory, shape=model.shape, **terms)
     return Limit.from_keep(model.shape, settings.keep or "20%", **terms)
@@ -159,33 +185,75 @@ def heads_step(folder: RunFolder, model: ImageModel, settings: Settings, classif
         return heads
 
 
-def search_step(model: ImageModel, folder: RunFolder, settings: Settings, progress: Progress | None = None) -> Policy:
-    """Search a policy under the limit: search/, policy.safetensors.
+def search_step(
+    model: ImageModel,
+    folder: RunFolder,
+    settings: Settings,
+    progress: Progress | None = None,
+    *,
+    place: Place | None = None,
+    crew: Crew | None = None,
+    ready: Callable[[], None] | None = None,
+) -> Policy:
+    """Search a policy under the limit: search/, policy.safetensors, or what `place` names.
+
+    Args:
+        crew: where the study is kept. ready: called before the first proposal; see `headscope.tuning.search`.
 
     Raises:
         DataError: the trace or heads step has not run. BudgetError: see `limit_of`.
     """
-    samples = Samples.load(folder.samples)
-    scores = Heads.load(folder.heads).scores()
+    Samples.load(folder.samples), Heads.load(folder.heads)  # what is missing is said before limits are checked
     prefix = int(folder.read()["prefix"])
     limit = limit_of(model, settings, prefix)
-    folder.note(limit=_limit_facts(model, limit, settings, prefix))
+    if place is None:
+        folder.note(limit=_limit_facts(model, limit, settings, prefix))
+    here = place or Place(folder.search, folder.policy)
     with _timed(folder, "search"):
-        tuned = tune(
-            model,
-            samples.select(range(min(settings.searched_pictures, len(samples)))),
-            scores,
-            limit,
-            folder.search,
-            trials=settings.trials,
-            table_pictures=settings.table_pictures,
-            prefix=prefix,
-            seed=settings.seed,
-            quick=settings.quick,
-            progress=progress,
-        )
-        save_policy(tuned.policy, folder.policy)
+        tuned = tuned_under(model, folder, settings, here, limit, crew or Crew(), ready=ready, progress=progress)
+        save_policy(tuned.policy, here.policy)
         return tuned.policy
+
+
+def tuned_under(
+    model: ImageModel,
+    folder: RunFolder,
+    settings: Settings,
+    place: Place,
+    limit: Limit,
+    crew: Crew,
+    *,
+    joins: bool = False,
+    ready: Callable[[], None] | None = None,
+    progress: Progress | None = None,
+) -> Tuned:
+    """`tune` on a run's calibration pictures and head classes; writes nothing but the search's own files.
+
+    Args:
+        joins: another process leads this search.
+    """
+    samples = Samples.load(folder.samples)
+    return tune(
+        model,
+        samples.select(range(min(settings.searched_pictures, len(samples)))),
+        Heads.load(folder.heads).scores(),
+        limit,
+        place.search,
+        trials=settings.trials,
+        table_pictures=settings.table_pictures,
+        prefix=int(folder.read()["prefix"]),
+        strides=settings.strides,
+        buckets=settings.buckets,
+        sampler=settings.sampler,
+        prune=settings.prune,
+        seed=settings.seed,
+        quick=settings.quick,
+        table=folder.table(settings.table_pictures),
+        storage=crew.storage,
+        ready=ready,
+        joins=joins,
+        progress=progress,
+    )
 
 
 def sensitivity_step(
@@ -226,18 +294,33 @@ def sensitivity_step(
     return found
 
 
-def compare_step(
+def unseen_pictures(
     model: ImageModel, folder: RunFolder, prompts: list[str], settings: Settings, progress: Progress | None = None
+) -> Samples:
+    """Pictures of prompts that no search sees, drawn with the full cache: unseen.parquet."""
+    seed = int(folder.read().get("seed", settings.seed)) + 10_000  # other random numbers than the calibration pictures
+    return _drawn(model, folder.unseen, prompts, settings, seed, "unseen", progress)
+
+
+def compare_step(
+    model: ImageModel,
+    folder: RunFolder,
+    prompts: list[str],
+    settings: Settings,
+    progress: Progress | None = None,
+    *,
+    place: Place | None = None,
 ) -> MethodTable:
-    """Measure the searched policy and the presets on unseen prompts: unseen.parquet, methods.csv, kl_by_row.parquet."""
+    """Measure the searched policy and the presets on unseen prompts: unseen.parquet, methods.csv, kl_by_row.parquet, the
+    last two in the search's folder where `place` names one."""
+    here = place or Place(folder.search, folder.policy)
     with _timed(folder, "compare"):
-        seed = settings.seed + 10_000  # other random numbers than the calibration pictures
-        samples = _drawn(model, folder.unseen, prompts, settings, seed, "unseen", progress)
-        searched = load_policy(folder.policy, model.shape)
+        samples = unseen_pictures(model, folder, prompts, settings, progress)
+        searched = load_policy(here.policy, model.shape)
         prefix = searched.prefix
         full = Limit.from_keep(model.shape, "100%", **_terms(model, settings, prefix))
         policies = {"full": make_preset("full", model.shape, full, prefix=prefix), "searched": searched}
-        for path in sorted((folder.search / "presets").glob("*.safetensors")):
+        for path in sorted((here.search / "presets").glob("*.safetensors")):
             policies[path.stem] = load_policy(path, model.shape)
         replay = Replay(model, samples, by_stream=False)
         table = compare_methods(
@@ -248,11 +331,12 @@ def compare_step(
             seed=settings.seed,
             progress=_as_counts(progress, "methods on unseen prompts"),
         )
-        write_whole(folder.path / "methods.csv", lambda path: table.methods.to_csv(path, index=False))
-        write_whole(folder.path / "kl_by_row.parquet", lambda path: table.by_row.to_parquet(path, index=False))
+        into = folder.path if place is None else here.search
+        write_whole(into / "methods.csv", lambda path: table.methods.to_csv(path, index=False))
+        write_whole(into / "kl_by_row.parquet", lambda path: table.by_row.to_parquet(path, index=False))
         row = table.methods.set_index("method").loc["searched"]
         results = {name: float(row[name]) for name in COLUMNS if name not in ("method", "budget")}
-        save_policy(searched.replace(results={**searched.results, "unseen": results}), folder.policy)
+        save_policy(searched.replace(results={**searched.results, "unseen": results}), here.policy)
         return table
 
 
@@ -323,12 +407,12 @@ def begin(
 
 
 def _terms(model: ImageModel, settings: Settings, prefix: int) -> dict[str, Any]:
-    dtype = str(model.dtype).removeprefix("torch.")
+    guided = settings.limit_guidance
     return {
         "prefix": prefix,
         "batch": settings.batch,
-        "streams": streams_of(model, settings),
-        "dtype": dtype,
+        "streams": streams_of(model, settings) if guided is None else 1 + guided,
+        "dtype": (settings.limit_dtype or str(model.dtype)).removeprefix("torch."),
         "of": settings.of,
     }
 

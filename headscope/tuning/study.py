@@ -1,9 +1,9 @@
 """The search: from a table, graded scores and a byte limit to the best policy measured on the calibration pictures.
 
 In order: the presets and the allocator's answers (each fitting stride, several decays) are measured and stay as
-incumbents; a quarter of the trials looks for the best class-level policy
-(`ClassSpace`), half of them work around the allocator's answer (`TableSpace`), a quarter around the best policy so far
-(`GroupSpace`). The result is the best of everything measured, so it is never above an incumbent.
+incumbents; a sixth of the trials looks for the best class-level policy (`ClassSpace`), half of them work around the
+allocator's answer (`TableSpace`), a third around the best policy so far (`GroupSpace`); without a table, one half and the
+other of the first and the last. The result is the best of everything measured, so it is never above an incumbent.
 
 Several processes may work on one storage: each measures the incumbents that nobody has measured yet, and enters a phase
 when the one before is finished by all.
@@ -100,12 +100,14 @@ def search(
     trials: int = 40,
     seed: int = 0,
     storage: str | Path | BaseStorage | None = None,
+    study: str = "",
     presets: Mapping[str, Policy] | None = None,
     strides: Sequence[int] | None = None,
     buckets: int = 3,
     sampler: str = "tpe",
     prune: bool = True,
     patience: int | None = 30,
+    ready: Callable[[], None] | None = None,
     identity: Mapping[str, Any] | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> SearchResult:
@@ -117,12 +119,13 @@ def search(
         semantic_score: float32 [layers, kv_heads] in [0, 1], from the head classes.
         prefix: prefix length that the byte limit assumes.
         trials: proposals in all, on top of the incumbents; a continued study makes only what is missing.
-        storage: see `open_storage`; the same call continues it.
+        storage: see `open_storage`; the same call continues it. study: its name there, where a storage keeps several.
         presets: swept presets by name, measured first.
         strides: to choose from (default: quarter, half, whole and two rows, where they fit).
         buckets: most distinct options a layer. sampler: one of `SAMPLERS`.
         prune: give proposals up that are worse than the best, picture by picture.
         patience: stop after so many proposals of a phase without improvement (None: never).
+        ready: called once the incumbents are measured, before the first proposal: the moment for other processes to join.
         identity: what else the study belongs to (trace hash, calibration prompts).
         progress: called with (proposals made, proposals in all, least loss so far).
 
@@ -141,7 +144,9 @@ def search(
     measured: dict[str, dict[str, Any]] = {}
 
     def book(name: str) -> TrialBook:
-        return TrialBook(replay, shape, name, belongs, kept, seed, measured, where=where, sampler=sampler, prune=prune)
+        return TrialBook(
+            replay, shape, name, belongs, kept, seed, measured, where=where, study=study, sampler=sampler, prune=prune
+        )
 
     made = _Counter(trials, progress)
     incumbents: dict[str, float] = {}
@@ -158,30 +163,33 @@ def search(
     solved: list[Found] = []
     if table is not None:
         losses = table if isinstance(table, Losses) else losses_from(table, shape.layers, shape.kv_heads, shape.geometry)
-        first = next(iter((presets or {}).values()), None) or class_space.build(neutral(class_space))
-        table_space = TableSpace(shape, limit, prefix, semantic_score, fitting, losses, towards=first, buckets=buckets)
+        towards = next(iter((presets or {}).values()), None) or class_space.build(neutral(class_space))
+        table_space = TableSpace(shape, limit, prefix, semantic_score, fitting, losses, towards=towards, buckets=buckets)
         by_table = book(TABLE)
         books.append((by_table, table_space))
         for label, policy, values in _solver_answers(table_space):
             solved.append(by_table.incumbent(label, policy, table_space, values))
         incumbents |= {found.label: found.kl for found in solved}
 
-    quarter = trials // 4 if by_table is not None else trials // 2
-    _propose(by_class, class_space, quarter, made, patience)
+    if ready is not None:
+        ready()
+    first, last = (trials // 6, trials // 3) if by_table is not None else (trials // 2, trials - trials // 2)
+    _propose(by_class, class_space, first, made, patience)
     if by_table is not None:
         best_class = by_class.best()
         if best_class is not None:
             table_space.towards = best_class.policy
-        _propose(by_table, table_space, trials - 2 * quarter, made, patience)
+        _propose(by_table, table_space, trials - first - last, made, patience)
     best = _best(books)
     group_space = GroupSpace(shape, limit, prefix, semantic_score, best.policy, buckets)
     name = f"{GROUPS} {best.policy.fingerprint()[:8]}"
-    others = [other for other in optuna.get_all_study_names(kept) if other.startswith(GROUPS) and other != name]
+    phases = [other.removeprefix(study) for other in optuna.get_all_study_names(kept) if other.startswith(study)]
+    others = [phase for phase in phases if phase.startswith(GROUPS) and phase != name]
     books += [(book(other), group_space) for other in others]  # of the same search with fewer trials
     by_group = book(name)
     books.append((by_group, group_space))
     by_group.incumbent(best.label, best.policy, group_space, neutral(group_space))
-    _propose(by_group, group_space, quarter if by_table is not None else trials - quarter, made, patience)
+    _propose(by_group, group_space, last, made, patience)
 
     best = _best(books)
     return SearchResult(

@@ -61,7 +61,7 @@ class TrialBook:
     Args:
         replay: what measures policies.
         shape: the model that the policies are for.
-        name: of the study, also the phase's name in tables.
+        name: the phase, in tables. study: before it in the study's name, where one storage keeps several searches.
         identity: what the study belongs to; a stored study of something else is refused.
         storage: of `open_storage`. where: its name for messages.
         seed: with the turn of a proposal it seeds the sampler (`Reseeded`).
@@ -84,6 +84,7 @@ class TrialBook:
         measured: dict[str, dict[str, Any]],
         *,
         where: str = "the study",
+        study: str = "",
         sampler: str = "tpe",
         prune: bool = True,
     ) -> None:
@@ -92,7 +93,7 @@ class TrialBook:
             pruner = optuna.pruners.WilcoxonPruner(p_threshold=PRUNED_AT, n_startup_steps=PRUNED_AFTER)
             try:
                 self.study = optuna.create_study(
-                    study_name=name,
+                    study_name=study + name,
                     storage=storage or InMemoryStorage(),
                     direction="minimize",
                     load_if_exists=True,
@@ -102,7 +103,7 @@ class TrialBook:
             except SQLAlchemyError as error:
                 reason = str(error).splitlines()[0]
                 raise DataError(f"{where}: not a usable study file ({reason}); choose another folder with --out.") from error
-            _claim(self.study, identity, where)
+            claim(self.study, identity, where)
             reap(self.study)
             self._learn()
 
@@ -165,7 +166,7 @@ class TrialBook:
     @property
     def sampled(self) -> int:
         """Proposals finished so far, given up and failed ones included, incumbents and interrupted ones not."""
-        return sum(_is_proposal(trial) for trial in self.study.get_trials(deepcopy=False))
+        return sum(is_proposal(trial) for trial in self.study.get_trials(deepcopy=False))
 
     def best(self) -> Found | None:
         """The least loss measured in this book; the earlier one where two are equal."""
@@ -178,7 +179,7 @@ class TrialBook:
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state == TrialState.COMPLETE and trial.value is not None and trial.value < best * (1 - margin):
                 best, since = trial.value, 0
-            elif _is_proposal(trial):
+            elif is_proposal(trial):
                 since += 1
         return since
 
@@ -309,7 +310,7 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _claim(study: optuna.Study, identity: Mapping[str, Any], where: str) -> None:
+def claim(study: optuna.Study, identity: Mapping[str, Any], where: str) -> None:
     """Write what the study belongs to, or refuse a study of something else."""
     text = json.dumps(dict(identity), sort_keys=True)
     found = study.user_attrs.get("identity")
@@ -328,7 +329,7 @@ def _plain(value: float, distribution: optuna.distributions.BaseDistribution) ->
     return int(value) if isinstance(distribution, optuna.distributions.IntDistribution) else float(value)
 
 
-def _is_proposal(trial: FrozenTrial) -> bool:
+def is_proposal(trial: FrozenTrial) -> bool:
     """Whether a proposal was finished: measured, given up, or failed for a reason that stands in it."""
     if trial.user_attrs.get(INCUMBENT):
         return False

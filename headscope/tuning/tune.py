@@ -16,7 +16,7 @@ from headscope.policy.files import save_policy
 from headscope.policy.policy import Policy
 from headscope.policy.presets import CONTROLS
 from headscope.tuning.replay import Remembered, Replay
-from headscope.tuning.sensitivity import measure_sensitivity
+from headscope.tuning.sensitivity import measure_sensitivity, table_identity
 from headscope.tuning.study import SearchResult, search
 from headscope.tuning.sweep import Sweep, sweep_presets
 
@@ -62,6 +62,8 @@ def tune(
     quick: bool = False,
     table: str | Path | None = None,
     storage: str | Path | None = None,
+    ready: Callable[[], None] | None = None,
+    joins: bool = False,
     progress: Progress | None = None,
 ) -> Tuned:
     """Search the policy that loses least on `samples` under `limit`.
@@ -70,13 +72,14 @@ def tune(
         samples: the calibration pictures; report figures of others.
         semantic_score: float32 [layers, kv_heads] of `classify`.
         out: folder for sensitivity.parquet, presets.parquet, presets/, study.db, trials.parquet and search.json. The same
-            call again continues there.
+            call again continues there; other limits, seeds and numbers of pictures have studies of their own.
         trials: of the study, on top of the presets and the knapsack's answers.
         table_pictures: how many of the pictures measure the sensitivity table.
         quick: a dry run: no sensitivity table, one variant a preset.
         table: where the sensitivity table is kept, which belongs to no limit (default: sensitivity.parquet in `out`).
         storage: where the study is kept (default: study.db in `out`); see `open_storage`.
-        buckets, sampler, prune, strides: see `search`.
+        buckets, sampler, prune, strides, ready: see `search`.
+        joins: another process leads this search: propose, and leave its files alone.
         prefix: longest prompt, in tokens, that the limit is for (default: the longest of the samples).
 
     Raises:
@@ -113,8 +116,9 @@ def tune(
         path=out / "presets.json",
         progress=tell("presets at the same bytes"),
     )
-    for name, policy in presets.best.items():
+    for name, policy in presets.best.items() if not joins else ():
         save_policy(policy, out / "presets" / f"{name}.safetensors")
+    kept = storage or out / "study.db"
     result = search(
         remembered,
         model.shape,
@@ -124,13 +128,17 @@ def tune(
         prefix=prefix,
         trials=trials,
         seed=seed,
-        storage=storage or out / "study.db",
+        storage=kept,
+        study=f"{model.shape.name}, {limit.bytes} bytes, {len(samples)} pictures, seed {seed}: ",
         presets={name: policy for name, policy in presets.best.items() if name not in CONTROLS},
         strides=strides,
         buckets=buckets,
         sampler=sampler,
         prune=prune,
+        ready=ready,
+        identity={"calibration": table_identity(replay, 1)["pictures"], "table": 0 if quick else table_pictures},
         progress=lambda done, total, least: progress("trials", done, total, least) if progress is not None else None,
     )
-    result.save(out)
+    if not joins:
+        result.save(out)
     return Tuned(result.policy, result, presets)

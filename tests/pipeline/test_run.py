@@ -33,7 +33,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     expected = {
         "run.json", "prompts.json", "calibration.parquet", "unseen.parquet", "heads.safetensors", "policy.safetensors",
         "methods.csv", "kl_by_row.parquet", "report.html", "trace/heads.parquet", "trace/curves.safetensors",
-        "search/study.db", "search/sensitivity.parquet", "search/trials.parquet", "search/search.json",
+        "search/study.db", "search/sensitivity-2.parquet", "search/trials.parquet", "search/search.json",
         "search/presets.parquet", "pictures/sheet.png", "pictures/pictures.parquet", "pictures/full/000.png",
         "pictures/searched/002.png",
     }  # fmt: skip

@@ -1,0 +1,96 @@
+"""What fits: the largest batch for a policy, the largest share of the cache for a batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import floor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headscope.policy.budget import plain_bytes, policy_bytes, smallest_possible
+from headscope.policy.policy import ModelShape, Policy
+
+# Shares shown beside the policies asked about.
+SHARES = (1.0, 0.5, 0.3, 0.2, 0.15, 0.1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cache: its share of the plain one, bytes a picture, and how many pictures fit."""
+
+    name: str
+    kept: float
+    bytes: int
+    pictures: int
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Attributes: rows; allowed: the share that `batch` pictures may keep (above 1: all of it); sentence: that in words."""
+
+    rows: tuple[Row, ...]
+    allowed: float
+    sentence: str
+
+
+def what_fits(
+    shape: ModelShape,
+    room: int,
+    *,
+    batch: int,
+    policies: Mapping[str, Policy],
+    prefix: int,
+    streams: int,
+    dtype: str,
+    of: str = "all",
+    shares: Sequence[float] = SHARES,
+) -> Fits:
+    """Count pictures by everything that is allocated for a cache; the weights and the work of a step come on top.
+
+    Args:
+        room: bytes for the cache. batch: pictures to draw together.
+        policies: by name, beside the plain cache and the usual shares of it.
+    """
+    terms: dict[str, Any] = {"streams": streams, "dtype": dtype, "of": of}
+    plain = plain_bytes(shape, prefix=prefix, **terms)
+    smallest = smallest_possible(shape, prefix=prefix, batch=1, **terms)
+    rows = [
+        Row("plain" if share == 1.0 else f"--keep {100 * share:g}%", share, floor(share * plain), room // floor(share * plain))
+        for share in shares
+        if share * plain >= smallest
+    ]
+    for name, policy in policies.items():
+        nbytes = policy_bytes(policy, prefix=max(prefix, policy.prefix), **terms)
+        rows.append(Row(name, nbytes / plain, nbytes, room // nbytes))
+    allowed = room / (batch * plain)
+    return Fits(tuple(rows), allowed, _sentence(batch, allowed, smallest / plain))
+
+
+def _sentence(batch: int, allowed: float, smallest: float) -> str:
+    pictures = "1 picture" if batch == 1 else f"{batch:,} pictures"
+    if allowed >= 1:
+        return f"A batch of {pictures} fits with the plain cache: no policy is needed."
+    if allowed < smallest:
+        return (
+            f"A batch of {pictures} does not fit with any policy: the smallest keeps {smallest:.1%}, "
+            f"there is room for {allowed:.1%}; draw {max(int(batch * allowed / smallest), 0):,} at a time."
+        )
+    share = f"{floor(1000 * allowed) / 10:g}%"
+    return f"A batch of {pictures} may keep {share}: headscope search RUN --keep {share}"
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on a device now; three quarters of it on a CPU, where others live too."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024 * 3 // 4
+    except OSError:
+        pass
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)

@@ -1,0 +1,107 @@
+"""A crew: more processes that work on the same study, on this machine or, by Ray, on a cluster.
+
+Whoever leads measures the table, the presets and the incumbents, then calls the others in; all propose until the study has
+its trials. What one measures, the others learn from the storage. A worker that dies costs its trial, which is queued again
+by the first that notices.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from headscope.errors import HeadscopeError
+from headscope.models import load_model
+from headscope.models.protocol import ImageModel
+from headscope.pipeline.folder import RunFolder
+from headscope.pipeline.steps import Crew, Place, Settings, limit_of, tuned_under
+
+# How often Ray starts a worker again that died.
+RESTARTS = 3
+
+
+def work(source: str, device: str, dtype: str, folder: str, settings: Settings, place: tuple[str, str], storage: str) -> str:
+    """One worker: load the model and propose until the study has its trials. Returns which process it was."""
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+    model = load_model(source, device=device, dtype=dtype)
+    run = RunFolder(Path(folder))
+    limit = limit_of(model, settings, int(run.read()["prefix"]))
+    tuned_under(model, run, settings, Place(Path(place[0]), Path(place[1])), limit, Crew(storage=storage), joins=True)
+    return f"process {os.getpid()}"
+
+
+@contextmanager
+def joined(model: ImageModel, folder: RunFolder, settings: Settings, place: Place, crew: Crew) -> Iterator[None]:
+    """Call `crew.workers - 1` others in; they are waited for at the end of the block, unless it ends with an error.
+
+    Raises:
+        HeadscopeError: Ray is not installed, or its cluster does not answer.
+    """
+    facts = folder.read()
+    source = str(facts["model"]["source"])
+    task = (source, str(model.device), str(model.dtype).removeprefix("torch."), str(folder.path.absolute()), settings)
+    where = (str(place.search.absolute()), str(place.policy.absolute()))
+    storage = str(crew.storage) if "://" in str(crew.storage) else str(Path(str(crew.storage)).absolute())
+    arguments = (*task, where, storage)
+    with _on_ray(arguments, crew) if crew.engine == "ray" else _processes(arguments, crew.workers - 1):
+        yield
+
+
+@contextmanager
+def _processes(arguments: tuple[Any, ...], count: int) -> Iterator[None]:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_quietly, args=arguments, daemon=True) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield
+        for worker in workers:
+            worker.join()
+    finally:
+        for worker in workers:
+            worker.terminate()
+    if failed := [worker.exitcode for worker in workers if worker.exitcode not in (0, None)]:
+        print(f"{len(failed)} of {count} workers ended early; their trials were made by the others.", file=sys.stderr)
+
+
+def _quietly(*arguments: Any) -> None:
+    """A worker whose errors are one line: the leader's own say what a user needs."""
+    try:
+        work(*arguments)
+    except (HeadscopeError, KeyboardInterrupt) as error:
+        print(f"worker {os.getpid()}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@contextmanager
+def _on_ray(arguments: tuple[Any, ...], crew: Crew) -> Iterator[None]:
+    try:
+        import ray
+    except ImportError:
+        raise HeadscopeError("--engine ray: needs the package ray; pip install 'headscope[ray]'.") from None
+    begun = not ray.is_initialized()
+    if begun:
+        try:
+            ray.init(address=crew.address, num_cpus=None if crew.address else crew.workers, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise HeadscopeError(f"--address {crew.address}: no Ray cluster answers ({str(error).splitlines()[0]}).") from None
+    try:
+        remote = ray.remote(num_cpus=1, max_retries=RESTARTS)(work)
+        running = [remote.remote(*arguments) for _ in range(crew.workers - 1)]
+        yield
+        for task in running:
+            try:
+                ray.get(task)
+            except ray.exceptions.RayError as error:
+                print(f"a Ray worker ended early ({type(error).__name__}); its trial was made by the others.", file=sys.stderr)
+    finally:
+        if begun:
+            ray.shutdown()

@@ -1,0 +1,134 @@
+"""`headscope search --front`: loss against bytes, and a policy for each asked share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from headscope.heads import Heads
+from headscope.models.protocol import ImageModel
+from headscope.models.samples import Samples
+from headscope.pipeline.folder import RunFolder
+from headscope.pipeline.run import read_prompts_of
+from headscope.pipeline.searching import place_of
+from headscope.pipeline.steps import Crew, Progress, Settings, limit_of, unseen_pictures
+from headscope.policy.budget import parse_keep, plain_bytes
+from headscope.policy.files import load_policy, save_policy
+from headscope.policy.policy import Policy
+from headscope.reporting.fronts import front_figure
+from headscope.storage import write_text, write_whole
+from headscope.tuning import Replay, study_replay
+from headscope.tuning.front import limits_at, search_the_front
+from headscope.tuning.options import losses_from
+from headscope.tuning.sensitivity import measure_sensitivity, table_identity
+from headscope.tuning.space import ClassSpace, TableSpace, fitting_strides, neutral
+from headscope.tuning.storages import open_storage, shown
+
+
+@dataclass(frozen=True)
+class FrontRun:
+    """Attributes: points: of the front study, with `unseen_kl` on the front. chosen: keep, kept_ratio, kl, unseen_kl, file."""
+
+    points: pd.DataFrame
+    chosen: pd.DataFrame
+
+
+def search_front(
+    model: ImageModel,
+    folder: RunFolder,
+    keeps: Sequence[str],
+    settings: Settings,
+    progress: Progress | None = None,
+    crew: Crew | None = None,
+) -> FrontRun:
+    """One study over the limit itself: front.csv, front.svg, policies/front-20.safetensors for each asked share.
+
+    Policies that searches at single shares have found stand in the study as incumbents.
+    """
+    prefix = int(folder.read()["prefix"])
+    shape, scores = model.shape, Heads.load(folder.heads).scores()
+    samples = Samples.load(folder.samples)
+    shares = {keep: parse_keep(keep) for keep in keeps}
+    limits = {keep: limit_of(model, replace(settings, keep=keep, memory=None), prefix) for keep in keeps}
+    largest = max(limits.values(), key=lambda limit: limit.bytes)
+    terms = {"batch": largest.batch, "streams": largest.streams, "dtype": largest.dtype, "of": largest.of}
+    plain = plain_bytes(shape, prefix=prefix, **terms)  # type: ignore[arg-type]
+
+    def counts(what: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(what, done, total, float("nan"))
+
+    few = Replay(model, samples.select(range(min(settings.table_pictures, len(samples)))), by_stream=False)
+    table = measure_sensitivity(
+        few, path=folder.table(settings.table_pictures), progress=partial(counts, "sensitivity of single heads")
+    )
+    losses = losses_from(table, shape.layers, shape.kv_heads, shape.geometry)
+
+    def space_at(share: float) -> TableSpace:
+        limit = limits_at(share, largest, plain)
+        strides = fitting_strides(shape, limits_at(min(shares.values()), largest, plain), prefix, settings.strides)
+        classes = ClassSpace(shape, limit, prefix, scores, strides)
+        towards = classes.build(neutral(classes))
+        return TableSpace(shape, limit, prefix, scores, strides, losses, towards=towards, buckets=settings.buckets)
+
+    calibration = study_replay(model, samples.select(range(min(settings.searched_pictures, len(samples)))))
+    where = (crew.storage if crew else None) or folder.search / "front.db"
+    found = search_the_front(
+        calibration,
+        space_at,
+        shares,
+        _found_before(folder, keeps, model),
+        trials=settings.trials,
+        seed=settings.seed,
+        storage=open_storage(where),
+        study=f"{shape.name}, seed {settings.seed}: " if "://" in str(where) else "",
+        identity={"weights": shape.weights, "prefix": prefix, "seed": settings.seed, **table_identity(calibration, 1), **terms},
+        where=shown(where),
+        progress=lambda done, total, _: counts("trials of the front", done, total),
+    )
+    judge = unseen_pictures(model, folder, read_prompts_of(folder)["unseen"], settings, progress)
+    unseen = Replay(model, judge, by_stream=False)
+    points, judged = found.points.copy(), {}
+    rows = []
+    for keep, limit in limits.items():
+        number = found.under(limit.bytes // limit.batch)
+        if number is None:
+            continue
+        judged[number] = unseen.measure(found.policies[number]).kl
+        row = points.loc[number]
+        file = place_of(folder, keep).policy.with_name(f"front-{keep.removesuffix('%')}.safetensors")
+        results = {"calibration_kl": float(row["kl"]), "unseen": {"replay_kl": judged[number]}}
+        origin = {
+            "method": "front",
+            "origin": str(row["label"]),
+            "seed": settings.seed,
+            "limit": {"bytes": limit.bytes, **terms},
+        }
+        save_policy(found.policies[number].replace(provenance=origin, results=results), file)
+        rows.append(
+            {
+                "keep": keep,
+                "kept_ratio": float(row["cache_bytes"]) / (plain / largest.batch),
+                "kl": float(row["kl"]),
+                "unseen_kl": judged[number],
+                "file": str(file),
+            }
+        )
+    points["unseen_kl"] = pd.Series(judged, dtype="float64")
+    chosen = pd.DataFrame(rows)
+    write_whole(folder.path / "front.csv", partial(_to_csv, points))
+    write_text(folder.path / "front.svg", front_figure(points, chosen, plain / largest.batch))
+    return FrontRun(points, chosen)
+
+
+def _found_before(folder: RunFolder, keeps: Sequence[str], model: ImageModel) -> dict[str, Policy]:
+    files = {keep: place_of(folder, keep).policy for keep in keeps}
+    return {f"searched at {keep}": load_policy(file, model.shape) for keep, file in files.items() if file.is_file()}
+
+
+def _to_csv(table: pd.DataFrame, path: Path) -> None:
+    table.to_csv(path, index=False)

@@ -1,0 +1,81 @@
+"""The dual question: the smallest cache that loses less than so much on prompts that no search saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from headscope.errors import BudgetError
+
+# Shares of the plain cache that are tried, each so many times the next smaller one.
+RUNG = 1.06
+
+
+@dataclass(frozen=True)
+class Step:
+    """One share that was searched: the loss on the calibration pictures and on unseen ones, and whether both are allowed."""
+
+    keep: float
+    calibration: float
+    unseen: float
+    good: bool
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """Attributes: keep: the smallest share that is good. steps: what was searched, in order."""
+
+    keep: float
+    steps: tuple[Step, ...]
+
+
+def smallest(
+    max_loss: float,
+    least: float,
+    solved: Callable[[float], float],
+    searched: Callable[[float], tuple[float, float]],
+    progress: Callable[[Step], None] | None = None,
+) -> Smallest:
+    """Find the smallest share of the cache whose loss stays below `max_loss`.
+
+    First the solver's answers alone are halved over a ladder of shares (RUNG apart): cheap, and an upper bound. From
+    there a full search is made at each smaller share, until one is no good; or, if the first is none, at larger ones.
+
+    Args:
+        max_loss: nats a token. least: the smallest share that anything fits into.
+        solved: share -> loss of the solver's answer on the calibration pictures (infinite where nothing fits).
+        searched: share -> loss of the searched policy on the calibration pictures and on unseen ones.
+        progress: told each searched share.
+
+    Raises:
+        BudgetError: not even the whole cache loses so little.
+    """
+    if max_loss <= 0:
+        raise BudgetError(f"--max-loss {max_loss:g}: expected more than 0 nats a token; only the full cache loses nothing.")
+    rungs = [1.0]
+    while rungs[-1] / RUNG > least:
+        rungs.append(rungs[-1] / RUNG)
+    good, bad = 0, len(rungs)  # the whole cache is good
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if solved(rungs[middle]) <= max_loss else (good, middle)
+    steps: list[Step] = []
+
+    def step(rung: int) -> bool:
+        calibration, unseen = searched(rungs[rung])
+        steps.append(Step(rungs[rung], calibration, unseen, max(calibration, unseen) <= max_loss))
+        if progress is not None:
+            progress(steps[-1])
+        return steps[-1].good
+
+    rung = good
+    if step(rung):
+        while rung + 1 < len(rungs) and step(rung + 1):
+            rung += 1
+    else:
+        while rung > 0 and not step(rung - 1):
+            rung -= 1
+        rung -= 1
+        if rung < 0:
+            raise BudgetError(f"--max-loss {max_loss:g}: nothing loses so little, not even the whole cache.")
+    return Smallest(rungs[rung], tuple(steps))
