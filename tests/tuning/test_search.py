@@ -5,59 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headscope.errors import BudgetError, DataError
-from headscope.geometry import Geometry
-from headscope.policy import PRESETS, Limit, ModelShape, Policy, policy_bytes
-from headscope.tuning import SearchResult, search, sweep_presets
-from headscope.tuning.options import Losses, Option
+from headscope.policy import PRESETS, Limit, Policy, policy_bytes
+from headscope.tuning import search, sweep_presets
 from headscope.tuning.replay import ReplayResult, Watch
-from headscope.tuning.space import ClassSpace, TableSpace, fitting_strides, merged, neutral
-
-SHAPE = ModelShape("toy", 3, 4, 4, 8, Geometry(6, 6), "a", "w")
-PREFIX = 5
-SCORES = torch.linspace(0, 1, 12).view(3, 4)
-LIMIT = Limit.from_keep(SHAPE, 0.5, prefix=PREFIX)
-
-
-class Landscape:
-    """A loss with a known best direction: semantic heads gain from heavy tokens, the others from window tokens."""
-
-    def __init__(self) -> None:
-        self.measured: list[Policy] = []
-
-    def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
-        self.measured.append(policy)
-        gain = (1 - SCORES) * policy.window.clamp(max=8) + SCORES * policy.heavy.clamp(max=12)
-        loss = float(torch.exp(-gain.float() / 6).mean()) + 0.01 * abs(float(policy.decay.mean()) - 0.7)
-        divergence = loss + torch.linspace(-0.001, 0.001, 4)[:, None].expand(4, SHAPE.geometry.tokens - 1)
-        true = torch.ones_like(divergence, dtype=torch.bool)
-        result = ReplayResult(divergence, true, divergence, SHAPE.geometry)
-        if watch is not None:
-            watch(result.kl_by_picture)
-        return result
-
-
-def table() -> Losses:
-    options = (Option(0), Option(4), Option(8), Option(1, 6), Option(2, 12), Option(35))
-    gains = [[float((1 - s) * min(o.window, 8) + s * min(o.heavy, 12)) for o in options] for s in SCORES.flatten()]
-    loss = np.exp(-np.array(gains) / 6).reshape(3, 4, len(options))
-    loss[..., -1] = 0.0
-    return Losses(options, loss, 6)
-
-
-def run(trials: int, storage: Path | None = None, **changes) -> tuple[SearchResult, Landscape]:
-    land = Landscape()
-    presets = sweep_presets(Landscape(), SHAPE, LIMIT, SCORES, prefix=PREFIX).best
-    given = {"prefix": PREFIX, "trials": trials, "seed": 3, "storage": storage, "presets": presets, **changes}
-    return search(
-        land, SHAPE, changes.pop("limit", LIMIT), table(), SCORES, **{k: v for k, v in given.items() if k != "limit"}
-    ), land
+from headscope.tuning.space import ClassSpace, GroupSpace, TableSpace, fitting_strides, merged, neutral
+from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape, run, table
 
 
 def test_the_result_is_the_best_of_everything_measured() -> None:
@@ -120,28 +78,30 @@ def test_an_interrupted_proposal_is_made_again(tmp_path: Path) -> None:
 numbers = st.floats(0, 1, allow_nan=False)
 
 
-@given(st.lists(numbers, min_size=8, max_size=8), st.floats(0.3, 1.0), st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_every_point_of_a_space_fits_the_limit(shares: list[float], keep: float, classes: bool) -> None:
+@given(st.lists(numbers, min_size=16, max_size=16), st.floats(0.3, 1.0), st.sampled_from(["classes", "table", "groups"]))
+@settings(max_examples=90, deadline=None)
+def test_every_point_of_a_space_fits_the_limit(shares: list[float], keep: float, kind: str) -> None:
     limit = Limit.from_keep(SHAPE, keep, prefix=PREFIX)
     strides = fitting_strides(SHAPE, limit, PREFIX)
-    space: ClassSpace | TableSpace
-    if classes:
-        space = ClassSpace(SHAPE, limit, PREFIX, SCORES, strides)
+    space: ClassSpace | TableSpace | GroupSpace
+    classes = ClassSpace(SHAPE, limit, PREFIX, SCORES, strides)
+    if kind == "classes":
+        space = classes
+    elif kind == "table":
+        space = TableSpace(SHAPE, limit, PREFIX, SCORES, strides, table(), classes.build(neutral(classes)))
     else:
-        towards = ClassSpace(SHAPE, limit, PREFIX, SCORES, strides)
-        space = TableSpace(SHAPE, limit, PREFIX, SCORES, strides, table(), towards.build(neutral(towards)))
+        space = GroupSpace(SHAPE, limit, PREFIX, SCORES, classes.build(neutral(classes)))
     values = {}
-    for number, share in zip(space.numbers, shares, strict=True):
+    for number, share in zip(space.numbers, shares, strict=False):
         value = number.low + share * (number.high - number.low)
         values[number.name] = round(value) if number.whole else value
     try:
         policy = space.build(values)
     except BudgetError:
-        assert not classes  # a stride may leave the measured options no room
+        assert kind == "table"  # a stride may leave the measured options no room
         return
     assert policy_bytes(policy) <= limit.bytes
-    if not classes:
+    if kind != "classes":
         assert all(len(policy.buckets(layer)) <= space.buckets for layer in range(SHAPE.layers))
 
 
@@ -182,3 +142,34 @@ def test_a_sweep_keeps_the_best_of_at_least_five(tmp_path: Path) -> None:
     resumed = sweep_presets(again, SHAPE, LIMIT, SCORES, prefix=PREFIX, path=tmp_path / "presets.json")
     assert again.measured == []
     assert all(resumed.best[name].same_as(policy) for name, policy in sweep.best.items())
+
+
+def test_no_multiplier_changes_nothing() -> None:
+    result, _ = run(8)
+    space = GroupSpace(SHAPE, LIMIT, PREFIX, SCORES, result.policy)
+    again = space.build(neutral(space))
+    assert bool((again.window + again.heavy >= result.policy.window + result.policy.heavy).all())  # what was left is spent
+    assert (again.window - result.policy.window).abs().max() <= 1
+    assert len(space.numbers) == 2 * len(space.groups.unique()) + 1
+
+
+def test_a_policy_that_is_worse_is_given_up_and_never_the_result() -> None:
+    land = Landscape(pictures=32)
+    result, _ = run(40, land=land)
+    trials = result.trials
+    pruned = trials[trials["state"] == "pruned"]
+    assert len(pruned) > 0
+    assert (pruned["pictures"] < 32).any()
+    assert land.replayed < 32 * len(land.measured)
+    assert result.policy.fingerprint() not in set(pruned["fingerprint"])
+    complete = trials[trials["state"] == "complete"]
+    assert result.kl == pytest.approx(complete["kl"].min())
+    whole, _ = run(40, land=Landscape(pictures=32), prune=False)
+    assert not (whole.trials["state"] == "pruned").any()
+
+
+def test_without_a_table_optuna_is_alone() -> None:
+    alone = search(Landscape(), SHAPE, LIMIT, None, SCORES, prefix=PREFIX, trials=12, seed=3)
+    assert set(alone.trials["phase"].str.split(" ").str[0]) == {"classes", "groups"}
+    assert alone.solver is None
+    assert alone.incumbents == {}

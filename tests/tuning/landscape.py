@@ -1,0 +1,76 @@
+"""A search without a model: a loss with a known best direction, and the search under test on it.
+
+Run as a program it searches in a process of its own: `python -m tests.tuning.landscape STORAGE TRIALS SAMPLER [KILLED_AT]`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from headscope.geometry import Geometry
+from headscope.policy import Limit, ModelShape, Policy
+from headscope.tuning import SearchResult, search, sweep_presets
+from headscope.tuning.options import Losses, Option
+from headscope.tuning.replay import ReplayResult, Watch
+
+SHAPE = ModelShape("toy", 3, 4, 4, 8, Geometry(6, 6), "a", "w")
+PREFIX = 5
+SCORES = torch.linspace(0, 1, 12).view(3, 4)
+LIMIT = Limit.from_keep(SHAPE, 0.5, prefix=PREFIX)
+
+
+class Landscape:
+    """A loss with a known best direction: semantic heads gain from heavy tokens, the others from window tokens."""
+
+    def __init__(self, pictures: int = 4, killed_at: int | None = None, slow: float = 0.0) -> None:
+        self.measured: list[Policy] = []
+        self.pictures, self.replayed = pictures, 0
+        self.killed_at, self.slow = killed_at, slow
+
+    def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
+        self.measured.append(policy)
+        if len(self.measured) == self.killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.slow)
+        gain = (1 - SCORES) * policy.window.clamp(max=8) + SCORES * policy.heavy.clamp(max=12)
+        loss = float(torch.exp(-gain.float() / 6).mean()) + 0.01 * abs(float(policy.decay.mean()) - 0.7)
+        divergence = loss + torch.linspace(-0.001, 0.001, self.pictures)[:, None].expand(-1, SHAPE.geometry.tokens - 1)
+        true = torch.ones_like(divergence, dtype=torch.bool)
+        result = ReplayResult(divergence, true, divergence, SHAPE.geometry)
+        for losses in result.kl_by_picture.split(4):
+            self.replayed += len(losses)
+            if watch is not None:
+                watch(losses)
+        return result
+
+
+def table() -> Losses:
+    options = (Option(0), Option(4), Option(8), Option(1, 6), Option(2, 12), Option(35))
+    gains = [[float((1 - s) * min(o.window, 8) + s * min(o.heavy, 12)) for o in options] for s in SCORES.flatten()]
+    loss = np.exp(-np.array(gains) / 6).reshape(3, 4, len(options))
+    loss[..., -1] = 0.0
+    return Losses(options, loss, 6)
+
+
+def run(
+    trials: int, storage: Path | str | None = None, land: Landscape | None = None, **changes
+) -> tuple[SearchResult, Landscape]:
+    land = land or Landscape()
+    presets = sweep_presets(Landscape(), SHAPE, LIMIT, SCORES, prefix=PREFIX).best
+    given = {"prefix": PREFIX, "trials": trials, "seed": 3, "storage": storage, "presets": presets, **changes}
+    return search(
+        land, SHAPE, changes.pop("limit", LIMIT), table(), SCORES, **{k: v for k, v in given.items() if k != "limit"}
+    ), land
+
+
+if __name__ == "__main__":
+    where, count, sampler, *rest = sys.argv[1:]
+    kill = int(rest[0]) if rest else None
+    run(int(count), where, Landscape(killed_at=kill, slow=0.02), sampler=sampler)
