@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from headscope.benchmarks.methods import bootstrap
+from headscope.benchmarks.methods import bootstrap, step_times
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.policy.budget import Limit
@@ -25,6 +25,9 @@ from headscope.policy.policy import Policy
 from headscope.policy.presets import CONTROLS, make_preset
 from headscope.storage import read_json, write_json, write_whole
 from headscope.tuning import Remembered, Replay, SearchResult, Sweep, measure_sensitivity, search, study_replay, sweep_presets
+from headscope.tuning.allocators import solve
+from headscope.tuning.options import losses_from
+from headscope.tuning.space import fitting_strides
 
 COLUMNS = ["budget", "method", "seed", "replay_kl", "cache_bytes", "trials", "seconds"]
 SOLVER, OPTUNA, SEARCHED = "solver", "optuna", "searched"
@@ -263,6 +266,46 @@ def bench_samplers(
                 progress=_trials(progress, f"{sampler} at {keep}, seed {seed}"),
             )
             rows += best_so_far(result, {"sampler": sampler, "seed": seed, "budget": float(keep.removesuffix("%")) / 100})
+    return pd.DataFrame(rows)
+
+
+def bench_buckets(
+    ground: Ground,
+    keeps: Sequence[str],
+    counts: Sequence[int] = (1, 2, 3, 4, 6),
+    *,
+    stride: int | None = None,
+    table_pictures: int = 8,
+    pictures: int = 4,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """One row a budget and number of buckets: the solver's answer with at most so many distinct options a layer, its loss
+    on unseen pictures and the milliseconds of a decoding step with its cache full (`pictures` drawn together)."""
+    shape, unseen = ground.model.shape, Unseen(ground)
+    losses = losses_from(ground.losses(table_pictures, progress), shape.layers, shape.kv_heads, shape.geometry)
+    rows = []
+    for keep in keeps:
+        limit = ground.limit(keep)
+        every = stride or fitting_strides(shape, limit, ground.prefix)[0]
+        solved = {str(count): solve(losses, shape, limit, ground.prefix, every, count) for count in counts}
+        times = step_times(unseen.replay, solved, pictures)
+        for count in counts:
+            policy = solved[str(count)]
+            found = unseen.measure(policy)
+            used = sum(len(policy.buckets(layer)) for layer in range(shape.layers)) / shape.layers
+            low, high = bootstrap(np.array(found["by_picture"]), 0)
+            rows.append(
+                {
+                    "budget": float(keep.removesuffix("%")) / 100,
+                    "stride": every,
+                    "buckets": count,
+                    "used": used,
+                    "replay_kl": found["kl"],
+                    "kl_low": low,
+                    "kl_high": high,
+                    "ms_per_step": 1e3 * times[str(count)],
+                }
+            )
     return pd.DataFrame(rows)
 
 

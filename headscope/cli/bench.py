@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headscope.cli.console import Seed, lines, progress, say
+from headscope.cli.console import RunPath, Seed, Trials, lines, progress, say, settle_threads
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from headscope.benchmarks.searching import Ground
 
 app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
 
@@ -83,6 +88,151 @@ def stickereval(
         lines.print(shown)
     say("correlation: Spearman's of replay KL and overall score within a budget, 95 % by bootstrap over prompts.")
     say(f"table: {out}")
+
+
+Pictures = Annotated[int, typer.Option(min=1, help="Pictures of the sensitivity table.")]
+Kept = Annotated[str, typer.Option(help="Shares of the plain cache: 50,30,20,15,10%.")]
+OutFolder = Annotated[Path | None, typer.Option(help="Where studies are kept (default: bench/ in RUN); goes on there.")]
+
+
+@app.command("search")
+def search(
+    run: RunPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("search.csv"),
+    keep: Kept = "50,30,20,15,10%",
+    seeds: Annotated[int, typer.Option(min=1)] = 5,
+    trials: Trials = 60,
+    table_pictures: Pictures = 8,
+    folder: OutFolder = None,
+) -> None:
+    """Every preset, the solver, Optuna and both, on unseen pictures. Example: headscope bench search runs/stickers"""
+    from headscope.benchmarks.searching import COLUMNS, bench_search
+    from headscope.cli.search import keep_list
+    from headscope.reporting.fronts import budgets_figure
+    from headscope.reporting.plots import save_figure
+    from headscope.storage import write_whole
+
+    ground = _ground(run, folder)
+
+    def written(table: pd.DataFrame) -> None:
+        write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.6g"))
+
+    with progress() as tell:
+        table = bench_search(
+            ground, keep_list(keep), seeds=seeds, trials=trials, table_pictures=table_pictures, progress=tell, after=written
+        )
+    _shown(table[[*COLUMNS, "difference", "difference_low", "difference_high"]])
+    say("difference: loss minus the searched policy's of seed 0, picture by picture, with its 95 % interval.")
+    figure = save_figure(budgets_figure(table), out.with_suffix(".png"))
+    say(f"table: {out}, figure: {figure}")
+
+
+@app.command("samplers")
+def samplers(
+    run: RunPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("samplers.csv"),
+    keep: Kept = "20%",
+    seeds: Annotated[int, typer.Option(min=1)] = 5,
+    trials: Trials = 60,
+    sampler: Annotated[list[str] | None, typer.Option(help="One of the samplers; may be given again (default: all).")] = None,
+    table_pictures: Pictures = 8,
+    folder: OutFolder = None,
+) -> None:
+    """Samplers at equal trials: least loss so far. Example: headscope bench samplers runs/stickers --keep 20%"""
+    from headscope.benchmarks.searching import bench_samplers
+    from headscope.reporting.fronts import trials_figure
+    from headscope.reporting.plots import save_figure
+    from headscope.storage import write_whole
+    from headscope.tuning.samplers import SAMPLERS
+
+    if unknown := [name for name in sampler or () if name not in SAMPLERS]:
+        raise typer.BadParameter(f"sampler {unknown[0]}: expected one of {', '.join(SAMPLERS)}.")
+    with progress() as tell:
+        table = bench_samplers(
+            _ground(run, folder),
+            keep,
+            sampler or SAMPLERS,
+            seeds=seeds,
+            trials=trials,
+            table_pictures=table_pictures,
+            progress=tell,
+        )
+    write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.6g"))
+    last = table[table["trial"] == table.groupby(["sampler", "seed"])["trial"].transform("max")]
+    _shown(last.groupby("sampler")[["best_kl", "seconds"]].agg(["mean", "min", "max"]).pipe(_flat))
+    figure = save_figure(trials_figure(table), out.with_suffix(".png"))
+    say(f"table: {out}, figure: {figure}")
+
+
+@app.command("buckets")
+def buckets(
+    run: RunPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("buckets.csv"),
+    keep: Kept = "20%",
+    table_pictures: Pictures = 8,
+    folder: OutFolder = None,
+) -> None:
+    """Loss and time of a step by kinds of heads in a layer. Example: headscope bench buckets runs/stickers --keep 20%"""
+    from headscope.benchmarks.searching import bench_buckets
+    from headscope.cli.search import keep_list
+    from headscope.storage import write_whole
+
+    with progress() as tell:
+        table = bench_buckets(_ground(run, folder), keep_list(keep), table_pictures=table_pictures, progress=tell)
+    write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.6g"))
+    _shown(table)
+    say(f"table: {out}")
+
+
+@app.command("replay")
+def replay(
+    run: RunPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("replay.csv"),
+    pictures: Annotated[int, typer.Option(min=1, help="Of the calibration pictures.")] = 8,
+    keep: Annotated[str, typer.Option(help="Share of the plain cache that the policies keep.")] = "20%",
+) -> None:
+    """Policies a minute that replay measures. Example: headscope bench replay runs/stickers"""
+    from headscope.benchmarks.replaying import bench_replay
+    from headscope.models import Samples
+    from headscope.pipeline import open_run
+    from headscope.storage import write_whole
+    from headscope.tuning import Replay
+
+    model, folder = open_run(run)
+    settle_threads(model.name)
+    samples = Samples.load(folder.samples)
+    table = bench_replay(Replay(model, samples.select(range(min(pictures, len(samples)))), by_stream=False), keep)
+    write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.4g"))
+    _shown(table)
+    say(f"table: {out}")
+
+
+def _ground(run: Path, folder: Path | None) -> Ground:
+    from headscope.benchmarks.searching import Ground
+    from headscope.heads import Heads
+    from headscope.models import Samples
+    from headscope.pipeline import open_run, settings_of
+    from headscope.pipeline.run import read_prompts_of
+    from headscope.pipeline.steps import unseen_pictures
+
+    model, files = open_run(run)
+    settle_threads(model.name)
+    unseen = unseen_pictures(model, files, read_prompts_of(files)["unseen"], settings_of(files))
+    scores = Heads.load(files.heads).scores()
+    return Ground(model, Samples.load(files.samples), unseen, scores, int(files.read()["prefix"]), folder or run / "bench")
+
+
+def _flat(table: pd.DataFrame) -> pd.DataFrame:
+    return table.set_axis([" ".join(column) for column in table.columns], axis=1).reset_index()
+
+
+def _shown(table: pd.DataFrame) -> None:
+    from rich.table import Table
+
+    shown = Table(*map(str, table.columns), box=None)
+    for row in table.itertuples(index=False):
+        shown.add_row(*(_cell(cell) for cell in row))
+    lines.print(shown)
 
 
 def _cell(value: object) -> str:

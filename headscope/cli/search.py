@@ -60,7 +60,7 @@ def search(
     workers: Annotated[int, typer.Option(min=1, help="Processes that work on the study.")] = 1,
     engine: Annotated[str, typer.Option(help="What runs them: processes, or ray.")] = "processes",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster (default: one on this machine).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder of a TOML study (default: runs/ and its name).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder of a TOML study (default: runs/ and its model).")] = None,
     quick: Quick = False,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -79,7 +79,7 @@ def search(
         raise typer.BadParameter(f"--workers {workers}: a SQLite file is for one process; name a *.journal or a database URL.")
     crew = Crew(storage, workers, engine, address)
     if run.suffix == ".toml":
-        _defined(run, out or Path("runs") / run.stem, device, crew)
+        _defined(run, out, device, crew)
         return
     if max_loss is not None and (keep is not None or memory is not None):
         raise typer.BadParameter("give --max-loss, --keep or --memory, one of them.")
@@ -167,7 +167,7 @@ def _smallest(model: ImageModel, folder: RunFolder, max_loss: float, settings: S
     say(f"policy: {folder.policy}")
 
 
-def _defined(file: Path, out: Path, device: str, crew: Crew) -> None:
+def _defined(file: Path, out: Path | None, device: str, crew: Crew) -> None:
     from headscope.cli.tables import methods_table
     from headscope.pipeline.searching import run_definition
     from headscope.tuning.definition import read_definition
@@ -175,6 +175,6 @@ def _defined(file: Path, out: Path, device: str, crew: Crew) -> None:
     definition = read_definition(file)
     settle_threads(definition.model)
     with progress() as tell:
-        policy, folder = run_definition(definition, out, device, tell, crew)
-    methods_table(folder.path / "methods.csv")
+        policy, place = run_definition(definition, out or Path("runs") / Path(definition.model).name, device, tell, crew)
+    methods_table(place.search / "methods.csv")
     say(f"policy: {policy}")

@@ -193,11 +193,16 @@ def settings_from(definition: Definition) -> Settings:
 
 def run_definition(
     definition: Definition, out: Path, device: str = "cpu", progress: Progress | None = None, crew: Crew | None = None
-) -> tuple[Path, RunFolder]:
+) -> tuple[Path, Place]:
     """Trace, classify, search and compare as a study definition says, in the run folder `out`; goes on after a stop.
 
+    Definitions that differ only in their limit or search share a run folder: its trace, its table, its unseen pictures.
+
     Returns:
-        The policy's file, named as the definition says, and the run folder.
+        The policy's file, named as the definition says, and where the search keeps its files.
+
+    Raises:
+        DataError: too few prompts, or the folder holds a run of another model or other prompts.
     """
     settings = settings_from(definition)
     chosen = definition.prompts.file
@@ -211,13 +216,27 @@ def run_definition(
             )
     model = load_model(definition.model, device=device, dtype=definition.dtype)
     folder = RunFolder(out)
-    begin(model, definition.model, folder, parts, settings, resume=True)
+    if folder.json.is_file():
+        _same_run(folder, model, parts, settings)
+    else:
+        begin(model, definition.model, folder, parts, settings)
+    limit_of(model, settings, int(folder.read()["prefix"]))  # refused before anything is drawn
     if not folder.done("trace"):
         trace_step(model, folder, parts[0], settings, progress)
     if not folder.done("heads"):
         heads_step(folder, model, settings)
-    policy = search_one(model, folder, settings, progress, crew=crew)
-    named = out / definition.policy
-    if named != folder.policy:
-        save_policy(policy, named)
-    return named, folder
+    place = Place(folder.search / Path(definition.policy).stem, out / "policies" / definition.policy)
+    search_one(model, folder, settings, progress, place=place, crew=crew)
+    return place.policy, place
+
+
+def _same_run(folder: RunFolder, model: ImageModel, parts: tuple[list[str], list[str]], settings: Settings) -> None:
+    """Refuse a run folder whose pictures are not those that a definition asks for."""
+    folder.check_model(model)
+    found = read_prompts_of(folder)
+    if (found["calibration"], found["unseen"]) != parts:
+        raise DataError(f"{folder.path}: is a run of other prompts; choose another folder with --out.")
+    if (seed := folder.read().get("seed")) != settings.seed:
+        raise DataError(
+            f"{folder.path}: was drawn with seed {seed}, now it is {settings.seed}; choose another folder with --out."
+        )

@@ -17,6 +17,7 @@ from headscope.errors import DataError, HeadscopeError, PolicyMismatch
 from headscope.geometry import Geometry
 from headscope.policy.budget import plain_bytes, policy_bytes
 from headscope.policy.policy import HEAD_TENSORS, ModelShape, Policy
+from headscope.policy.shipped import policy_file, shipped
 from headscope.storage import write_whole
 
 SCHEMA = 1
@@ -69,16 +70,20 @@ def accounting(policy: Policy) -> dict[str, Any]:
 
 
 def load_policy(path: str | Path, shape: ModelShape | None = None, accept_other_weights: bool = False) -> Policy:
-    """Read a policy file and check that it fits `shape` (no check of the model without one).
+    """Read a policy file, or a shipped policy by its name, and check that it fits `shape` (no check without one).
 
     Raises:
         DataError: missing, cut, or not a policy file.
         PolicyMismatch: a tensor that is missing or impossible, a later schema, another architecture, or other weights of the
             same architecture unless `accept_other_weights`, which is then recorded in the provenance.
     """
-    path = Path(path)
+    path = policy_file(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such policy file; make one with `headscope search` or `headscope run`.")
+        known = ", ".join(shipped())
+        raise DataError(
+            f"{path}: no such policy file; make one with `headscope search` or `headscope run`, or name one that comes with "
+            f"headscope: {known or 'there is none'}."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             strings = file.metadata() or {}

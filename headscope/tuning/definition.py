@@ -1,7 +1,7 @@
 """Study definitions: one TOML file says which model, limit, prompts and search make a policy.
 
     model = "stickers"
-    policy = "stickers-20.safetensors"     # what to write, beside nothing else
+    policy = "stickers-20.safetensors"     # what to write, into RUN/policies/
 
     [limit]
     keep = "20%"                           # or: memory = "12MiB", batch = 16
