@@ -15,7 +15,7 @@ PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint clean
+.PHONY: help demo test test-oldest test-postgres test-ray lint clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,14 @@ test: $(VENV)/.ready ## Run the tests
 
 test-oldest: $(OLD)/.ready ## Run the tests on the oldest admitted transformers
 	OMP_NUM_THREADS=1 $(OLD)/bin/python $(PYTEST) $(ARGS)
+
+test-postgres: $(VENV)/.ready ## Share a study through a PostgreSQL server that the test starts
+	$(VENV)/bin/python -m pip install --quiet "psycopg[binary]>=3.2"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m postgres tests/servers
+
+test-ray: $(VENV)/.ready ## Search and trace on a local Ray cluster, with a worker killed
+	$(VENV)/bin/python -m pip install --quiet "ray>=2.50"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m ray tests/servers
 
 lint: $(VENV)/.ready ## Check style, format and types
 	$(VENV)/bin/ruff check .

@@ -53,6 +53,7 @@ def search(
     sampler: Annotated[str, typer.Option(help="tpe, gp, cma-es, nsga-ii or random.")] = "tpe",
     prune: Annotated[bool, typer.Option("--prune/--no-prune", help="Give up what is worse, picture by picture.")] = True,
     buckets: Annotated[int, typer.Option(min=1, help="Most kinds of heads in a layer.")] = 3,
+    patience: Annotated[int, typer.Option(min=0, help="End a phase after so many trials without a gain; 0 never.")] = 30,
     front: Annotated[bool, typer.Option("--front", help="One study over the limit itself: loss against bytes.")] = False,
     storage: Annotated[
         str | None, typer.Option(help="SQLite file, *.journal or postgresql://user@host/name (default: in RUN).")
@@ -95,6 +96,7 @@ def search(
         sampler=sampler,
         prune=prune,
         buckets=buckets,
+        patience=patience or None,
         limit_dtype=None if dtype is None else DTYPES.get(dtype, dtype),
         limit_guidance=guidance,
     )

@@ -48,7 +48,7 @@ class Settings:
         trials: of the study. calibration, unseen: pictures to search on, and to judge by.
         searched_pictures: how many of the calibration pictures a trial replays; table_pictures: the sensitivity table.
         quick: a dry run: no sensitivity table, presets not swept.
-        sampler, prune, buckets, strides: of the study, see `headscope.tuning.search`.
+        sampler, prune, buckets, strides, patience: of the study, see `headscope.tuning.search`.
         limit_dtype, limit_guidance: what the limit counts, where that is not what the model runs here: the dtype of the
             cache, and whether there are two streams.
         guidance: scale of classifier-free guidance, 1 for none; the model's own unless given.
@@ -71,6 +71,7 @@ class Settings:
     prune: bool = True
     buckets: int = 3
     strides: tuple[int, ...] | None = None
+    patience: int | None = 30
     limit_dtype: str | None = None
     limit_guidance: bool | None = None
 
@@ -246,6 +247,7 @@ def tuned_under(
         buckets=settings.buckets,
         sampler=settings.sampler,
         prune=settings.prune,
+        patience=settings.patience,
         seed=settings.seed,
         quick=settings.quick,
         table=folder.table(settings.table_pictures),

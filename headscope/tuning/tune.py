@@ -57,6 +57,7 @@ def tune(
     buckets: int = 3,
     sampler: str = "tpe",
     prune: bool = True,
+    patience: int | None = 30,
     seed: int = 0,
     batch_size: int | None = None,
     quick: bool = False,
@@ -78,7 +79,7 @@ def tune(
         quick: a dry run: no sensitivity table, one variant a preset.
         table: where the sensitivity table is kept, which belongs to no limit (default: sensitivity.parquet in `out`).
         storage: where the study is kept (default: study.db in `out`); see `open_storage`.
-        buckets, sampler, prune, strides, ready: see `search`.
+        buckets, sampler, prune, patience, strides, ready: see `search`.
         joins: another process leads this search: propose, and leave its files alone.
         prefix: longest prompt, in tokens, that the limit is for (default: the longest of the samples).
 
@@ -135,6 +136,7 @@ def tune(
         buckets=buckets,
         sampler=sampler,
         prune=prune,
+        patience=patience,
         ready=ready,
         identity={"calibration": table_identity(replay, 1)["pictures"], "table": 0 if quick else table_pictures},
         progress=lambda done, total, least: progress("trials", done, total, least) if progress is not None else None,

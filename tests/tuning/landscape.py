@@ -1,6 +1,7 @@
 """A search without a model: a loss with a known best direction, and the search under test on it.
 
-Run as a program it searches in a process of its own: `python -m tests.tuning.landscape STORAGE TRIALS SAMPLER [KILLED_AT]`.
+Run as a program it searches in a process of its own:
+`python -m tests.tuning.landscape STORAGE TRIALS SAMPLER [KILLED_AT [STUDY]]`.
 """
 
 from __future__ import annotations
@@ -72,5 +73,5 @@ def run(
 
 if __name__ == "__main__":
     where, count, sampler, *rest = sys.argv[1:]
-    kill = int(rest[0]) if rest else None
-    run(int(count), where, Landscape(killed_at=kill, slow=0.02), sampler=sampler)
+    kill, study = int(rest[0]) if rest else None, rest[1] if len(rest) > 1 else ""
+    run(int(count), where, Landscape(killed_at=kill, slow=0.02), sampler=sampler, study=study)

@@ -1,0 +1,60 @@
+"""What is said to fit is what the cache allocates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headscope.models.janus import JanusModel
+from headscope.pipeline.budgets import what_fits
+from headscope.policy import Limit, Policy, load_policy, make_preset, save_policy
+from headscope.policy.shipped import policy_file
+from headscope.runtime import CompressedCache, compressed
+
+
+def allocated(model: JanusModel, policy: Policy, pictures: int) -> int:
+    """Bytes of the tensors of a real cache for so many guided pictures."""
+    prefix = model.encode(["red apple"] * pictures)
+    ids = torch.cat([prefix.ids, prefix.unconditional_ids])
+    cache = CompressedCache(policy)
+    with torch.inference_mode(), compressed(model, policy):
+        model.decode(model.embed_prefix(ids), torch.ones_like(ids), cache)
+    return sum(t.numel() * t.element_size() for layer in cache.compressed_layers for b in layer.buckets for t in b.tensors())
+
+
+@given(st.integers(8_000, 90_000), st.sampled_from(["streaming", "h2o"]), st.floats(0.55, 0.9))
+@settings(max_examples=15, deadline=None)
+def test_the_largest_batch_fits_and_one_more_does_not(tiny: JanusModel, room: int, name: str, keep: float) -> None:
+    prefix = tiny.encode(["red apple"]).ids.shape[1]
+    policy = make_preset(name, tiny.shape, Limit.from_keep(tiny.shape, keep, prefix=prefix), prefix=prefix)
+    fits = what_fits(
+        tiny.shape, room, batch=3, policies={"mine": policy}, prefix=prefix, streams=2, dtype="float32", shares=(1.0,)
+    )
+    mine = next(row for row in fits.rows if row.name == "mine")
+    if mine.pictures:
+        assert allocated(tiny, policy, mine.pictures) <= room
+    assert allocated(tiny, policy, mine.pictures + 1) > room
+    plain = fits.rows[0]
+    assert plain.kept == 1.0
+    assert fits.allowed == pytest.approx(room / (3 * plain.bytes))
+
+
+def test_the_sentence_says_what_to_do(tiny: JanusModel) -> None:
+    def said(room: int, batch: int) -> str:
+        return what_fits(tiny.shape, room, batch=batch, policies={}, prefix=4, streams=2, dtype="float32").sentence
+
+    assert said(10**9, 4) == "A batch of 4 pictures fits with the plain cache: no policy is needed."
+    assert said(8_000, 1).startswith("A batch of 1 picture may keep 78.1%: headscope search RUN --keep 78.1%")
+    assert "does not fit with any policy: the smallest keeps 25.0%" in said(8_000, 16)
+
+
+def test_shipped_policies_go_by_name(tmp_path: Path, tiny: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headscope.policy.shipped.FOLDERS", (tmp_path,))
+    policy = Policy.uniform(tiny.shape, window=4, stride=4, prefix=4)
+    save_policy(policy, tmp_path / "tiny-40.safetensors")
+    assert load_policy("tiny-40", tiny.shape).same_as(policy)
+    assert policy_file("tiny-50") == Path("tiny-50")

@@ -1,0 +1,71 @@
+"""Study definitions: what is wrong is one sentence that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from headscope.errors import DataError
+from headscope.tuning.definition import read_definition
+
+SHIPPED = sorted((Path(__file__).parents[2] / "search").glob("*.toml"))
+
+
+def written(tmp_path: Path, limit: str = 'keep = "20%"', search: str = "", top: str = "") -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text(f'model = "stickers"\npolicy = "p.safetensors"\n{top}\n[limit]\n{limit}\n[search]\n{search}\n')
+    return path
+
+
+def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
+    found = read_definition(written(tmp_path, search="strides = [4, 8]"))
+    assert (found.limit.keep, found.limit.batch, found.search.trials, found.search.sampler) == ("20%", 1, 60, "tpe")
+    assert found.search.strides == (4, 8)
+    assert (found.prompts.calibration, found.prompts.unseen) == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("part", "text", "says"),
+    [
+        ("limit", 'keep = "20%"\nmemry = "3MiB"', "limit.memry: unknown key; expected one of keep, memory, batch"),
+        ("limit", 'keep = "120%"', "limit.keep: 120%: expected more than 0% and at most 100%"),
+        ("limit", 'keep = "20 apples"', "limit.keep: 20 apples: expected a share"),
+        ("limit", 'memory = "12 MeB"', "limit.memory: 12 MeB: expected a size such as 12MiB"),
+        ("limit", 'keep = "20%"\nmemory = "1MiB"', "limit: give keep or memory, one of the two"),
+        ("limit", "batch = 4", "limit: give keep or memory, one of the two"),
+        ("limit", 'keep = "20%"\nbatch = 0', "limit.batch: input should be greater than or equal to 1, found 0"),
+        ("limit", 'keep = "20%"\ndtype = "int3"', "limit.dtype: dtype int3: unknown"),
+        ("limit", 'keep = "20%"\nof = "cells"', "limit.of: input should be 'all' or 'image', found 'cells'"),
+        ("search", 'sampler = "grid"', "search.sampler: grid: unknown; expected one of tpe"),
+        ("search", 'trials = "many"', "search.trials: input should be a valid integer, found 'many'"),
+        ("search", "strides = []", "search.strides: "),
+        ("top", 'polciy = "x"', "polciy: unknown key; expected one of model, policy, dtype, limit, prompts, search"),
+    ],
+)
+def test_what_is_wrong_names_its_key(tmp_path: Path, part: str, text: str, says: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_definition(written(tmp_path, **{part: text}))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_and_a_broken_file_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text('model = "stickers"\n[limit]\nkeep = "20%"\n')
+    with pytest.raises(DataError, match="policy: is missing; add it"):
+        read_definition(path)
+    path.write_text("model = stickers")
+    with pytest.raises(DataError, match="not a TOML file"):
+        read_definition(path)
+    with pytest.raises(DataError, match=r"none\.toml"):
+        read_definition(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_definition_is_good_and_names_its_policy(path: Path) -> None:
+    assert read_definition(path).policy == f"{path.stem}.safetensors"
+
+
+def test_there_are_shipped_definitions() -> None:
+    assert len(SHIPPED) >= 5

@@ -1,0 +1,77 @@
+"""The front: nothing on it is beaten in both, nothing asked for exceeds its bytes, and it goes on after a stop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from headscope.errors import DataError
+from headscope.policy import policy_bytes
+from headscope.policy.budget import plain_bytes
+from headscope.tuning.front import Front, limits_at, search_the_front
+from headscope.tuning.replay import ReplayResult, Watch
+from headscope.tuning.space import ClassSpace, TableSpace, fitting_strides, neutral
+from headscope.tuning.storages import open_storage
+from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape, table
+
+SHARES = {"80%": 0.8, "50%": 0.5, "35%": 0.35}
+PLAIN = plain_bytes(SHAPE, prefix=PREFIX)
+
+
+class Weighed(Landscape):
+    """Also says what a policy takes, as a replay does."""
+
+    def measure(self, policy, watch: Watch | None = None) -> ReplayResult:  # type: ignore[no-untyped-def]
+        return replace(super().measure(policy, watch), cache_bytes=policy_bytes(policy))
+
+
+def space_at(share: float) -> TableSpace:
+    limit = limits_at(share, LIMIT, PLAIN)
+    classes = ClassSpace(SHAPE, limit, PREFIX, SCORES, fitting_strides(SHAPE, limits_at(0.35, LIMIT, PLAIN), PREFIX))
+    return TableSpace(SHAPE, limit, PREFIX, SCORES, classes.strides, table(), classes.build(neutral(classes)))
+
+
+def found(trials: int, storage: Path | None = None, land: Weighed | None = None, seed: int = 1) -> Front:
+    kept = None if storage is None else open_storage(storage)
+    identity = {"seed": seed}
+    return search_the_front(
+        land or Weighed(), space_at, SHARES, {}, trials=trials, seed=seed, storage=kept, identity=identity, where=str(storage)
+    )
+
+
+def test_nothing_on_the_front_is_beaten_and_everything_else_is() -> None:
+    points = found(24).points
+    assert len(points) == 27
+    for number, point in points.iterrows():
+        others = points.drop(index=number)
+        better = (others["kl"] <= point["kl"]) & (others["cache_bytes"] <= point["cache_bytes"])
+        strictly = better & ((others["kl"] < point["kl"]) | (others["cache_bytes"] < point["cache_bytes"]))
+        if point["on_front"]:
+            assert not strictly.any()
+        else:
+            assert better.any()
+
+
+def test_what_is_chosen_fits_and_is_the_best_that_does() -> None:
+    front = found(24)
+    for share in SHARES.values():
+        number = front.under(int(share * PLAIN))
+        assert number is not None
+        assert policy_bytes(front.policies[number]) <= share * PLAIN
+        fits = front.points[front.points["cache_bytes"] <= share * PLAIN]
+        assert front.points.loc[number, "kl"] == fits["kl"].min()
+    assert front.under(10) is None
+
+
+def test_a_front_goes_on_where_it_was(tmp_path: Path) -> None:
+    whole = found(12, tmp_path / "whole.db")
+    found(5, tmp_path / "parts.db")
+    again = Weighed()
+    rest = found(12, tmp_path / "parts.db", again)
+    assert len(again.measured) == 7
+    pd.testing.assert_frame_equal(rest.points, whole.points)
+    with pytest.raises(DataError, match="was made for another seed"):
+        found(12, tmp_path / "parts.db", seed=2)
