@@ -194,11 +194,11 @@ class TableSpace:
     def __post_init__(self) -> None:
         nearest = min(range(len(self.strides)), key=lambda index: abs(self.strides[index] - self.losses.stride))
         self.numbers = (
-            Number("early", -1.5, 1.5, 0.0),
-            Number("late", -1.5, 1.5, 0.0),
-            Number("semantic", -2.0, 2.0, 0.0),
+            Number("early", -1.0, 1.0, 0.0),
+            Number("late", -1.0, 1.0, 0.0),
+            Number("semantic", -1.5, 1.5, 0.0),
             Number("heavy", -1.0, 1.0, 0.0),
-            Number("blend", 0.0, 1.0, 0.0),
+            Number("blend", 0.0, 0.3, 0.0),
             Number("decay", 0.0, 1.0, 1.0),
             Number("anchor", 0, 4, 0, whole=True),
             Number("stride", 0, len(self.strides) - 1, nearest, whole=True),
