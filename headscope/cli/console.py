@@ -38,6 +38,9 @@ Batch = Annotated[int, typer.Option(min=1, help="Pictures drawn together that --
 KeepOf = Annotated[str, typer.Option(help="What --keep counts: `all` tokens, or those of the `image`.")]
 Trials = Annotated[int, typer.Option(min=1, help="Trials of the study.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A dry run: no sensitivity table, presets not swept.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
+Engine = Annotated[str, typer.Option(help="What runs them: processes, or ray.")]
+Address = Annotated[str | None, typer.Option(help="Of a Ray cluster (default: one on this machine).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew.")]
 
@@ -83,6 +86,16 @@ def settle_threads(model: str) -> None:
 
     if bundled_folder(model) is not None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+
+
+def check_engine(engine: str) -> None:
+    """Refuse an engine that there is not.
+
+    Raises:
+        typer.BadParameter: see above.
+    """
+    if engine not in ("processes", "ray"):
+        raise typer.BadParameter(f"--engine {engine}: expected processes or ray.")
 
 
 def limit_options(keep: str | None, memory: str | None) -> tuple[str | None, str | None]:

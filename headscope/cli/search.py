@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headscope.cli.console import (
+    Address,
     Batch,
     Device,
+    Engine,
     KeepOf,
     Memory,
     Quick,
     Seed,
     Trials,
+    Workers,
+    check_engine,
     errors,
     limit_options,
     progress,
@@ -58,9 +62,9 @@ def search(
     storage: Annotated[
         str | None, typer.Option(help="SQLite file, *.journal or postgresql://user@host/name (default: in RUN).")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that work on the study.")] = 1,
-    engine: Annotated[str, typer.Option(help="What runs them: processes, or ray.")] = "processes",
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster (default: one on this machine).")] = None,
+    workers: Workers = 1,
+    engine: Engine = "processes",
+    address: Address = None,
     out: Annotated[Path | None, typer.Option(help="Run folder of a TOML study (default: runs/ and its model).")] = None,
     quick: Quick = False,
     seed: Seed = 0,
@@ -72,8 +76,7 @@ def search(
     from headscope.tuning.samplers import SAMPLERS
     from headscope.tuning.storages import shared
 
-    if engine not in ("processes", "ray"):
-        raise typer.BadParameter(f"--engine {engine}: expected processes or ray.")
+    check_engine(engine)
     if sampler not in SAMPLERS:
         raise typer.BadParameter(f"--sampler {sampler}: expected one of {', '.join(SAMPLERS)}.")
     if workers > 1 and storage is not None and not shared(storage):

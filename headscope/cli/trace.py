@@ -7,7 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headscope.cli.console import Device, Dtype, ModelName, Overwrite, PromptFile, Resume, Seed, progress, say, settle_threads
+from headscope.cli.console import (
+    Address,
+    Device,
+    Dtype,
+    Engine,
+    ModelName,
+    Overwrite,
+    PromptFile,
+    Resume,
+    Seed,
+    Workers,
+    check_engine,
+    progress,
+    say,
+    settle_threads,
+)
 
 if TYPE_CHECKING:
     from headscope.tracing import Selection
@@ -36,6 +51,9 @@ def trace(
         bool, typer.Option("--live", help="Trace while drawing, step by step, not in one pass afterwards.")
     ] = False,
     policy: Annotated[Path | None, typer.Option(help="Trace through this policy's compressed cache (implies --live).")] = None,
+    workers: Workers = 1,
+    engine: Engine = "processes",
+    address: Address = None,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = None,
@@ -47,9 +65,13 @@ def trace(
     from headscope.pipeline import RunFolder, Settings
     from headscope.pipeline.prompts import default_prompts, read_prompts, split
     from headscope.pipeline.run import read_prompts_of
-    from headscope.pipeline.steps import begin, trace_step
+    from headscope.pipeline.shards import trace_in_shards
+    from headscope.pipeline.steps import Crew, begin, trace_step
     from headscope.policy.files import load_policy
 
+    check_engine(engine)
+    if workers > 1 and (live or policy is not None):
+        raise typer.BadParameter(f"--workers {workers}: live tracing draws as it goes, in one process; leave one of them out.")
     selection = _selection(layers, heads, rows, stream, every, bands, full)
     texts = default_prompts(model) if prompts is None else read_prompts(prompts)
     settings = Settings(keep=None, calibration=calibration, unseen=unseen, seed=seed, batch_size=batch_size, guidance=guidance)
@@ -62,7 +84,11 @@ def trace(
     begin(loaded, model, folder, parts, settings, resume=resume, overwrite=overwrite)
     with progress() as tell:  # a finished trace is only looked over
         chosen = read_prompts_of(folder)["calibration"]
-        trace_step(loaded, folder, chosen, settings, tell, selection=selection, live=live, policy=through)
+        if workers > 1:
+            crew = Crew(workers=workers, engine=engine, address=address)
+            trace_in_shards(loaded, folder, chosen, settings, crew, tell, selection=selection)
+        else:
+            trace_step(loaded, folder, chosen, settings, tell, selection=selection, live=live, policy=through)
     say(f"trace: {folder.trace}")
     say(f"next: headscope heads {out}")
 

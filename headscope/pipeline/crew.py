@@ -7,10 +7,12 @@ by the first that notices.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,17 +85,7 @@ def _quietly(*arguments: Any) -> None:
 
 @contextmanager
 def _on_ray(arguments: tuple[Any, ...], crew: Crew) -> Iterator[None]:
-    try:
-        import ray
-    except ImportError:
-        raise HeadscopeError("--engine ray: needs the package ray; pip install 'headscope[ray]'.") from None
-    begun = not ray.is_initialized()
-    if begun:
-        try:
-            ray.init(address=crew.address, num_cpus=None if crew.address else crew.workers, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise HeadscopeError(f"--address {crew.address}: no Ray cluster answers ({str(error).splitlines()[0]}).") from None
-    try:
+    with _cluster(crew) as ray:
         remote = ray.remote(num_cpus=1, max_retries=RESTARTS)(work)
         running = [remote.remote(*arguments) for _ in range(crew.workers - 1)]
         yield
@@ -102,6 +94,58 @@ def _on_ray(arguments: tuple[Any, ...], crew: Crew) -> Iterator[None]:
                 ray.get(task)
             except ray.exceptions.RayError as error:
                 print(f"a Ray worker ended early ({type(error).__name__}); its trial was made by the others.", file=sys.stderr)
+
+
+def spread(job: Callable[..., str], each: Sequence[tuple[Any, ...]], crew: Crew, done: Callable[[int], None]) -> list[str]:
+    """`job(*arguments)` for every tuple of `each`, on the crew's processes or its Ray cluster; what dies is begun again.
+
+    Args:
+        done: told how many are finished.
+
+    Raises:
+        HeadscopeError: what a job raised, or Ray is missing or does not answer.
+    """
+    if crew.engine == "ray":
+        with _cluster(crew) as ray:
+            remote = ray.remote(num_cpus=1, max_retries=RESTARTS)(job)
+            waiting = every = [remote.remote(*arguments) for arguments in each]
+            while waiting:
+                _, waiting = ray.wait(waiting)
+                done(len(every) - len(waiting))
+            try:
+                return list(ray.get(every))
+            except ray.exceptions.RayTaskError as error:
+                raise HeadscopeError(str(error.cause)) from None
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(crew.workers, mp_context=context) as pool:
+        futures = [pool.submit(job, *arguments) for arguments in each]
+        for finished, _ in enumerate(as_completed(futures), 1):
+            done(finished)
+        return [future.result() for future in futures]
+
+
+@contextmanager
+def _cluster(crew: Crew) -> Iterator[Any]:
+    """Ray, connected to `crew.address` or to a cluster of its own on this machine."""
+    try:
+        import ray
+    except ImportError:
+        raise HeadscopeError("--engine ray: needs the package ray; pip install 'headscope[ray]'.") from None
+    begun = not ray.is_initialized()
+    if begun:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            ray.init(
+                address=crew.address,
+                num_cpus=None if crew.address else crew.workers,
+                include_dashboard=None if crew.address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise HeadscopeError(f"--address {crew.address}: no Ray cluster answers ({str(error).splitlines()[0]}).") from None
+    try:
+        yield ray
     finally:
         if begun:
             ray.shutdown()

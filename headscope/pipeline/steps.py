@@ -133,8 +133,8 @@ def trace_step(
         selection: what to trace, everything of the default set unless given.
         live: trace while drawing. policy: draw and trace through its compressed cache, which only live tracing can see.
     """
-    with _timed(folder, "trace"):
-        samples = _drawn(model, folder.samples, prompts, settings, settings.seed, "calibration", progress, policy)
+    with timed(folder, "trace"):
+        samples = calibration_pictures(model, folder, prompts, settings, progress, policy)
         return trace(
             model,
             samples,
@@ -145,6 +145,18 @@ def trace_step(
             play=partial(_draw_again, model, policy) if live or policy is not None else None,
             cache=_cache_name(policy, live),
         )
+
+
+def calibration_pictures(
+    model: ImageModel,
+    folder: RunFolder,
+    prompts: list[str],
+    settings: Settings,
+    progress: Progress | None = None,
+    policy: Policy | None = None,
+) -> Samples:
+    """The pictures to trace and search on: calibration.parquet."""
+    return _drawn(model, folder.samples, prompts, settings, settings.seed, "calibration", progress, policy)
 
 
 def _draw_again(model: ImageModel, policy: Policy | None, samples: Samples) -> None:
@@ -172,7 +184,7 @@ def _cache_name(policy: Policy | None, live: bool) -> str:
 
 def heads_step(folder: RunFolder, model: ImageModel, settings: Settings, classifier: HeadClassifier | None = None) -> Heads:
     """Classify the heads of the trace: heads.safetensors."""
-    with _timed(folder, "heads"):
+    with timed(folder, "heads"):
         judge = classifier or HeadClassifier(settings.seed)
         heads = classify(
             TraceDataset(folder.trace),
@@ -210,7 +222,7 @@ def search_step(
     if place is None:
         folder.note(limit=_limit_facts(model, limit, settings, prefix))
     here = place or Place(folder.search, folder.policy)
-    with _timed(folder, "search"):
+    with timed(folder, "search"):
         tuned = tuned_under(model, folder, settings, here, limit, crew or Crew(), ready=ready, progress=progress)
         save_policy(tuned.policy, here.policy)
         return tuned.policy
@@ -280,7 +292,7 @@ def sensitivity_step(
     prefix = int(folder.read()["prefix"])
     dtype = str(model.dtype).removeprefix("torch.")
     asked = {keep: equal_options(model.shape, keep, prefix=prefix, stride=stride, dtype=dtype) for keep in keeps}
-    with _timed(folder, "sensitivity"):
+    with timed(folder, "sensitivity"):
         losses = measure_sensitivity(
             Replay(model, samples.select(range(min(pictures, len(samples)))), by_stream=False),
             list(dict.fromkeys(option for options in asked.values() for option in options.values())),
@@ -316,7 +328,7 @@ def compare_step(
     """Measure the searched policy and the presets on unseen prompts: unseen.parquet, methods.csv, kl_by_row.parquet, the
     last two in the search's folder where `place` names one."""
     here = place or Place(folder.search, folder.policy)
-    with _timed(folder, "compare"):
+    with timed(folder, "compare"):
         samples = unseen_pictures(model, folder, prompts, settings, progress)
         searched = load_policy(here.policy, model.shape)
         prefix = searched.prefix
@@ -345,7 +357,7 @@ def compare_step(
 def generate_step(model: ImageModel, folder: RunFolder, settings: Settings, progress: Progress | None = None) -> pd.DataFrame:
     """Draw the unseen prompts with the policy too: pictures/full, pictures/searched, sheet.png, pictures.parquet."""
     full = Samples.load(folder.unseen)
-    with _timed(folder, "generate"):
+    with timed(folder, "generate"):
         policy = load_policy(folder.policy, model.shape)
         searched = generate(
             model,
@@ -469,7 +481,7 @@ def _as_counts(progress: Progress | None, what: str) -> Callable[[int, int], Non
 
 
 @contextmanager
-def _timed(folder: RunFolder, step: str) -> Iterator[None]:
+def timed(folder: RunFolder, step: str) -> Iterator[None]:
     """Note a step's seconds, and the process' peak memory so far, once it has ended well."""
     started = time.monotonic()
     yield

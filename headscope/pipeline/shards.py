@@ -1,0 +1,70 @@
+"""Tracing in shards: each worker traces a part of the pictures, and the parts become one trace."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from headscope.models import load_model
+from headscope.models.protocol import ImageModel
+from headscope.models.samples import Samples
+from headscope.pipeline.crew import spread
+from headscope.pipeline.folder import RunFolder
+from headscope.pipeline.steps import Crew, Progress, Settings, calibration_pictures, timed
+from headscope.tracing import Selection, TraceDataset, merge_traces, trace
+
+
+def trace_in_shards(
+    model: ImageModel,
+    folder: RunFolder,
+    prompts: list[str],
+    settings: Settings,
+    crew: Crew,
+    progress: Progress | None = None,
+    *,
+    selection: Selection | None = None,
+) -> TraceDataset:
+    """Draw the calibration pictures, trace a part of them in every worker, join the parts: calibration.parquet, trace/.
+
+    A part that was finished before a stop is not traced again. The statistics are those of one process; the curves, sums
+    over pictures, agree to the rounding of their order.
+    """
+    with timed(folder, "trace"):
+        samples = calibration_pictures(model, folder, prompts, settings, progress)
+        if folder.trace.exists():
+            return TraceDataset(folder.trace)
+        parts = min(crew.workers, len(samples))
+        source, device = str(folder.read()["model"]["source"]), str(model.device)
+        dtype = str(model.dtype).removeprefix("torch.")
+        shards = folder.path.absolute() / "trace-shards"
+        each = [
+            (source, device, dtype, str(folder.samples.absolute()), number, parts, str(shards / f"{number:03d}"), selection)
+            for number in range(parts)
+        ]
+
+        def done(count: int) -> None:
+            if progress is not None:
+                progress("tracing in shards", count, parts, float("nan"))
+
+        paths = spread(trace_shard, each, crew, done)
+        if len(paths) == 1:
+            shutil.move(paths[0], folder.trace)
+        else:
+            merge_traces(paths, folder.trace)
+        shutil.rmtree(shards)
+        return TraceDataset(folder.trace)
+
+
+def trace_shard(
+    source: str, device: str, dtype: str, samples: str, number: int, parts: int, out: str, selection: Selection | None
+) -> str:
+    """One worker's part: pictures number * n / parts up to the next part's. Returns the folder of its trace."""
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+    every = Samples.load(samples)
+    mine = range(number * len(every) // parts, (number + 1) * len(every) // parts)
+    model = load_model(source, device=device, dtype=dtype)
+    trace(model, every.select(mine), Path(out), selection=selection, resume=Path(out).exists())
+    return out
