@@ -134,6 +134,7 @@ def _cluster(crew: Crew) -> Iterator[Any]:
     begun = not ray.is_initialized()
     if begun:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # workers and leader share the work, so they share the machine evenly
         try:
             ray.init(
                 address=crew.address,

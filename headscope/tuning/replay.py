@@ -22,6 +22,7 @@ from headscope.models.samples import Samples
 from headscope.policy.policy import Policy
 from headscope.runtime import compressed
 from headscope.runtime.cache import CompressedCache
+from headscope.tuning.reference import ROOM, Reference
 
 # Working memory of one batch of pictures; a default that leaves room on a machine with 3 GB.
 BATCH_BYTES = 400 * 2**20
@@ -37,6 +38,7 @@ class ReplayResult:
         agreement: bool [pictures, N - 1], both distributions have the same most likely code.
         surplus: float32 [pictures, N - 1], extra nats that the recorded token costs (may be negative).
         geometry: of the image, for sums by row.
+        bound: by how much `kl` may be too low, nats a token: 0 unless only the top of the reference is kept.
         cache_bytes: bytes of the cache's tensors for one picture (both streams).
         seconds: wall clock of this measurement.
     """
@@ -47,6 +49,7 @@ class ReplayResult:
     geometry: Geometry
     conditional: torch.Tensor | None = None
     unconditional: torch.Tensor | None = None
+    bound: float = 0.0
     cache_bytes: int = 0
     seconds: float = 0.0
 
@@ -131,15 +134,6 @@ class Batch:
     pictures: slice
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """Log-probabilities under the full cache: float32 [pictures, N - 1, V], streams' own where asked for."""
-
-    guided: torch.Tensor
-    conditional: torch.Tensor | None
-    unconditional: torch.Tensor | None
-
-
 class Replay:
     """The recorded pictures of `samples` under the full cache, against which policies are measured.
 
@@ -149,6 +143,7 @@ class Replay:
         batch_size: pictures that run together; by default as many as fit in 400 MiB.
         dtype: of the cache (the model's by default).
         by_stream: also report each stream's own KL (three reference tables in memory in place of one).
+        reference_bytes: what the tables of the full cache's predictions may take; see `Reference`.
 
     Raises:
         DataError: no picture, tokens of another grid or outside the vocabulary, samples of another model's weights.
@@ -162,6 +157,7 @@ class Replay:
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
         by_stream: bool = True,
+        reference_bytes: int = ROOM,
     ) -> None:
         _check(model, samples)
         self.model = model
@@ -177,7 +173,7 @@ class Replay:
             self._encode()
             self.batch_size = min(batch_size or self.fitting_batch(), len(self.tokens))
             self.batches = [self._batch(start) for start in range(0, len(self.tokens), self.batch_size)]
-            self._remember_reference()
+            self._remember_reference(reference_bytes)
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -206,8 +202,9 @@ class Replay:
                 if watch is not None and divergence is not None:
                     watch(divergence.double().mean(1))
         joined = [None if first is None else torch.cat(column) for first, column in _columns(parts)]
-        divergence, agreement, surplus, conditional, unconditional = joined
+        divergence, bound, agreement, surplus, conditional, unconditional = joined
         assert divergence is not None
+        assert bound is not None
         assert agreement is not None
         assert surplus is not None
         return ReplayResult(
@@ -217,6 +214,7 @@ class Replay:
             self.geometry,
             conditional,
             unconditional,
+            bound=float(bound.double().mean()),
             cache_bytes=nbytes,
             seconds=time.perf_counter() - started,
         )
@@ -234,27 +232,24 @@ class Replay:
         return torch.cat(hidden, 1)
 
     def compare(self, hidden: torch.Tensor, pictures: slice) -> tuple[torch.Tensor | None, ...]:
-        """(divergence, agreement, surplus, conditional, unconditional) of hidden states [rows, N - 1, C] of `pictures`."""
+        """(divergence, bound, agreement, surplus, conditional, unconditional) of hidden states [rows, N - 1, C]."""
         logits = self._streams(hidden)
         measured = torch.log_softmax(self._guided(*logits), -1)
-        reference = self.reference.guided[pictures]
         recorded = self.tokens[pictures, 1:, None]
         surplus = (self._recorded[pictures] - measured.gather(-1, recorded).squeeze(-1)).cpu()
         agreement = (measured.argmax(-1) == self._top[pictures]).cpu()
-        own: list[torch.Tensor | None] = [None, None]
-        if self.by_stream:
-            tables = (self.reference.conditional, self.reference.unconditional)
-            own = [
-                kl_divergence(table[pictures], torch.log_softmax(stream, -1)).cpu()
-                for table, stream in zip(tables, logits, strict=True)
-                if table is not None and stream is not None
-            ]
-        return kl_divergence(reference, measured).cpu(), agreement, surplus, own[0], own[1]
+        own = [
+            table.divergence(torch.log_softmax(stream, -1), pictures)[0].cpu()
+            for table, stream in zip(self.references[1:], logits, strict=False)
+            if stream is not None
+        ]
+        divergence, bound = self.references[0].divergence(measured, pictures)
+        return divergence.cpu(), bound.cpu(), agreement, surplus, *(own or (None, None))
 
     def divergence(self, hidden: torch.Tensor, pictures: slice) -> torch.Tensor:
         """Only the guided KL, float32 [pictures, N - 1]: what the sensitivity table needs."""
         measured = torch.log_softmax(self._guided(*self._streams(hidden)), -1)
-        return kl_divergence(self.reference.guided[pictures], measured).cpu()
+        return self.references[0].divergence(measured, pictures)[0].cpu()
 
     def full(self, batch: Batch) -> torch.Tensor:
         """Hidden states [rows, N - 1, C] under the full cache: one parallel call (attention is causal)."""
@@ -290,20 +285,21 @@ class Replay:
             pictures=pictures,
         )
 
-    def _remember_reference(self) -> None:
-        tables: list[list[torch.Tensor]] = [[], [], []]
+    def _remember_reference(self, room: int) -> None:
+        size = (len(self.tokens), self.tokens.shape[1] - 1, self.model.vocabulary)
+        count = 3 if self.by_stream else 1
+        self.references = [Reference(*size, room // count) for _ in range(count)]
+        top, recorded = [], []
         for batch in self.batches:
             logits = self._streams(self.full(batch))
-            tables[0].append(torch.log_softmax(self._guided(*logits), -1))
-            if self.by_stream:
-                for table, stream in zip(tables[1:], logits, strict=True):
-                    if stream is not None:
-                        table.append(torch.log_softmax(stream, -1))
-        guided, conditional, unconditional = (torch.cat(table) if table else None for table in tables)
-        assert guided is not None
-        self.reference = _Reference(guided, conditional, unconditional)
-        self._top = guided.argmax(-1)
-        self._recorded = guided.gather(-1, self.tokens[:, 1:, None]).squeeze(-1)
+            guided = torch.log_softmax(self._guided(*logits), -1)
+            self.references[0].add(guided)
+            for table, stream in zip(self.references[1:], logits, strict=False):
+                if stream is not None:
+                    table.add(torch.log_softmax(stream, -1))
+            top.append(guided.argmax(-1))
+            recorded.append(guided.gather(-1, self.tokens[batch.pictures, 1:, None]).squeeze(-1))
+        self._top, self._recorded = torch.cat(top), torch.cat(recorded)
 
     def _streams(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits of each stream after the temperature, float32 [pictures, N - 1, V]."""
@@ -328,13 +324,6 @@ def chunks(policy: Policy, geometry: Geometry) -> Iterator[tuple[int, int]]:
     step = min(policy.stride, geometry.row_length) if bool((policy.heavy > 0).any()) else last
     for start in range(0, last, step):
         yield start, min(start + step, last)
-
-
-def kl_divergence(reference: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
-    """Forward KL in nats of log-probabilities [..., V] -> [...]; picture by picture to keep the temporaries small."""
-    if reference.dim() < 3:
-        return ((reference - measured) * reference.exp()).sum(-1)
-    return torch.stack([kl_divergence(p, q) for p, q in zip(reference, measured, strict=True)])
 
 
 def _columns(parts: list[tuple[torch.Tensor | None, ...]]) -> Iterator[tuple[torch.Tensor | None, list[torch.Tensor]]]:
