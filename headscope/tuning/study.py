@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from optuna.storages import BaseStorage
 
-from headscope.errors import BudgetError
+from headscope.errors import BudgetError, DataError
 from headscope.policy.budget import Limit
 from headscope.policy.policy import ModelShape, Policy
 from headscope.storage import write_json, write_whole
@@ -30,7 +30,7 @@ from headscope.tuning.allocators import NODES
 from headscope.tuning.options import Losses, losses_from
 from headscope.tuning.replay import Measures
 from headscope.tuning.space import ClassSpace, GroupSpace, Space, TableSpace, fitting_strides, neutral
-from headscope.tuning.storages import open_storage, shown
+from headscope.tuning.storages import open_storage, shared, shown
 from headscope.tuning.trials import Found, TrialBook
 
 # Raised when the meaning of a study's numbers changes: a study of another version is not continued.
@@ -134,6 +134,11 @@ def search(
         BudgetError: nothing fits the limit.
         DataError: the storage holds a study of something else.
     """
+    if sampler == "cma-es" and isinstance(storage, (str, Path)) and shared(storage):
+        raise DataError(
+            f"--sampler cma-es: keeps its state as a pickle in the storage, and {shown(storage)} is one that others may write "
+            "to; choose another sampler, or a SQLite file of your own."
+        )
     started = time.monotonic()
     semantic_score = semantic_score.float()
     fitting = fitting_strides(shape, limit, prefix, strides)
