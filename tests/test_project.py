@@ -27,7 +27,7 @@ FLOORS = {
     "heads": 3,
     **dict.fromkeys(("tuning", "evaluation"), 4),
     **dict.fromkeys(("benchmarks", "reporting"), 5),
-    **dict.fromkeys(("headscope", "cli", "pipeline"), 6),
+    **dict.fromkeys(("headscope", "__main__", "cli", "pipeline"), 6),
     "reference": 7,
 }
 TOP = 6

@@ -66,27 +66,32 @@ def rows_of_image(by_row: pd.DataFrame, shown: list[str], width: float = WIDE) -
 def history(trials: pd.DataFrame, width: float = WIDE) -> str:
     """Every measured policy in the order of measuring, and the best so far; incumbents are larger and coloured."""
     done = trials[trials["kl"].notna()].reset_index(drop=True)
+    whole = done["kl"].where(done["state"] == "complete")  # what was given up was measured on some pictures only
     # The scale ends where the incumbents do, or the worst of the better nine tenths: a bad proposal says nothing more.
     first = done["label"].astype(str).str.startswith(("preset", "solver"))
-    low = max(float(done["kl"].min()), 1e-9)
-    high = max(float(done["kl"].quantile(0.9)), float(done.loc[first, "kl"].max()) if first.any() else 0.0, low * 1.2)
+    low = max(float(whole.min()), 1e-9)
+    high = max(float(whole.quantile(0.9)), float(done.loc[first, "kl"].max()) if first.any() else 0.0, low * 1.2)
     axes = Axes(width, 270, (0, max(len(done) - 1, 1)), (low * 0.9, high * 1.1), log=True)
     factors: tuple[float, ...] = (1, 2, 5) if high / low > 2.5 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
     parts = axes.frame("policies measured", "replay KL, nats a token, on the calibration pictures", factors=factors)
-    best = done["kl"].cummin()
+    best = whole.cummin().ffill()
     steps: list[tuple[float, float]] = []
-    for i, value in enumerate(best):
+    for i, value in best.dropna().items():
         x, y = axes.place(i, float(value))
         steps += [(x, steps[-1][1]), (x, y)] if steps else [(x, y)]
     parts.append(path(steps, "line best-line"))
-    for i, (label, kl) in enumerate(zip(done["label"].astype(str), done["kl"].astype(float), strict=True)):
+    for i, (label, kl, state) in enumerate(
+        zip(done["label"].astype(str), done["kl"].astype(float), done["state"], strict=True)
+    ):
         kind = next((name for name in ("preset", "solver") if label.startswith(name)), "trial")
-        x, y = axes.place(i, kl)
+        x, y = axes.place(i, max(kl, low * 0.9))
+        if state == "pruned":
+            kind, label = "given-up", f"{label}, given up"
         if kl > high * 1.1:
             parts.append(path([(x - 4, y + 5), (x, y), (x + 4, y + 5)], "outside", f"{label}: {nats(kl)}, above the scale"))
         else:
-            parts.append(dot(x, y, f"{kind}-dot", f"{label}: {nats(kl)}", 3 if kind == "trial" else 4.5))
-    x, y = axes.place(int(done["kl"].idxmin()), low)
+            parts.append(dot(x, y, f"{kind}-dot", f"{label}: {nats(kl)}", 3 if kind in ("trial", "given-up") else 4.5))
+    x, y = axes.place(int(whole.idxmin()), low)
     parts.append(f'<circle cx="{x:.5g}" cy="{y:.5g}" r="7" class="ring"/>')
     return drawing(width, 270, parts, f"Search history: {len(done)} policies, the best loses {nats(low)} nats a token")
 

@@ -84,6 +84,7 @@ def content(data: RunData) -> dict[str, Any]:
         "budgets": _drawn(_budgets(data)),
         "policy": data.policy,
         "history": _drawn(_history(data)),
+        "given_up": 0 if data.trials is None else int((data.trials["state"] == "pruned").sum()),
         "failed": 0 if data.trials is None else int((data.trials["state"] == "fail").sum()),
         "best": (data.search or {}).get("best"),
         "stopped": (data.search or {}).get("stopped") or "",
@@ -231,7 +232,7 @@ def _budgets(data: RunData) -> str | None:
 
 
 def _history(data: RunData) -> str | None:
-    if data.trials is None or not data.trials["kl"].notna().any():
+    if data.trials is None or not data.trials.loc[data.trials["state"] == "complete", "kl"].notna().any():
         return None
     return _both(figures.history, data.trials)
 

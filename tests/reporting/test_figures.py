@@ -93,18 +93,21 @@ def test_a_head_without_a_heavy_set_waits_for_no_choice() -> None:
 
 
 def test_the_search_line_falls_and_never_rises_and_failed_trials_are_left_out() -> None:
-    trials = pd.DataFrame({"label": ["preset h2o", "table trial", "table trial", "table trial"], "kl": [0.2, 0.4, None, 0.1]})
+    labels = ["preset h2o", "table trial", "table trial", "table trial", "table trial"]
+    states = ["complete", "complete", "fail", "complete", "pruned"]
+    trials = pd.DataFrame({"label": labels, "kl": [0.2, 0.4, None, 0.1, 0.01], "state": states})
     drawn = figures.history(trials)
     line = re.search(r'd="([^"]+)" class="line best-line"', drawn)
     assert line is not None
     heights = [float(step.split()[1]) for step in re.split(r"[ML]", line.group(1))[1:]]
     assert heights == sorted(heights)  # down the page is less
     assert drawn.count("table trial: ") == 2
-    assert "3 policies, the best loses 0.1000" in drawn
+    assert drawn.count("table trial, given up: ") == 1  # measured on few pictures, so it is never the best
+    assert "4 policies, the best loses 0.1000" in drawn
 
 
 def test_a_search_in_which_every_trial_loses_the_same_can_be_drawn() -> None:
-    assert "nan" not in figures.history(pd.DataFrame({"label": ["table trial"], "kl": [0.0]}))
+    assert "nan" not in figures.history(pd.DataFrame({"label": ["table trial"], "kl": [0.0], "state": ["complete"]}))
 
 
 def test_losses_without_intervals_can_be_drawn_best_on_top() -> None:
