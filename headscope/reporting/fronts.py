@@ -7,6 +7,7 @@ import io
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from headscope.reporting.plots import INK, QUIET, styled
@@ -52,6 +53,7 @@ def budgets_figure(table: pd.DataFrame) -> Figure:
     """
     with styled():
         figure, axes = plt.subplots(figsize=(6.6, 4.2))
+        ends: list[tuple[float, str, str]] = []
         for method, (colour, dashes) in SHADES.items():
             mine = table[table["method"] == method].groupby("budget")["replay_kl"].agg(["mean", "min", "max"]).sort_index()
             if mine.empty:
@@ -61,20 +63,27 @@ def budgets_figure(table: pd.DataFrame) -> Figure:
             axes.plot(x, mine["mean"], dashes, color=colour, linewidth=wide, marker="o", markersize=3, label=method)
             if (mine["max"] > mine["min"]).any():
                 axes.fill_between(x, mine["min"], mine["max"], color=colour, alpha=0.18, linewidth=0)
-            axes.annotate(
-                method.replace("_", " "),
-                (x[-1], mine["mean"].iloc[-1]),
-                textcoords="offset points",
-                xytext=(6, -3),
-                fontsize=8,
-                color=colour if dashes == "-" else QUIET,
-            )
+            ends.append((float(mine["mean"].iloc[-1]), method, colour if dashes == "-" else QUIET))
         ticks = sorted({100 * float(budget) for budget in table.loc[table["method"] != "full", "budget"]})
         axes.set(xscale="log", yscale="log", xlabel="kept, % of the plain cache", ylabel="KL on unseen prompts, nats a token")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xticks([], minor=True)
         axes.set_xlim(min(ticks) * 0.93, max(ticks) * 1.45)
+        _name_ends(axes, max(ticks), ends)
         return figure
+
+
+def _name_ends(axes: Axes, x: float, ends: list[tuple[float, str, str]]) -> None:
+    """Names at the right ends of lines (height, name, colour), pushed apart where they would lie on each other."""
+    apart, above = 10.0, -np.inf  # points
+    scale = 72 / axes.figure.dpi
+    for y, name, colour in sorted(ends):
+        place = axes.transData.transform((x, y))[1] * scale
+        text = max(place, above + apart)
+        above = text
+        label = name.replace("_", " ")
+        offset = (6, text - place - 3)
+        axes.annotate(label, (x, y), textcoords="offset points", xytext=offset, fontsize=8, color=colour)
 
 
 def trials_figure(table: pd.DataFrame) -> Figure:
