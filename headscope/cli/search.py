@@ -87,6 +87,8 @@ def search(
         return
     if max_loss is not None and (keep is not None or memory is not None):
         raise typer.BadParameter("give --max-loss, --keep or --memory, one of them.")
+    if max_loss is not None and not max_loss > 0:
+        raise typer.BadParameter(f"--max-loss {max_loss:g}: expected more than 0; only the full cache loses nothing.")
     keeps = keep_list(keep)
     single, memory = limit_options(keeps[0] if len(keeps) == 1 else None, memory)
     model, folder = open_run(run, device)
