@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -237,35 +238,37 @@ def bench_samplers(
     seeds: int = 5,
     trials: int = 60,
     table_pictures: int = 8,
+    starts: Sequence[str] = (SEARCHED, OPTUNA),
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """One row a sampler, seed and proposal: sampler, seed, trial, best_kl (least loss on the calibration pictures so far),
-    seconds (of measuring so far). All begin with the same incumbents."""
+    """One row a start, sampler, seed and proposal: method ("searched" begins with the solver's answer, "optuna" has no
+    sensitivity table), sampler, seed, trial, best_kl (least loss on the calibration pictures so far), seconds (of measuring
+    so far). All begin with the same presets."""
     shape, limit = ground.model.shape, ground.limit(keep)
-    table = ground.losses(table_pictures, progress)
+    table = ground.losses(table_pictures, progress) if SEARCHED in starts else None
     folder = ground.out / f"keep-{keep.removesuffix('%')}"
     replay = Remembered(study_replay(ground.model, ground.calibration))
     sweep = sweep_presets(replay, shape, limit, ground.semantic_score, prefix=ground.prefix, path=folder / "presets.json")
     presets = {name: policy for name, policy in sweep.best.items() if name not in CONTROLS}
     rows = []
-    for seed in range(seeds):
-        for sampler in samplers:
-            result = search(
-                replay,
-                shape,
-                limit,
-                table,
-                ground.semantic_score,
-                prefix=ground.prefix,
-                trials=trials,
-                seed=seed,
-                sampler=sampler,
-                patience=None,
-                storage=folder / f"sampler-{sampler}-{seed}.db",
-                presets=presets,
-                progress=_trials(progress, f"{sampler} at {keep}, seed {seed}"),
-            )
-            rows += best_so_far(result, {"sampler": sampler, "seed": seed, "budget": float(keep.removesuffix("%")) / 100})
+    share = float(keep.removesuffix("%")) / 100
+    for seed, start, sampler in product(range(seeds), starts, samplers):
+        result = search(
+            replay,
+            shape,
+            limit,
+            table if start == SEARCHED else None,
+            ground.semantic_score,
+            prefix=ground.prefix,
+            trials=trials,
+            seed=seed,
+            sampler=sampler,
+            patience=None,
+            storage=folder / f"{start}-{sampler}-{seed}.db",
+            presets=presets,
+            progress=_trials(progress, f"{start} by {sampler} at {keep}, seed {seed}"),
+        )
+        rows += best_so_far(result, {"budget": share, "method": start, "sampler": sampler, "seed": seed})
     return pd.DataFrame(rows)
 
 

@@ -240,6 +240,9 @@ def project(
     it in the order of layers. The way is the same for every limit, so a larger one never gives a head fewer tokens, and what
     stays unused is less than the next group's step. A head with a heavy weight keeps at least one heavy token.
 
+    Weights that are numbers of tokens already, fit, and leave less than the largest group's step unused are the answer, so
+    projecting a projection changes nothing.
+
     Raises:
         BudgetError: even the start of the way does not fit.
     """
@@ -260,6 +263,8 @@ def project(
         return int(sizes.sum())
 
     room = limit.per_sequence
+    if _whole(ww, wh, most) and 0 <= room - cost(*at(1.0)) < _largest_step(ww, wh, stride, shape, limit.dtype):
+        return _tensors(*at(1.0))
     if cost(*at(0.0)) > room:
         raise BudgetError(
             f"{limit.bytes:,} bytes are too few for stride {stride} and {anchor} anchors: the smallest policy of this kind "
@@ -287,6 +292,25 @@ def project(
                 return _tensors(window, heavy)
             window, heavy = tried_window, tried_heavy
     return _tensors(window, heavy)
+
+
+def _whole(window: np.ndarray, heavy: np.ndarray, most: int) -> bool:
+    """Whether weights are numbers of tokens that a head can have."""
+    return bool((window % 1 == 0).all() and (heavy % 1 == 0).all() and (window + heavy <= most).all())
+
+
+def _largest_step(window: np.ndarray, heavy: np.ndarray, stride: int, shape: ModelShape, dtype: str | torch.dtype) -> int:
+    """Most bytes by which a projection with these counts can fall short: a token more for every head of the largest group
+    of equal heads in a layer, two where there are windows and heavy tokens."""
+    sizes = []
+    for layer in range(shape.layers):
+        for w, h in set(zip(window[layer], heavy[layer], strict=True)):
+            heads = int(((window[layer] == w) & (heavy[layer] == h)).sum())
+            least, more = ((0, 1), (1, 2)) if h > 0 else ((0, 0), (1, 0))
+            counts = np.array([least, more])
+            size = head_bytes(counts[:, 0], counts[:, 1], 0, stride, shape=shape, prefix=0, dtype=dtype)
+            sizes.append(heads * int(size[1] - size[0]))
+    return max(sizes)
 
 
 def _tensors(window: np.ndarray, heavy: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

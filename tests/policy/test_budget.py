@@ -119,6 +119,29 @@ def test_a_larger_limit_never_takes_a_token_away(
     assert bool((more[0] + more[1] >= less[0] + less[1]).all())
 
 
+@given(weights, weights, strides, st.floats(0.2, 1.0), st.sampled_from([0, 2]))
+@settings(max_examples=300, deadline=None)
+def test_projecting_a_projection_changes_nothing(
+    window: list[float], heavy: list[float], stride: int, keep: float, anchor: int
+) -> None:
+    limit = Limit.from_keep(SHAPE, keep, prefix=PREFIX)
+    ww, wh = torch.tensor(window).view(3, 4), torch.tensor(heavy).view(3, 4)
+    try:
+        once = project(ww, wh, limit, SHAPE, stride=stride, anchor=anchor, prefix=PREFIX)
+    except BudgetError:
+        return
+    twice = project(*once, limit, SHAPE, stride=stride, anchor=anchor, prefix=PREFIX)
+    assert torch.equal(twice[0], once[0])
+    assert torch.equal(twice[1], once[1])
+
+
+def test_whole_tokens_grow_where_the_limit_leaves_more_than_a_step() -> None:
+    counts = torch.full((3, 4), 2), torch.ones(3, 4)
+    window, heavy = project(*counts, Limit.from_keep(SHAPE, 0.9, prefix=PREFIX), SHAPE, stride=3, prefix=PREFIX)
+    assert int(window.min()) > 10
+    assert int((heavy - window // 2).abs().max()) <= 1
+
+
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "full"])
 @pytest.mark.parametrize("keep", [0.35, 0.5, 0.8])
 def test_presets_fill_their_limit(name: str, keep: float) -> None:
