@@ -158,8 +158,8 @@ def samplers(
             progress=tell,
         )
     write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.6g"))
-    last = table[table["trial"] == table.groupby(["sampler", "seed"])["trial"].transform("max")]
-    _shown(last.groupby("sampler")[["best_kl", "seconds"]].agg(["mean", "min", "max"]).pipe(_flat))
+    last = table[table["trial"] == table.groupby(["method", "sampler", "seed"])["trial"].transform("max")]
+    _shown(last.groupby(["method", "sampler"])[["best_kl", "seconds"]].agg(["mean", "min", "max"]).pipe(_flat))
     figure = save_figure(trials_figure(table), out.with_suffix(".png"))
     say(f"table: {out}, figure: {figure}")
 
@@ -179,6 +179,31 @@ def buckets(
 
     with progress() as tell:
         table = bench_buckets(_ground(run, folder), keep_list(keep), table_pictures=table_pictures, progress=tell)
+    write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.6g"))
+    _shown(table)
+    say(f"table: {out}")
+
+
+@app.command("tables")
+def tables(
+    run: RunPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("tables.csv"),
+    keep: Kept = "50,30,20,15,10%",
+    table_pictures: Pictures = 8,
+    folder: OutFolder = None,
+) -> None:
+    """The solver by a table of every head, of groups, of the trace alone. Example: headscope bench tables runs/stickers"""
+    from headscope.benchmarks.tables import bench_tables
+    from headscope.cli.search import keep_list
+    from headscope.pipeline.folder import RunFolder
+    from headscope.pipeline.tables import groups_of
+    from headscope.storage import write_whole
+
+    ground = _ground(run, folder)
+    groups = groups_of(ground.model, RunFolder(run), "groups")
+    assert groups is not None
+    with progress() as tell:
+        table = bench_tables(ground, groups, keep_list(keep), table_pictures=table_pictures, progress=tell)
     write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.6g"))
     _shown(table)
     say(f"table: {out}")

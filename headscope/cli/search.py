@@ -57,6 +57,9 @@ def search(
     sampler: Annotated[str, typer.Option(help="tpe, gp, cma-es, nsga-ii or random.")] = "tpe",
     prune: Annotated[bool, typer.Option("--prune/--no-prune", help="Give up what is worse, picture by picture.")] = True,
     buckets: Annotated[int, typer.Option(min=1, help="Most kinds of heads in a layer.")] = 3,
+    table: Annotated[
+        str, typer.Option(help="Sensitivity of heads, of groups (class by layer), or by the trace's coverage; auto by size.")
+    ] = "auto",
     patience: Annotated[int, typer.Option(min=0, help="End a phase after so many trials without a gain; 0 never.")] = 30,
     front: Annotated[bool, typer.Option("--front", help="One study over the limit itself: loss against bytes.")] = False,
     storage: Annotated[
@@ -75,10 +78,13 @@ def search(
     from headscope.pipeline.steps import Crew
     from headscope.tuning.samplers import SAMPLERS
     from headscope.tuning.storages import shared
+    from headscope.tuning.table import KINDS
 
     check_engine(engine)
     if sampler not in SAMPLERS:
         raise typer.BadParameter(f"--sampler {sampler}: expected one of {', '.join(SAMPLERS)}.")
+    if table not in KINDS:
+        raise typer.BadParameter(f"--table {table}: expected one of {', '.join(KINDS)}.")
     if workers > 1 and storage is not None and not shared(storage):
         raise typer.BadParameter(f"--workers {workers}: a SQLite file is for one process; name a *.journal or a database URL.")
     crew = Crew(storage, workers, engine, address)
@@ -101,6 +107,7 @@ def search(
         sampler=sampler,
         prune=prune,
         buckets=buckets,
+        table=table,
         patience=patience or None,
         limit_dtype=None if dtype is None else DTYPES.get(dtype, dtype),
         limit_guidance=guidance,
@@ -113,6 +120,14 @@ def search(
         _many(model, folder, keeps, settings, crew)
     else:
         _one(model, folder, settings, crew)
+
+
+def _say_table(search: Path) -> None:
+    """What the sensitivity table cost, where there is one."""
+    from headscope.storage import read_json
+
+    if found := read_json(search / "search.json").get("sensitivity"):
+        say(found["sentence"])
 
 
 def keep_list(keep: str | None) -> list[str]:
@@ -129,6 +144,7 @@ def _one(model: ImageModel, folder: RunFolder, settings: Settings, crew: Crew) -
 
     with progress() as tell:
         search_one(model, folder, settings, tell, crew=crew)
+    _say_table(folder.search)
     methods_table(folder.path / "methods.csv", settings.quick)
     say(f"policy: {folder.policy}")
     say(f"next: headscope generate {folder.read()['model']['source']} --policy {folder.policy} --out pictures")
@@ -140,6 +156,7 @@ def _many(model: ImageModel, folder: RunFolder, keeps: list[str], settings: Sett
 
     with progress() as tell:
         search_many(model, folder, keeps, settings, tell, crew)
+    _say_table(place_of(folder, keeps[0]).search)
     for keep in keeps:
         methods_table(place_of(folder, keep).search / "methods.csv", settings.quick)
         say(f"policy: {place_of(folder, keep).policy}")

@@ -16,6 +16,7 @@ from headscope.pipeline.folder import RunFolder
 from headscope.pipeline.run import read_prompts_of
 from headscope.pipeline.searching import place_of
 from headscope.pipeline.steps import Crew, Progress, Settings, limit_of, unseen_pictures
+from headscope.pipeline.tables import table_of
 from headscope.policy.budget import parse_keep, plain_bytes
 from headscope.policy.files import load_policy, save_policy
 from headscope.policy.policy import Policy
@@ -24,7 +25,7 @@ from headscope.storage import write_text, write_whole
 from headscope.tuning import Replay, study_replay
 from headscope.tuning.front import limits_at, search_the_front
 from headscope.tuning.options import losses_from
-from headscope.tuning.sensitivity import measure_sensitivity, table_identity
+from headscope.tuning.sensitivity import table_identity
 from headscope.tuning.space import ClassSpace, TableSpace, fitting_strides, neutral
 from headscope.tuning.storages import open_storage, shown
 
@@ -62,11 +63,8 @@ def search_front(
         if progress is not None:
             progress(what, done, total, float("nan"))
 
-    few = Replay(model, samples.select(range(min(settings.table_pictures, len(samples)))), by_stream=False)
-    table = measure_sensitivity(
-        few, path=folder.table(settings.table_pictures), progress=partial(counts, "sensitivity of single heads")
-    )
-    losses = losses_from(table, shape.layers, shape.kv_heads, shape.geometry)
+    table = table_of(model, folder, samples, settings, progress)
+    losses = losses_from(table.losses, shape.layers, shape.kv_heads, shape.geometry)
 
     def space_at(share: float) -> TableSpace:
         limit = limits_at(share, largest, plain)

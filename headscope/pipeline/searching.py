@@ -31,6 +31,7 @@ from headscope.pipeline.steps import (
     trace_step,
     unseen_pictures,
 )
+from headscope.pipeline.tables import table_of
 from headscope.policy.budget import plain_bytes, smallest_possible
 from headscope.policy.files import load_policy, save_policy
 from headscope.policy.policy import Policy
@@ -40,7 +41,6 @@ from headscope.tuning import Replay, study_replay
 from headscope.tuning.allocators import solve
 from headscope.tuning.definition import Definition
 from headscope.tuning.options import losses_from
-from headscope.tuning.sensitivity import measure_sensitivity
 from headscope.tuning.smallest import Smallest, Step, smallest
 from headscope.tuning.space import fitting_strides
 
@@ -118,16 +118,8 @@ def search_smallest(
     samples = Samples.load(folder.samples)
     judge = unseen_pictures(model, folder, read_prompts_of(folder)["unseen"], settings, progress)
     unseen = Replay(model, judge, by_stream=False)
-    path = folder.table(settings.table_pictures)
-    few = Replay(model, samples.select(range(min(settings.table_pictures, len(samples)))), by_stream=False)
-
-    def tell(done: int, total: int) -> None:
-        if progress is not None:
-            progress("sensitivity of single heads", done, total, float("nan"))
-
-    losses = losses_from(
-        measure_sensitivity(few, path=path, progress=tell), model.shape.layers, model.shape.kv_heads, model.shape.geometry
-    )
+    table = table_of(model, folder, samples, settings, progress)
+    losses = losses_from(table.losses, model.shape.layers, model.shape.kv_heads, model.shape.geometry)
     calibration = study_replay(model, samples.select(range(min(settings.searched_pictures, len(samples)))))
     found: dict[float, Policy] = {}
 
@@ -187,6 +179,7 @@ def settings_from(definition: Definition) -> Settings:
         sampler=study.sampler,
         prune=study.prune,
         buckets=study.buckets,
+        table=study.table,
         strides=study.strides,
     )
 

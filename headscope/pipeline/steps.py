@@ -23,6 +23,7 @@ from headscope.heads import HeadClassifier, Heads, classify
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.pipeline.folder import RunFolder
+from headscope.pipeline.tables import groups_of
 from headscope.policy.budget import Limit, plain_bytes
 from headscope.policy.files import load_policy, save_policy
 from headscope.policy.policy import Policy
@@ -48,6 +49,7 @@ class Settings:
         trials: of the study. calibration, unseen: pictures to search on, and to judge by.
         searched_pictures: how many of the calibration pictures a trial replays; table_pictures: the sensitivity table.
         quick: a dry run: no sensitivity table, presets not swept.
+        table: kind of the sensitivity table, one of `headscope.tuning.table.KINDS`.
         sampler, prune, buckets, strides, patience: of the study, see `headscope.tuning.search`.
         limit_dtype, limit_guidance: what the limit counts, where that is not what the model runs here: the dtype of the
             cache, and whether there are two streams.
@@ -70,6 +72,7 @@ class Settings:
     sampler: str = "tpe"
     prune: bool = True
     buckets: int = 3
+    table: str = "auto"
     strides: tuple[int, ...] | None = None
     patience: int | None = 30
     limit_dtype: str | None = None
@@ -263,6 +266,8 @@ def tuned_under(
         seed=settings.seed,
         quick=settings.quick,
         table=folder.table(settings.table_pictures),
+        kind=settings.table,
+        groups=None if settings.quick else groups_of(model, folder, settings.table),
         storage=crew.storage,
         ready=ready,
         joins=joins,

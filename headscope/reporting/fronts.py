@@ -87,20 +87,25 @@ def _name_ends(axes: Axes, x: float, ends: list[tuple[float, str, str]]) -> None
 
 
 def trials_figure(table: pd.DataFrame) -> Figure:
-    """Least loss so far by trial, a line a sampler: the mean over seeds and their range.
+    """Least loss so far by trial, a line a sampler: the mean over seeds and their range; a panel a start.
 
     Args:
-        table: sampler, seed, trial, best_kl.
+        table: method, sampler, seed, trial, best_kl.
     """
     shades = ["#1f7a8c", "#bd5424", "#7b6fb0", "#8f9a6b", "#68655e"]
+    said = {"searched": "from the solver's answer", "optuna": "from presets, without a table"}
+    methods = list(dict.fromkeys(table["method"]))
     with styled():
-        figure, axes = plt.subplots(figsize=(6.2, 3.6))
-        for (sampler, mine), colour in zip(table.groupby("sampler", sort=False), shades, strict=False):
-            curves = mine.pivot(index="trial", columns="seed", values="best_kl").ffill()
-            axes.plot(curves.index, curves.mean(axis=1), color=colour, drawstyle="steps-post", label=str(sampler))
-            axes.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), step="post", color=colour, alpha=0.12)
-        axes.set(xlabel="trials", ylabel="least KL so far, nats a token", xlim=(0, int(np.max(table["trial"]))))
-        axes.legend()
+        figure, panels = plt.subplots(1, len(methods), figsize=(1.4 + 4.4 * len(methods), 3.6), squeeze=False)
+        for axes, method in zip(panels[0], methods, strict=True):
+            part = table[table["method"] == method]
+            for (sampler, mine), colour in zip(part.groupby("sampler", sort=False), shades, strict=False):
+                curves = mine.pivot(index="trial", columns="seed", values="best_kl").ffill()
+                axes.plot(curves.index, curves.mean(axis=1), color=colour, drawstyle="steps-post", label=str(sampler))
+                axes.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), step="post", color=colour, alpha=0.1)
+            axes.set(xlabel="trials", xlim=(0, int(np.max(part["trial"]))), title=said.get(str(method), str(method)))
+        panels[0][0].set_ylabel("least KL so far, nats a token")
+        panels[0][0].legend()
         return figure
 
 

@@ -13,7 +13,7 @@ result equal to `Replay.measure` of the policy that compresses only that head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import cast
 
@@ -33,16 +33,19 @@ def full_policy(replay: Replay, stride: int) -> Policy:
     return Policy.uniform(shape, window=shape.geometry.tokens - 1, stride=stride, prefix=replay.prefix)
 
 
-def alone_policy(replay: Replay, layer: int, kv_head: int, option: Option, stride: int) -> Policy:
-    """Head (layer, kv_head) has `option`, all others keep everything."""
+def alone_policy(replay: Replay, layer: int, kv_heads: int | Sequence[int], option: Option, stride: int) -> Policy:
+    """One head, or several of one layer, have `option`, all others keep everything."""
     full = full_policy(replay, stride)
     window, heavy, decay = full.window.clone(), full.heavy.clone(), full.decay.clone()
-    window[layer, kv_head], heavy[layer, kv_head], decay[layer, kv_head] = option.window, option.heavy, option.decay
+    heads = list(_several(kv_heads))
+    window[layer, heads], heavy[layer, heads], decay[layer, heads] = option.window, option.heavy, option.decay
     return Policy.uniform(full.shape, window=window, heavy=heavy, decay=decay, stride=stride, prefix=full.prefix)
 
 
 class HeadsAlone:
-    """Losses of single heads at a stride, by the shortcut where the decoder allows it and by plain replays elsewhere.
+    """Losses of single heads, or of several of one layer together, at a stride.
+
+    By the shortcut where the decoder allows it, and by plain replays elsewhere.
 
     The shortcut needs a decoder with `layers`, each with `self_attn.o_proj` (Llama and its relatives); whether it
     gives the same loss as a plain replay is tried on the first heads asked for, before it is relied on.
@@ -57,19 +60,20 @@ class HeadsAlone:
         self._written: list[list[torch.Tensor]] = []
         self._tried = False
 
-    def loss(self, layer: int, kv_head: int, option: Option) -> float:
+    def loss(self, layer: int, kv_heads: int | Sequence[int], option: Option) -> float:
         """Mean guided KL in nats a token; cheapest when asked for all heads of an option in turn."""
+        heads = _several(kv_heads)
         if self.shortcut and not self._tried:
-            plain, short = self._plain(layer, kv_head, option), self._short(layer, kv_head, option)
+            plain, short = self._plain(layer, heads, option), self._short(layer, heads, option)
             self._tried = plain > 1e-6  # a head that loses nothing says nothing about the shortcut
             self.shortcut = abs(plain - short) <= 1e-6 + 0.02 * abs(plain)
             return plain
-        return self._short(layer, kv_head, option) if self.shortcut else self._plain(layer, kv_head, option)
+        return self._short(layer, heads, option) if self.shortcut else self._plain(layer, heads, option)
 
-    def _plain(self, layer: int, kv_head: int, option: Option) -> float:
-        return self.replay.measure(alone_policy(self.replay, layer, kv_head, option, self.stride)).kl
+    def _plain(self, layer: int, heads: Sequence[int], option: Option) -> float:
+        return self.replay.measure(alone_policy(self.replay, layer, heads, option, self.stride)).kl
 
-    def _short(self, layer: int, kv_head: int, option: Option) -> float:
+    def _short(self, layer: int, heads: Sequence[int], option: Option) -> float:
         with torch.inference_mode():
             if not self._inputs:
                 self._inputs = [self._record_inputs(batch) for batch in self.replay.batches]
@@ -78,7 +82,7 @@ class HeadsAlone:
                 self._option = option
             total, count = 0.0, 0
             for number, batch in enumerate(self.replay.batches):
-                divergence = self._spliced(number, batch, layer, kv_head)
+                divergence = self._spliced(number, batch, layer, heads)
                 total, count = total + float(divergence.double().sum()), count + divergence.numel()
         return total / count
 
@@ -132,11 +136,11 @@ class HeadsAlone:
             outputs.append([torch.cat(parts, 1)[:, replay.prefix :] for parts in written])
         return outputs
 
-    def _spliced(self, number: int, batch: Batch, layer: int, kv_head: int) -> torch.Tensor:
-        """Guided KL [pictures, N - 1] with one head's output in layer `layer` put in place of the full one."""
+    def _spliced(self, number: int, batch: Batch, layer: int, kv_heads: Sequence[int]) -> torch.Tensor:
+        """Guided KL [pictures, N - 1] with these heads' output in layer `layer` put in place of the full one."""
         replay, shape = self.replay, self.replay.model.shape
         group = shape.query_heads // shape.kv_heads * shape.head_dim
-        columns = slice(kv_head * group, (kv_head + 1) * group)
+        columns = torch.cat([torch.arange(head * group, (head + 1) * group) for head in kv_heads])
         projections = _projections(replay.model.decoder)
         assert projections is not None
 
@@ -148,6 +152,10 @@ class HeadsAlone:
         with _skipping(replay.model.decoder, layer), _before([projections[layer]], splice):
             hidden = replay.model.decode(self._inputs[number][layer], batch.mask, None)
         return replay.divergence(hidden[:, replay.prefix :], batch.pictures)
+
+
+def _several(kv_heads: int | Sequence[int]) -> Sequence[int]:
+    return (kv_heads,) if isinstance(kv_heads, int) else kv_heads
 
 
 class _Skip(nn.Module):

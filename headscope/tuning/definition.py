@@ -95,6 +95,7 @@ class SearchPart(_Strict):
     prune: bool = True
     buckets: int = Field(3, ge=1)
     strides: tuple[int, ...] | None = Field(None, min_length=1)
+    table: Literal["auto", "heads", "groups", "coverage"] = "auto"
     table_pictures: int = Field(8, ge=1)
 
 

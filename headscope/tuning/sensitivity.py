@@ -8,14 +8,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from headscope.errors import DataError
+from headscope.policy.policy import ModelShape
 from headscope.storage import write_whole
 from headscope.tuning.alone import HeadsAlone
+from headscope.tuning.coverage import Groups
 from headscope.tuning.options import COLUMNS, Option, default_options
 from headscope.tuning.replay import Replay
 
@@ -35,6 +38,7 @@ def measure_sensitivity(
     seconds: float | None = None,
     save_every: float = 5.0,
     negligible: float = NEGLIGIBLE,
+    groups: Groups | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Measure each head alone at each option, all other heads full.
@@ -50,35 +54,38 @@ def measure_sensitivity(
         decay: of the default options' scores.
         resume: continue the table in `path` if there is one.
         seconds: stop, with what there is, after this time.
+        groups: measure heads of one class in one layer together, in so many fewer cells; each head gets its part of the loss.
         progress: called with (cells done, cells in all).
 
     Returns:
-        One row per measured (layer, kv_head, option): layer, kv_head, window, heavy, decay, stride, loss (nats a token).
+        One row per measured (layer, kv_head, option): layer, kv_head, window, heavy, decay, stride, loss (nats a token). Its
+        `attrs` say how many `cells` this call measured, and the `seconds` that took.
 
     Raises:
-        DataError: `path` holds a table of other weights, pictures or stride.
+        DataError: `path` holds a table of other weights, pictures, stride or groups.
     """
     shape = replay.model.shape
     stride = stride or shape.geometry.span
     shape.geometry.check_stride(stride)
     options = list(options) if options is not None else default_options(shape.geometry, decay)
-    identity = table_identity(replay, stride)
+    identity = table_identity(replay, stride) | ({"groups": groups.identity} if groups is not None else {})
     rows: list[tuple] = []
     if path is not None and resume and Path(path).exists():
         rows = list(load_table(path, identity).itertuples(index=False, name=None))
-    known = {tuple(row[:5]): float(row[6]) for row in rows}
-    cells = [(layer, head, option) for option in options for layer in range(shape.layers) for head in range(shape.kv_heads)]
+    known = _known(rows, cells := _cells(shape, options, groups))
     alone = HeadsAlone(replay, stride)
     started = saved = time.monotonic()
+    measured = 0
     try:
-        for done, (layer, head, option) in enumerate(cells):
-            key = (layer, head, option.window, option.heavy, option.decay)
-            if key not in known:
-                smaller = [known.get((layer, head, o.window, o.heavy, o.decay)) for o in options if o.smaller_than(option)]
-                bound = min((loss for loss in smaller if loss is not None), default=float("inf"))
-                loss = bound if bound < negligible else alone.loss(layer, head, option)
-                known[key] = loss
-                rows.append((*key, stride, loss))
+        for done, (layer, heads, option) in enumerate(cells):
+            if (layer, heads, option) not in known:
+                bound = min((known.get((layer, heads, o), np.inf) for o in options if o.smaller_than(option)), default=np.inf)
+                loss = bound if bound < negligible else alone.loss(layer, heads, option)
+                measured += bound >= negligible
+                known[layer, heads, option] = loss
+                shares = groups.shares(layer, heads, option) if groups is not None else np.ones(1)
+                for head, share in zip(heads, shares, strict=True):
+                    rows.append((layer, head, option.window, option.heavy, option.decay, stride, loss * float(share)))
             now = time.monotonic()
             if path is not None and now - saved > save_every:
                 _save(rows, path, identity)
@@ -90,7 +97,44 @@ def measure_sensitivity(
     finally:
         if path is not None:
             _save(rows, path, identity)
-    return _frame(rows)
+    frame = _frame(rows)
+    frame.attrs |= {"cells": measured, "seconds": time.monotonic() - started}
+    return frame
+
+
+# What is measured at once: heads of one layer at one option.
+Cell = tuple[int, tuple[int, ...], Option]
+
+
+def _cells(shape: ModelShape, options: Sequence[Option], groups: Groups | None) -> list[Cell]:
+    single = [(layer, (head,)) for layer in range(shape.layers) for head in range(shape.kv_heads)]
+    return [(layer, heads, option) for option in options for layer, heads in (groups.members if groups else single)]
+
+
+def _known(rows: Sequence[tuple], cells: Sequence[Cell]) -> dict[Cell, float]:
+    """The cells that a table holds for all of their heads."""
+    found = {tuple(row[:5]): float(row[6]) for row in rows}
+    known = {}
+    for layer, heads, option in cells:
+        losses = [found.get((layer, head, option.window, option.heavy, option.decay)) for head in heads]
+        if None not in losses:
+            known[layer, heads, option] = sum(loss for loss in losses if loss is not None)
+    return known
+
+
+def time_cells(alone: HeadsAlone, option: Option) -> float:
+    """Seconds that a cell takes in a table of every head: those of a bottom, a middle and a top layer, and their share of
+    the option's replay."""
+    shape = alone.replay.model.shape
+    began = time.monotonic()
+    alone.loss(0, 0, option)
+    alone.loss(shape.layers - 1, 0, option)
+    once = time.monotonic() - began
+    began = time.monotonic()
+    picked = (0, shape.layers // 2, shape.layers - 1)
+    for layer in picked:
+        alone.loss(layer, 0, option)
+    return once / (shape.layers * shape.kv_heads) + (time.monotonic() - began) / len(picked)
 
 
 def table_identity(replay: Replay, stride: int) -> dict[str, str | int]:
@@ -116,8 +160,8 @@ def load_table(path: str | Path, identity: dict[str, str | int] | None = None) -
     if missing := [name for name in COLUMNS if name not in table.column_names]:
         raise DataError(f"{path}: not a sensitivity table, it lacks {', '.join(missing)}; delete it to measure again.")
     found = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
-    for name, expected in (identity or {}).items():
-        if found.get(name) != expected:
+    for name in {**found, **identity} if identity is not None else ():
+        if found.get(name) != (expected := (identity or {}).get(name)):
             raise DataError(
                 f"{path}: measured on other {name} ({found.get(name)}, expected {expected}); "
                 "choose another folder or delete the table to measure again."

@@ -15,10 +15,12 @@ from headscope.policy.budget import Limit
 from headscope.policy.files import save_policy
 from headscope.policy.policy import Policy
 from headscope.policy.presets import CONTROLS
+from headscope.tuning.coverage import Groups
 from headscope.tuning.replay import Remembered, Replay
-from headscope.tuning.sensitivity import measure_sensitivity, table_identity
+from headscope.tuning.sensitivity import table_identity
 from headscope.tuning.study import SearchResult, search
 from headscope.tuning.sweep import Sweep, sweep_presets
+from headscope.tuning.table import HEADS, sensitivity_table
 
 # Told after each unit of work: (what is being done, units done, units in all, least loss so far or nan).
 Progress = Callable[[str, int, int, float], None]
@@ -62,6 +64,8 @@ def tune(
     batch_size: int | None = None,
     quick: bool = False,
     table: str | Path | None = None,
+    kind: str = HEADS,
+    groups: Groups | None = None,
     storage: str | Path | None = None,
     ready: Callable[[], None] | None = None,
     joins: bool = False,
@@ -78,6 +82,7 @@ def tune(
         table_pictures: how many of the pictures measure the sensitivity table.
         quick: a dry run: no sensitivity table, one variant a preset.
         table: where the sensitivity table is kept, which belongs to no limit (default: sensitivity.parquet in `out`).
+        kind, groups: of the table, see `sensitivity_table`.
         storage: where the study is kept (default: study.db in `out`); see `open_storage`.
         buckets, sampler, prune, patience, strides, ready: see `search`.
         joins: another process leads this search: propose, and leave its files alone.
@@ -96,14 +101,17 @@ def tune(
     def tell(what: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(what, done, total, float("nan")) if progress is not None else None
 
-    losses = None
+    losses, measured = None, None
     if not quick:
         few = samples.select(range(min(table_pictures, len(samples))))
-        losses = measure_sensitivity(
+        measured = sensitivity_table(
             Replay(model, few, batch_size=batch_size, by_stream=False),
-            path=table or out / "sensitivity.parquet",
-            progress=tell("sensitivity of single heads"),
+            kind,
+            groups,
+            table or out / "sensitivity.parquet",
+            tell("sensitivity of heads"),
         )
+        losses = measured.losses
     replay = study_replay(model, samples, batch_size)
     prefix = replay.prefix if prefix is None else prefix
     remembered = Remembered(replay)  # the study begins with presets that the sweep has just measured
@@ -120,6 +128,7 @@ def tune(
     for name, policy in presets.best.items() if not joins else ():
         save_policy(policy, out / "presets" / f"{name}.safetensors")
     kept = storage or out / "study.db"
+    by = "" if measured is None or measured.kind == HEADS else f", table of {measured.kind}"
     result = search(
         remembered,
         model.shape,
@@ -130,7 +139,7 @@ def tune(
         trials=trials,
         seed=seed,
         storage=kept,
-        study=f"{model.shape.name}, {limit.bytes} bytes, {len(samples)} pictures, seed {seed}: ",
+        study=f"{model.shape.name}, {limit.bytes} bytes, {len(samples)} pictures, seed {seed}{by}: ",
         presets={name: policy for name, policy in presets.best.items() if name not in CONTROLS},
         strides=strides,
         buckets=buckets,
@@ -138,9 +147,19 @@ def tune(
         prune=prune,
         patience=patience,
         ready=ready,
-        identity={"calibration": table_identity(replay, 1)["pictures"], "table": 0 if quick else table_pictures},
+        identity={
+            "calibration": table_identity(replay, 1)["pictures"],
+            "table": 0 if measured is None else _named(measured.kind, table_pictures),
+        },
         progress=lambda done, total, least: progress("trials", done, total, least) if progress is not None else None,
     )
+    if measured is not None:
+        result.settings["sensitivity"] = measured.facts() | {"sentence": measured.sentence()}
     if not joins:
         result.save(out)
     return Tuned(result.policy, result, presets)
+
+
+def _named(kind: str, pictures: int) -> int | str:
+    """What of the table a study belongs to."""
+    return pictures if kind == HEADS else f"{kind} of {pictures}"

@@ -126,6 +126,21 @@ def test_budget_says_what_fits(command, run: Path, tiny_folder: Path) -> None:
     assert "policy" in ended.out
 
 
+def test_a_table_of_groups_and_one_of_the_trace_alone(command, run: Path) -> None:
+    told = {
+        "heads": "sensitivity table: every head alone, ",
+        "groups": "sensitivity table: the heads of a class in a layer together, ",
+        "coverage": "sensitivity table: the trace alone, 0 cells in 0 s; one of every head (--table heads) would be ",
+    }
+    for kind, says in told.items():
+        ended = command("search", run, "--keep", "60%", "--trials", 2, "--table", kind)
+        assert ended.status == 0, ended.err
+        assert says in ended.out
+    refused = command("search", run, "--table", "layers")
+    assert refused.status == 2
+    assert "expected one of auto, heads, groups, coverage" in refused.err
+
+
 def test_what_can_not_be_is_refused(command, run: Path) -> None:
     for arguments, says in (
         (("--sampler", "grid"), "expected one of tpe, gp, cma-es"),

@@ -102,9 +102,9 @@ def test_one_head_alone_costs_what_a_plain_replay_says(replay: Replay, option: O
     alone = HeadsAlone(replay, stride=4)
     assert alone.shortcut
     for layer in range(2):
-        for head in range(2):
-            plain = replay.measure(alone_policy(replay, layer, head, option, 4)).kl
-            assert alone._short(layer, head, option) == pytest.approx(plain, rel=1e-3, abs=1e-7)
+        for heads in ((0,), (1,), (0, 1)):
+            plain = replay.measure(alone_policy(replay, layer, heads, option, 4)).kl
+            assert alone._short(layer, heads, option) == pytest.approx(plain, rel=1e-3, abs=1e-7)
 
 
 def test_pictures_of_another_model_are_refused(tiny: JanusModel, drawn: Samples) -> None:
