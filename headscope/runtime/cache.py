@@ -134,6 +134,31 @@ class CompressedLayer(CacheLayerMixin):
             out = out.index_select(1, self._query_back)
         return out.transpose(1, 2)
 
+    @property
+    def order(self) -> tuple[int, ...]:
+        """KV heads in the order of buckets, which `step` takes them in."""
+        return tuple(head for bucket in self._numbers for head in bucket.heads)
+
+    def step(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
+        """One image token after the prefix, heads in the order of buckets: query [B, Hq, D], keys and values [B, H, D] ->
+        output [B, Hq, D], in that order too.
+
+        Raises:
+            CacheError: no prefix was taken in, or the image is full.
+        """
+        t = self.seen - self.prefix
+        if not self.is_initialized or t >= self.policy.shape.geometry.tokens:
+            self._check_chunk(keys[:, :, None])
+            raise CacheError(f"Layer {self.number}: no prefix was taken in; call the model on the prompt first.")
+        batch, heads, size = query.shape
+        packed = query.view(batch, heads // self.groups_of, self.groups_of, size)
+        parts = []
+        for bucket in self.buckets:
+            rows = slice(bucket.start, bucket.stop)
+            parts.append(bucket.step(packed[:, rows], keys[:, rows, None], values[:, rows, None], t, self._bias, scaling))
+        self.seen += 1
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).view(batch, heads, size)
+
     def groups(self, query: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> list[Group]:
         """What an observer is shown: a group a bucket, query [B, Hq, T, D] and the keys it is about to attend to."""
         if self._pending is None or self.seen == 0:

@@ -13,6 +13,7 @@ from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.policy.policy import Policy
 from headscope.runtime.cache import CompressedCache, compressed
+from headscope.runtime.llama import step_for
 
 DEFAULT_BATCH = 16
 Progress = Callable[[int, int], None]
@@ -109,6 +110,7 @@ def _draw(
         cache = DynamicCache()
     else:
         cache = CompressedCache(policy, batch=len(ids), prefix=length, dtype=model.dtype, device=model.device)
+    step = step_for(model) if policy is not None else None
     with nullcontext() if policy is None else compressed(model, policy):
         hidden = model.decode(model.embed_prefix(ids), mask, cache)
         for t in range(count):
@@ -120,7 +122,10 @@ def _draw(
             report(t + 1)
             if t + 1 < count:  # nothing looks at the last token
                 embeds = model.embed_tokens(tokens[:, t : t + 1]).repeat(streams, 1, 1)
-                hidden = model.decode(embeds, grown[:, : length + t + 1], cache)
+                if step is not None and isinstance(cache, CompressedCache):
+                    hidden = step(embeds[:, 0], length + t, cache)[:, None]
+                else:
+                    hidden = model.decode(embeds, grown[:, : length + t + 1], cache)
     return prefix.texts, tokens
 
 

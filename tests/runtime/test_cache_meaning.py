@@ -13,6 +13,7 @@ from headscope.models.attention import Group, attend_through_cache, observe
 from headscope.models.janus import JanusModel
 from headscope.policy.budget import policy_bytes
 from headscope.policy.policy import ModelShape, Policy
+from headscope.runtime.buckets import HeavyHeads
 from headscope.runtime.cache import CompressedCache, compressed
 from tests.runtime.oracle import OracleHead
 
@@ -93,7 +94,7 @@ def policies(draw: st.DrawFn, kv_heads: int = 3, groups: int = 2) -> Policy:
         anchor=per_head(st.sampled_from([0, 0, 1, 3, 6])),
         decay=per_head(st.sampled_from([0.0, 0.5, 1.0])),
         per_visit=per_head(st.sampled_from([0, 1])),
-        stride=draw(st.sampled_from([1, 2, 4, 8])),
+        stride=draw(st.sampled_from([1, 2, 4, 8, 16])),
         prefix=3,
     )
 
@@ -112,8 +113,9 @@ def test_every_head_attends_to_what_the_oracle_says(policy: Policy, seed: int) -
 def test_chunks_give_what_single_tokens_give(policy: Policy, seed: int) -> None:
     q, k, v = random_states(seed, 2, 6, 3, 3 + TOKENS)
     single = run_cache(policy, q, k, v, 3, [1] * TOKENS)
-    whole = [policy.stride] * (TOKENS // policy.stride)
-    halves = [n for _ in whole for n in ([policy.stride // 2] * 2 if policy.stride > 1 else [1])]
+    stride = min(policy.stride, TOKENS)
+    whole = [stride] * (TOKENS // stride)
+    halves = [n for _ in whole for n in ([stride // 2] * 2 if stride > 1 else [1])]
     for lengths in (whole, halves):
         torch.testing.assert_close(run_cache(policy, q, k, v, 3, lengths), single, rtol=1e-5, atol=1e-5)
 
@@ -131,6 +133,26 @@ def test_window_heads_equal_full_attention_under_a_band(window: int, anchor: int
     logits = (0.7 * q[:, :, 3:] @ k.transpose(2, 3)).masked_fill(~mask, -torch.inf)
     expected = (logits.softmax(-1) @ v).transpose(1, 2)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@given(policies(), st.integers(0, 2**16))
+@settings(max_examples=40, deadline=None)
+def test_scores_are_those_of_every_query_when_asked_for(policy: Policy, seed: int) -> None:
+    """Single tokens settle late, chunks at once: between stride ends, too, both have received the same."""
+    q, k, v = random_states(seed, 2, 6, 3, 3 + TOKENS)
+    fed = 7  # in the middle of every stride above 1
+    found = []
+    for lengths in ([1] * fed, [n for start in range(0, fed, policy.stride) for n in [min(policy.stride, fed - start)]]):
+        cache, at = CompressedCache(policy), 0
+        for length in [3, *lengths]:
+            keys, values = cache.update(k[:, :, at : at + length], v[:, :, at : at + length], 0)
+            attend_through_cache(Module(2), q[:, :, at : at + length], keys, values, None, scaling=0.7)
+            at += length
+        heavy = [bucket for bucket in cache.layers[0].buckets if isinstance(bucket, HeavyHeads)]
+        for bucket in heavy:
+            bucket.settle()
+        found.append([bucket.scores[:, :, : bucket.live] for bucket in heavy])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
 
 
 def test_equal_scores_keep_the_newer_token() -> None:
