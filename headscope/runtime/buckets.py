@@ -47,9 +47,15 @@ class KeptHeads:
         self.keys[:, :, : self.prefix] = keys
         self.values[:, :, : self.prefix] = values
 
-    def _padding(self, bias: torch.Tensor | None, slots: int) -> torch.Tensor | None:
-        """bias [B, 1, 1, P] of the prefix -> [B, 1, 1, slots]."""
-        return None if bias is None else functional.pad(bias, (0, slots - self.prefix))
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows of the batch."""
+        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+
+    def _padding(self, bias: torch.Tensor | None, slots: int, more: int = 0) -> torch.Tensor | None:
+        """The layer's bias [B, 1, 1, all slots], 0 behind the prefix -> [B, 1, 1, slots + more]."""
+        if bias is None or slots + more <= bias.shape[3]:
+            return None if bias is None else bias[..., : slots + more]
+        return functional.pad(bias, (0, slots + more - bias.shape[3]))
 
 
 class WindowHeads(KeptHeads):
@@ -89,7 +95,7 @@ class WindowHeads(KeptHeads):
         keys = torch.cat([self.keys[:, :, :filled], key], 2)
         values = torch.cat([self.values[:, :, :filled], value], 2)
         mask = self._band(t, length, filled, query)
-        padding = self._padding(bias, filled + length)
+        padding = self._padding(bias, filled, length)
         if padding is not None:
             mask = mask + padding
         out = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
@@ -194,9 +200,9 @@ class HeavyHeads(KeptHeads):
     best other one. Slots 0 1 | 2 3 hold 0 1 | 2 3 before, 1 3 after.
 
     Scores are needed at stride ends only, and between two of them no slot changes. So a step that brings one token computes its
-    output with the fused kernel, which reveals no attention, and leaves its query in slots that later tokens of the stride will
-    take: from the end of the keys, then of the values, in turn. `settle` adds the attention of all these queries at once, before
-    their slots are needed: for a stride of 24, five times in place of 24.
+    output with the fused kernel, which reveals no attention, and leaves its query in slots that later tokens of the stride
+    will take: from the end of the keys, then of the values, in turn. `settle` adds the attention of all these queries at once,
+    before their slots are needed: for a stride of 24, a few times in place of 24.
     """
 
     def __init__(self, bucket: Bucket, start: int, prefix: int, stride: int, like: torch.Tensor) -> None:
@@ -213,6 +219,11 @@ class HeavyHeads(KeptHeads):
     def tensors(self) -> list[torch.Tensor]:
         """Everything allocated."""
         return [*super().tensors(), self.scores, self.positions]
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows of the batch."""
+        super().select(rows)
+        self.scores, self.positions = self.scores.index_select(0, rows), self.positions.index_select(0, rows)
 
     def step(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, t: int, bias: torch.Tensor | None, scale: float

@@ -116,7 +116,8 @@ class CompressedLayer(CacheLayerMixin):
             output, _ = sdpa_attention_forward(module, query, keys, values, mask, scaling=scaling)
             for bucket in self.buckets:
                 bucket.fill_prefix(keys_in[:, bucket.start : bucket.stop], values_in[:, bucket.start : bucket.stop])
-            self._bias = _padding_bias(mask, keys)
+            longest = max(bucket.keys.shape[2] for bucket in self.buckets)
+            self._bias = _padding_bias(mask, keys, longest)
             self.seen = self.prefix
             return output
         batch, heads, length, size = query.shape
@@ -165,7 +166,8 @@ class CompressedLayer(CacheLayerMixin):
             keys = query if self._pending is None else self._pending[0]
             return plain_groups(query, keys, mask, scaling)
         t, length = self.seen - self.prefix, query.shape[2]
-        real = torch.ones(1, 1, 1, self.prefix, dtype=torch.bool) if self._bias is None else self._bias == 0
+        padded = torch.zeros(1, 1, 1, self.prefix) if self._bias is None else self._bias[..., : self.prefix]
+        real = padded == 0
         groups = []
         for bucket in self.buckets:
             kv_heads = torch.tensor(bucket.numbers.heads, device=query.device)
@@ -212,10 +214,32 @@ class CompressedLayer(CacheLayerMixin):
         self.buckets, self.seen, self.prefix = [], 0, 0
         self._bias, self._pending, self.is_initialized = None, None, False
 
-    def _refuse(self, *args: Any, **kwargs: Any) -> None:
-        raise CacheError("CompressedCache cannot be cropped, reordered or repeated: tokens it dropped are gone.")
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order; a row may come several times."""
+        if self._pending is not None:
+            raise CacheError(f"Layer {self.number}: attention without new keys; a call of the model was interrupted.")
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero().flatten()
+        for bucket in self.buckets:
+            bucket.select(indices.to(self.device))
+        if self._bias is not None:
+            self._bias = self._bias.index_select(0, indices.to(self._bias.device))
 
-    crop = reorder_cache = batch_repeat_interleave = batch_select_indices = _refuse
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Beam search: row i continues what row beam_idx[i] has seen."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row `repeats` times, one after the other."""
+        if self.buckets:
+            rows = torch.arange(len(self.buckets[0].keys), device=self.device)
+            self.batch_select_indices(rows.repeat_interleave(repeats))
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Refused, and with it assisted decoding, which takes tokens back."""
+        raise CacheError(
+            "CompressedCache cannot be cropped: tokens it dropped are gone; generate without an assistant or prompt lookup."
+        )
 
 
 class CompressedCache(Cache):
@@ -260,30 +284,53 @@ class CompressedCache(Cache):
 
 
 @contextmanager
-def compressed(model: ImageModel, policy: Policy) -> Iterator[None]:
+def compressed(model: ImageModel | nn.Module, policy: Policy) -> Iterator[None]:
     """Let `model` attend through a `CompressedCache` inside the block; its own attention is back afterwards.
+
+    Args:
+        model: an `ImageModel`, or a network of transformers, of which only layers and heads can be checked.
 
     Raises:
         PolicyMismatch: the policy is for another architecture or image.
     """
-    if policy.shape.architecture != model.shape.architecture:
-        raise PolicyMismatch(
-            f"The policy is for {policy.shape.name} ({policy.shape.layers} layers, {policy.shape.kv_heads} KV heads), not "
-            f"for {model.name} ({model.shape.layers} layers, {model.shape.kv_heads} KV heads): search one for this model."
-        )
-    with implementation(model.decoder, THROUGH_CACHE):
+    with implementation(_decoder(model, policy), THROUGH_CACHE):
         yield
 
 
-def _padding_bias(mask: torch.Tensor | None, keys: torch.Tensor) -> torch.Tensor | None:
-    """[B, 1, 1, P] with -inf at the padding, from what the last query of the prefix sees; None if nothing is padded."""
+def _decoder(model: ImageModel | nn.Module, policy: Policy) -> nn.Module:
+    wanted = policy.shape
+    if not isinstance(model, nn.Module):
+        if wanted.architecture != model.shape.architecture:
+            raise PolicyMismatch(
+                f"The policy is for {wanted.name} ({wanted.layers} layers, {wanted.kv_heads} KV heads), not "
+                f"for {model.name} ({model.shape.layers} layers, {model.shape.kv_heads} KV heads): search one for this model."
+            )
+        return model.decoder
+    network: Any = model
+    inner: Any = getattr(network, "model", network)
+    decoder = inner.language_model if hasattr(inner, "language_model") else network.get_decoder()
+    config = decoder.config
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    found = (config.num_hidden_layers, config.num_attention_heads, kv_heads)
+    if found != (wanted.layers, wanted.query_heads, wanted.kv_heads):
+        raise PolicyMismatch(
+            f"The policy is for {wanted.name} ({wanted.layers} layers, {wanted.query_heads} and {wanted.kv_heads} heads); "
+            f"this {type(model).__name__} has {found[0]}, {found[1]} and {found[2]}: search one for this model."
+        )
+    return decoder
+
+
+def _padding_bias(mask: torch.Tensor | None, keys: torch.Tensor, slots: int) -> torch.Tensor | None:
+    """[B, 1, 1, slots] with -inf at the padding, from what the last query of the prefix sees; None if nothing is padded."""
     if mask is None:
         return None
     last = mask[:, :1, -1:, : keys.shape[2]]
     seen = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
     if bool(seen.all()):
         return None
-    return torch.zeros(seen.shape, dtype=keys.dtype, device=keys.device).masked_fill_(~seen, -torch.inf)
+    bias = torch.zeros(*seen.shape[:3], slots, dtype=keys.dtype, device=keys.device)
+    bias[..., : keys.shape[2]].masked_fill_(~seen, -torch.inf)
+    return bias
 
 
 def _check_prefix(policy: Policy, prefix: int) -> None:

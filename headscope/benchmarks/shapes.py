@@ -1,0 +1,81 @@
+"""Decoders of known sizes with random weights: what a step costs does not depend on what the weights are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import Cache, LlamaConfig, LlamaModel
+
+from headscope.geometry import Geometry
+from headscope.policy.policy import ModelShape
+
+
+@dataclass(frozen=True)
+class Size:
+    """Layers, heads, KV heads, head size, width of the MLP, codes, side of the grid, tokens of a prompt."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inner: int
+    codes: int = 16384
+    side: int = 24
+    prefix: int = 32
+
+
+SIZES = {
+    "laptop": Size(12, 12, 12, 64, 2048),
+    "tiny": Size(2, 4, 2, 16, 64, codes=64, side=4, prefix=4),
+    "janus-pro-1b": Size(24, 16, 16, 128, 5632),
+    "janus-pro-7b": Size(30, 32, 32, 128, 11008),
+}
+
+
+class RandomDecoder:
+    """What the runtime needs of an `ImageModel`, around a random `LlamaModel`."""
+
+    def __init__(self, name: str, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> None:
+        size = SIZES[name]
+        self.name, self.size = name, size
+        config = LlamaConfig(
+            vocab_size=8,
+            hidden_size=size.heads * size.head_dim,
+            intermediate_size=size.inner,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.kv_heads,
+            max_position_embeddings=size.prefix + size.side**2 + 8,
+        )
+        torch.manual_seed(seed)
+        with torch.device(device):
+            network: nn.Module = LlamaModel(config)
+        self.decoder = network.to(dtype).eval()
+        geometry = Geometry(size.side, size.side)
+        self.shape = ModelShape(name, size.layers, size.heads, size.kv_heads, size.head_dim, geometry, name, name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return next(self.decoder.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.decoder.parameters()).device
+
+    @property
+    def width(self) -> int:
+        """Numbers of a token's embedding."""
+        return self.size.heads * self.size.head_dim
+
+    def weight_bytes(self) -> int:
+        """Bytes that a step reads of the weights: all but the embedding."""
+        return sum(p.numel() * p.element_size() for name, p in self.decoder.named_parameters() if "embed_tokens" not in name)
+
+    def decode(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
+        """See `ImageModel.decode`."""
+        past = {"past_key_values": cache, "use_cache": cache is not None}
+        return self.decoder(inputs_embeds=embeds, attention_mask=mask, **past).last_hidden_state

@@ -1,0 +1,189 @@
+"""The cache inside transformers' own `generate`: families, beams, batches that shrink and grow, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    Emu3ForCausalLM,
+    Emu3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from headscope.errors import CacheError, PolicyMismatch
+from headscope.geometry import Geometry
+from headscope.models.janus import JanusModel
+from headscope.policy.policy import ModelShape, Policy
+from headscope.runtime import CompressedCache, compressed
+
+PREFIX, TOKENS, WORDS = 5, 16, 64
+SIZES: dict[str, Any] = {
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+    "pad_token_id": 1,
+}
+
+
+def network(family: str) -> Any:
+    torch.manual_seed(0)
+    made = {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
+        "emu3": lambda: Emu3ForCausalLM(Emu3TextConfig(**SIZES)),
+        "gpt2": lambda: GPT2LMHeadModel(
+            GPT2Config(vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=None)
+        ),
+    }[family]().eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.35)
+    return made
+
+
+def policy_for(family: str, window: int | list[int], heavy: int | list[int] = 0, stride: int = 4) -> Policy:
+    kv_heads = 4 if family == "gpt2" else 2
+    shape = ModelShape(family, 2, 4, kv_heads, 8, Geometry(4, 4), family, family)
+    repeat = kv_heads // 2
+    tensors = [torch.tensor([number * repeat] * 2) if isinstance(number, list) else number for number in (window, heavy)]
+    return Policy.uniform(shape, window=tensors[0], heavy=tensors[1], stride=stride, prefix=PREFIX)
+
+
+def prompts() -> dict[str, torch.Tensor]:
+    """Two prompts, the first padded from the left."""
+    ids = torch.randint(2, WORDS, (2, PREFIX), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    ids[0, :2], mask[0, :2] = 1, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def drawn(model: Any, cache: CompressedCache | None, **settings: Any) -> torch.Tensor:
+    return model.generate(**prompts(), max_new_tokens=TOKENS, past_key_values=cache, **settings)[:, PREFIX:]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "emu3", "gpt2"])
+@pytest.mark.parametrize("settings", [{"do_sample": False}, {"num_beams": 3, "do_sample": False}], ids=["greedy", "beams"])
+def test_with_everything_kept_generate_gives_its_own_tokens(family: str, settings: dict[str, Any]) -> None:
+    model = network(family)
+    before = model.config._attn_implementation
+    expected = drawn(model, None, **settings)
+    assert len(expected.unique()) > 3
+    for policy in (policy_for(family, TOKENS - 1), policy_for(family, [TOKENS - 1, 4], [0, TOKENS - 5])):
+        with compressed(model, policy):
+            assert torch.equal(drawn(model, CompressedCache(policy), **settings), expected)
+    assert model.config._attn_implementation == before
+    assert torch.equal(drawn(model, None, **settings), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_beams_are_what_each_beam_alone_would_see(family: str) -> None:
+    """Beam search over a small cache: the winner's tokens fed again, row by row, get the score that the search gave them."""
+    model, policy = network(family), policy_for(family, [3, 1], [0, 3])
+    with compressed(model, policy):
+        found = model.generate(
+            **prompts(),
+            max_new_tokens=10,
+            num_beams=3,
+            do_sample=False,
+            past_key_values=CompressedCache(policy),
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        again = again_one_by_one(model, policy, found.sequences)
+    steps = model.compute_transition_scores(found.sequences, found.scores, found.beam_indices, normalize_logits=False)
+    torch.testing.assert_close(again, steps[:, :10], rtol=1e-4, atol=1e-4)
+
+
+def again_one_by_one(model: Any, policy: Policy, sequences: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [2, 10] of the tokens after the prompt, fed one at a time through a cache of their own."""
+    given = prompts()
+    cache, result = CompressedCache(policy), []
+    with torch.no_grad():
+        positions = (given["attention_mask"].cumsum(1) - 1).clamp(min=0)  # as generate() counts them
+        logits = model(**given, position_ids=positions, past_key_values=cache).logits[:, -1]
+        for t in range(10):
+            token = sequences[:, PREFIX + t]
+            result.append(logits.log_softmax(-1).gather(1, token[:, None])[:, 0])
+            mask = torch.cat([given["attention_mask"], torch.ones(2, t + 1, dtype=torch.int64)], 1)
+            positions = (mask.cumsum(1) - 1)[:, -1:]
+            logits = model(input_ids=token[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache).logits[
+                :, -1
+            ]
+    return torch.stack(result, 1)
+
+
+def feed(model: Any, cache: CompressedCache, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """tokens [B, T] one by one after what `mask` counts -> logits [B, T, V]."""
+    out = []
+    with torch.no_grad():
+        for t in range(tokens.shape[1]):
+            mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.int64)], 1)
+            positions = (mask.cumsum(1) - 1)[:, -1:]
+            given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+            out.append(model(input_ids=tokens[:, t : t + 1], **given).logits)
+    return torch.cat(out, 1)
+
+
+@pytest.mark.parametrize("first", [3, 6])  # in the middle of a stride, with scores still owed
+def test_rows_of_the_batch_go_on_alone_and_several_times(first: int) -> None:
+    model, policy = network("llama"), policy_for("llama", [2, 0], [2, 4], stride=8)
+    image = torch.randint(2, WORDS, (2, TOKENS), generator=torch.Generator().manual_seed(9))
+    given = prompts()
+    ones = torch.ones(2, first, dtype=torch.int64)
+    with compressed(model, policy):
+        whole, split = CompressedCache(policy), CompressedCache(policy)
+        for cache in (whole, split):
+            model(**given, past_key_values=cache)
+            feed(model, cache, image[:, :first], given["attention_mask"])
+        mask = torch.cat([given["attention_mask"], ones], 1)
+        expected = feed(model, whole, image[:, first:], mask)
+        split.batch_select_indices(torch.tensor([1]))
+        split.batch_repeat_interleave(2)
+        split.reorder_cache(torch.tensor([1, 0]))
+        found = feed(model, split, image[[1, 1], first:], mask[[1, 1]])
+    for row in found:
+        torch.testing.assert_close(row, expected[1], rtol=1e-5, atol=1e-5)
+    assert split.nbytes() == whole.nbytes()
+
+
+def test_what_a_small_cache_can_not_do_is_refused_in_a_sentence(tiny: JanusModel) -> None:
+    model, policy = network("llama"), policy_for("llama", 3)
+    with (
+        compressed(model, policy),
+        pytest.raises(CacheError, match="cannot be cropped: tokens it dropped are gone"),
+    ):
+        model.generate(
+            prompts()["input_ids"][1:].repeat(1, 2)[:, :8],
+            max_new_tokens=8,
+            do_sample=False,
+            prompt_lookup_num_tokens=2,
+            past_key_values=CompressedCache(policy),
+        )
+    with pytest.raises(CacheError, match="use `with headscope"):
+        drawn(model, CompressedCache(policy), do_sample=False)
+    with compressed(model, policy), pytest.raises(CacheError, match="must be a headscope CompressedCache"):
+        drawn(model, None, do_sample=False)
+    with (
+        pytest.raises(PolicyMismatch, match="this Qwen3ForCausalLM has 2, 4 and 2"),
+        compressed(network("qwen3"), tiny_policy(tiny)),
+    ):
+        pass
+
+
+def tiny_policy(tiny: JanusModel) -> Policy:
+    return Policy.uniform(ModelShape("other", 3, 4, 2, 8, tiny.shape.geometry, "a", "w"), window=3, stride=1, prefix=4)
