@@ -27,7 +27,8 @@ from headscope.runtime.cache import CompressedCache, compressed
 
 # Largest difference from the model's own forward, relative to the largest number it gives.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01, torch.float64: 1e-8}
-_verdicts: weakref.WeakKeyDictionary[nn.Module, LlamaStep | None] = weakref.WeakKeyDictionary()
+_Kind = tuple[torch.dtype, torch.device]
+_verdicts: weakref.WeakKeyDictionary[nn.Module, tuple[_Kind, LlamaStep | None]] = weakref.WeakKeyDictionary()
 
 
 def step_for(model: ImageModel) -> LlamaStep | None:
@@ -36,11 +37,11 @@ def step_for(model: ImageModel) -> LlamaStep | None:
     decoder = model.decoder
     if not isinstance(decoder, LlamaModel) or _watched(decoder):
         return None
-    if decoder not in _verdicts:
+    kind = (model.dtype, model.device)
+    if decoder not in _verdicts or _verdicts[decoder][0] != kind:
         step = LlamaStep(decoder)
-        _verdicts[decoder] = step if step.fits and _agrees(step, model) else None
-    found = _verdicts[decoder]
-    return found if found is not None and found.dtype == model.dtype and found.device == model.device else None
+        _verdicts[decoder] = (kind, step if step.fits and _agrees(step, model) else None)
+    return _verdicts[decoder][1]
 
 
 class LlamaStep:
@@ -51,7 +52,6 @@ class LlamaStep:
     """
 
     def __init__(self, decoder: LlamaModel) -> None:
-        self.decoder = weakref.ref(decoder)
         config: Any = decoder.config
         self.layers: list[Any] = list(decoder.layers)
         self.norm = decoder.norm
