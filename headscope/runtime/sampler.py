@@ -14,6 +14,7 @@ from headscope.models.samples import Samples
 from headscope.policy.policy import Policy
 from headscope.runtime.cache import CompressedCache, compressed
 from headscope.runtime.llama import step_for
+from headscope.runtime.noise import Noise
 
 DEFAULT_BATCH = 16
 Progress = Callable[[int, int], None]
@@ -102,7 +103,7 @@ def _draw(
         ids = torch.cat([ids, prefix.unconditional_ids])
         mask = torch.cat([mask, prefix.unconditional_mask])
     count = model.shape.geometry.tokens
-    noise = _Noise(seeds, model.vocabulary, temperature, model.device)
+    noise = Noise(seeds, count, model.vocabulary, model.device)
     tokens = torch.empty(len(prompts), count, dtype=torch.int64, device=model.device)
     grown = torch.cat([mask, mask.new_ones(len(mask), count)], 1)
     cache: Cache
@@ -118,7 +119,7 @@ def _draw(
             if streams == 2:
                 conditional, unconditional = logits.chunk(2)
                 logits = torch.lerp(unconditional, conditional, guidance)
-            tokens[:, t] = noise.pick(logits, top_k)
+            tokens[:, t] = _pick(logits, noise, t, temperature, top_k)
             report(t + 1)
             if t + 1 < count:  # nothing looks at the last token
                 embeds = model.embed_tokens(tokens[:, t : t + 1]).repeat(streams, 1, 1)
@@ -129,35 +130,14 @@ def _draw(
     return prefix.texts, tokens
 
 
-class _Noise:
-    """Gumbel noise of each picture's own generator: argmax(logits / temperature + noise) is a draw from the softmax.
-
-    Drawn on the CPU, so that a picture is the same whatever it is batched with and whichever device draws it.
-    """
-
-    STEPS = 32  # drawn ahead, to save calls
-
-    def __init__(self, seeds: list[int], vocabulary: int, temperature: float, device: torch.device) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.vocabulary, self.temperature, self.device = vocabulary, temperature, device
-        self.drawn: list[torch.Tensor] = []
-
-    def pick(self, logits: torch.Tensor, top_k: int | None) -> torch.Tensor:
-        """logits [n, V] -> codes [n]."""
-        if self.temperature == 0.0:
-            return logits.argmax(-1)
-        if top_k is not None:
-            floor = logits.topk(top_k, -1).values[:, -1:]
-            logits = logits.masked_fill(logits < floor, -torch.inf)
-        return (logits / self.temperature + self._next()).argmax(-1)
-
-    def _next(self) -> torch.Tensor:
-        if not self.drawn:
-            uniform = torch.stack([torch.rand(self.STEPS, self.vocabulary, generator=g) for g in self.generators], 1)
-            tiny = torch.finfo(torch.float32).tiny
-            gumbel = -(-uniform.clamp_min(tiny).log()).clamp_min(tiny).log()
-            self.drawn = list(gumbel.to(self.device))[::-1]
-        return self.drawn.pop()
+def _pick(logits: torch.Tensor, noise: Noise, token: int, temperature: float, top_k: int | None) -> torch.Tensor:
+    """logits [n, V] -> codes [n]."""
+    if temperature == 0.0:
+        return logits.argmax(-1)
+    if top_k is not None:
+        floor = logits.topk(top_k, -1).values[:, -1:]
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    return (logits / temperature + noise.at(token)).argmax(-1)
 
 
 def _seeds(prompts: Sequence[str], seeds: Sequence[int] | int) -> list[int]:

@@ -1,0 +1,84 @@
+"""Gumbel noise as a function of (seed, token, code): argmax(logits / temperature + noise) is a draw from the softmax.
+
+No generator has a state, so that a picture's noise depends neither on its place in a batch nor on what was drawn before, on any
+device, and a captured graph may compute it. The hash is two rounds of a 32-bit finalizer with avalanche (Wang and Jenkins'
+construction with the constants that Wellons found by search, "lowbias32"), keyed by 64 bits from splitmix64 (Steele et al.,
+OOPSLA 2014) of seed and token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+class Noise:
+    """The noise of a batch of pictures.
+
+    Args:
+        seeds: one a picture. tokens: of a picture. vocabulary: number of codes.
+    """
+
+    AT_ONCE = 1 << 19  # numbers computed ahead, to save calls where a step needs few
+
+    def __init__(self, seeds: Sequence[int], tokens: int, vocabulary: int, device: torch.device | str = "cpu") -> None:
+        keys = [[_key(seed, token) for seed in seeds] for token in range(tokens)]
+        self._keys = torch.tensor(keys, dtype=torch.int64).view(tokens, len(seeds), 1)
+        low = (self._keys & 0xFFFFFFFF).to(torch.int64)
+        self._low = (low - ((low >> 31) << 32)).to(torch.int32).to(device)
+        self._high = (self._keys >> 32).to(torch.int32).to(device)
+        codes = torch.arange(vocabulary, dtype=torch.int64) * 0x9E3779B1 & 0xFFFFFFFF
+        self._codes = (codes - ((codes >> 31) << 32)).to(torch.int32).to(device)
+        self._ahead = max(1, min(32, self.AT_ONCE // max(len(seeds) * vocabulary, 1)))
+        self._block: torch.Tensor | None = None
+        self._first = 0
+
+    def at(self, token: int) -> torch.Tensor:
+        """float32 [pictures, codes], finite."""
+        if self._block is None or not self._first <= token < self._first + len(self._block):
+            self._first = token
+            part = slice(token, token + self._ahead)
+            self._block = gumbel(hashed(self._codes, self._low[part], self._high[part]))
+        return self._block[token - self._first]
+
+
+def hashed(codes: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """int32 of the broadcast shape, every bit as good as random. All arguments int32; multiplications wrap."""
+    return _finalized(_finalized(codes ^ low).bitwise_xor_(high))
+
+
+def gumbel(bits: torch.Tensor) -> torch.Tensor:
+    """int32 -> float32 standard Gumbel numbers, from the upper 24 bits."""
+    uniform = ((bits >> 8) & 0xFFFFFF).float().add_(0.5).mul_(2.0**-24)
+    return uniform.log_().neg_().log_().neg_()
+
+
+def _finalized(x: torch.Tensor) -> torch.Tensor:
+    x ^= (x >> 16) & 0xFFFF
+    x *= 0x7FEB352D
+    x ^= (x >> 15) & 0x1FFFF
+    x *= 0x846CA68B - (1 << 32)
+    x ^= (x >> 16) & 0xFFFF
+    return x
+
+
+def _key(seed: int, token: int) -> int:
+    """64 bits as a signed number."""
+    found = _splitmix((_splitmix(seed & _MASK) + token * _GOLDEN) & _MASK)
+    return found - (1 << 64) if found >> 63 else found
+
+
+def _splitmix(x: int) -> int:
+    x = (x + _GOLDEN) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+# The largest number that `gumbel` gives: codes whose probability is far below e^-17 of the likeliest are never drawn.
+LARGEST = -math.log(-math.log(1 - 2.0**-25))
