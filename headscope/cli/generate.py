@@ -1,4 +1,4 @@
-"""`headscope generate`: the same prompts and seeds with the full cache and with a policy."""
+"""`headscope generate`: pictures, with a policy, with the full cache, or with both side by side."""
 
 from __future__ import annotations
 
@@ -8,49 +8,74 @@ from typing import Annotated
 import typer
 
 from headscope.cli.console import Device, Dtype, ModelName, PromptFile, Seed, progress, say, settle_threads
-from headscope.errors import DataError
 
 
 def generate(
     model: ModelName,
-    policy: Annotated[Path | None, typer.Option(help="Policy file; without one only the full cache draws.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to draw.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Policy file, or a shipped one by name; none: the full cache.")] = None,
     prompts: PromptFile = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
+    prompt: Annotated[list[str] | None, typer.Option(help="As PROMPT; may be given several times.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures; goes on with what is there.")] = Path(
+        "pictures"
+    ),
+    each: Annotated[int, typer.Option("-n", min=1, help="Pictures of each prompt.")] = 1,
     count: Annotated[int | None, typer.Option(min=1, help="Draw only the first so many prompts.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Draw with the full cache too, and a sheet side by side.")] = False,
+    batch: Annotated[str, typer.Option(help="Pictures drawn together: a number, or auto for what fits.")] = "auto",
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the model's).")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the most likely code (default: the model's).")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn together.")] = 16,
     accept_other_weights: Annotated[bool, typer.Option(help="Use the policy on a fine-tune of its model.")] = False,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = None,
 ) -> None:
-    """Draw with and without a policy. Example: headscope generate stickers --prompt "red apple, noto style" --out pictures"""
+    """Draw pictures. Example: headscope generate stickers "red apple, noto style" --policy stickers-20 -n 4 -o pictures"""
     from headscope.models import load_model
+    from headscope.pipeline.budgets import free_memory
+    from headscope.pipeline.pictures import draw_pictures, plan_pictures
     from headscope.pipeline.prompts import default_prompts, read_prompts
-    from headscope.pipeline.steps import save_png, write_pictures
     from headscope.policy.files import load_policy
-    from headscope.runtime import generate as draw
 
-    texts = list(prompt or []) or (default_prompts(model) if prompts is None else read_prompts(prompts))
-    texts = texts[: count or len(texts)]
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file; choose a folder with --out.")
+    together = _batch(batch)
+    if compare and policy is None:
+        raise typer.BadParameter("--compare: compares a policy with the full cache; name one with --policy.")
+    wanted = [*(texts or []), *(prompt or [])]
+    wanted = wanted or (default_prompts(model) if prompts is None else read_prompts(prompts))
+    wanted = wanted[: count or len(wanted)]
     settle_threads(model)
     loaded = load_model(model, device=device, dtype=dtype)
     kept = None if policy is None else load_policy(policy, loaded.shape, accept_other_weights=accept_other_weights)
-    options = {"guidance": guidance, "temperature": temperature, "batch_size": batch_size}
+    plan = plan_pictures(
+        loaded,
+        wanted,
+        free=free_memory(device),
+        each=each,
+        seed=seed,
+        policy=kept,
+        compare=compare,
+        batch=together,
+        guidance=guidance,
+        temperature=temperature,
+    )
+    say(plan.sentence())
     with progress() as tell:
-        full = draw(loaded, texts, seed, progress=lambda d, n: tell("full cache", d, n, float("nan")), **options)  # type: ignore[arg-type]
-        if kept is None:
-            for number, picture in enumerate(loaded.to_images(full.tokens)):
-                save_png(picture, out / f"{number:03d}.png")
-            say(f"pictures: {out}")
-            return
-        small = draw(
-            loaded, texts, seed, policy=kept, progress=lambda d, n: tell("policy", d, n, float("nan")), **options  # type: ignore[arg-type]
-        )  # fmt: skip
-    table = write_pictures(loaded, full, small, out)
+        table = draw_pictures(loaded, plan, out, tell)
+    if table is None:
+        say(f"pictures: {out}")
+        return
     say(f"tokens that agree: {table['token_agreement'].mean():.1%}")
     say(f"side by side: {out / 'sheet.png'}")
+
+
+def _batch(text: str) -> int | None:
+    """`auto` -> None.
+
+    Raises:
+        typer.BadParameter: neither that nor a number from 1.
+    """
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"--batch {text}: expected a number from 1, or auto.")
+    return int(text)

@@ -63,8 +63,14 @@ def draw_variant(
     batch_size: int,
     guidance: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    temperature: float | None = None,
+    drawn: Callable[[Sequence[int], Samples], None] | None = None,
 ) -> Samples:
     """Pictures of each prompt and seed, prompt by prompt; those that stand in `folder` are not drawn again.
+
+    Args:
+        drawn: called with the numbers and samples of every batch, of those that stood there first.
 
     Returns:
         len(prompts) * seeds samples; number p * seeds + s is prompt p with seed `first_seed` + that number.
@@ -72,6 +78,9 @@ def draw_variant(
     total = len(prompts) * seeds
     done = dict(_drawn(folder, total))
     todo = [number for number in range(total) if number not in done]
+    if drawn is not None:
+        for number, sample in sorted(done.items()):
+            drawn([number], sample)
     for start in range(0, len(todo), batch_size):
         numbers = todo[start : start + batch_size]
         if progress is not None:
@@ -83,11 +92,14 @@ def draw_variant(
             [variant.first_seed + number for number in numbers],
             policy=variant.policy,
             guidance=guidance,
+            temperature=temperature,
             batch_size=len(numbers),
         )
         samples.save(folder / f"{numbers[0]:06d}.parquet")
         _add_seconds(folder, time.monotonic() - began, len(numbers))
         done |= {number: samples.select([place]) for place, number in enumerate(numbers)}
+        if drawn is not None:
+            drawn(numbers, samples)
     if progress is not None:
         progress(total, total)
     return _joined([done[number] for number in range(total)])

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from PIL import Image
 
 from headscope.benchmarks.methods import COLUMNS, MethodTable, compare_methods
 from headscope.errors import DataError
@@ -23,6 +21,7 @@ from headscope.heads import HeadClassifier, Heads, classify
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.pipeline.folder import RunFolder
+from headscope.pipeline.pictures import save_png
 from headscope.pipeline.tables import groups_of
 from headscope.policy.budget import Limit, plain_bytes
 from headscope.policy.files import load_policy, save_policy
@@ -397,11 +396,6 @@ def write_pictures(model: ImageModel, full: Samples, searched: Samples, out: Pat
     )
     write_whole(out / "pictures.parquet", lambda path: table.to_parquet(path, index=False))
     return table
-
-
-def save_png(picture: torch.Tensor, path: Path) -> Path:
-    """picture: uint8 [height, width, 3]."""
-    return write_whole(path, lambda target: Image.fromarray(picture.numpy()).save(target, format="PNG"))
 
 
 def begin(

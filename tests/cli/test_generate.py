@@ -1,0 +1,115 @@
+"""`headscope generate`: pictures as they are done, gone on with, compared, and never more than fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from headscope.models import load_model
+from headscope.models.samples import Samples
+from headscope.pipeline import budgets
+from headscope.policy import Policy, save_policy
+from headscope.runtime import generate
+from tests.cli.command import headscope
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    return lambda *arguments: headscope(capsys, monkeypatch, *arguments)
+
+
+@pytest.fixture
+def policy(tiny_folder: Path, tmp_path: Path) -> Path:
+    shape = load_model(str(tiny_folder)).shape
+    return save_policy(Policy.uniform(shape, window=3, stride=4, prefix=8), tmp_path / "small.safetensors")
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_each_prompt_several_times(command, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = command("generate", tiny_folder, "red apple", "dog", "-n", 3, "--batch", 2, "--seed", 7, "-o", out)
+    assert ended.status == 0, ended.err
+    assert sorted(path.name for path in out.glob("*.png")) == [f"{number:04d}.png" for number in range(6)]
+    model = load_model(str(tiny_folder))
+    drawn = generate(model, ["red apple"] * 3 + ["dog"] * 3, 7)
+    for number, picture in enumerate(model.to_images(drawn.tokens)):
+        np.testing.assert_array_equal(pixels(out / f"{number:04d}.png"), picture.numpy())
+    assert "cache: " in ended.out
+    assert "2 at a time take" in ended.out
+
+
+def test_a_stopped_run_goes_on_and_draws_nothing_twice(
+    command, tiny_folder: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("generate", tiny_folder, "red apple", "dog", "blue car", "--policy", policy, "-n", 2, "--batch", 2)
+    assert command(*asked, "-o", tmp_path / "whole").status == 0
+    real, calls = generate, []
+
+    def stopped(*arguments, **settings) -> Samples:
+        calls.append(arguments[1])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **settings)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("headscope.evaluation.drawing.generate", stopped)
+        assert command(*asked, "-o", out).status != 0
+        assert len(list(out.glob("*.png"))) == 2  # the first batch is there
+        (out / "0001.png").unlink()
+        assert command(*asked, "-o", out).status == 0
+    assert [len(prompts) for prompts in calls] == [2, 2, 2, 2]  # of four calls one was stopped
+    for path in sorted((tmp_path / "whole").glob("*.png")):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    other = command(*asked, "--seed", 1, "-o", out)
+    assert other.status == 2
+    assert "holds pictures drawn with another seed" in other.err
+
+
+def test_both_caches_side_by_side(command, tiny_folder: Path, policy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = command("generate", tiny_folder, "red apple", "dog", "--policy", policy, "--compare", "-o", out)
+    assert ended.status == 0, ended.err
+    table = pd.read_parquet(out / "pictures.parquet")
+    assert list(table["prompt"]) == ["red apple", "dog"]
+    assert (out / "sheet.png").is_file()
+    same = [(pixels(out / "full" / f"{n:04d}.png") == pixels(out / "policy" / f"{n:04d}.png")).all() for n in range(2)]
+    assert list(table["token_agreement"] == 1.0) == same
+    refused = command("generate", tiny_folder, "dog", "--compare", "-o", tmp_path / "o")
+    assert refused.status == 2
+    assert "name one with --policy" in refused.err
+
+
+def test_what_does_not_fit_is_said_before_it_is_tried(
+    command, tiny_folder: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budgets, "free_memory", lambda device: 200_000)
+    asked = ("generate", tiny_folder, "dog", "-n", 100, "--policy", policy, "-o", tmp_path / "out")
+    refused = command(*asked, "--batch", 90)
+    assert refused.status == 2
+    assert "at most " in refused.err
+    assert not (tmp_path / "out").exists()
+    fits = refused.err.split("at most ")[1].split()[0]
+    assert 1 < int(fits) < 90
+    assert f"{fits} at a time take" in command(*asked, "--count", 1).out
+    monkeypatch.setattr(budgets, "free_memory", lambda device: 100)
+    assert "use a policy that keeps less" in command(*asked, "-o", tmp_path / "none").err
+    assert "expected a number from 1, or auto" in command(*asked, "--batch", "many").err
+
+
+def test_a_folder_of_other_things_is_left_alone(command, tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "mine" / "0000.png")
+    ended = command("generate", tiny_folder, "dog", "-o", tmp_path / "mine")
+    assert ended.status == 2
+    assert "no pictures.json" in ended.err
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert "is a file" in command("generate", tiny_folder, "dog", "-o", file).err
