@@ -7,25 +7,28 @@ that a few rows stand for the whole image; the last row is timed always.
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pandas as pd
 import torch
+from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import Cache, DynamicCache, StaticCache
 
 from headscope.benchmarks.shapes import RandomDecoder
 from headscope.policy.budget import Limit, project
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
+from headscope.runtime.buckets import HeavyHeads
 from headscope.runtime.cache import CompressedCache, compressed
 from headscope.runtime.llama import LlamaStep, step_for
 
 COLUMNS = ["dtype", "batch", "variant", "ms_step", "ms_last_row", "tokens_s", "cache_bytes", "peak_mb", "limit_share"]
 VARIANTS = ("dynamic", "static", "full", "50", "20", "10", "20_semantic", "20_mixed", "floor")
+_MARK = "headscope: a decoding step"
 # Told after each unit of work: (what is being done, units done, units in all, nan).
 Progress = Callable[[str, int, int, float], None]
 
@@ -160,13 +163,38 @@ class _Run:
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def extra_bytes(self) -> int:
-        """What one more step needs beside weights and cache, at its peak; 0 where the system does not tell."""
-        if self.model.device.type != "cpu":
-            return 0
-        before = _peak(reset=True)
-        if isinstance(self.cache, DynamicCache):  # the others have no room for a token after the last
-            self.one(torch.zeros(self.batch, self.model.width, dtype=self.model.dtype))
-        return max(_peak() - before, 0)
+        """What a step allocates beside weights and cache, at its peak."""
+        device = self.model.device
+        embeds = torch.zeros(self.batch, self.model.width, dtype=self.model.dtype, device=device)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it writes between the lines of the progress display
+        with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            self.again(embeds)  # what it frees was allocated before, and is not seen
+            with record_function(_MARK):
+                self.again(embeds)
+        events = sorted(found.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+        begin = next(event.start_ns() for event in events if event.name() == _MARK)
+        live = peak = 0
+        for event in events:
+            if event.name() == "[memory]" and event.start_ns() >= begin:
+                live += event.nbytes()
+                peak = max(peak, live)
+        return peak
+
+    def again(self, embeds: torch.Tensor) -> None:
+        """The last step once more; what it does to the cache does not matter any more."""
+        if isinstance(self.cache, CompressedCache):
+            for layer in self.cache.compressed_layers:
+                layer.seen -= 1
+                for bucket in layer.buckets:
+                    if isinstance(bucket, HeavyHeads):
+                        bucket.settle()
+                        bucket.live -= 1
+        else:
+            for plain in self.cache.layers:
+                if hasattr(plain, "cumulative_length"):  # of a static cache, which has no room for one token more
+                    plain.cumulative_length -= 1
+        self.seen -= 1
+        self.one(embeds)
 
 
 def _time(
@@ -230,14 +258,3 @@ def _clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _peak(reset: bool = False) -> int:
-    """Bytes of this process's largest resident set since the last reset (Linux)."""
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return 0

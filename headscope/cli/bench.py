@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headscope.cli.console import RunPath, Seed, Trials, lines, progress, say, settle_threads
+from headscope.cli.decode import decode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from headscope.benchmarks.searching import Ground
 
 app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
+
+
+app.command("decode")(decode)
 
 
 @app.callback()

@@ -58,3 +58,23 @@ def test_the_search_against_every_preset(command, run: Path, tmp_path: Path) -> 
     presets = table.loc[known, "calibration_kl"]
     assert table.loc["searched", "calibration_kl"] <= presets.min()
     assert table.loc["full", "replay_kl"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_decoding_step_with_each_cache(command, tmp_path: Path) -> None:
+    out = tmp_path / "decode.csv"
+    ended = command("bench", "decode", "--shape", "tiny", "--batch", "2,3", "--rows", 2, "-o", out)
+    assert ended.status == 0, ended.err
+    table = pd.read_csv(out)
+    kinds = ["dynamic", "static", "full", "50", "20", "10", "20_semantic", "20_mixed", "floor"]
+    assert list(table["variant"]) == kinds * 4
+    columns = ["dtype", "batch", "variant", "ms_step", "ms_last_row", "tokens_s", "cache_bytes", "peak_mb", "limit_share"]
+    assert list(table.columns[:9]) == columns
+    assert (table["ms_step"] > 0).all()
+    one = table[(table["dtype"] == "float32") & (table["batch"] == 3)].set_index("variant")["cache_bytes"]
+    assert (
+        one["dynamic"] == 3 * 2 * 2 * (2 + 63) * 2 * 16 * 4
+    )  # layers, KV heads, all tokens but the last, K and V, size, bytes
+    for name, share in (("50", 0.5), ("20", 0.2), ("10", 0.1), ("20_semantic", 0.2), ("20_mixed", 0.2)):
+        assert one[name] <= share * one["static"]
+    assert "20 % is" in ended.out
+    assert "expected one of laptop" in command("bench", "decode", "--shape", "huge").err

@@ -1,0 +1,55 @@
+"""`headscope bench decode`: what a decoding step costs with transformers' caches and with ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headscope.cli.console import lines, progress, say
+
+
+def decode(
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("decode.csv"),
+    shape: Annotated[str, typer.Option(help="Size of the random decoder: laptop, janus-pro-1b, janus-pro-7b.")] = "laptop",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or both with a comma.")] = "float32,bfloat16",
+    batch: Annotated[str, typer.Option(help="Rows of the batch; several with commas.")] = "1,16,64",
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the picture to time, beside the last.")] = 4,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """A decoding step with each cache, taking turns. Example: headscope bench decode -o decode.csv"""
+    import torch
+    from rich.table import Table
+
+    from headscope.benchmarks.decoding import bench_decode, break_even
+    from headscope.benchmarks.shapes import SIZES
+    from headscope.storage import write_whole
+
+    if shape not in SIZES:
+        raise typer.BadParameter(f"--shape {shape}: expected one of {', '.join(SIZES)}.")
+    dtypes = [part.strip() for part in dtype.split(",")]
+    if unknown := [part for part in dtypes if part not in ("float32", "bfloat16")]:
+        raise typer.BadParameter(f"--dtype {unknown[0]}: expected float32 or bfloat16.")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in batch.split(",")):
+        raise typer.BadParameter(f"--batch {batch}: expected numbers from 1, such as 16,64.")
+    torch.set_num_threads(threads)
+    with progress() as tell:
+        table, curves = bench_decode(shape, dtypes, [int(part) for part in batch.split(",")], rows=rows, progress=tell)
+    write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.5g"))
+    by_row = write_whole(out.with_suffix(".rows.csv"), lambda path: curves.to_csv(path, index=False, float_format="%.5g"))
+    shown = Table(*table.columns, box=None)
+    for row in table.itertuples(index=False):
+        shown.add_row(
+            *(f"{cell:.4g}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else cell for cell in row)
+        )
+    lines.print(shown)
+    for found in break_even(curves).itertuples(index=False):
+        where = f"{found.dtype}, batch {found.batch}"
+        if found.row != found.row:
+            say(f"{where}: 20 % is not faster than the full cache at any length; keep the full cache.")
+        else:
+            say(
+                f"{where}: 20 % is faster than the full cache from row {found.row:.0f} on, {found.gain:.2f} times in the last row."
+            )
+    say(f"table: {out}, by row: {by_row}")
