@@ -40,16 +40,13 @@ def decode(
     by_row = write_whole(out.with_suffix(".rows.csv"), lambda path: curves.to_csv(path, index=False, float_format="%.5g"))
     shown = Table(*table.columns, box=None)
     for row in table.itertuples(index=False):
-        shown.add_row(
-            *(f"{cell:.4g}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else cell for cell in row)
-        )
+        shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
     lines.print(shown)
     for found in break_even(curves).itertuples(index=False):
         where = f"{found.dtype}, batch {found.batch}"
         if found.row != found.row:
             say(f"{where}: 20 % is not faster than the full cache at any length; keep the full cache.")
         else:
-            say(
-                f"{where}: 20 % is faster than the full cache from row {found.row:.0f} on, {found.gain:.2f} times in the last row."
-            )
+            gain = f"{found.gain:.2f} times in the last row"
+            say(f"{where}: 20 % is faster than the full cache from row {found.row:.0f} on, {gain}.")
     say(f"table: {out}, by row: {by_row}")
