@@ -239,11 +239,12 @@ def bench_samplers(
     trials: int = 60,
     table_pictures: int = 8,
     starts: Sequence[str] = (SEARCHED, OPTUNA),
+    prune: bool = True,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """One row a start, sampler, seed and proposal: method ("searched" begins with the solver's answer, "optuna" has no
     sensitivity table), sampler, seed, trial, best_kl (least loss on the calibration pictures so far), seconds (of measuring
-    so far). All begin with the same presets."""
+    so far), prune (whether what is worse is given up; of such trials only TPE learns). All begin with the same presets."""
     shape, limit = ground.model.shape, ground.limit(keep)
     table = ground.losses(table_pictures, progress) if SEARCHED in starts else None
     folder = ground.out / f"keep-{keep.removesuffix('%')}"
@@ -264,11 +265,12 @@ def bench_samplers(
             seed=seed,
             sampler=sampler,
             patience=None,
-            storage=folder / f"{start}-{sampler}-{seed}.db",
+            prune=prune,
+            storage=folder / f"{start}-{sampler}-{seed}{'' if prune else '-whole'}.db",
             presets=presets,
             progress=_trials(progress, f"{start} by {sampler} at {keep}, seed {seed}"),
         )
-        rows += best_so_far(result, {"budget": share, "method": start, "sampler": sampler, "seed": seed})
+        rows += best_so_far(result, {"budget": share, "method": start, "sampler": sampler, "seed": seed, "prune": prune})
     return pd.DataFrame(rows)
 
 

@@ -140,6 +140,7 @@ def samplers(
     trials: Trials = 60,
     sampler: Annotated[list[str] | None, typer.Option(help="One of the samplers; may be given again (default: all).")] = None,
     table_pictures: Pictures = 8,
+    prune: Annotated[bool, typer.Option("--prune/--no-prune", help="Give up what is worse; only tpe learns of that.")] = True,
     folder: OutFolder = None,
 ) -> None:
     """Samplers at equal trials: least loss so far. Example: headscope bench samplers runs/stickers --keep 20%"""
@@ -159,6 +160,7 @@ def samplers(
             seeds=seeds,
             trials=trials,
             table_pictures=table_pictures,
+            prune=prune,
             progress=tell,
         )
     write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.6g"))

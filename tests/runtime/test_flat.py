@@ -1,0 +1,81 @@
+"""The GPU's cache, in Triton's interpreter where there is no GPU: the CPU's cache is the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from headscope.policy.policy import Policy
+from headscope.runtime.cache import CompressedCache
+from headscope.runtime.flat import FlatLayer, Work, attend_flat, choose_flat
+from tests.runtime.test_cache_meaning import SIZE, TOKENS, Module, policies, random_states, shape_of
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PREFIX = 3
+
+
+def run_reference(policy: Policy, q, k, v, mask=None) -> tuple[torch.Tensor, CompressedCache]:
+    from headscope.models.attention import attend_through_cache
+
+    cache, outputs, at = CompressedCache(policy), [], 0
+    for length in [PREFIX] + [1] * TOKENS:
+        part = slice(at, at + length)
+        keys, values = cache.update(k[:, :, part], v[:, :, part], 0)
+        module = Module(q.shape[1] // k.shape[1])
+        out, _ = attend_through_cache(module, q[:, :, part], keys, values, mask if at == 0 else None, scaling=0.7)
+        outputs.append(out)
+        at += length
+    return torch.cat(outputs[1:], 1), cache
+
+
+def run_flat(policy: Policy, q, k, v, splits: int, padding: list[int]) -> tuple[torch.Tensor, FlatLayer]:
+    q, k, v = (tensor.to(DEVICE) for tensor in (q, k, v))
+    layer = FlatLayer(policy, 0, k[:, :, :PREFIX], torch.tensor(padding, dtype=torch.int32, device=DEVICE))
+    layer.fill_prefix(k[:, :, :PREFIX], v[:, :, :PREFIX])
+    work, outputs = Work([layer], splits), []
+    for t in range(TOKENS):
+        now = torch.tensor([t], dtype=torch.int32, device=DEVICE)
+        one = [tensor[:, :, PREFIX + t].contiguous() for tensor in (q, k, v)]
+        outputs.append(attend_flat(layer, work, *one, now, 0.7))
+        if (t + 1) % layer.stride == 0:
+            choose_flat(layer, work, now)
+    return torch.stack(outputs, 1).cpu(), layer
+
+
+@given(policies(), st.integers(0, 2**16), st.sampled_from([1, 3]))
+@settings(max_examples=8, deadline=None)
+def test_it_gives_what_the_cpu_gives(policy: Policy, seed: int, splits: int) -> None:
+    q, k, v = (tensor.float() for tensor in random_states(seed, 2, 6, 3, PREFIX + TOKENS))
+    expected, cache = run_reference(policy, q, k, v)
+    found, layer = run_flat(policy, q, k, v, splits, [0, 0])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert layer.nbytes() == cache.nbytes()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_padding_is_never_seen_and_groups_share(groups: int, splits: int) -> None:
+    shape = shape_of(2 * groups, 2)
+    policy = Policy.uniform(shape, window=torch.tensor([[3, 2]]), heavy=torch.tensor([[0, 2]]), stride=4, prefix=PREFIX)
+    q, k, v = (tensor.float() for tensor in random_states(1, 2, 2 * groups, 2, PREFIX + TOKENS))
+    mask = torch.ones(2, 1, PREFIX, PREFIX, dtype=torch.bool).tril()
+    mask[1, :, :, :2] = False
+    for row in range(2):
+        mask[1, :, row, row] = True
+    expected, _ = run_reference(policy, q, k, v, mask)
+    found, _ = run_flat(policy, q, k, v, splits, [0, 2])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_is_near_float32() -> None:
+    policy = Policy.uniform(shape_of(4, 2), window=2, heavy=torch.tensor([[0, 5]]), stride=4, prefix=PREFIX)
+    q, k, v = (tensor.bfloat16() for tensor in random_states(3, 2, 4, 2, PREFIX + TOKENS))
+    expected, _ = run_reference(policy, *(tensor.float() for tensor in (q, k, v)))
+    found, layer = run_flat(policy, q, k, v, 1, [0, 0])
+    assert found.dtype == layer.keys.dtype == torch.bfloat16
+    assert (found.float() - expected).abs().mean() < 0.01
+    assert SIZE == layer.size
