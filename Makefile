@@ -15,7 +15,7 @@ PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-postgres test-ray lint clean
+.PHONY: help demo test test-oldest test-postgres test-ray test-triton lint clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ test-postgres: $(VENV)/.ready ## Share a study through a PostgreSQL server that 
 test-ray: $(VENV)/.ready ## Search and trace on a local Ray cluster, with a worker killed
 	$(VENV)/bin/python -m pip install --quiet "ray>=2.50"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m ray tests/servers
+
+test-triton: $(VENV)/.ready ## Run the GPU's kernels in Triton's interpreter, against the CPU's cache
+	$(VENV)/bin/python -m pip install --quiet "triton>=3.9"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/runtime/test_flat.py tests/runtime/test_graph.py
 
 lint: $(VENV)/.ready ## Check style, format and types
 	$(VENV)/bin/ruff check .

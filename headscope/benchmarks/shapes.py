@@ -1,4 +1,4 @@
-"""Decoders of known sizes with random weights: what a step costs does not depend on what the weights are."""
+"""Models of known sizes with random weights: what a step costs does not depend on what the weights are."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import Cache, LlamaConfig, LlamaModel
+from transformers import (
+    Cache,
+    GenerationConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+    LlamaModel,
+)
 
 from headscope.geometry import Geometry
+from headscope.models.janus import JanusModel
 from headscope.policy.policy import ModelShape
 
 
@@ -79,3 +89,75 @@ class RandomDecoder:
         """See `ImageModel.decode`."""
         past = {"past_key_values": cache, "use_cache": cache is not None}
         return self.decoder(inputs_embeds=embeds, attention_mask=mask, **past).last_hidden_state
+
+
+class _Words:
+    """What `JanusModel` asks of a tokenizer, for prompts of one length: a prompt is that many times the same word."""
+
+    model_max_length, chat_template, boi_token = 1 << 30, None, "<boi>"
+    pad_token_id, bos_token_id = 1, 2
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        """The begin-of-image token."""
+        return 3
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [2, *[5] * (self.length - 2), 3]}
+
+
+def random_janus(name: str, dtype: torch.dtype, device: str, seed: int = 0) -> JanusModel:
+    """A Janus with the decoder of `SIZES[name]`, its codes and its heads; vision tower and picture decoder are stubs."""
+    size = SIZES[name]
+    width, tokens = size.heads * size.head_dim, size.side**2
+    config = JanusConfig(
+        text_config=LlamaConfig(
+            vocab_size=64,
+            hidden_size=width,
+            intermediate_size=size.inner,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.kv_heads,
+            max_position_embeddings=size.prefix + tokens + 8,
+            bos_token_id=2,
+            eos_token_id=4,
+            pad_token_id=1,
+        ),
+        vision_config=JanusVisionConfig(
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            image_size=4 * size.side,
+            patch_size=4,
+            mlp_ratio=1.0,
+            projection_dim=width,
+            depth=1,
+            num_image_tokens=tokens,
+        ),
+        vq_config=JanusVQVAEConfig(
+            embed_dim=8,
+            num_embeddings=size.codes,
+            latent_channels=32,
+            base_channels=32,
+            channel_multiplier=[1, 1, 1],
+            num_res_blocks=0,
+            num_patches=size.side,
+            projection_dim=width,
+            image_token_embed_dim=width,
+        ),
+        image_token_id=6,
+    )
+    torch.manual_seed(seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # so that float32 weights never exist
+    try:
+        with torch.device(device):
+            network = JanusForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(before)
+    network.generation_config = GenerationConfig(
+        bos_token_id=2, eos_token_id=4, pad_token_id=1, guidance_scale=5.0, generation_kwargs={"boi_token_id": 3}
+    )
+    return JanusModel(network, _Words(size.prefix), name)

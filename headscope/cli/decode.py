@@ -17,6 +17,7 @@ def decode(
     batch: Annotated[str, typer.Option(help="Rows of the batch; several with commas.")] = "1,16,64",
     rows: Annotated[int, typer.Option(min=1, help="Rows of the picture to time, beside the last.")] = 4,
     threads: Annotated[int, typer.Option(min=1)] = 1,
+    device: Annotated[str, typer.Option(help="cpu: steps with each cache. cuda: whole images, --shape janus-pro-1b.")] = "cpu",
 ) -> None:
     """A decoding step with each cache, taking turns. Example: headscope bench decode -o decode.csv"""
     import torch
@@ -33,6 +34,9 @@ def decode(
         raise typer.BadParameter(f"--dtype {unknown[0]}: expected float32 or bfloat16.")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in batch.split(",")):
         raise typer.BadParameter(f"--batch {batch}: expected numbers from 1, such as 16,64.")
+    if device != "cpu":
+        _whole_images(out, shape, dtypes[-1], batch, device)
+        return
     torch.set_num_threads(threads)
     with progress() as tell:
         table, curves = bench_decode(shape, dtypes, [int(part) for part in batch.split(",")], rows=rows, progress=tell)
@@ -50,3 +54,37 @@ def decode(
             gain = f"{found.gain:.2f} times in the last row"
             say(f"{where}: 20 % is faster than the full cache from row {found.row:.0f} on, {gain}.")
     say(f"table: {out}, by row: {by_row}")
+
+
+def _whole_images(out: Path, shape: str, dtype: str, batch: str, device: str) -> None:
+    """On a GPU: transformers' generate, our full cache, and a fifth of it; a table and run.json beside it."""
+    import pandas as pd
+    import torch
+    from rich.table import Table
+
+    from headscope.benchmarks.drawing import bench_drawing
+    from headscope.benchmarks.shapes import random_janus
+    from headscope.errors import ModelError
+    from headscope.pipeline.folder import PACKAGES, machine, version_of
+    from headscope.storage import write_json, write_whole
+
+    if not torch.cuda.is_available():
+        raise ModelError(f"--device {device}: there is no such device here; leave --device out to measure on the CPU.")
+    batches = [int(part) for part in (batch if batch != "1,16,64" else "32,64,128").split(",")]
+    facts = machine(random_janus("tiny", torch.bfloat16, device))
+    settings = {"shape": shape, "dtype": dtype, "batches": batches, "guidance": 5.0}
+    write_json(
+        out.with_suffix(".run.json"),
+        {"machine": facts, "versions": {name: version_of(name) for name in PACKAGES}, "settings": settings},
+    )
+
+    def written(table: pd.DataFrame) -> None:
+        write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.5g"))
+
+    with progress() as tell:
+        table = bench_drawing(shape, batches, dtype=dtype, device=device, progress=tell, after=written)
+    shown = Table(*table.columns, box=None)
+    for row in table.itertuples(index=False):
+        shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    lines.print(shown)
+    say(f"table: {out}, machine: {out.with_suffix('.run.json')}")

@@ -137,11 +137,11 @@ class RunFolder:
         write_json(
             self.json,
             {
-                "headscope": _version("headscope"),
+                "headscope": version_of("headscope"),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "model": {**model_facts(model.shape), "source": source},
                 "settings": settings,
-                "versions": {name: _version(name) for name in PACKAGES},
+                "versions": {name: version_of(name) for name in PACKAGES},
                 "machine": machine(model),
                 "steps": {},
             },
@@ -193,7 +193,7 @@ def machine(model: ImageModel) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,13 +1,14 @@
 """A layer's compressed cache for a GPU: all heads in one flat tensor, and tables that say where every token goes.
 
-Which slot a token takes and how many slots a head then sees follows from the policy alone, so both are tables over the tokens of
-the picture. Only who stays at a stride end is decided on the device (kernels.py), and needs no word to the host. What is kept,
+Which slot a token takes and how many slots a head then sees follows from the policy alone, so both are tables over the tokens
+of the picture. Only who stays at a stride end is decided on the device (kernels.py), without a word to the host. What is kept,
 and what is allocated, is the same as in buckets.py, which is the reference for the tests.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ class Tables:
                 score_slots += area
                 live_most = max(live_most, area)
             columns.append(_column(window, heavy, anchor, prefix, stride, tokens))
-        whole = {"dtype": torch.int32, "device": device}
+        whole: dict[str, Any] = {"dtype": torch.int32, "device": device}
         return cls(
             begins=torch.tensor(begins, **whole),
             firsts=torch.tensor(firsts, **whole),

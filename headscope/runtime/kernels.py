@@ -1,7 +1,7 @@
 """Triton kernels over a layer's flat cache: attention of one token for all heads at once, and the choice at stride ends.
 
-A layer's slots of all KV heads lie one after the other in keys and values [B, slots, D]; where a head's begin, where the token t
-goes and how many slots it then sees are tables (see flat.py). Nothing depends on numbers that only the device knows, so a
+A layer's slots of all KV heads lie one after the other in keys and values [B, slots, D]; where a head's begin, where the token
+t goes and how many slots it then sees are tables (see flat.py). Nothing depends on numbers that only the device knows, so a
 captured graph may launch them; the number of the token is read from the device.
 
 Without a GPU they run in Triton's interpreter: TRITON_INTERPRET=1 before this module is imported.
@@ -143,8 +143,8 @@ def choose(keys, values, scores, positions, holes, movers, now, heavy, begins, f
            wide: tl.constexpr, most: tl.constexpr):  # fmt: skip
     """The stride end after the token `now`: program b * heavies + number of the heavy head.
 
-    The newest `window` tokens and the best others stay, `kept` in all; those that stay behind slot `kept` take the slots of those
-    that go, so nothing else moves. holes, movers: int32 [B, heavies, stride].
+    The newest `window` tokens and the best others stay, `kept` in all; those that stay behind slot `kept` take the slots of
+    those that go, so nothing else moves. holes, movers: int32 [B, heavies, stride].
     """
     program = tl.program_id(0)
     b, number = program // heavies, program % heavies
@@ -163,7 +163,7 @@ def choose(keys, values, scores, positions, holes, movers, now, heavy, begins, f
         worth = tl.where(by_visit, score / (t + 1 - position), score)
         worth = tl.where(position > t - window, float("inf"), worth)
         rank = tl.zeros([most], tl.int32)
-        for other in range(0, live):
+        for other in range(live):
             their_position = tl.load(positions + at + other)
             theirs = tl.load(scores + at + other)
             theirs = tl.where(by_visit, theirs / (t + 1 - their_position), theirs)
@@ -180,7 +180,7 @@ def choose(keys, values, scores, positions, holes, movers, now, heavy, begins, f
         d = tl.arange(0, wide)
         in_size = d < size
         head_at = b.to(tl.int64) * slots + tl.load(begins + h) + first
-        for one in range(0, tl.sum(hole.to(tl.int32), 0)):
+        for one in range(tl.sum(hole.to(tl.int32), 0)):
             into, out_of = tl.load(holes + scratch + one), tl.load(movers + scratch + one)
             source, target = (head_at + out_of) * size + d, (head_at + into) * size + d
             tl.store(keys + target, tl.load(keys + source, mask=in_size), mask=in_size)

@@ -74,6 +74,10 @@ class LlamaStep:
         self._order: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._work: dict[str, torch.Tensor] = {}
 
+    def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and signed sine [n, D] of positions int64 [n]."""
+        return self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+
     @torch.inference_mode()
     def __call__(self, embeds: torch.Tensor, position: int, cache: CompressedCache) -> torch.Tensor:
         """embeds [B, C] of the token at `position` (prefix and padding counted) -> hidden [B, C]."""

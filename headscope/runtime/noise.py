@@ -46,6 +46,11 @@ class Noise:
             self._block = gumbel(hashed(self._codes, self._low[part], self._high[part]))
         return self._block[token - self._first]
 
+    def of(self, token: torch.Tensor) -> torch.Tensor:
+        """As `at`, of a token int64 [1] that only the device knows."""
+        low, high = self._low.index_select(0, token)[0], self._high.index_select(0, token)[0]
+        return gumbel(hashed(self._codes, low, high))
+
 
 def hashed(codes: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """int32 of the broadcast shape, every bit as good as random. All arguments int32; multiplications wrap."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache
@@ -13,6 +14,7 @@ from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.policy.policy import Policy
 from headscope.runtime.cache import CompressedCache, compressed
+from headscope.runtime.graph import DeviceDraw, draws_on_device
 from headscope.runtime.llama import step_for
 from headscope.runtime.noise import Noise
 
@@ -106,6 +108,9 @@ def _draw(
     noise = Noise(seeds, count, model.vocabulary, model.device)
     tokens = torch.empty(len(prompts), count, dtype=torch.int64, device=model.device)
     grown = torch.cat([mask, mask.new_ones(len(mask), count)], 1)
+    if policy is not None and draws_on_device(model):
+        terms: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k}
+        return prefix.texts, DeviceDraw(model, policy, prefix, seeds, **terms).draw(report)
     cache: Cache
     if policy is None:
         cache = DynamicCache()

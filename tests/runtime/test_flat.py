@@ -78,4 +78,4 @@ def test_bfloat16_is_near_float32() -> None:
     found, layer = run_flat(policy, q, k, v, 1, [0, 0])
     assert found.dtype == layer.keys.dtype == torch.bfloat16
     assert (found.float() - expected).abs().mean() < 0.01
-    assert SIZE == layer.size
+    assert layer.size == SIZE

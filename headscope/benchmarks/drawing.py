@@ -1,0 +1,127 @@
+"""Whole images: transformers' own `generate`, our full cache, and ours at 20 %, by batch; for the machine that has the GPU."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import torch
+
+from headscope.benchmarks.decoding import bandwidth
+from headscope.benchmarks.shapes import SIZES, random_janus
+from headscope.models.janus import JanusModel
+from headscope.policy.budget import Limit, plain_bytes, policy_bytes, project
+from headscope.policy.policy import Policy
+from headscope.policy.presets import make_preset
+from headscope.runtime import generate
+
+COLUMNS = ["shape", "dtype", "batch", "variant", "ms_step", "tokens_s", "cache_bytes", "peak_mb", "limit_share"]
+VARIANTS = ("generate", "full", "20")
+Progress = Callable[[str, int, int, float], None]
+
+
+def bench_drawing(
+    shape: str = "janus-pro-1b",
+    batches: Sequence[int] = (32, 64, 128),
+    *,
+    dtype: str = "bfloat16",
+    device: str = "cuda",
+    repeats: int = 2,
+    memories: Sequence[int] = (24, 80),
+    progress: Progress | None = None,
+    after: Callable[[pd.DataFrame], None] | None = None,
+) -> pd.DataFrame:
+    """A row a batch and variant: COLUMNS.
+
+    Guidance is on, so a batch of n pictures is 2 n rows. ms_step is the mean over a whole image of the fastest of `repeats`;
+    tokens_s counts image tokens of pictures, not of rows; limit_share is the time that weights and the live cache need at the
+    measured bandwidth, over that. Then, for cards of so many GB (`memories`), `20` and `full` once each at the largest batch
+    that fits beside the weights, with the variant named so: `20@24GB`.
+
+    Args:
+        after: called with the rows so far whenever there is a new one.
+    """
+    model = random_janus(shape, getattr(torch, dtype), device)
+    policies = _policies(model)
+    speed = bandwidth(device)
+    weights = sum(p.numel() * p.element_size() for p in model.decoder.parameters())
+    rows: list[dict[str, object]] = []
+    work = [(batch, name, name, repeats) for batch in batches for name in VARIANTS]
+    for memory in memories:
+        for name in ("full", "20"):
+            a_picture = policy_bytes(policies[name], streams=2, dtype=dtype) + 40 * model.vocabulary
+            batch = int((memory * 1e9 * 0.95 - weights - 1.5e9) // a_picture)
+            if batch > 0 and device != "cpu":
+                work.append((batch, name, f"{name}@{memory}GB", 1))
+    for done, (batch, name, label, times) in enumerate(work):
+        try:
+            seconds, peak = _timed(model, policies.get(name), batch, times)
+        except torch.cuda.OutOfMemoryError:
+            seconds, peak = float("nan"), float("nan")
+        streams = {"streams": 2, "batch": batch, "dtype": dtype}
+        plain = plain_bytes(model.shape, prefix=SIZES[shape].prefix, **streams)  # type: ignore[arg-type]
+        kept = policy_bytes(policies[name], **streams) if name in policies else plain  # type: ignore[arg-type]
+        tokens = model.shape.geometry.tokens
+        live = kept if name == "20" else plain / 2  # what is filled grows from nothing to all
+        rows.append(
+            {
+                "shape": shape,
+                "dtype": dtype,
+                "batch": batch,
+                "variant": label,
+                "ms_step": 1e3 * seconds / tokens,
+                "tokens_s": batch * tokens / seconds,
+                "cache_bytes": kept,
+                "peak_mb": peak,
+                "limit_share": (weights + live) / speed * tokens / seconds,
+            }
+        )
+        if after is not None:
+            after(pd.DataFrame(rows))
+        if progress is not None:
+            progress("batches and variants", done + 1, len(work), float("nan"))
+    return pd.DataFrame(rows)
+
+
+def _policies(model: JanusModel) -> dict[str, Policy]:
+    """Everything, and a fifth: in every layer half of the heads with a window, half with heavy tokens chosen at row ends."""
+    shape, prefix = model.shape, SIZES[model.name].prefix
+    dtype = str(model.dtype).removeprefix("torch.")
+    semantic = torch.zeros(shape.layers, shape.kv_heads)
+    semantic[:, ::2] = 1
+    row = shape.geometry.row_length
+    limit = Limit.from_keep(shape, 0.2, prefix=prefix, dtype=dtype)
+    window, heavy = project(1 - semantic, semantic, limit, shape, stride=row, prefix=prefix)
+    everything = make_preset("full", shape, Limit.from_keep(shape, 1.0, prefix=prefix, dtype=dtype), prefix=prefix)
+    return {"full": everything, "20": Policy.uniform(shape, window=window, heavy=heavy, stride=row, prefix=prefix)}
+
+
+def _timed(model: JanusModel, policy: Policy | None, batch: int, repeats: int) -> tuple[float, float]:
+    """Seconds of a batch, the least of `repeats` after one that is not counted, and the peak of the memory in MB (0: CPU)."""
+    cuda = model.device.type == "cuda"
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    best = float("inf")
+    for number in range(repeats + 1 if repeats > 1 else 1):
+        began = time.perf_counter()
+        if policy is None:
+            prefix = model.encode(["a"] * batch)
+            model.network.generate(
+                prefix.ids,
+                attention_mask=prefix.mask,
+                generation_mode="image",
+                do_sample=True,
+                guidance_scale=5.0,
+                max_length=prefix.ids.shape[1] + model.shape.geometry.tokens,
+            )
+        else:
+            generate(model, ["a"] * batch, number, policy=policy, guidance=5.0, batch_size=batch)
+        if cuda:
+            torch.cuda.synchronize()
+        if number or repeats == 1:
+            best = min(best, time.perf_counter() - began)
+    return best, torch.cuda.max_memory_allocated() / 1e6 if cuda else 0.0
