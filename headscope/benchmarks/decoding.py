@@ -1,7 +1,7 @@
 """What a decoding step costs: transformers' caches, ours at several sizes, and no past at all, taking turns in one run.
 
-The step is the decoder's: embedding in, hidden state out. Rows of the picture that are not timed are taken in as chunks, so
-that a few rows stand for the whole image; the last row is timed always.
+The step is the decoder's: embedding in, hidden state out. Of rows that are not timed only keys, values and queries are made
+up and taken in, so that a few rows stand for the whole image; the last row is timed always.
 """
 
 from __future__ import annotations
@@ -145,6 +145,15 @@ class _Run:
                 self.model.decode(embeds, None, self.cache)
         self.seen += embeds.shape[1]
 
+    def fill(self, states: Sequence[torch.Tensor]) -> None:
+        """Query [B, Hq, T, D], keys and values [B, H, T, D] of a row, the same in every layer, without the model."""
+        query, keys, values = states
+        for number in range(self.model.shape.layers):
+            self.cache.update(keys, values, number)
+            if isinstance(self.cache, CompressedCache):
+                self.cache.compressed_layers[number].attend(self.model.decoder, query, None, self.model.size.head_dim**-0.5)
+        self.seen += keys.shape[2]
+
     def one(self, embeds: torch.Tensor) -> None:
         """Embedding [B, C] of the next token."""
         if self.step is not None:
@@ -217,10 +226,15 @@ def _time(
         for run in runs:
             run.take(prefix[:, : run.prefix])
         for row in range(geometry.rows):
+            if row not in timed:
+                shape = (batch, model.size.heads + 2 * model.size.kv_heads, length, model.size.head_dim)
+                states = torch.randn(shape, generator=generator).to(model.device, model.dtype)
+                for run in runs:
+                    run.fill(states.split([model.size.heads, model.size.kv_heads, model.size.kv_heads], 1))
+                progress(row + 1, geometry.rows)
+                continue
             embeds = some(length)
-            for run in runs if row not in timed else ():
-                run.take(embeds)
-            for t in range(length) if row in timed else ():
+            for t in range(length):
                 for run in runs:
                     if row == last and t == length - 1:
                         continue  # nothing looks at the last token of a picture

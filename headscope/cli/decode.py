@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headscope.cli.console import lines, progress, say
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def decode(
@@ -21,7 +24,6 @@ def decode(
 ) -> None:
     """A decoding step with each cache, taking turns. Example: headscope bench decode -o decode.csv"""
     import torch
-    from rich.table import Table
 
     from headscope.benchmarks.decoding import bench_decode, break_even
     from headscope.benchmarks.shapes import SIZES
@@ -42,10 +44,7 @@ def decode(
         table, curves = bench_decode(shape, dtypes, [int(part) for part in batch.split(",")], rows=rows, progress=tell)
     write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.5g"))
     by_row = write_whole(out.with_suffix(".rows.csv"), lambda path: curves.to_csv(path, index=False, float_format="%.5g"))
-    shown = Table(*table.columns, box=None)
-    for row in table.itertuples(index=False):
-        shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
-    lines.print(shown)
+    _show(table)
     for found in break_even(curves).itertuples(index=False):
         where = f"{found.dtype}, batch {found.batch}"
         if found.row != found.row:
@@ -56,11 +55,20 @@ def decode(
     say(f"table: {out}, by row: {by_row}")
 
 
+def _show(table: pd.DataFrame) -> None:
+    """What fits into a terminal; all columns stand in the file."""
+    from rich.table import Table
+
+    few = [name for name in table.columns if name not in ("shape", "cache_bytes", "peak_mb", "ms_median")]
+    shown = Table(*few, box=None)
+    for row in table[few].itertuples(index=False):
+        shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    lines.print(shown)
+
+
 def _whole_images(out: Path, shape: str, dtype: str, batch: str, device: str) -> None:
     """On a GPU: transformers' generate, our full cache, and a fifth of it; a table and run.json beside it."""
-    import pandas as pd
     import torch
-    from rich.table import Table
 
     from headscope.benchmarks.drawing import bench_drawing
     from headscope.benchmarks.shapes import random_janus
@@ -83,8 +91,5 @@ def _whole_images(out: Path, shape: str, dtype: str, batch: str, device: str) ->
 
     with progress() as tell:
         table = bench_drawing(shape, batches, dtype=dtype, device=device, progress=tell, after=written)
-    shown = Table(*table.columns, box=None)
-    for row in table.itertuples(index=False):
-        shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
-    lines.print(shown)
+    _show(table)
     say(f"table: {out}, machine: {out.with_suffix('.run.json')}")
