@@ -92,7 +92,7 @@ def policies(draw: st.DrawFn, kv_heads: int = 3, groups: int = 2) -> Policy:
         window=per_head(size),
         heavy=per_head(st.sampled_from([0, 1, 2, 3, 6, TOKENS])),
         anchor=per_head(st.sampled_from([0, 0, 1, 3, 6])),
-        decay=per_head(st.sampled_from([0.0, 0.5, 1.0])),
+        decay=per_head(st.sampled_from([0.0, 0.5, 0.9, 1.0])),
         per_visit=per_head(st.sampled_from([0, 1])),
         stride=draw(st.sampled_from([1, 2, 4, 8, 16])),
         prefix=3,
@@ -153,6 +153,41 @@ def test_scores_are_those_of_every_query_when_asked_for(policy: Policy, seed: in
             bucket.settle()
         found.append([bucket.scores[:, :, : bucket.live] for bucket in heavy])
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 4, 16])
+def test_bfloat16_attends_to_what_the_oracle_says(stride: int) -> None:
+    heavy, window = torch.tensor([[3, 0, 5]]), torch.tensor([[2, 4, 0]])
+    policy = Policy.uniform(shape_of(6, 3), window=window, heavy=heavy, decay=0.9, stride=stride, prefix=3)
+    q, k, v = (tensor.bfloat16() for tensor in random_states(4, 2, 6, 3, 3 + TOKENS))
+    found = run_cache(policy, q, k, v, 3, [1] * TOKENS)
+    expected = run_oracle(policy, *(tensor.double() for tensor in (q, k, v)), 3)
+    assert found.dtype == torch.bfloat16
+    assert float((found.double() - expected).abs().mean()) < 2.0**-7  # a few roundings of numbers around 1
+
+
+def test_scores_stay_right_over_a_long_picture() -> None:
+    """576 tokens in bfloat16, nothing dropped: what every token received, against float64, and in all one a query."""
+    tokens, prefix = 576, 8
+    shape = ModelShape("long", 1, 2, 2, SIZE, Geometry(24, 24), "a", "w")
+    policy = Policy.uniform(shape, window=0, heavy=tokens, stride=24, prefix=prefix)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, prefix + tokens, SIZE, generator=generator).bfloat16() for _ in range(3))
+    cache = CompressedCache(policy)
+    for start, length in [(0, prefix), *((prefix + t, 1) for t in range(tokens))]:
+        part = slice(start, start + length)
+        keys, values = cache.update(k[:, :, part], v[:, :, part], 0)
+        attend_through_cache(Module(1), q[:, :, part], keys, values, None, scaling=0.7)
+    bucket = cache.layers[0].buckets[0]
+    logits = 0.7 * q.double() @ k.double().transpose(2, 3)
+    causal = torch.ones(prefix + tokens, prefix + tokens, dtype=torch.bool).tril()
+    attention = logits.masked_fill(~causal, -torch.inf).softmax(-1)[:, :, prefix:]
+    expected = attention[..., prefix:].sum(2)
+    assert bucket.scores.dtype == torch.float32
+    found = bucket.scores[:, :, :tokens].double()
+    assert float((found - expected).abs().max() / expected.max()) < 0.01
+    total = attention[..., prefix:].sum((2, 3))
+    torch.testing.assert_close(found.sum(-1), total, rtol=2e-3, atol=0)
 
 
 def test_equal_scores_keep_the_newer_token() -> None:

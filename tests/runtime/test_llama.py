@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from headscope.benchmarks import decoding
 from headscope.benchmarks.shapes import RandomDecoder
 from headscope.models.attention import observe
 from headscope.models.janus import JanusModel
@@ -91,3 +93,29 @@ def test_pictures_do_not_depend_on_who_steps(tiny: JanusModel, monkeypatch: pyte
     fast = generate(tiny, PROMPTS, 3, policy=policy).tokens
     monkeypatch.setattr("headscope.runtime.sampler.step_for", lambda model: None)
     assert torch.equal(fast, generate(tiny, PROMPTS, 3, policy=policy).tokens)
+
+
+@pytest.mark.parametrize("name", ["full", "20", "20_semantic", "20_mixed"])
+def test_a_step_allocates_nothing_that_grows(name: str) -> None:
+    """What a step allocates is the same early and late, and far less than a layer's cache."""
+    model = RandomDecoder("tiny", torch.float32)
+    run, batch, width = decoding._Run(model, name, 16), 16, model.width
+    allocated = []
+    with torch.inference_mode():
+        run.take(torch.randn(batch, run.prefix, width))
+        before = places(run)
+        for t in range(model.shape.geometry.tokens - 1):
+            if t in (19, 59):  # late enough that every window is full, in the middle of a stride
+                with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+                    run.one(torch.randn(batch, width))
+                events = found.profiler.kineto_results.events()
+                allocated.append(sum(event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0))
+            else:
+                run.one(torch.randn(batch, width))
+    assert allocated[1] <= 1.02 * allocated[0]
+    assert places(run) == before
+
+
+def places(run: decoding._Run) -> list[int]:
+    """Where the cache's tensors lie: a copy would lie elsewhere."""
+    return [tensor.data_ptr() for layer in run.cache.layers for bucket in layer.buckets for tensor in bucket.tensors()]
