@@ -51,7 +51,7 @@ def bench_decode(
         rows: timed rows of the picture before its last, in equal parts of it.
 
     Returns:
-        COLUMNS, and then ms_median (of the last row; ms_last_row is its mean). ms_step: mean over the image. limit_share: the
+        COLUMNS, and then ms_median and ms_least (of the last row; ms_last_row is its mean). ms_step: mean over the image. limit_share: the
         time that weights and live cache need at the measured bandwidth, over the time of the last row.
         The second: dtype, batch, variant, row, ms (mean), ms_least.
     """
@@ -86,6 +86,7 @@ def bench_decode(
                         "peak_mb": (model.weight_bytes() + run.nbytes() + run.extra_bytes()) / 1e6,
                         "limit_share": limit / mean,
                         "ms_median": 1e3 * median(last),
+                        "ms_least": 1e3 * min(last),
                     }
                 )
                 facts = {"dtype": dtype, "batch": batch, "variant": run.name}

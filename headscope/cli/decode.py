@@ -59,7 +59,7 @@ def _show(table: pd.DataFrame) -> None:
     """What fits into a terminal; all columns stand in the file."""
     from rich.table import Table
 
-    few = [name for name in table.columns if name not in ("shape", "cache_bytes", "peak_mb", "ms_median")]
+    few = [name for name in table.columns if name not in ("shape", "cache_bytes", "peak_mb", "ms_median", "ms_least")]
     shown = Table(*few, box=None)
     for row in table[few].itertuples(index=False):
         shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
