@@ -51,8 +51,8 @@ def bench_decode(
         rows: timed rows of the picture before its last, in equal parts of it.
 
     Returns:
-        COLUMNS, and then ms_median and ms_least (of the last row; ms_last_row is its mean). ms_step: mean over the image. limit_share: the
-        time that weights and live cache need at the measured bandwidth, over the time of the last row.
+        COLUMNS, then ms_median and ms_least of the last row, of which ms_last_row is the mean. ms_step: over the image.
+        limit_share: the time that weights and live cache need at the measured bandwidth, over the time of the last row.
         The second: dtype, batch, variant, row, ms (mean), ms_least.
     """
     found, curves = [], []

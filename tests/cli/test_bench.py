@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
+from headscope.benchmarks.drawing import COLUMNS, bench_drawing
 from tests.cli.command import headscope
 
 
@@ -77,4 +79,20 @@ def test_a_decoding_step_with_each_cache(command, tmp_path: Path) -> None:
     for name, share in (("50", 0.5), ("20", 0.2), ("10", 0.1), ("20_semantic", 0.2), ("20_mixed", 0.2)):
         assert one[name] <= share * one["static"]
     assert "20 % is" in ended.out
+    assert (table["ms_least"] <= table["ms_median"]).all()
     assert "expected one of laptop" in command("bench", "decode", "--shape", "huge").err
+
+
+def test_whole_images_with_generate_and_with_ours() -> None:
+    table = bench_drawing("tiny", [2], dtype="float32", device="cpu", repeats=1)
+    assert list(table["variant"]) == ["generate", "full", "20"]
+    assert list(table.columns) == COLUMNS
+    assert table["cache_bytes"].iloc[2] <= 0.2 * table["cache_bytes"].iloc[0]
+    assert (table["tokens_s"] > 0).all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(command) -> None:
+    ended = command("bench", "decode", "--device", "cuda", "--shape", "tiny")
+    assert ended.status == 2
+    assert "there is no such device here" in ended.err
