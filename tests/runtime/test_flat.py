@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -79,3 +83,12 @@ def test_bfloat16_is_near_float32() -> None:
     assert found.dtype == layer.keys.dtype == torch.bfloat16
     assert (found.float() - expected).abs().mean() < 0.01
     assert layer.size == SIZE
+
+
+def test_the_kernels_compile_for_a_gpu_that_is_not_there() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.runtime.compile_kernels"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert len(found.stdout.splitlines()) == 16
