@@ -55,10 +55,13 @@ class Plan:
         """What the caches will take."""
         largest = self.full_bytes if self.compare or self.policy is None else self.cache_bytes
         kept = "" if self.policy is None else f", {self.cache_bytes / self.full_bytes:.1%} of the full one with the policy"
-        return (
+        text = (
             f"cache: {size(largest)} a picture{kept}; {self.batch} at a time take {size(self.batch * largest)} "
             f"of {size(self.free)} that are free."
         )
+        if self.policy is not None and self.batch == 1:  # reports/runtime: 1.1 to 1.15 times, for the weights are read anyway
+            text += " One at a time, a policy saves memory and hardly any time; it pays when several are drawn together."
+        return text
 
 
 def plan_pictures(

@@ -80,6 +80,9 @@ def test_both_caches_side_by_side(command, tiny_folder: Path, policy: Path, tmp_
     table = pd.read_parquet(out / "pictures.parquet")
     assert list(table["prompt"]) == ["red apple", "dog"]
     assert (out / "sheet.png").is_file()
+    assert "pays when several" not in ended.out
+    alone = command("generate", tiny_folder, "dog", "--policy", policy, "-o", tmp_path / "alone")
+    assert "One at a time, a policy saves memory and hardly any time" in alone.out
     same = [(pixels(out / "full" / f"{n:04d}.png") == pixels(out / "policy" / f"{n:04d}.png")).all() for n in range(2)]
     assert list(table["token_agreement"] == 1.0) == same
     refused = command("generate", tiny_folder, "dog", "--compare", "-o", tmp_path / "o")
