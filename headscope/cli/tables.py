@@ -22,7 +22,7 @@ def methods_table(path: Path, quick: bool = False) -> None:
             str(row.method),
             str(row.budget),
             f"{row.kept_ratio:.1%}",
-            f"{row.replay_kl:.4f}",
+            f"{row.replay_kl:.4f}".replace("-0.0000", "0.0000"),  # rounding may go below nothing
             f"{max(row.kl_low, 0):.3f}-{row.kl_high:.3f}",
             f"{row.top1:.1%}",
             f"{row.cache_bytes / 1024:,.0f}",
