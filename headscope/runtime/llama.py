@@ -157,7 +157,10 @@ def _watched(decoder: nn.Module) -> bool:
     """Whether anybody looks at the decoder's modules or its attention."""
     if str(decoder.config._attn_implementation).startswith("headscope_observed"):  # type: ignore[union-attr]
         return True
-    return any(module._forward_hooks or module._forward_pre_hooks for module in decoder.modules())
+    tables = (table for module in decoder.modules() for table in (module._forward_hooks, module._forward_pre_hooks))
+    hooks = (hook for table in tables for hook in table.values())
+    # Who once asked a model for its attentions has left hooks of transformers there; they wait for the next who asks.
+    return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
 
 
 @torch.inference_mode()

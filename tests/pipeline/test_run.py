@@ -112,7 +112,7 @@ def test_every_step_works_alone(finished: Path, tiny_folder: Path, tmp_path: Pat
         ("heads", out),
         ("search", out, "--keep", "50%", "--trials", 4),
         ("policy", "show", out / "policy.safetensors"),
-        ("generate", tiny_folder, "--policy", out / "policy.safetensors", "--prompt", "dog", "--out", tmp_path / "drawn"),
+        ("generate", tiny_folder, "--policy", out / "policy.safetensors", "dog", "--compare", "--out", tmp_path / "drawn"),
         ("report", out),
         ("models",),
     )

@@ -77,6 +77,11 @@ def test_who_is_watched_goes_the_models_own_way() -> None:
     assert step_for(model) is None
     hook.remove()
     assert step_for(model) is not None
+    before = model.decoder.config._attn_implementation
+    model.decoder.config._attn_implementation = "eager"
+    model.decoder(inputs_embeds=torch.randn(1, 3, 32), output_attentions=True)  # leaves hooks of transformers behind
+    model.decoder.config._attn_implementation = before
+    assert step_for(model) is not None
 
 
 def test_a_step_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
