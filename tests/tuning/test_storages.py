@@ -50,7 +50,11 @@ def test_a_study_killed_at_any_moment_ends_as_one_that_was_not(tmp_path: Path, s
 def test_processes_share_a_journal_and_a_dead_one_costs_its_trial(tmp_path: Path) -> None:
     journal = tmp_path / "study.journal"
     run(0, journal)  # the incumbents
-    doomed, other = start(journal, 24, "tpe", 6), start(journal, 24, "tpe")
+    before = journal.stat().st_size
+    doomed = start(journal, 24, "tpe", 6)
+    while journal.stat().st_size == before and doomed.poll() is None:  # or the other might leave nothing for it
+        time.sleep(0.02)
+    other = start(journal, 24, "tpe")
     assert doomed.wait() == -9
     assert other.wait() == 0
     result, land = run(24, journal)
