@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from headscope.errors import DataError
 WEIGHTS = Path(__file__).parent / "weights" / "detector.safetensors"
 PIXELS = 96
 OVERLAP = 0.4  # two peaks whose squares share more than this (intersection over union) are one thing
+LIKE = 0.003  # least share of a class that another thing in the picture shows, for a thing that looks like no class by itself
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,24 @@ class Detection:
     name: str
     style: str
     score: float
+    x: float
+    y: float
+    side: float
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What stands at one peak of the objectness, before it is named.
+
+    Attributes:
+        objectness: 0..1. classes: shares of the classes, float32 [C]; other: that of `other`; together 1.
+        style: number of the likeliest style. x, y, side: as in `Detection`.
+    """
+
+    objectness: float
+    classes: np.ndarray
+    other: float
+    style: int
     x: float
     y: float
     side: float
@@ -119,7 +138,6 @@ class StickerDetector:
             ) from None
         return cls(network.to(device), about["classes"], about["styles"], float(about["threshold"]))
 
-    @torch.inference_mode()
     def detect(self, pictures: torch.Tensor | np.ndarray, batch_size: int = 64) -> list[list[Detection]]:
         """Detections of each picture, best first.
 
@@ -128,33 +146,65 @@ class StickerDetector:
         Raises:
             DataError: another shape or dtype.
         """
+        return [self.named(things) for things in self.things(pictures, self.threshold, batch_size)]
+
+    @torch.inference_mode()
+    def things(self, pictures: torch.Tensor | np.ndarray, least: float, batch_size: int = 64) -> list[list[Thing]]:
+        """Things of each picture with an objectness of at least `least`, clearest first; arguments and errors as in `detect`.
+
+        Maps of the picture and of its mirror image are averaged.
+        """
         given = _checked(pictures)
         device = next(self.network.parameters()).device
-        found: list[list[Detection]] = []
+        found: list[list[Thing]] = []
         for part in given.split(batch_size):
             scaled = part.to(device).float() / 127.5 - 1 if part.dtype == torch.uint8 else part.to(device).float() * 2 - 1
             inputs = scaled.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-            found += self._read_maps(self.network(inputs))
+            mirrored = self.network(inputs.flip(-1)).flip(-1)
+            mirrored[:, 1].neg_()
+            found += self._read_maps((self.network(inputs) + mirrored) / 2, least)
         return found
 
-    def _read_maps(self, maps: torch.Tensor) -> list[list[Detection]]:
+    def _read_maps(self, maps: torch.Tensor, least: float) -> list[list[Thing]]:
         heat, box, names, styles = self.network.split(maps.cpu())
         chance = heat.sigmoid()
         peaks = functional.max_pool2d(chance[:, None], 3, 1, 1)[:, 0] == chance
         likely = names.softmax(1)
-        best, which = likely[:, :-1].max(1)  # the last is `other`
-        score = chance * best
-        kept = peaks & (score >= self.threshold) & (best > likely[:, -1])
-        found: list[list[Detection]] = [[] for _ in range(len(maps))]
         side = box[:, 2].exp()
         style = styles.argmax(1)
         rows, cols = chance.shape[1:]
-        for b, i, j in kept.nonzero().tolist():
+        found: list[list[Thing]] = [[] for _ in range(len(maps))]
+        for b, i, j in (peaks & (chance >= least)).nonzero().tolist():
             x = (j + 0.5 + float(box[b, 0, i, j])) / cols
             y = (i + 0.5 + float(box[b, 1, i, j])) / rows
-            name, manner = self.classes[int(which[b, i, j])], self.styles[int(style[b, i, j])]
-            found[b].append(Detection(name, manner, float(score[b, i, j]), x, y, float(side[b, i, j])))
-        return [_distinct(sorted(each, key=lambda one: -one.score)) for each in found]
+            shares, other = likely[b, :-1, i, j].numpy(), float(likely[b, -1, i, j])
+            found[b].append(Thing(float(chance[b, i, j]), shares, other, int(style[b, i, j]), x, y, float(side[b, i, j])))
+        return [_distinct(sorted(each, key=lambda one: -one.objectness)) for each in found]
+
+    def named(self, things: list[Thing]) -> list[Detection]:
+        """Detections of one picture's things, best first; those that look like `other` are left out.
+
+        A thing that looks like no class by itself takes the class, of those recognised beside it, that it resembles most, as
+        an eye would: the half-drawn fourth of four lemons is a lemon. Its score is half its objectness.
+        """
+        alone = [self._alone(thing) for thing in things]
+        known = sorted({name for name, _ in alone if name >= 0})
+        found = []
+        for thing, (name, score) in zip(things, alone, strict=True):
+            if name < 0 and known:
+                name = known[int(thing.classes[known].argmax())]
+                score = thing.objectness / 2
+                if thing.classes[name] < LIKE:
+                    continue
+            if name >= 0:
+                found.append(Detection(self.classes[name], self.styles[thing.style], score, thing.x, thing.y, thing.side))
+        return sorted(found, key=lambda one: -one.score)
+
+    def _alone(self, thing: Thing) -> tuple[int, float]:
+        """Number of the thing's class (-1: none) and the score, objectness by share."""
+        name = int(thing.classes.argmax())
+        score = thing.objectness * float(thing.classes[name])
+        return (name, score) if score >= self.threshold and thing.classes[name] > thing.other else (-1, 0.0)
 
 
 def channels_last(module: Any) -> Any:
@@ -172,7 +222,16 @@ def known_names(path: str | Path = WEIGHTS) -> tuple[list[str], list[str]]:
     return about["classes"], about["styles"]
 
 
-def overlap(one: Detection, other: Detection) -> float:
+class _Square(Protocol):
+    @property
+    def x(self) -> float: ...
+    @property
+    def y(self) -> float: ...
+    @property
+    def side(self) -> float: ...
+
+
+def overlap(one: _Square, other: _Square) -> float:
     """Intersection over union of the two squares."""
     shared = 1.0
     for axis in ("x", "y"):
@@ -181,9 +240,9 @@ def overlap(one: Detection, other: Detection) -> float:
     return shared / (one.side**2 + other.side**2 - shared)
 
 
-def _distinct(found: list[Detection]) -> list[Detection]:
+def _distinct(found: list[Thing]) -> list[Thing]:
     """Non-maximum suppression, best first."""
-    kept: list[Detection] = []
+    kept: list[Thing] = []
     for one in found:
         if all(overlap(one, other) <= OVERLAP for other in kept):
             kept.append(one)

@@ -16,6 +16,7 @@ from headscope.models import load_model
 from headscope.reference import agreement as eye
 from headscope.reference import detector as grader
 from headscope.reference import parallel
+from headscope.reference.drawn import drawn_pool, named_things
 from headscope.reference.export import export as export_folder
 from headscope.reference.export import scene_prompts
 from headscope.reference.icons import build_pictures
@@ -128,6 +129,7 @@ def detector(
     training: Folder = Path("training/detector"),
     count: Annotated[int, typer.Option("--count", min=0, help="Train on this many pictures; 0 only tests again.")] = 51_200,
     scenes: Annotated[int, typer.Option("--resampled", min=0, help="Scenes that the model resamples; 0 for none.")] = 3_200,
+    drawn: Annotated[int, typer.Option(min=0, help="Pictures the model draws and the --warm-start detector labels.")] = 0,
     warm_start: Annotated[Path | None, typer.Option(help="Detector file to go on from.")] = None,
     seed: int = 0,
     model: Annotated[str, typer.Option(help="A name or folder: its VQ model shows a third, it resamples a third.")] = SCENES,
@@ -144,14 +146,23 @@ def detector(
     if sample is not None:
         print(grader.write_sample(book, drawer, sample))
     if count:
-        pool = Pool.fill(book, drawer, training, scenes, seed) if scenes else None
-        checkpoint = grader.train_detector(book, drawer, pool, training, count, seed, warm_start)
+        pools = [Pool.fill(book, drawer, training, scenes, seed)] if scenes else []
+        if drawn:
+            pools.append(drawn_pool(book, drawer, _earlier(warm_start), training, drawn, seed))
+            print("{} things of the classes and {} others in what was drawn".format(*named_things(pools[-1].scenes)))
+        checkpoint = grader.train_detector(book, drawer, pools, training, count, seed, warm_start)
         fresh = grader.trained(checkpoint)
         fresh.threshold = grader.best_threshold(fresh, book, drawer)
         print(grader.ship(fresh, out))
     table = grader.examine(StickerDetector.load(out), book, drawer, grader.EXAM)
     print(table.to_string(index=False))
     print(write_whole(report, lambda path: table.to_csv(path, index=False, float_format="%.4f")))
+
+
+def _earlier(weights: Path | None) -> StickerDetector:
+    if weights is None:
+        raise DataError("--drawn: an earlier detector labels what is drawn; name its file with --warm-start.")
+    return StickerDetector.load(weights)
 
 
 @app.command()

@@ -12,6 +12,7 @@ import os
 import time
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,14 @@ class Targets:
 
 
 def targets(scenes: list[Scene]) -> Targets:
-    """Concepts outside the classes get the number after the last class."""
+    """Concepts outside the classes get the number after the last class; a style that nobody knows is -1."""
     classes = list(CLASSES)
     names, styles = (torch.full((len(scenes), 4), -1) for _ in range(2))
     boxes = torch.full((len(scenes), 4, 3), -9.0)
     for row, scene in enumerate(scenes):
         for slot, item in enumerate(scene.items):
             names[row, slot] = classes.index(item.name) if item.name in CLASSES else len(classes)
-            styles[row, slot] = STYLES.index(item.style)
+            styles[row, slot] = STYLES.index(item.style) if item.style in STYLES else -1
             boxes[row, slot] = torch.tensor([item.x, item.y, item.side])
     return Targets(names, styles, boxes)
 
@@ -113,7 +114,7 @@ def detector_loss(network: DetectorNetwork, maps: torch.Tensor, true: Targets) -
     return {
         "heat": -torch.where(is_centre, hit, miss).sum() / objects,
         "names": functional.cross_entropy(names[b, :, i, j], true.names[b, whose]),
-        "styles": functional.cross_entropy(styles[b, :, i, j], true.styles[b, whose]),
+        "styles": functional.cross_entropy(styles[b, :, i, j], true.styles[b, whose], ignore_index=-1),
         "box": functional.l1_loss(box[b, :, i, j], aim) * 2,
     }
 
@@ -121,7 +122,7 @@ def detector_loss(network: DetectorNetwork, maps: torch.Tensor, true: Targets) -
 def train_detector(
     book: LessonBook,
     model: JanusModel,
-    pool: Pool | None,
+    pools: Sequence[Pool],
     folder: Path,
     count: int,
     seed: int = 0,
@@ -131,7 +132,7 @@ def train_detector(
     """Train on `count` pictures, log to `detector.csv`, checkpoint every few minutes; a stopped run goes on where it was.
 
     Args:
-        model: whose VQ model a third of the pictures pass through. pool: resampled pictures, a third of all, if there are any.
+        model: whose VQ model a third of the pictures pass through. pools: resampled and drawn pictures, a third of all.
         warm_start: detector file to go on from.
     """
     torch.manual_seed(seed)
@@ -149,7 +150,7 @@ def train_detector(
     started = saved = time.monotonic()
     while step < steps:
         rng = np.random.default_rng([seed, step, 5])
-        pixels, scenes = lessons(book, vq, pool, rng, fast)
+        pixels, scenes = lessons(book, vq, pools, rng, fast)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             maps = network(pixels.contiguous(memory_format=torch.channels_last))
         losses = detector_loss(network, maps, targets(scenes))

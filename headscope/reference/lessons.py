@@ -26,7 +26,7 @@ from headscope.reference.scenes import CLASSES, Item, Scene, SceneBook, describe
 from headscope.reference.vq import encode
 from headscope.storage import write_whole
 
-BATCH = 64  # a third as composed, a third through the VQ model (half of it mirrored ones of the other half), a third resampled
+BATCH = 64  # a third as composed, a third through the VQ model (half of it mirrored ones of the other half), a third of pools
 KINDS = ("single", "two", "counting", "position", "mixed", "other", "empty")
 SHARES = (0.30, 0.10, 0.20, 0.08, 0.22, 0.09, 0.01)
 GARBLED = 0.03  # share of pictures whose tiles are shuffled, in which nothing is to be found
@@ -271,11 +271,12 @@ def kept_tokens(path: Path) -> tuple[torch.Tensor, list[Scene]]:
 
 
 def lessons(
-    book: LessonBook, vq: JanusVQVAE, pool: Pool | None, rng: np.random.Generator, fast: bool
+    book: LessonBook, vq: JanusVQVAE, pools: Sequence[Pool], rng: np.random.Generator, fast: bool
 ) -> tuple[torch.Tensor, list[Scene]]:
-    """One batch: pictures [b, 3, H, W] in -1..1 and what is in them. Without a pool the resampled third is composed too."""
+    """One batch: pictures [b, 3, H, W] in -1..1 and what is in them. A third is of the pools, in equal parts; else composed."""
     part = BATCH // 6
-    more, known = pool.draw(BATCH // 3, rng) if pool is not None else (None, [])
+    pooled = [pool.draw(BATCH // 3 // len(pools), rng) for pool in pools]
+    known = [scene for _, scenes in pooled for scene in scenes]
     kinds = rng.choice(len(KINDS), size=BATCH - part - len(known), p=SHARES)
     scenes = [book.lesson(KINDS[kind], rng) for kind in kinds]
     pixels = book.render(scenes, rng, tilt=8.0)
@@ -288,7 +289,8 @@ def lessons(
         pixels[:part] = seen_through(vq, pixels[:part].contiguous(memory_format=torch.channels_last), rng)
     pixels = torch.cat([pixels, pixels[:part].flip(-1)])
     scenes += [mirrored(scene) for scene in scenes[:part]]
-    if more is not None:
+    if pooled:
+        more = torch.cat([pictures for pictures, _ in pooled])
         more[::2] = bent(more[::2], rng)
         pixels, scenes = torch.cat([pixels, more]), scenes + known
     return worn(pixels, rng), scenes

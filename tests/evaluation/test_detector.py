@@ -14,7 +14,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from headscope.errors import DataError
-from headscope.evaluation.detector import WEIGHTS, Detection, DetectorNetwork, StickerDetector, known_names, overlap
+from headscope.evaluation.detector import (
+    LIKE,
+    WEIGHTS,
+    Detection,
+    DetectorNetwork,
+    StickerDetector,
+    Thing,
+    known_names,
+    overlap,
+)
 from headscope.models import load_model
 from headscope.reference.detector import drawing_model, ship, targets, train_detector, trained, wholly_right, wilson
 from headscope.reference.lessons import LessonBook, Pool
@@ -121,10 +130,37 @@ def test_peaks_are_read_as_things_once_each_and_others_are_left_out() -> None:
         (8, 2, 2, 1, 5.0, 0.4),  # outside the classes
         (2, 10, 0, 0, -1.0, 0.4),  # too faint
     ]
-    first, second = reader._read_maps(maps_of(network, peaks))[0]
+    first, second = reader.named(reader._read_maps(maps_of(network, peaks), 0.4)[0])
     assert (first.name, first.style, second.name, second.style) == ("dog", "flat", "lemon", "noto")
     assert (first.x, first.y, first.side) == pytest.approx((3.5 / 12, 2.5 / 12, 0.4))
     assert first.score == pytest.approx(1 / (1 + np.exp(-3.0)))
+
+
+def thing(objectness: float, shares: list[float], other: float) -> Thing:
+    return Thing(objectness, np.array(shares, dtype=np.float32), other, 1, 0.5, 0.5, 0.4)
+
+
+def test_a_half_drawn_thing_takes_the_class_recognised_beside_it() -> None:
+    reader = StickerDetector(DetectorNetwork(3, 2), ["lemon", "dog", "key"], ["flat", "noto"], 0.4)
+    lemon, blob = thing(0.9, [0.9, 0.05, 0.0], 0.05), thing(0.8, [0.1, 0.0, 0.2], 0.7)
+    assert [(one.name, one.score) for one in reader.named([lemon, blob])] == [
+        ("lemon", pytest.approx(0.81)),
+        ("lemon", pytest.approx(0.4)),  # though a key is likelier, none is there
+    ]
+    assert reader.named([blob]) == []
+    strange = thing(0.8, [LIKE / 2, 0.0, 0.0], 1 - LIKE / 2)
+    assert [one.name for one in reader.named([lemon, strange])] == ["lemon"]
+    dog = thing(0.7, [0.2, 0.8, 0.0], 0.0)
+    assert [one.name for one in reader.named([lemon, dog, blob])] == ["lemon", "dog", "lemon"]
+
+
+def test_a_mirror_image_is_seen_mirrored(detector: StickerDetector) -> None:
+    with safe_open(str(SAMPLE), "pt") as file:
+        pictures = load_model("stickers-scenes").to_images(file.get_tensor("tokens")[16:24])
+    there, mirrored = detector.detect(pictures), detector.detect(pictures.flip(2))
+    for one, other in zip(chain(*there), chain(*mirrored), strict=True):
+        assert (one.name, one.style) == (other.name, other.style)
+        assert (one.x, one.y, one.score) == pytest.approx((1 - other.x, other.y, other.score), abs=1e-3)
 
 
 def test_overlap_is_intersection_over_union_of_squares() -> None:
@@ -149,6 +185,7 @@ def test_things_outside_the_classes_get_the_number_after_the_last() -> None:
     true = targets([Scene("mixed", (Item("lemon", "noto", 0.3, 0.3, 0.4), Item("robot", "flat", 0.7, 0.7, 0.4)), "blue")])
     assert true.names.tolist() == [[1, 48, -1, -1]]
     assert true.styles.tolist() == [[4, 2, -1, -1]]
+    assert targets([Scene("drawn", (Item("lemon", "", 0.3, 0.3, 0.4),), "blue")]).styles.tolist() == [[-1, -1, -1, -1]]
 
 
 def test_wilson_intervals_match_a_known_one() -> None:
@@ -158,8 +195,8 @@ def test_wilson_intervals_match_a_known_one() -> None:
 
 def test_a_stopped_training_goes_on_where_it_was(book: LessonBook, tmp_path: Path) -> None:
     model = drawing_model("stickers-scenes")
-    train_detector(book, model, None, tmp_path, 64)
-    checkpoint = train_detector(book, model, None, tmp_path, 128)
+    train_detector(book, model, [], tmp_path, 64)
+    checkpoint = train_detector(book, model, [], tmp_path, 128)
     assert (tmp_path / "detector.csv").read_text().splitlines()[-1].startswith("2,128,")
     shipped = StickerDetector.load(ship(trained(checkpoint, 0.3), tmp_path / "d.safetensors"))
     assert shipped.threshold == 0.3
@@ -173,7 +210,7 @@ def test_a_warm_start_goes_on_from_a_detector_file(
     monkeypatch.setattr("headscope.reference.detector.WARM_RATE", 0.0)  # no step changes a weight
     pool = Pool(torch.zeros(1, 3, 96, 96, dtype=torch.uint8), [Scene("empty", (), "blue")])
     model = drawing_model("stickers-scenes")
-    checkpoint = train_detector(book, model, pool, tmp_path, 64, warm_start=WEIGHTS)
+    checkpoint = train_detector(book, model, [pool], tmp_path, 64, warm_start=WEIGHTS)
     torch.testing.assert_close(trained(checkpoint).network.head.weight, detector.network.head.weight)
 
 

@@ -120,10 +120,10 @@ def test_a_pool_mirrors_pictures_and_places_alike() -> None:
     assert [float(each[0, 0, 0]) for each in pixels] == [1.0 if x == 0.3 else -1.0 for x in places]
 
 
-def test_a_third_of_a_batch_is_resampled(book: LessonBook, scenes_model: JanusModel) -> None:
+def test_a_third_of_a_batch_is_of_the_pools(book: LessonBook, scenes_model: JanusModel) -> None:
     pool = Pool(torch.zeros(1, 3, 96, 96, dtype=torch.uint8), [Scene("resampled", (), "blue")])
     vq = scenes_model.network.model.vqmodel
-    for known, share in ((pool, BATCH // 3), (None, 0)):
+    for known, share in (([pool], BATCH // 3), ([pool, pool], BATCH // 6 * 2), ([], 0)):
         pixels, scenes = lessons(book, vq, known, np.random.default_rng(0), fast=False)
         assert pixels.shape == (BATCH, 3, 96, 96)
         assert len(scenes) == BATCH

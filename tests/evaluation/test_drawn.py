@@ -1,0 +1,88 @@
+"""Pictures that the model drew itself, as lessons: which are taken, and as what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from headscope.evaluation.detector import StickerDetector, Thing
+from headscope.models.janus import JanusModel
+from headscope.reference.detector import drawing_model
+from headscope.reference.drawn import OTHER, drawn_pool, labelled
+from headscope.reference.lessons import kept_tokens
+from headscope.reference.scenes import Item, Scene, held_out_count, pair_held_out
+from tests.evaluation.drawings import squares
+
+
+class Told(StickerDetector):
+    """Says of each picture what it was told, in place of looking."""
+
+    def __init__(self, things: list[list[Thing]]) -> None:
+        self.classes, self.told = ["lemon", "dog", "key"], things
+
+    def things(self, pictures: object, least: float, batch_size: int = 64) -> list[list[Thing]]:
+        return self.told
+
+
+def thing(shares: list[float], x: float = 0.5) -> Thing:
+    return Thing(0.9, np.array(shares, dtype=np.float32), 1 - sum(shares), 0, x, 0.5, 0.4)
+
+
+CLEAR, FAINT, ELSE, UNSURE, STRANGE = (
+    thing([0.9, 0.05, 0.0]),  # a lemon
+    thing([0.02, 0.05, 0.0], 0.7),  # a lemon only beside a lemon: .29 of the classes
+    thing([0.05, 0.6, 0.0]),  # a dog, and `other` does not say so
+    thing([0.02, 0.05, 0.0]),
+    thing([0.001, 0.05, 0.0]),  # like nothing, least of all like a lemon
+)
+
+
+@pytest.mark.parametrize(
+    ("things", "names"),
+    [
+        ([CLEAR], ["lemon"]),
+        ([CLEAR, FAINT], ["lemon", "lemon"]),
+        ([STRANGE], [OTHER]),
+        ([CLEAR, STRANGE], ["lemon", OTHER]),
+        ([UNSURE], None),
+        ([ELSE], None),
+        ([CLEAR, ELSE], None),
+        ([], None),
+    ],
+)
+def test_what_a_drawn_picture_teaches(things: list[Thing], names: list[str] | None) -> None:
+    asked = Scene("counting", (Item("lemon", "flat", 0.3, 0.3, 0.4),) * 2, "blue")
+    rows, scenes = labelled(Told([things]), torch.zeros(1, 3, 96, 96, dtype=torch.uint8), [asked])
+    if names is None:
+        assert (rows, scenes) == ([], [])
+        return
+    assert rows == [0]
+    assert [item.name for item in scenes[0].items] == names
+    assert [item.x for item in scenes[0].items] == [one.x for one in things]
+    assert {item.style for item in scenes[0].items} == {""}
+
+
+@pytest.fixture(scope="module")
+def model() -> JanusModel:
+    return drawing_model("stickers-scenes")
+
+
+def test_pictures_are_drawn_once_from_prompts_of_training(
+    model: JanusModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headscope.reference.drawn.CHUNK", 2)
+    book, detector = squares(), StickerDetector.load()
+    pool = drawn_pool(book, model, detector, tmp_path, 2)
+    (path,) = tmp_path.iterdir()
+    tokens, asked = kept_tokens(path)
+    assert tokens.shape == (2, 576)
+    for scene in asked:
+        names = [item.name for item in scene.items]
+        assert not (scene.kind == "counting" and len(names) == held_out_count(names[0]))
+        assert not (scene.kind in ("two", "position") and pair_held_out(names[0], names[1]))
+    assert len(pool.pictures) == len(pool.scenes) <= 2
+    monkeypatch.setattr("headscope.reference.drawn.draw", None)  # nothing is drawn a second time
+    assert drawn_pool(book, model, detector, tmp_path, 2).scenes == pool.scenes
