@@ -23,6 +23,7 @@ from headscope.reference.icons import build_pictures
 from headscope.reference.lessons import LessonBook, Pool
 from headscope.reference.pictures import load_stickers, prompts_by_seed
 from headscope.reference.presets import PRESETS, Preset
+from headscope.reference.scenes import SceneBook
 from headscope.reference.tokenizer import build_tokenizer
 from headscope.reference.transformer import Plan, train_transformer
 from headscope.reference.vq import train_vq
@@ -157,6 +158,16 @@ def detector(
     table = grader.examine(StickerDetector.load(out), book, drawer, grader.EXAM)
     print(table.to_string(index=False))
     print(write_whole(report, lambda path: table.to_csv(path, index=False, float_format="%.4f")))
+
+
+@app.command()
+def real(
+    pictures: Pictures,
+    out: Annotated[Path, typer.Option(help="Folder to fill with PNG files.")] = Path("real"),
+    seed: int = 4,
+) -> None:
+    """Compose what StickerEval asks for, as real pictures. Example: python -m headscope.reference real --pictures F"""
+    print(grader.write_real(SceneBook(load_stickers(pictures, PRESETS["full"], 0)), out, seed))
 
 
 def _earlier(weights: Path | None) -> StickerDetector:

@@ -13,13 +13,15 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
@@ -208,8 +210,9 @@ def ship(detector: StickerDetector, path: Path) -> Path:
     return path
 
 
-def grading_prompts(book: SceneBook, per_category: int = 40, seed: int = 0) -> list[dict[str, Any]]:
-    """Prompts in GenEval's shape. Two, counting and position ask only for what training's scenes never show.
+def grading_prompts(book: SceneBook, per_category: int = 40, seed: int = 0) -> list[tuple[dict[str, Any], Scene]]:
+    """Prompts in GenEval's shape, and a scene each that shows what is asked for. Two, counting and position ask only for what
+    training's scenes never show.
 
     A style is said under the tag `style` alone, so that nothing is asked for that is not graded.
     """
@@ -236,13 +239,30 @@ def grading_prompts(book: SceneBook, per_category: int = 40, seed: int = 0) -> l
             include[0]["style"] = style
         if relation is not None:  # GenEval names the other thing first
             include = [include[1], {**include[0], "position": [_SAID[relation], 0]}]
-        found.append({"tag": tag, "include": include, "prompt": prompt})
+        found.append(({"tag": tag, "include": include, "prompt": prompt}, scene))
     return found
 
 
 def write_prompts(book: SceneBook, path: Path) -> Path:
     """Write them as JSON lines."""
-    return write_text(path, "".join(json.dumps(line) + "\n" for line in grading_prompts(book)))
+    return write_text(path, "".join(json.dumps(line) + "\n" for line, _ in grading_prompts(book)))
+
+
+def write_real(book: SceneBook, folder: Path, seed: int = 4) -> Path:
+    """Compose a picture of what each grading prompt asks for, as PNG files, for `headscope evaluate --real`.
+
+    A thing that was never drawn in its scene's style has the first style that there is; no such style is asked for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scenes = []
+    for _, scene in grading_prompts(book):
+        styles = [item.style if (item.name, item.style) in book.index else book.styles[item.name][0] for item in scene.items]
+        items = (replace(item, style=style) for item, style in zip(scene.items, styles, strict=True))
+        scenes.append(replace(scene, items=tuple(items)))
+    pictures = _bytes(book.render(scenes, np.random.default_rng([seed, 7]))).permute(0, 2, 3, 1).numpy()
+    for number, picture in enumerate(pictures):
+        write_whole(folder / f"{number:04d}.png", partial(Image.fromarray(picture).save, format="PNG"))
+    return folder
 
 
 def drawing_model(name: str) -> JanusModel:

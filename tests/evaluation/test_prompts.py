@@ -7,13 +7,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from headscope.errors import DataError
 from headscope.evaluation.detector import known_names
 from headscope.evaluation.prompts import TAGS, Wanted, read_grading_prompts
 from headscope.models import load_model
+from headscope.reference.detector import write_real
 from headscope.reference.presets import STYLES
 from headscope.reference.scenes import CLASSES, held_out_count, pair_held_out
+from tests.evaluation.drawings import squares
 
 LEMONS = '{"tag": "counting", "include": [{"class": "lemon", "count": 3}], "prompt": "three lemons"}'
 BESIDE = (
@@ -98,3 +101,13 @@ def test_a_missing_and_an_empty_file_are_errors(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DataError, match="holds no prompt"):
         read_grading_prompts(tmp_path / "empty.jsonl")
+
+
+def test_real_pictures_are_one_a_grading_prompt_and_the_same_every_time(tmp_path: Path) -> None:
+    book = squares()
+    first, again = (write_real(book, tmp_path / name) for name in ("a", "b"))
+    names = sorted(path.name for path in first.iterdir())
+    assert names == [f"{number:04d}.png" for number in range(len(read_grading_prompts()))]
+    assert all((first / name).read_bytes() == (again / name).read_bytes() for name in names)
+    with Image.open(first / "0000.png") as picture:
+        assert (picture.size, picture.mode) == ((96, 96), "RGB")
