@@ -22,16 +22,28 @@ _BOOTSTRAPS = 2000
 
 
 def policies_of(run: str | Path, shape: ModelShape | None = None) -> dict[str, Policy]:
-    """The searched policy and the presets of a run folder, by method and budget: `searched-20`, `h2o-20`.
+    """The searched policies and the presets of a run folder, by method and budget: `searched-20`, `h2o-20`.
 
     Raises:
         DataError: the run has no policy yet, or its limit is no share of the cache.
     """
-    run = Path(run)
-    budget = _budget(run)
-    files = {"searched": run / "policy.safetensors"}
-    files |= {path.stem: path for path in sorted((run / "search" / "presets").glob("*.safetensors"))}
-    return {f"{method}-{budget}": load_policy(path, shape) for method, path in files.items()}
+    found: dict[str, Policy] = {}
+    for budget, (policy, search) in _places(Path(run)).items():
+        files = {"searched": policy}
+        files |= {path.stem: path for path in sorted((search / "presets").glob("*.safetensors"))}
+        found |= {f"{method}-{budget}": load_policy(path, shape) for method, path in files.items()}
+    return found
+
+
+def _places(run: Path) -> dict[str, tuple[Path, Path]]:
+    """Budget (`20`) -> policy file and folder of its search: those of `search RUN --keep 50,20%`, and the run's own."""
+    found: dict[str, tuple[Path, Path]] = {}
+    for path in sorted((run / "policies").glob("keep-*.safetensors")):
+        budget = f"{float(path.stem.removeprefix('keep-')):g}"
+        found[budget] = (path, run / "search" / path.stem)
+    if found and not (run / "policy.safetensors").is_file():
+        return found
+    return {_budget(run): (run / "policy.safetensors", run / "search"), **found}
 
 
 def _budget(run: Path) -> str:
@@ -97,9 +109,11 @@ def meaning(evaluation: str | Path, runs: Sequence[str | Path], seed: int = 0) -
 
 
 def _losses(run: Path) -> pd.DataFrame:
-    budget = _budget(run)
-    found = pd.read_csv(run / "methods.csv")
-    return found.assign(variant=[name if name == FULL else f"{name}-{budget}" for name in found["method"]])
+    tables = []
+    for budget, (policy, search) in _places(run).items():
+        table = pd.read_csv(run / "methods.csv" if policy.parent == run else search / "methods.csv")
+        tables.append(table.assign(variant=[name if name == FULL else f"{name}-{budget}" for name in table["method"]]))
+    return pd.concat(tables)
 
 
 def _correlations(table: pd.DataFrame, pictures: pd.DataFrame, seed: int) -> pd.DataFrame:

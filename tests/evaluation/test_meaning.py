@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from headscope.benchmarks.meaning import COLUMNS, meaning
+from headscope.benchmarks.meaning import COLUMNS, meaning, policies_of
 from headscope.errors import DataError
+from headscope.policy import Policy, save_policy
+from tests.tiny import tiny_model
 
 METHODS = {"searched": 0.1, "h2o": 0.2, "ssd": 0.4, "swapped": 3.0}
 
@@ -65,3 +67,29 @@ def test_a_policy_without_its_run_and_a_limit_in_bytes_are_refused(tmp_path: Pat
     _, run = make(tmp_path / "b", dict.fromkeys(METHODS, 0.5), kept="12MiB")
     with pytest.raises(DataError, match="was searched with 12MiB; the table of budgets needs a share"):
         meaning(evaluation, [run])
+
+
+def test_a_run_of_several_budgets_brings_them_all(tmp_path: Path) -> None:
+    evaluation, run = make(tmp_path, dict.fromkeys(METHODS, 0.5))
+    model = tiny_model()
+    policy = Policy.uniform(model.shape, window=3, stride=4, prefix=5)
+    (run / "policies").mkdir()
+    for keep in ("50", "7.5"):
+        presets = run / "search" / f"keep-{keep}" / "presets"
+        presets.mkdir(parents=True)
+        save_policy(policy, run / "policies" / f"keep-{keep}.safetensors")
+        save_policy(policy, presets / "h2o.safetensors")
+        pd.DataFrame([("searched", 0.01, 500)], columns=["method", "replay_kl", "cache_bytes"]).to_csv(
+            presets.parent / "methods.csv", index=False
+        )
+    (run / "policy.safetensors").unlink()
+    assert set(policies_of(run, model.shape)) == {"searched-50", "h2o-50", "searched-7.5", "h2o-7.5"}
+    save_policy(policy, run / "policy.safetensors")  # and the run's own, for its limit
+    assert set(policies_of(run)) == {"searched-50", "h2o-50", "searched-7.5", "h2o-7.5", "searched-20"}
+    for name in ("pictures.parquet", "scores.csv"):  # one more variant was drawn
+        table = pd.read_parquet(evaluation / name) if name.endswith("parquet") else pd.read_csv(evaluation / name)
+        table = pd.concat([table, table[table["variant"] == "searched-20"].assign(variant="searched-50")])
+        table.to_parquet(evaluation / name) if name.endswith("parquet") else table.to_csv(evaluation / name, index=False)
+    table = meaning(evaluation, [run]).table
+    more = table[(table["budget"] == 0.5) & (table["category"] == "overall")].iloc[0]
+    assert (more["method"], more["replay_kl"], more["cache_bytes"]) == ("searched", 0.01, 500)
