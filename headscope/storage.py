@@ -45,6 +45,21 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> P
     return Path(path)
 
 
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """Make sure before long work that `path` can be written at its end; what is there stays.
+
+    Raises:
+        DataError: a folder stands there, or its folder cannot be made or written.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise DataError(f"{target}: is a folder; name a file.")
+    probe = target.with_name(f".{target.name}.{os.getpid()}.probe")
+    write_text(probe, "")
+    probe.unlink()
+    return target
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """Write `text` as UTF-8, whole or not at all."""
     return write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -36,8 +36,12 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "GOMP_SPINCOUNT": "0",
     "OMP_WAIT_POLICY": "PASSIVE",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 INTERRUPTED = 130  # 128 and SIGINT, as shells count
+
+WITH_RESUME = ("run", "demo", "trace")
+STARTS_AGAIN = ("bench decode", "bench trace", "bench replay")
 
 app = typer.Typer(
     add_completion=False,
@@ -94,20 +98,35 @@ def main() -> None:
     except typer.Exit as error:
         raise SystemExit(error.exit_code) from None
     except (typer.Abort, KeyboardInterrupt):
-        errors.print("\nstopped; the same command with --resume goes on where this one was.", soft_wrap=True)
+        errors.print(f"\nstopped; {_after_a_stop(sys.argv[1:])}", soft_wrap=True)
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:  # the reader of our output went away, `| head` for example
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        errors.print(f"error: {where}{error.strerror or error}; nothing that was finished is lost.", style="red", markup=False)
+        errors.print(
+            f"error: {where}{error.strerror or error}; nothing that was finished is lost.",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
         raise SystemExit(2) from None
     except Exception as error:
         if _is_usage(error):
             error.show()  # type: ignore[attr-defined]
             raise SystemExit(2) from None
         raise
+
+
+def _after_a_stop(words: list[str]) -> str:
+    """What the user may count on after Ctrl-C, by command."""
+    command = " ".join(word for word in words[:2] if not word.startswith("-"))
+    if command.split(" ")[0] in WITH_RESUME:
+        return "the same command with --resume goes on where this one was."
+    if command in STARTS_AGAIN:
+        return "nothing was written; the same command starts again."
+    return "the same command goes on with what is there."
 
 
 def _is_usage(error: Exception) -> bool:

@@ -15,11 +15,17 @@ if TYPE_CHECKING:
 
 def decode(
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("decode.csv"),
-    shape: Annotated[str, typer.Option(help="Size of the random decoder: laptop, janus-pro-1b, janus-pro-7b.")] = "laptop",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or both with a comma.")] = "float32,bfloat16",
-    batch: Annotated[str, typer.Option(help="Rows of the batch; several with commas.")] = "1,16,64",
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the picture to time, beside the last.")] = 4,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    shape: Annotated[
+        str | None, typer.Option(help="Random decoder: tiny, laptop (default), janus-pro-1b (default on a GPU), janus-pro-7b.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, or both with a comma (default: both; on a GPU bfloat16).")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Rows of the batch, several with commas (default: 1,16,64; on a GPU 32,64,128).")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the picture to time, beside the last (CPU).")] = 4,
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 1,
     device: Annotated[str, typer.Option(help="cpu: steps with each cache. cuda: whole images, --shape janus-pro-1b.")] = "cpu",
 ) -> None:
     """A decoding step with each cache, taking turns. Example: headscope bench decode -o decode.csv"""
@@ -27,8 +33,12 @@ def decode(
 
     from headscope.benchmarks.decoding import bench_decode, break_even
     from headscope.benchmarks.shapes import SIZES
-    from headscope.storage import write_whole
+    from headscope.storage import check_writable, write_whole
 
+    gpu = device != "cpu"
+    shape = shape or ("janus-pro-1b" if gpu else "laptop")
+    dtype = dtype or ("bfloat16" if gpu else "float32,bfloat16")
+    batch = batch or ("32,64,128" if gpu else "1,16,64")
     if shape not in SIZES:
         raise typer.BadParameter(f"--shape {shape}: expected one of {', '.join(SIZES)}.")
     dtypes = [part.strip() for part in dtype.split(",")]
@@ -36,12 +46,16 @@ def decode(
         raise typer.BadParameter(f"--dtype {unknown[0]}: expected float32 or bfloat16.")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in batch.split(",")):
         raise typer.BadParameter(f"--batch {batch}: expected numbers from 1, such as 16,64.")
-    if device != "cpu":
-        _whole_images(out, shape, dtypes[-1], batch, device)
+    if gpu and len(dtypes) > 1:
+        raise typer.BadParameter(f"--dtype {dtype}: one at a time with --device {device}.")
+    check_writable(out)
+    batches = [int(part) for part in batch.split(",")]
+    if gpu:
+        _whole_images(out, shape, dtypes[0], batches, device)
         return
     torch.set_num_threads(threads)
     with progress() as tell:
-        table, curves = bench_decode(shape, dtypes, [int(part) for part in batch.split(",")], rows=rows, progress=tell)
+        table, curves = bench_decode(shape, dtypes, batches, rows=rows, progress=tell)
     write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.5g"))
     by_row = write_whole(out.with_suffix(".rows.csv"), lambda path: curves.to_csv(path, index=False, float_format="%.5g"))
     _show(table)
@@ -51,7 +65,7 @@ def decode(
             say(f"{where}: 20 % is not faster than the full cache at any length; keep the full cache.")
         else:
             gain = f"{found.gain:.2f} times in the last row"
-            say(f"{where}: 20 % is faster than the full cache from row {found.row:.0f} on, {gain}.")
+            say(f"{where}: 20 % is faster than the full cache from row {found.row + 1:.0f} of the picture on, {gain}.")
     say(f"table: {out}, by row: {by_row}")
 
 
@@ -66,19 +80,17 @@ def _show(table: pd.DataFrame) -> None:
     lines.print(shown)
 
 
-def _whole_images(out: Path, shape: str, dtype: str, batch: str, device: str) -> None:
+def _whole_images(out: Path, shape: str, dtype: str, batches: list[int], device: str) -> None:
     """On a GPU: transformers' generate, our full cache, and a fifth of it; a table and run.json beside it."""
     import torch
 
     from headscope.benchmarks.drawing import bench_drawing
     from headscope.benchmarks.shapes import random_janus
-    from headscope.errors import ModelError
+    from headscope.models.registry import check_device
     from headscope.pipeline.folder import PACKAGES, machine, version_of
     from headscope.storage import write_json, write_whole
 
-    if not torch.cuda.is_available():
-        raise ModelError(f"--device {device}: there is no such device here; leave --device out to measure on the CPU.")
-    batches = [int(part) for part in (batch if batch != "1,16,64" else "32,64,128").split(",")]
+    check_device(device)
     facts = machine(random_janus("tiny", torch.bfloat16, device))
     settings = {"shape": shape, "dtype": dtype, "batches": batches, "guidance": 5.0}
     write_json(

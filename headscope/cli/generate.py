@@ -40,8 +40,8 @@ def generate(
     together = _batch(batch)
     if compare and policy is None:
         raise typer.BadParameter("--compare: compares a policy with the full cache; name one with --policy.")
-    wanted = [*(texts or []), *(prompt or [])]
-    wanted = wanted or (default_prompts(model) if prompts is None else read_prompts(prompts))
+    wanted = [*(texts or []), *(prompt or []), *(read_prompts(prompts) if prompts is not None else [])]
+    wanted = wanted or default_prompts(model)
     wanted = wanted[: count or len(wanted)]
     settle_threads(model)
     loaded = load_model(model, device=device, dtype=dtype)

@@ -41,7 +41,7 @@ def load_model(name: str, device: str = "cpu", dtype: torch.dtype | str | None =
         ModelError: unknown name, or a folder or hub id that does not hold a model of a known family.
     """
     kind = _dtype(dtype, device)
-    _check_device(device)
+    check_device(device)
     folder = bundled_folder(name)
     if folder is not None:
         if not (folder / "config.json").is_file():
@@ -100,7 +100,8 @@ def _dtype(dtype: torch.dtype | str | None, device: str) -> torch.dtype:
     return names[dtype]
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise a ModelError for a device that torch cannot use here."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -17,9 +17,12 @@ from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.policy.policy import Policy
 from headscope.reporting import contact_sheet
+from headscope.runtime.cache import check_prefix
+from headscope.runtime.sampler import check_seeds, check_settings
 from headscope.storage import read_json, write_json, write_whole
 
 FULL, POLICY = "full", "policy"
+_NAMES = {"each": "-n", "compare": "--compare", "weights": "other weights:"}
 # Above this a larger batch is not faster on a CPU; a GPU gains until its memory is full.
 MOST_ON_CPU = 64
 
@@ -83,11 +86,18 @@ def plan_pictures(
         batch: pictures drawn together; None for as many as fit and help.
 
     Raises:
-        BudgetError: not one picture fits, or not so many as asked.
+        BudgetError: not one picture fits, or not so many as asked. CacheError: a prompt too long for the policy's limit.
+        DataError: guidance, temperature or a seed out of range.
     """
     guidance = model.guidance if guidance is None else float(guidance)
+    temperature = model.temperature if temperature is None else float(temperature)
+    check_settings(guidance, temperature, None, model.vocabulary)
+    check_seeds([text for text in texts for _ in range(each)], seed)
     streams = 1 if guidance == 1.0 else 2
-    prefix = model.encode(list(texts)).ids.shape[1]
+    encoded = model.encode(list(texts))
+    prefix = encoded.ids.shape[1]
+    if policy is not None:
+        check_prefix(policy, prefix, texts[int(encoded.mask.sum(1).argmax())])
     small = Variant(POLICY, policy).cache_bytes(model, prefix, streams)
     full = Variant(FULL).cache_bytes(model, prefix, streams)
     # The plain cache is copied as it grows: a layer's keys or values stand twice for a moment.
@@ -118,7 +128,7 @@ def plan_pictures(
         full,
         free,
         guidance,
-        model.temperature if temperature is None else float(temperature),
+        temperature,
     )
 
 
@@ -187,19 +197,34 @@ def _claim(model: ImageModel, plan: Plan, out: Path) -> None:
     file = out / "pictures.json"
     if file.is_file():
         held = read_json(file)
+        if not isinstance(held, dict):
+            raise DataError(f"{file}: damaged, so what the folder holds is not known; choose another folder with --out.")
         differing = [name for name, value in wanted.items() if held.get(name) != value]
+        more = differing == ["each"] and len(plan.texts) == 1 and int(held["each"]) < plan.each  # numbers stay the same
+        begun = any(out.rglob("*.png")) or any(out.rglob("*.parquet"))
+        if differing and begun and not more:
+            name = differing[0]
+            there, asked = (_short(one.get(name)) for one in (held, wanted))
+            with_what = f"{_NAMES.get(name, name)} {there}, not {asked}"
+            raise DataError(f"{out}: holds pictures drawn with {with_what}; choose another folder with --out.")
         if differing:
-            raise DataError(f"{out}: holds pictures drawn with another {differing[0]}; choose another folder with --out.")
+            write_json(file, wanted)
     elif (out / "0000.png").exists() or (out / "tokens").exists():
         raise DataError(f"{out}: holds pictures, but no pictures.json that says which; choose another folder with --out.")
     else:
         write_json(file, wanted)
 
 
+def _short(value: Any) -> str:
+    """A setting in a few words."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _compared(full: Samples, small: Samples, out: Path) -> pd.DataFrame:
     rows = []
     for number, prompt in enumerate(full.prompts):
-        pair = [Image.open(out / kind / f"{number:04d}.png").convert("RGB") for kind in (FULL, POLICY)]
+        pair = [_opened(out / kind / f"{number:04d}.png") for kind in (FULL, POLICY)]
         rows.append((prompt, pair))
     contact_sheet(rows, ["full cache", "policy"], out / "sheet.png")
     agreement = (full.tokens == small.tokens).float().mean(1)
@@ -207,6 +232,13 @@ def _compared(full: Samples, small: Samples, out: Path) -> pd.DataFrame:
     table = pd.DataFrame({**facts, "token_agreement": agreement.tolist()})
     write_whole(out / "pictures.parquet", lambda path: table.to_parquet(path, index=False))
     return table
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError:
+        raise DataError(f"{path}: not a readable picture; delete it, and the same command writes it again.") from None
 
 
 def _work_bytes(model: ImageModel, prefix: int, streams: int) -> int:

@@ -47,7 +47,7 @@ class CompressedLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate every bucket for these prefix keys [B, H, P, D]."""
-        _check_prefix(self.policy, key_states.shape[2])
+        check_prefix(self.policy, key_states.shape[2])
         self.prefix = key_states.shape[2]
         start = 0
         for numbers in self._numbers:
@@ -333,15 +333,23 @@ def _padding_bias(mask: torch.Tensor | None, keys: torch.Tensor, slots: int) -> 
     return bias
 
 
-def _check_prefix(policy: Policy, prefix: int) -> None:
-    """A prompt longer than the policy assumes is refused where it breaks the byte limit that the policy was made for."""
+def check_prefix(policy: Policy, prefix: int, prompt: str | None = None) -> None:
+    """A prompt longer than the policy assumes is refused where it breaks the byte limit that the policy was made for.
+
+    Args:
+        prefix: its tokens. prompt: its words, for the sentence.
+
+    Raises:
+        CacheError: with the bytes.
+    """
     limit = policy.provenance.get("limit")
     if prefix <= policy.prefix or not isinstance(limit, dict):
         return
     terms: dict[str, Any] = {"batch": int(limit["batch"]), "streams": int(limit["streams"]), "dtype": str(limit["dtype"])}
     needed = policy_bytes(policy, prefix=prefix, of=str(limit["of"]), **terms)
     if needed > int(limit["bytes"]):
+        words = "" if prompt is None else f" ('{prompt}')"
         raise CacheError(
-            f"A prompt of {prefix} tokens takes {needed:,} bytes under this policy, which was made for prompts of "
+            f"A prompt of {prefix} tokens{words} takes {needed:,} bytes under this policy, which was made for prompts of "
             f"{policy.prefix} and at most {int(limit['bytes']):,} bytes: shorten the prompt or search with a larger limit."
         )

@@ -51,11 +51,12 @@ def generate(
         DataError: no prompt, a prompt too long, seeds that do not match, numbers out of range.
         PolicyMismatch: a policy for another model.
     """
-    seeds = _seeds(prompts, seeds)
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    seeds = check_seeds(prompts, seeds)
     guidance = model.guidance if guidance is None else float(guidance)
     temperature = model.temperature if temperature is None else float(temperature)
     top_k = model.top_k if top_k is None else int(top_k)
-    _check_settings(guidance, temperature, top_k, model.vocabulary)
+    check_settings(guidance, temperature, top_k, model.vocabulary)
     length = model.encode(list(prompts)).ids.shape[1]  # one prefix length for all, so that batches are alike
     size = batch_size or DEFAULT_BATCH
     total = len(prompts) * model.shape.geometry.tokens
@@ -145,15 +146,23 @@ def _pick(logits: torch.Tensor, noise: Noise, token: int, temperature: float, to
     return (logits / temperature + noise.at(token)).argmax(-1)
 
 
-def _seeds(prompts: Sequence[str], seeds: Sequence[int] | int) -> list[int]:
+def check_seeds(prompts: Sequence[str], seeds: Sequence[int] | int) -> list[int]:
+    """One seed a prompt, of 64 bits.
+
+    Raises:
+        DataError: not one a prompt, or a number of more bits.
+    """
     if isinstance(seeds, int):
-        return [seeds + i for i in range(len(prompts))]
+        seeds = [seeds + i for i in range(len(prompts))]
+    if wrong := [seed for seed in seeds if not -(2**63) <= seed < 2**63]:
+        raise DataError(f"seed {wrong[0]}: expected a number of 64 bits, from -2^63 to 2^63 - 1.")
     if len(seeds) != len(prompts):
         raise DataError(f"Found {len(seeds)} seeds for {len(prompts)} prompts: give one a prompt, or a single number.")
     return [int(seed) for seed in seeds]
 
 
-def _check_settings(guidance: float, temperature: float, top_k: int | None, vocabulary: int) -> None:
+def check_settings(guidance: float, temperature: float, top_k: int | None, vocabulary: int) -> None:
+    """Raise a DataError for numbers out of range."""
     if not 0.0 <= guidance <= 100.0:
         raise DataError(f"guidance {guidance:g}: expected a scale from 0 to 100 (1 draws without guidance).")
     if not 0.0 <= temperature <= 100.0:

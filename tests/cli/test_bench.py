@@ -95,4 +95,15 @@ def test_whole_images_with_generate_and_with_ours() -> None:
 def test_a_gpu_that_is_not_there(command) -> None:
     ended = command("bench", "decode", "--device", "cuda", "--shape", "tiny")
     assert ended.status == 2
-    assert "there is no such device here" in ended.err
+    assert "error: device cuda: not usable here" in ended.err
+
+
+def test_a_table_that_cannot_be_written_is_told_before_anything_is_measured(command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "decode.csv", tmp_path):
+        ended = command("bench", "decode", "--shape", "tiny", "-o", out)
+        assert ended.status == 2
+        assert "error: " in ended.err
+        assert ended.err.strip().startswith("error: ")  # no bar before it
+    ended = command("bench", "decode", "--device", "cuda", "--dtype", "float32,bfloat16", "-o", tmp_path / "d.csv")
+    assert "one at a time" in ended.err

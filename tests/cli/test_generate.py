@@ -70,7 +70,7 @@ def test_a_stopped_run_goes_on_and_draws_nothing_twice(
         assert (out / path.name).read_bytes() == path.read_bytes()
     other = command(*asked, "--seed", 1, "-o", out)
     assert other.status == 2
-    assert "holds pictures drawn with another seed" in other.err
+    assert "holds pictures drawn with seed 0, not 1;" in other.err
 
 
 def test_both_caches_side_by_side(command, tiny_folder: Path, policy: Path, tmp_path: Path) -> None:
@@ -116,3 +116,72 @@ def test_a_folder_of_other_things_is_left_alone(command, tiny_folder: Path, tmp_
     file = tmp_path / "file"
     file.write_text("x")
     assert "is a file" in command("generate", tiny_folder, "dog", "-o", file).err
+
+
+def test_a_refused_run_leaves_the_folder_free(command, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for wrong in (
+        ("--guidance", "nan"),
+        ("--temperature", -1),
+        ("--seed", 2**63),
+        ("--seed", 2**63 - 1, "-n", 2),
+    ):
+        ended = command("generate", tiny_folder, "dog", *wrong, "-o", out)
+        assert ended.status == 2
+        assert "error: " in ended.err
+        assert "Traceback" not in ended.err
+        assert not out.exists()
+    assert command("generate", tiny_folder, "dog", "-o", out).status == 0
+
+
+def test_a_folder_without_a_picture_is_claimed_anew(command, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "pictures.json").write_text('{"prompts": ["fox"], "each": 3}')
+    assert command("generate", tiny_folder, "dog", "-o", out).status == 0
+    assert "dog" in (out / "pictures.json").read_text()
+
+
+def test_more_pictures_of_one_prompt_go_into_the_same_folder(command, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert command("generate", tiny_folder, "dog", "-n", 2, "-o", out).status == 0
+    made = (out / "0000.png").stat().st_mtime_ns
+    assert command("generate", tiny_folder, "dog", "-n", 3, "-o", out).status == 0
+    assert (out / "0000.png").stat().st_mtime_ns == made
+    assert command("generate", tiny_folder, "dog", "-n", 3, "-o", tmp_path / "at-once").status == 0
+    np.testing.assert_array_equal(pixels(out / "0002.png"), pixels(tmp_path / "at-once" / "0002.png"))
+    ended = command("generate", tiny_folder, "dog", "fox", "-n", 3, "-o", out)
+    assert "holds pictures drawn with prompts dog, not dog, fox; choose another folder" in ended.err
+    ended = command("generate", tiny_folder, "dog", "-n", 2, "-o", out)
+    assert "holds pictures drawn with -n 3, not 2; choose another folder" in ended.err
+
+
+def test_a_prompt_too_long_for_the_policy_is_named_before_anything_is_drawn(command, tmp_path: Path) -> None:
+    long = "a big red apple with a green leaf beside a yellow banana and a blue car, noto style"
+    ended = command("generate", "stickers", "red apple", long, "--policy", "stickers-20", "-o", tmp_path / "out")
+    assert ended.status == 2
+    assert f"tokens ('{long}') takes" in " ".join(ended.err.split())
+    assert not (tmp_path / "out").exists()
+    assert "cache:" not in ended.out
+
+
+def test_prompts_of_a_file_stand_beside_those_of_the_line(command, tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("fox\nowl\n")
+    out = tmp_path / "out"
+    assert command("generate", tiny_folder, "dog", "--prompts", tmp_path / "p.txt", "-o", out).status == 0
+    assert len(list(out.glob("*.png"))) == 3
+    ended = command("generate", tiny_folder, "dog", "--prompts", tmp_path / "none.txt", "-o", tmp_path / "b")
+    assert ended.status == 2
+
+
+def test_damaged_files_of_a_folder_are_named(command, tiny_folder: Path, policy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ("generate", tiny_folder, "dog", "--policy", policy, "--compare", "-o", out)
+    assert command(*asked).status == 0
+    (out / "full" / "0000.png").write_bytes(b"")
+    ended = command(*asked)
+    assert f"{out / 'full' / '0000.png'}: not a readable picture; delete it, and the same command writes it again" in ended.err
+    (out / "full" / "0000.png").unlink()
+    assert command(*asked).status == 0
+    (out / "pictures.json").write_text("[]")
+    assert "pictures.json: damaged" in command(*asked).err

@@ -8,8 +8,18 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from headscope.cli.app import WITH_RESUME, _after_a_stop
+from tests.cli.command import headscope
+
 # A shell's background jobs begin with SIGINT ignored, and the tests may be run in one.
 LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from headscope.cli import main; main()"
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    return lambda *arguments: headscope(capsys, monkeypatch, *arguments)
 
 
 def test_a_stopped_run_says_how_to_go_on_and_keeps_what_it_has(tmp_path: Path) -> None:
@@ -28,3 +38,24 @@ def test_a_stopped_run_says_how_to_go_on_and_keeps_what_it_has(tmp_path: Path) -
     assert "--resume" in said
     assert "Traceback" not in said
     assert (out / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "stickers", "--keep", "20%"], "the same command with --resume goes on"),
+        (["trace", "stickers"], "the same command with --resume goes on"),
+        (["generate", "stickers", "a dog"], "the same command goes on with what is there"),
+        (["evaluate", "stickers", "--out", "e"], "the same command goes on with what is there"),
+        (["bench", "search", "runs/a"], "the same command goes on with what is there"),
+        (["bench", "decode", "-o", "d.csv"], "nothing was written; the same command starts again"),
+        ([], "the same command goes on"),
+    ],
+)
+def test_what_is_said_after_a_stop_holds_for_the_command(words: list[str], said: str) -> None:
+    assert _after_a_stop(words).startswith(said)
+
+
+def test_commands_told_to_resume_have_that_option(command) -> None:
+    for name in WITH_RESUME:
+        assert "--resume" in command(name, "--help").out
