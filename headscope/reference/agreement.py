@@ -1,7 +1,7 @@
 """Does StickerEval agree with an eye? Its verdicts on generated pictures that were labelled before it saw them.
 
-The labels say what things an eye names in each picture and how many; styles were not labelled, so tag style is left out of the
-agreement. Nothing of the detector is chosen by them.
+The labels say what things an eye names in each picture and how many, and where they are if they are of several classes; styles
+were not labelled, so tag style is left out of the agreement. Nothing of the detector is chosen by them.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from headscope.storage import read_json, write_whole
 GRADED = tuple(tag for tag in TAGS if tag != "style")
 NOTHING = "nothing"
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-# Labels name no places. Of the pictures with a prompt of tag position, one shows both things: number -> centres (x, y).
-PLACES: dict[int, dict[str, tuple[float, float]]] = {139: {"basketball": (0.25, 0.5), "soccer ball": (0.75, 0.5)}}
 _CELLS = {(eye, grader): f"eye_{eye}_grader_{grader}" for eye in ("yes", "no") for grader in ("yes", "no")}
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """n generated pictures: image tokens int16 [n, N], what each was asked to show, and the things an eye names in it."""
+    """n generated pictures: image tokens int16 [n, N], what each was asked to show, the things an eye names in it, and the
+    centres (x, y), as shares of the picture, of those of several classes."""
 
     tokens: torch.Tensor
     prompts: list[GradingPrompt]
     things: list[Counter[str]]
+    places: list[dict[str, tuple[float, float]]]
     about: Mapping[str, str]
 
 
@@ -77,24 +77,25 @@ def read_labelled(labels: Path, pictures: Path, prompts: Path = PROMPTS) -> Labe
         raise DataError(f"{pictures}: not a readable file of labelled pictures ({error}).") from None
     if about.get("prompts") != _sha256(prompts):
         raise DataError(f"{pictures}: drawn from other prompts than those of {prompts}; draw and label pictures anew.")
-    things = _read_things(labels)
+    things, places = _read_things(labels)
     if len(things) != len(tokens):
         raise DataError(f"{labels}: labels of {len(things)} pictures, {pictures} holds {len(tokens)}.")
     asked = read_grading_prompts(prompts)
-    return Labelled(tokens, [asked[line - 1] for line in lines], things, about)
+    return Labelled(tokens, [asked[line - 1] for line in lines], things, places, about)
 
 
-def _read_things(labels: Path) -> list[Counter[str]]:
-    things = []
+def _read_things(labels: Path) -> tuple[list[Counter[str]], list[dict[str, tuple[float, float]]]]:
+    things, places = [], []
     try:
         for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines()):
             given = json.loads(line)
             if given["picture"] != number:
                 raise DataError(f"{labels}: line {number + 1} is of picture {given['picture']}; expected {number}.")
             things.append(Counter({str(name): int(count) for name, count in given["things"].items()}))
+            places.append({str(name): (float(x), float(y)) for name, (x, y) in given.get("places", {}).items()})
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f'{labels}: not lines of {{"picture": n, "things": {{class: count}}}} ({error}).') from None
-    return things
+    return things, places
 
 
 def decode_labelled(labelled: Labelled, model: JanusModel) -> torch.Tensor:
@@ -108,21 +109,23 @@ def decode_labelled(labelled: Labelled, model: JanusModel) -> torch.Tensor:
     return model.to_images(labelled.tokens)
 
 
-def seen_by_eye(number: int, things: Counter[str]) -> list[Detection]:
-    """The labels of picture `number` as detections, so that the grader's own rules judge them.
+def seen_by_eye(things: Counter[str], places: Mapping[str, tuple[float, float]]) -> list[Detection]:
+    """A picture's labels as detections, so that the grader's own rules judge them.
 
-    All lie in the middle, in no relation to each other, unless `PLACES` says more.
+    All lie in the middle, in no relation to each other, unless `places` says more.
     """
-    at = PLACES.get(number, {})
-    return [Detection(name, "", 1.0, *at.get(name, (0.5, 0.5)), 0.4) for name, count in things.items() for _ in range(count)]
+    return [
+        Detection(name, "", 1.0, *places.get(name, (0.5, 0.5)), 0.4) for name, count in things.items() for _ in range(count)
+    ]
 
 
 def verdicts(labelled: Labelled, found: Sequence[list[Detection]]) -> pd.DataFrame:
     """One row a picture of the tags but style: `picture, tag, eye, grader`, the last two `yes` or `no`."""
     rows = []
-    for number, (prompt, things, seen) in enumerate(zip(labelled.prompts, labelled.things, found, strict=True)):
+    rows_of = zip(labelled.prompts, labelled.things, labelled.places, found, strict=True)
+    for number, (prompt, things, places, seen) in enumerate(rows_of):
         if prompt.tag in GRADED:
-            told = [("no" if judge(each, prompt) else "yes") for each in (seen_by_eye(number, things), seen)]
+            told = [("no" if judge(each, prompt) else "yes") for each in (seen_by_eye(things, places), seen)]
             rows.append((number, prompt.tag, *told))
     return pd.DataFrame(rows, columns=["picture", "tag", "eye", "grader"])
 
