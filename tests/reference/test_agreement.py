@@ -45,34 +45,34 @@ def test_the_file_names_what_drew_the_pictures_and_is_small(labelled: eye.Labell
         "temperature": "0.7",
     }
     assert PICTURES.stat().st_size < 300_000
-    assert Counter(prompt.tag for prompt in labelled.prompts) == dict.fromkeys(eye.TAGS, 40)
+    assert Counter(prompt.tag for prompt in labelled.prompts) == dict.fromkeys(eye.GRADED, 50)
 
 
 def test_the_pictures_come_out_of_the_bundled_vq_model(labelled: eye.Labelled, model: JanusModel) -> None:
-    few = eye.Labelled(labelled.tokens[:2], labelled.prompts[:2], labelled.things[:2], labelled.about)
+    few = eye.Labelled(labelled.tokens[:2], labelled.prompts[:2], labelled.things[:2], labelled.places[:2], labelled.about)
     assert eye.decode_labelled(few, model).shape == (2, 96, 96, 3)
     with pytest.raises(DataError, match="is not the one that drew the labelled pictures"):
         eye.decode_labelled(few, tiny_model())
 
 
-def test_the_eye_can_say_where_things_are_in_one_picture_only(labelled: eye.Labelled) -> None:
-    both = [
-        number
-        for number, (prompt, seen) in enumerate(zip(labelled.prompts, labelled.things, strict=True))
-        if prompt.tag == "position" and all(seen[wanted.name] for wanted in prompt.include)
-    ]
-    assert both == list(eye.PLACES) == [139]
-    assert judge(eye.seen_by_eye(139, labelled.things[139]), labelled.prompts[139]) == []
-    assert judge(eye.seen_by_eye(0, labelled.things[139]), labelled.prompts[139]) != []  # in no relation
+def test_the_eye_says_where_things_of_several_classes_are(labelled: eye.Labelled) -> None:
+    for things, places in zip(labelled.things, labelled.places, strict=True):
+        assert set(places) == (set(things) if len(things) > 1 else set())
+        assert all(0 <= share <= 1 for place in places.values() for share in place)
+    beside = GradingPrompt("position", (Wanted("lemon", 1), Wanted("dog", 1, relation="left of", other=0)), "")
+    both = Counter({"lemon": 1, "dog": 1})
+    assert judge(eye.seen_by_eye(both, {"lemon": (0.8, 0.5), "dog": (0.2, 0.5)}), beside) == []
+    assert judge(eye.seen_by_eye(both, {"lemon": (0.2, 0.5), "dog": (0.8, 0.5)}), beside) != []
+    assert judge(eye.seen_by_eye(both, {}), beside) != []  # in no relation
 
 
 def test_the_eye_is_judged_by_the_graders_rules() -> None:
     three = GradingPrompt("counting", (Wanted("lemon", 3),), "three lemons")
     one = GradingPrompt("single", (Wanted("lemon", 1),), "a lemon")
     four = Counter({"lemon": 4})
-    assert judge(eye.seen_by_eye(0, four), one) == []
-    assert judge(eye.seen_by_eye(0, four), three) == ["found 4 x lemon, expected 3"]
-    few = eye.Labelled(torch.zeros(3, 576), [three, one, GradingPrompt("style", (), "")], [four, four, four], {})
+    assert judge(eye.seen_by_eye(four, {}), one) == []
+    assert judge(eye.seen_by_eye(four, {}), three) == ["found 4 x lemon, expected 3"]
+    few = eye.Labelled(torch.zeros(3, 576), [three, one, GradingPrompt("style", (), "")], [four, four, four], [{}, {}, {}], {})
     judged = eye.verdicts(few, [things("lemon", "lemon", "lemon"), things("lemon"), []])
     assert judged.to_numpy().tolist() == [[0, "counting", "no", "yes"], [1, "single", "yes", "yes"]]
     table = eye.agreement(judged).set_index("tag")
@@ -113,9 +113,8 @@ def test_the_tables_fit_the_labels_and_each_other(labelled: eye.Labelled) -> Non
 
 def test_some_of_the_committed_verdicts_come_out_again(labelled: eye.Labelled, model: JanusModel) -> None:
     rows = [number for number, prompt in enumerate(labelled.prompts) if prompt.tag == "single"]
-    few = eye.Labelled(
-        labelled.tokens[rows], [labelled.prompts[n] for n in rows], [labelled.things[n] for n in rows], labelled.about
-    )
+    prompts, things, places = ([each[n] for n in rows] for each in (labelled.prompts, labelled.things, labelled.places))
+    few = eye.Labelled(labelled.tokens[rows], prompts, things, places, labelled.about)
     found = eye.StickerDetector.load().detect(eye.decode_labelled(few, model))
     again = eye.agreement(eye.verdicts(few, found)).set_index("tag").loc["single"]
     table = pd.read_csv(REPORTS / "agreement.csv").set_index("tag").loc["single"]
@@ -126,11 +125,14 @@ def test_drawn_pictures_are_packed_with_what_drew_them(tmp_path: Path, model: Ja
     asked = {"model": "m", "guidance": 2.0, "temperature": 0.7, "pictures": [{"prompt_line": 3, "seed": 9}]}
     (tmp_path / "prompts.json").write_text(json.dumps(asked))
     save_file({"tokens": torch.full((1, 576), 7, dtype=torch.int32)}, tmp_path / "pictures.safetensors")
-    (tmp_path / "labels.jsonl").write_text('{"picture": 0, "things": {"lemon": 2}}\n')
+    (tmp_path / "labels.jsonl").write_text(
+        '{"picture": 0, "things": {"lemon": 2, "dog": 1}, "places": {"lemon": [0.2, 0.5], "dog": [1, 0]}}\n'
+    )
     back = eye.read_labelled(tmp_path / "labels.jsonl", eye.pack_labelled(tmp_path, model, tmp_path / "p.safetensors"))
     assert back.tokens.dtype == torch.int16
     assert back.prompts[0].prompt == json.loads(PROMPTS.read_text().splitlines()[2])["prompt"]
-    assert back.things == [Counter({"lemon": 2})]
+    assert back.things == [Counter({"lemon": 2, "dog": 1})]
+    assert back.places == [{"lemon": (0.2, 0.5), "dog": (1.0, 0.0)}]
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:
