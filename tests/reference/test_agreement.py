@@ -95,8 +95,11 @@ def test_confusion_counts_what_is_what(seen: list[str], found: list[str], expect
     assert {(row.eye, row.grader): row.count for row in table.itertuples(index=False)} == expected
 
 
-def test_the_tables_fit_the_labels_and_each_other(labelled: eye.Labelled) -> None:
-    table = pd.read_csv(REPORTS / "agreement.csv").set_index("tag")
+@pytest.mark.parametrize("folder", [REPORTS, REPORTS / "nearest"], ids=["strict", "nearest"])
+def test_the_tables_fit_the_labels_and_each_other(folder: Path) -> None:
+    labelled = eye.read_labelled(folder / "labels.jsonl", folder / "labelled.safetensors")
+    assert Counter(prompt.tag for prompt in labelled.prompts) == dict.fromkeys(eye.GRADED, 50)
+    table = pd.read_csv(folder / "agreement.csv").set_index("tag")
     assert list(table.index) == [*eye.GRADED, "overall"]
     cells = list(eye._CELLS.values())
     assert (table[cells].sum(axis=1) == table["pictures"]).all()
@@ -107,7 +110,7 @@ def test_the_tables_fit_the_labels_and_each_other(labelled: eye.Labelled) -> Non
         equal = row.eye_yes_grader_yes + row.eye_no_grader_no
         assert row.agreement == pytest.approx(equal / row.pictures, abs=1e-4)
         assert (row.low, row.high) == pytest.approx(wilson(equal, row.pictures), abs=1e-4)
-    seen = pd.read_csv(REPORTS / "confusion.csv").groupby("eye")["count"].sum().drop(eye.NOTHING)
+    seen = pd.read_csv(folder / "confusion.csv").groupby("eye")["count"].sum().drop(eye.NOTHING)
     assert seen.to_dict() == dict(sum(labelled.things, Counter()))
 
 
