@@ -79,6 +79,8 @@ def stickereval(
     from rich.table import Table
 
     from headscope.benchmarks.meaning import meaning
+    from headscope.reporting.fronts import meaning_figure
+    from headscope.reporting.plots import save_figure
     from headscope.storage import write_whole
 
     found = meaning(evaluation, run, seed)
@@ -91,7 +93,8 @@ def stickereval(
             shown.add_row(*(_cell(cell) for cell in row))
         lines.print(shown)
     say("correlation: Spearman's of replay KL and overall score within a budget, 95 % by bootstrap over prompts.")
-    say(f"table: {out}")
+    figure = save_figure(meaning_figure(found.table), out.with_suffix(".png"))
+    say(f"table: {out}, figure: {figure}")
 
 
 Pictures = Annotated[int, typer.Option(min=1, help="Pictures of the sensitivity table.")]

@@ -23,7 +23,7 @@ def likeness(pictures: torch.Tensor, reference: torch.Tensor) -> dict[str, torch
 
     one, other = (value.permute(0, 3, 1, 2).double() for value in (pictures, reference))
     psnr = peak_signal_noise_ratio(one, other, data_range=255.0, reduction="none", dim=(1, 2, 3))
-    # In float32, whose convolutions are thirty times as fast; of values in 0..1, so that nothing is lost where variances cancel.
+    # In float32, whose convolutions are thirty times as fast; values in 0..1, so that little is lost where variances cancel.
     ssim = structural_similarity_index_measure((one / 255).float(), (other / 255).float(), data_range=1.0, reduction="none")
     return {"psnr": torch.as_tensor(psnr).reshape(-1).float(), "ssim": torch.as_tensor(ssim).reshape(-1).float()}
 

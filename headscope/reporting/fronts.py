@@ -73,6 +73,39 @@ def budgets_figure(table: pd.DataFrame) -> Figure:
         return figure
 
 
+def meaning_figure(table: pd.DataFrame) -> Figure:
+    """Share of pictures that show their prompt by budget, a line a method; bands: 95 % of the searched and of the full cache.
+
+    Args:
+        table: method, budget (share), category, score, low, high; those of category overall are drawn.
+    """
+    overall = table[table["category"] == "overall"]
+    full, parts = overall[overall["method"] == "full"], overall[overall["method"] != "full"]
+    ticks = sorted({round(100 * float(budget), 6) for budget in parts["budget"]}, reverse=True)
+    with styled():
+        figure, axes = plt.subplots(figsize=(6.6, 4.2))
+        if not full.empty:
+            axes.axhspan(full["low"].iloc[0], full["high"].iloc[0], color=QUIET, alpha=0.14, linewidth=0)
+            axes.axhline(full["score"].iloc[0], color=QUIET, linewidth=1)
+        ends: list[tuple[float, str, str]] = []
+        for method, (colour, dashes) in SHADES.items():
+            mine = parts[parts["method"] == method].sort_values("budget", ascending=False)
+            if mine.empty:
+                continue
+            x = [ticks.index(round(100 * float(budget), 6)) for budget in mine["budget"]]
+            wide = 2.2 if method == "searched" else 1.2
+            axes.plot(x, mine["score"], dashes, color=colour, linewidth=wide, marker="o", markersize=3)
+            if method == "searched":
+                axes.fill_between(x, mine["low"], mine["high"], color=colour, alpha=0.18, linewidth=0)
+            ends.append((float(mine["score"].iloc[-1]), method, colour if dashes == "-" else QUIET))
+        axes.set(xlabel="kept, % of the plain cache", ylabel="pictures that show their prompt (grey: full cache)")
+        axes.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+        axes.set_xlim(-0.2, len(ticks) - 0.2)
+        axes.set_ylim(bottom=0)
+        _name_ends(axes, len(ticks) - 1, ends)
+        return figure
+
+
 def _name_ends(axes: Axes, x: float, ends: list[tuple[float, str, str]]) -> None:
     """Names at the right ends of lines (height, name, colour), pushed apart where they would lie on each other."""
     apart, above = 10.0, -np.inf  # points

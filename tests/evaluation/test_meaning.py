@@ -12,6 +12,7 @@ import pytest
 from headscope.benchmarks.meaning import COLUMNS, meaning, policies_of
 from headscope.errors import DataError
 from headscope.policy import Policy, save_policy
+from headscope.reporting.fronts import meaning_figure
 from tests.tiny import tiny_model
 
 METHODS = {"searched": 0.1, "h2o": 0.2, "ssd": 0.4, "swapped": 3.0}
@@ -93,3 +94,16 @@ def test_a_run_of_several_budgets_brings_them_all(tmp_path: Path) -> None:
     table = meaning(evaluation, [run]).table
     more = table[(table["budget"] == 0.5) & (table["category"] == "overall")].iloc[0]
     assert (more["method"], more["replay_kl"], more["cache_bytes"]) == ("searched", 0.01, 500)
+
+
+def test_the_figure_draws_each_method_at_each_budget(tmp_path: Path) -> None:
+    evaluation, run = make(tmp_path, dict.fromkeys(METHODS, 0.5))
+    table = meaning(evaluation, [run]).table
+    more = table[table["method"] != "full"].assign(budget=0.1, score=0.25)
+    axes = meaning_figure(pd.concat([table, more])).axes[0]
+    heights = {tuple(line.get_ydata()) for line in axes.lines}
+    for method in METHODS:
+        score = table[(table["method"] == method) & (table["category"] == "overall")]["score"].iloc[0]
+        assert (score, 0.25) in heights
+    assert {text.get_text() for text in axes.texts} == set(METHODS)
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["20", "10"]
