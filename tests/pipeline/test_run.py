@@ -130,7 +130,8 @@ def test_a_longer_prompt_than_the_limit_allows_is_refused(finished: Path, tiny_f
         "--out", tmp_path / "o",
     )  # fmt: skip
     assert ended.status == 2
-    assert "A prompt of 42 tokens takes" in ended.err
+    assert f"A prompt of 42 tokens ('{long}') takes" in ended.err
+    assert not (tmp_path / "o").exists()
 
 
 def test_prompts_are_dealt_alternately_and_never_twice() -> None:
