@@ -200,7 +200,8 @@ def _claim(model: ImageModel, plan: Plan, out: Path) -> None:
         if not isinstance(held, dict):
             raise DataError(f"{file}: damaged, so what the folder holds is not known; choose another folder with --out.")
         differing = [name for name, value in wanted.items() if held.get(name) != value]
-        more = differing == ["each"] and len(plan.texts) == 1 and int(held["each"]) < plan.each  # numbers stay the same
+        fewer = isinstance(held.get("each"), int) and held["each"] < plan.each
+        more = differing == ["each"] and len(plan.texts) == 1 and fewer  # the pictures' numbers stay the same
         begun = any(out.rglob("*.png")) or any(out.rglob("*.parquet"))
         if differing and begun and not more:
             name = differing[0]

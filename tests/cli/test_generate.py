@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -183,5 +184,8 @@ def test_damaged_files_of_a_folder_are_named(command, tiny_folder: Path, policy:
     assert f"{out / 'full' / '0000.png'}: not a readable picture; delete it, and the same command writes it again" in ended.err
     (out / "full" / "0000.png").unlink()
     assert command(*asked).status == 0
+    facts = json.loads((out / "pictures.json").read_text())
+    (out / "pictures.json").write_text(json.dumps({**facts, "each": None}))
+    assert "drawn with -n none, not 1" in command(*asked).err
     (out / "pictures.json").write_text("[]")
     assert "pictures.json: damaged" in command(*asked).err
