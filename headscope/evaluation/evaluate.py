@@ -7,20 +7,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 
 from headscope.errors import DataError
-from headscope.evaluation.distances import distances
 from headscope.evaluation.drawing import FULL, OTHER, OTHER_SEED, Variant, batch_for, draw_variant, seconds_of
-from headscope.evaluation.features import FeatureNetwork
-from headscope.evaluation.grader import StickerEval, category_scores, paired_difference
-from headscope.evaluation.layouts import Asked, save_picture, write_dpg, write_geneval
-from headscope.evaluation.likeness import cosine, likeness, token_agreement
+from headscope.evaluation.grader import category_scores, paired_difference
+from headscope.evaluation.layouts import Asked
+from headscope.evaluation.measuring import Measured, Measurer
 from headscope.evaluation.prompts import GradingPrompt
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
@@ -28,6 +24,7 @@ from headscope.policy import Policy
 from headscope.storage import read_json, write_json, write_whole
 
 MEMORY = 2 * 2**30
+_TO_REAL = ("kernel", "kernel_spread", "frechet")
 Progress = Callable[[str, int, int], None]
 
 
@@ -66,7 +63,7 @@ def evaluate(
     guidance: float | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate policies; the same call continues in `out` after a stop, and draws no picture twice.
+    """Evaluate policies; the same call continues in `out` after a stop, and draws and measures no picture twice.
 
     Args:
         asked: the prompts. grading: what StickerEval is to find in each (one a prompt), or None.
@@ -103,67 +100,35 @@ def evaluate(
         del other
     sizes = {variant.name: variant.cache_bytes(model, encoded.ids.shape[1], streams) for variant in variants}
     names = [FULL, *(name for name in drawn if name.startswith(f"{FULL}_")), OTHER_SEED, *policies]
-    return _measure(model, {name: drawn[name] for name in names}, sizes, asked, out, seeds, grading, others, layout, progress)
-
-
-def _measure(
-    model: ImageModel,
-    drawn: dict[str, Samples],
-    sizes: dict[str, int],
-    asked: Sequence[Asked],
-    out: Path,
-    seeds: int,
-    grading: Sequence[GradingPrompt] | None,
-    real: np.ndarray | None,
-    layout: str | None,
-    progress: Progress | None,
-) -> Evaluation:
-    network = FeatureNetwork(str(model.device))
-    real_features = None if real is None else network(real)
-    grader = None if grading is None else StickerEval(device=str(model.device))
-    reference = _images(model, drawn[FULL])
-    reference_features = network(reference)
-    pictures, rows, by_row, graded = [], [], [], {}
-    for done, (name, samples) in enumerate(drawn.items()):
+    measurer = Measurer(model, drawn[FULL], asked, out, seeds, grading, others, layout)
+    measured: dict[str, Measured] = {}
+    for name in names:
         if progress is not None:
-            progress("measuring", done, len(drawn))
-        images = reference if name == FULL else _images(model, samples)
-        _write(out / name, images.numpy(), asked, seeds, layout)
-        features = reference_features if name == FULL else network(images)
-        like = likeness(images, reference)
-        agreement = token_agreement(samples.tokens, drawn[FULL].tokens, model.shape.geometry.row_length)
-        table = pd.DataFrame(
-            {
-                "variant": name,
-                "prompt": np.repeat(range(len(asked)), seeds),
-                "seed": samples.seeds.numpy(),
-                "text": samples.prompts,
-                "psnr": like["psnr"].numpy(),
-                "ssim": like["ssim"].numpy(),
-                "cosine": cosine(features, reference_features).numpy(),
-                "agreement": agreement.mean(1).numpy(),
-            }
-        )
-        if grader is not None and grading is not None:
-            wanted = [grading[number // seeds] for number in range(len(samples))]
-            graded[name] = grader.grade(images, wanted)
-            table = pd.concat([table, graded[name][["tag", "correct", "reason", "found"]]], axis=1)
-        pictures.append(table)
-        by_row += [{"variant": name, "row": row, "agreement": float(x)} for row, x in enumerate(agreement.mean(0))]
-        finite = table["psnr"].replace(np.inf, np.nan)
-        row: dict[str, Any] = {
+            progress("measuring", len(measured), len(names))
+        measured[name] = measurer.measure(name, drawn[name])
+    seconds = {name: seconds_of(out / "tokens" / name) for name in names}
+    return _written(out, measured, sizes, seconds)
+
+
+def _written(out: Path, measured: dict[str, Measured], sizes: dict[str, int], seconds: dict[str, float]) -> Evaluation:
+    rows = [
+        {
             "variant": name,
-            "psnr": float(finite.mean()),
-            "same": float(np.isinf(table["psnr"]).mean()),
-            **{measure: float(table[measure].mean()) for measure in ("ssim", "cosine", "agreement")},
+            **{key: value for key, value in one.means.items() if key not in _TO_REAL},
             "cache_bytes": sizes.get(name, 0) or np.nan,
-            "seconds": seconds_of(out / "tokens" / name),
+            "seconds": seconds[name],
+            **{key: one.means[key] for key in _TO_REAL if key in one.means},
         }
-        if real_features is not None:
-            apart = distances(features, real_features)
-            row |= {"kernel": apart.kernel, "kernel_spread": apart.kernel_spread, "frechet": apart.frechet}
-        rows.append(row)
-    found = Evaluation(pd.concat(pictures, ignore_index=True), pd.DataFrame(rows), _scores(graded), pd.DataFrame(by_row))
+        for name, one in measured.items()
+    ]
+    by_row = [
+        {"variant": name, "row": row, "agreement": share}
+        for name, one in measured.items()
+        for row, share in enumerate(one.by_row)
+    ]
+    graded = {name: one.pictures for name, one in measured.items() if "tag" in one.pictures}
+    pictures = pd.concat([one.pictures for one in measured.values()], ignore_index=True)
+    found = Evaluation(pictures, pd.DataFrame(rows), _scores(graded), pd.DataFrame(by_row))
     write_whole(out / "pictures.parquet", lambda path: found.pictures.to_parquet(path, index=False))
     for name in ("likeness", "scores", "by_row"):
         _write_csv(getattr(found, name), out / f"{name}.csv")
@@ -185,23 +150,6 @@ def _scores(graded: dict[str, pd.DataFrame]) -> pd.DataFrame:
         parts.append(mine.merge(apart, on="category"))
     table = pd.concat(parts, ignore_index=True)
     return table[["variant", *[name for name in table.columns if name != "variant"]]]
-
-
-def _images(model: ImageModel, samples: Samples, batch_size: int = 16) -> torch.Tensor:
-    """uint8 [n, height, width, 3]."""
-    return torch.cat([model.to_images(part) for part in samples.tokens.split(batch_size)])
-
-
-def _write(folder: Path, images: np.ndarray, asked: Sequence[Asked], seeds: int, layout: str | None) -> None:
-    for number, one in enumerate(asked):
-        mine = list(images[number * seeds : (number + 1) * seeds])
-        if layout == "geneval":
-            write_geneval(folder, number, one, mine)
-        elif layout == "dpg":
-            write_dpg(folder, one, mine)
-        else:
-            for seed, picture in enumerate(mine):
-                save_picture(picture, folder / f"{number:05d}-{seed}.png")
 
 
 def _real(folder: Path) -> np.ndarray:
@@ -234,6 +182,7 @@ def _claim(
         "seeds": seeds,
         "guidance": guidance,
         "layout": layout,
+        "dtype": str(model.dtype).removeprefix("torch."),
     }
     file = out / "evaluation.json"
     if file.is_file():

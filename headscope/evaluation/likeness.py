@@ -7,6 +7,8 @@ from torch.nn import functional
 
 from headscope.evaluation.features import need_packages
 
+_TOGETHER = 64  # pictures compared at once
+
 
 def likeness(pictures: torch.Tensor, reference: torch.Tensor) -> dict[str, torch.Tensor]:
     """PSNR in dB (infinite for equal pictures) and SSIM (Wang et al. 2004, Gaussian window of 11) of each pair.
@@ -21,11 +23,15 @@ def likeness(pictures: torch.Tensor, reference: torch.Tensor) -> dict[str, torch
     need_packages("The likeness of pictures")
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    one, other = (value.permute(0, 3, 1, 2).double() for value in (pictures, reference))
-    psnr = peak_signal_noise_ratio(one, other, data_range=255.0, reduction="none", dim=(1, 2, 3))
-    # In float32, whose convolutions are thirty times as fast; values in 0..1, so that little is lost where variances cancel.
-    ssim = structural_similarity_index_measure((one / 255).float(), (other / 255).float(), data_range=1.0, reduction="none")
-    return {"psnr": torch.as_tensor(psnr).reshape(-1).float(), "ssim": torch.as_tensor(ssim).reshape(-1).float()}
+    found: dict[str, list[torch.Tensor]] = {"psnr": [], "ssim": []}
+    for pair in zip(pictures.split(_TOGETHER), reference.split(_TOGETHER), strict=True):
+        one, other = (value.permute(0, 3, 1, 2).double() for value in pair)
+        psnr = peak_signal_noise_ratio(one, other, data_range=255.0, reduction="none", dim=(1, 2, 3))
+        # In float32, whose convolutions are thirty times as fast; in 0..1, so that little is lost where variances cancel.
+        ssim = structural_similarity_index_measure((one / 255).float(), (other / 255).float(), data_range=1.0, reduction="none")
+        found["psnr"].append(torch.as_tensor(psnr).reshape(-1).float())
+        found["ssim"].append(torch.as_tensor(ssim).reshape(-1).float())
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def cosine(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

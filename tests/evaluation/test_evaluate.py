@@ -7,11 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from headscope.errors import DataError
 from headscope.evaluation.drawing import FIRST_SEED, OTHER, Variant, batch_for, draw_variant
-from headscope.evaluation.evaluate import evaluate
+from headscope.evaluation.evaluate import _claim, evaluate
 from headscope.evaluation.layouts import Asked
+from headscope.evaluation.likeness import likeness
+from headscope.models import load_model
 from headscope.models.janus import JanusModel
 from headscope.policy import Limit, Policy, make_preset, policy_bytes, save_policy
 from headscope.runtime import generate
@@ -96,6 +99,43 @@ def test_an_evaluation_has_floors_and_what_each_policy_did(larger: JanusModel, h
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "e" / "pictures.parquet"), found.pictures)
     with pytest.raises(DataError, match="holds an evaluation with seeds 2, now it is 3"):
         evaluate(larger, ASKED, {"half": half}, tmp_path / "e", seeds=3)
+
+
+def test_what_was_measured_is_not_measured_again(
+    larger: JanusModel, half: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "e"
+    real = tmp_path / "real"
+    real.mkdir()
+    for number, pixels in enumerate(larger.to_images(draw_variant(larger, Variant("r"), PROMPTS, 1, tmp_path / "r", 4).tokens)):
+        Image.fromarray(pixels.numpy()).save(real / f"{number}.png")
+    first = evaluate(larger, ASKED, {"half": half}, out, seeds=1, real=real)
+    measured: list[int] = []
+
+    def counted(pictures: torch.Tensor, reference: torch.Tensor) -> dict[str, torch.Tensor]:
+        measured.append(len(pictures))
+        return likeness(pictures, reference)
+
+    monkeypatch.setattr("headscope.evaluation.measuring.likeness", counted)
+    again = evaluate(larger, ASKED, {"half": half}, out, seeds=1, real=real)
+    assert measured == []
+    for name in ("pictures", "likeness", "scores", "by_row"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(first, name))
+    (out / "measured" / "half.json").write_text("{")  # damaged
+    pd.testing.assert_frame_equal(evaluate(larger, ASKED, {"half": half}, out, seeds=1, real=real).likeness, first.likeness)
+    assert measured == [3]
+    evaluate(larger, ASKED, {"half": half}, out, seeds=1)  # without the distances: something else
+    assert len(measured) == 4
+
+
+def test_a_folder_keeps_to_one_dtype(tiny_folder: Path, tmp_path: Path) -> None:
+    full, half = (load_model(str(tiny_folder), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    with pytest.raises(DataError, match="real pictures"):
+        evaluate(full, ASKED, {}, tmp_path / "e", seeds=1, real=tmp_path / "none")
+    assert not (tmp_path / "e").exists()  # it is told before the folder is claimed
+    _claim(tmp_path / "e", full, ASKED, 1, None, None)
+    with pytest.raises(DataError, match="holds an evaluation with dtype float32, now it is bfloat16"):
+        evaluate(half, ASKED, {}, tmp_path / "e", seeds=1)
 
 
 def test_the_command_writes_a_page_and_goes_on(
