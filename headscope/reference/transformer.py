@@ -23,11 +23,12 @@ from headscope.reference.presets import Preset
 from headscope.reference.scenes import SceneBook
 from headscope.reference.tokenizer import special_ids
 from headscope.reference.vq import encode, load_vq
-from headscope.reference.warm import earlier_weights
+from headscope.reference.warm import earlier_weights, stages_of
 from headscope.storage import write_whole
 
 DROPPED = 0.1  # share of prompts replaced by pads, which is what guidance's unconditional stream sees
-DECAY_FROM = 0.65  # the learning rate is constant until this share of the run, then falls to zero
+# The learning rate is constant until this share of the run, then falls to zero; a later stage has less to find out before.
+DECAY_FROM, DECAY_FROM_LATER = 0.65, 0.2
 WARM_STEPS = 40
 NARROWING, NARROW = (0.58, 0.70), 0.4  # shares of the run between which `spread` falls from 1, and where it stays
 
@@ -108,9 +109,9 @@ def spread(done: float) -> float:
     return 1.0 - (1.0 - NARROW) * min(1.0, max(0.0, (done - begin) / (end - begin)))
 
 
-def rate_factor(done: float, step: int) -> float:
+def rate_factor(done: float, step: int, decay_from: float = DECAY_FROM) -> float:
     """Learning rate as a share of its peak, `done` being the share of the run behind us."""
-    return min(1.0, (step + 1) / WARM_STEPS) * min(1.0, max(0.0, (1 - done) / (1 - DECAY_FROM)))
+    return min(1.0, (step + 1) / WARM_STEPS) * min(1.0, max(0.0, (1 - done) / (1 - decay_from)))
 
 
 def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: PreTrainedTokenizerFast, plan: Plan) -> None:
@@ -138,12 +139,14 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
     started = saved = time.monotonic()
     first = step
     running = 0.0
+    stage = [behind] if (behind := len(stages_of(plan.folder))) else []  # a later stage has other pictures
     narrowing = spread if plan.warm_start is None else (lambda _: NARROW)  # looks that carry over are learned already
+    decay_from = DECAY_FROM if plan.warm_start is None else DECAY_FROM_LATER
     use_bf16 = bf16.has_units(plan.device)
     if use_bf16:
         bf16.fuse(model.model.language_model, plan.device)
     while step < steps:
-        rng = np.random.default_rng([plan.seed, rank, step, 2])
+        rng = np.random.default_rng([plan.seed, rank, step, 2, *stage])
         batch = mixed_batch(preset, stickers, train, book, rng, plan.device, narrowing(step / steps))
         ids, mask = captions_to_ids(tokenizer, batch.captions, rng.random(preset.batch) < DROPPED, plan.device)
         tokens = encode(vq, batch.pixels)
@@ -152,7 +155,7 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
         loss.backward()
         parallel.average_gradients(optimiser.parameters)
         nn.utils.clip_grad_norm_(optimiser.parameters, 1.0)
-        optimiser.step(rate_factor(step / steps, step))
+        optimiser.step(rate_factor(step / steps, step, decay_from))
         parts.zero_grad(set_to_none=True)
         running = loss.item() if step == first else 0.95 * running + 0.05 * loss.item()
         step += 1
