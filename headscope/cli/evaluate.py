@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headscope.cli.console import Device, Dtype, ModelName, lines, progress, say, settle_threads
+from headscope.cli.console import Device, Dtype, ModelName, Workers, lines, progress, say, settle_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +31,9 @@ def evaluate(
     real: Annotated[Path | None, typer.Option(help="Folder of real pictures (PNG), for the distances.")] = None,
     layout: Annotated[str | None, typer.Option(help="geneval or dpg: folders that those scorers read.")] = None,
     results: Annotated[Path | None, typer.Option("--import", help="JSON lines of another scorer, beside ours.")] = None,
-    memory: Annotated[str, typer.Option(help="Bytes for the caches of a batch, such as 2GiB.")] = "2GiB",
+    memory: Annotated[str, typer.Option(help="Bytes for the caches, such as 2GiB; the workers share them.")] = "2GiB",
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the model's).")] = None,
+    workers: Workers = 1,
     floor: Annotated[bool, typer.Option(help="Draw the full cache in the other dtype too, as a floor.")] = True,
     device: Device = "cpu",
     dtype: Dtype = None,
@@ -45,6 +47,8 @@ def evaluate(
     from headscope.evaluation.layouts import LAYOUTS, read_asked
     from headscope.evaluation.prompts import PROMPTS
     from headscope.models import load_model
+    from headscope.pipeline.drawing import draw_in_crew
+    from headscope.pipeline.steps import Crew
     from headscope.policy.budget import parse_size
     from headscope.policy.files import load_policy
     from headscope.reporting.evaluation import write_evaluation
@@ -72,10 +76,15 @@ def evaluate(
         policies |= policies_of(folder, loaded.shape)
     other = "bfloat16" if str(loaded.dtype) == "torch.float32" else "float32"
     with progress() as tell:
+        drawers = partial(
+            draw_in_crew, source=model, device=device, crew=Crew(workers=workers),
+            done=lambda done, total: tell("drawing batches", done, total, float("nan")),
+        )  # fmt: skip
         found = measure(
             loaded, asked, policies, out, seeds=seeds, grading=grading,
             other_dtype=(lambda: load_model(model, device=device, dtype=other)) if floor else None,
-            real=real, layout=layout, memory=parse_size(memory), guidance=guidance,
+            real=real, layout=layout, memory=parse_size(memory) // workers, guidance=guidance,
+            drawers=drawers if workers > 1 else None,
             progress=lambda what, done, total: tell(what, done, total, float("nan")),
         )  # fmt: skip
     imported = None if results is None else read_results(results, list(found.likeness["variant"]))

@@ -50,7 +50,7 @@ def batch_for(model: ImageModel, variants: Sequence[Variant], prefix: int, strea
     """
     largest = max(variant.cache_bytes(model, prefix, streams) for variant in variants)
     if largest > memory:
-        raise DataError(f"--memory: {memory:,} bytes hold no cache of one picture, which takes {largest:,}; give more.")
+        raise DataError(f"--memory: {memory:,} bytes a batch hold no cache of one picture, which takes {largest:,}; give more.")
     return min(memory // largest, most)
 
 
@@ -85,18 +85,7 @@ def draw_variant(
         numbers = todo[start : start + batch_size]
         if progress is not None:
             progress(total - len(todo) + start, total)
-        began = time.monotonic()
-        samples = generate(
-            model,
-            [prompts[number // seeds] for number in numbers],
-            [variant.first_seed + number for number in numbers],
-            policy=variant.policy,
-            guidance=guidance,
-            temperature=temperature,
-            batch_size=len(numbers),
-        )
-        samples.save(folder / f"{numbers[0]:06d}.parquet")
-        _add_seconds(folder, time.monotonic() - began, len(numbers))
+        samples = draw_numbers(model, variant, prompts, seeds, folder, numbers, guidance, temperature=temperature)
         done |= {number: samples.select([place]) for place, number in enumerate(numbers)}
         if drawn is not None:
             drawn(numbers, samples)
@@ -105,16 +94,50 @@ def draw_variant(
     return _joined([done[number] for number in range(total)])
 
 
+def draw_numbers(
+    model: ImageModel,
+    variant: Variant,
+    prompts: Sequence[str],
+    seeds: int,
+    folder: Path,
+    numbers: Sequence[int],
+    guidance: float | None = None,
+    *,
+    temperature: float | None = None,
+) -> Samples:
+    """One batch of `draw_variant`: the pictures of these following numbers, and their seconds, into files of their own."""
+    began = time.monotonic()
+    samples = generate(
+        model,
+        [prompts[number // seeds] for number in numbers],
+        [variant.first_seed + number for number in numbers],
+        policy=variant.policy,
+        guidance=guidance,
+        temperature=temperature,
+        batch_size=len(numbers),
+    )
+    samples.save(folder / f"{numbers[0]:06d}.parquet")
+    write_json(folder / f"{numbers[0]:06d}.json", {"seconds": time.monotonic() - began, "pictures": len(numbers)})
+    return samples
+
+
+def batches_to_draw(folder: Path, total: int, batch_size: int) -> list[list[int]]:
+    """Numbers of the pictures that `folder` lacks, in batches of following ones."""
+    there = {number for number, _ in _drawn(folder, total)}
+    batches: list[list[int]] = []
+    for number in range(total):
+        if number in there:
+            continue
+        if not batches or batches[-1][-1] != number - 1 or len(batches[-1]) == batch_size:
+            batches.append([])
+        batches[-1].append(number)
+    return batches
+
+
 def seconds_of(folder: Path) -> float:
-    """Seconds a picture of `draw_variant`."""
-    noted = read_json(folder / "seconds.json")
-    return float(noted["seconds"]) / max(int(noted["pictures"]), 1)
-
-
-def _add_seconds(folder: Path, seconds: float, pictures: int) -> None:
-    path = folder / "seconds.json"
-    noted = read_json(path) if path.is_file() else {"seconds": 0.0, "pictures": 0}
-    write_json(path, {"seconds": noted["seconds"] + seconds, "pictures": noted["pictures"] + pictures})
+    """Seconds a picture of `draw_variant`; of several processes each its own."""
+    noted = [read_json(path) for path in folder.glob("*.json")]
+    return sum(float(one["seconds"]) for one in noted) / max(sum(int(one["pictures"]) for one in noted), 1)
 
 
 def _drawn(folder: Path, total: int) -> list[tuple[int, Samples]]:

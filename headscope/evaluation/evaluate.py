@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from headscope.errors import DataError
-from headscope.evaluation.drawing import FULL, OTHER, OTHER_SEED, Variant, batch_for, draw_variant, seconds_of
+from headscope.evaluation.drawing import FULL, OTHER, OTHER_SEED, Variant, batch_for, batches_to_draw, draw_variant, seconds_of
 from headscope.evaluation.grader import category_scores, paired_difference
 from headscope.evaluation.layouts import Asked
 from headscope.evaluation.measuring import Measured, Measurer
@@ -26,6 +26,20 @@ from headscope.storage import read_json, write_json, write_whole
 MEMORY = 2 * 2**30
 _TO_REAL = ("kernel", "kernel_spread", "frechet")
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A batch of pictures to draw into `folder`; `dtype` is what the model is to be loaded in."""
+
+    variant: Variant
+    dtype: str
+    folder: Path
+    numbers: list[int]
+
+
+# Draws tasks: (tasks, prompts, seeds a prompt, guidance).
+Drawers = Callable[[Sequence[Task], Sequence[str], int, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,7 @@ def evaluate(
     layout: str | None = None,
     memory: int = MEMORY,
     guidance: float | None = None,
+    drawers: Drawers | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate policies; the same call continues in `out` after a stop, and draws and measures no picture twice.
@@ -71,6 +86,8 @@ def evaluate(
         other_dtype: loads the same model in the other dtype, for that floor.
         real: folder of PNG files, for the distances. layout: "geneval" or "dpg" folders in place of plain ones.
         memory: bytes for the caches of a batch.
+        drawers: draws what is missing before this process does, in others say; `other_dtype` is then bfloat16 beside float32,
+            or float32.
 
     Raises:
         DataError: `out` holds an evaluation of something else, or a prompt, a policy or a picture that cannot be used.
@@ -86,6 +103,15 @@ def evaluate(
     encoded = model.encode(prompts)
     streams = 1 if (model.guidance if guidance is None else guidance) == 1.0 else 2
     batch = batch_for(model, variants, encoded.ids.shape[1], streams, memory)
+    if drawers is not None:
+        total, dtype = len(prompts) * seeds, str(model.dtype).removeprefix("torch.")
+        wanted = [(variant, dtype, variant.name) for variant in variants]
+        if other_dtype is not None:
+            floor = "bfloat16" if dtype == "float32" else "float32"
+            wanted.append((Variant(FULL), floor, f"{FULL}_{floor}"))
+        folders = [(variant, its, out / "tokens" / name) for variant, its, name in wanted]
+        tasks = [Task(*one, numbers) for one in folders for numbers in batches_to_draw(one[2], total, batch)]
+        drawers(tasks, prompts, seeds, guidance)
     drawn: dict[str, Samples] = {}
 
     def draw(source: ImageModel, variant: Variant, name: str) -> None:

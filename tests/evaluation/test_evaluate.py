@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 
 from headscope.errors import DataError
-from headscope.evaluation.drawing import FIRST_SEED, OTHER, Variant, batch_for, draw_variant
+from headscope.evaluation.drawing import (
+    FIRST_SEED,
+    OTHER,
+    Variant,
+    batch_for,
+    batches_to_draw,
+    draw_numbers,
+    draw_variant,
+    seconds_of,
+)
 from headscope.evaluation.evaluate import _claim, evaluate
 from headscope.evaluation.layouts import Asked
 from headscope.evaluation.likeness import likeness
@@ -69,6 +78,18 @@ def test_pictures_that_stand_are_not_drawn_again(
     assert torch.equal(again.tokens, whole.tokens)
     assert asked == [FIRST_SEED + n for n in range(2, 6)]
     assert all((tmp_path / "b" / name).read_bytes() == content for name, content in before.items())
+
+
+def test_batches_are_what_a_folder_lacks(tiny: JanusModel, tmp_path: Path) -> None:
+    assert batches_to_draw(tmp_path / "none", 7, 3) == [[0, 1, 2], [3, 4, 5], [6]]
+    draw_numbers(tiny, Variant("full"), PROMPTS, 3, tmp_path / "some", [2, 3])
+    assert batches_to_draw(tmp_path / "some", 9, 3) == [[0, 1], [4, 5, 6], [7, 8]]
+    for numbers in batches_to_draw(tmp_path / "some", 9, 3):
+        draw_numbers(tiny, Variant("full"), PROMPTS, 3, tmp_path / "some", numbers)
+    assert batches_to_draw(tmp_path / "some", 9, 3) == []
+    whole = draw_variant(tiny, Variant("full"), PROMPTS, 3, tmp_path / "whole", 9)
+    assert torch.equal(draw_variant(tiny, Variant("full"), PROMPTS, 3, tmp_path / "some", 9).tokens, whole.tokens)
+    assert 0 < seconds_of(tmp_path / "some") < 60
 
 
 def test_a_batch_fits_its_memory(tiny: JanusModel, half: Policy) -> None:
@@ -157,6 +178,12 @@ def test_the_command_writes_a_page_and_goes_on(
     page = (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
     assert "Scores of another scorer" in page
     assert "http://" not in page
+    arguments[arguments.index(tmp_path / "e")] = tmp_path / "two"
+    ended = headscope(capsys, monkeypatch, *arguments, "--workers", 2)
+    assert ended.status == 0, ended.err
+    for name in ("full", "other_seed", "half"):
+        one, two = (draw_variant(tiny, Variant(name), PROMPTS, 1, tmp_path / of / "tokens" / name, 4) for of in ("e", "two"))
+        assert torch.equal(one.tokens, two.tokens)
     ended = headscope(capsys, monkeypatch, *arguments, "--layout", "fid")
     assert ended.status == 2
     assert "--layout fid: unknown; known are geneval, dpg" in ended.err
