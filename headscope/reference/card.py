@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from headscope.reference.pictures import Stickers
 from headscope.reference.presets import BACKGROUNDS, Preset
-from headscope.reference.scenes import CLASSES
+from headscope.reference.scenes import CLASSES, STYLE_SAID
+from headscope.reference.transformer import DECAY_FROM, DECAY_FROM_LATER
 from headscope.storage import write_text, write_whole
 
 _CARD = """---
@@ -41,8 +42,8 @@ of {backgrounds} background colours were drawn anew each time.{scenes}
 - Tokenizer: one token a word, {vocabulary} words.
 - VQ model: {codes} codes of 4 x 4 pixels, {vq_pictures}, {psnr:.1f} dB on drawings it never saw.
 - Transformer: {layers} layers x {heads} heads x {head_dim}, {parameters:.1f} M parameters in all; {seen:,} pictures, prompts
-  dropped one time in ten; Muon for matrices, Adam for the rest; constant rate, then a decay to zero over the last third
-  of each N.
+  dropped one time in ten; Muon for matrices, Adam for the rest; constant rate, then a decay to zero over the last
+  {decay:.0%} of each N.
   {where}
 
 ## Loss
@@ -107,6 +108,7 @@ def write_card(
         head_dim=preset.hidden // preset.heads,
         parameters=parameters / 1e6,
         seen=int(losses["pictures"].iloc[-1]),
+        decay=1 - (DECAY_FROM_LATER if before else DECAY_FROM),
         where=where,
         table=_table(losses),
         scenes_loss=" *Scenes*: new scenes of training's kind." if preset.scenes else "",
@@ -134,8 +136,9 @@ def _words(preset: Preset) -> dict[str, str]:
         "scenes": (
             f"\n\n{preset.scenes:.0%} of the pictures were scenes composed anew from {len(CLASSES)} everyday concepts: one of "
             "them, two, two to four\nof the same, or two with a relation (left, right, above, below). One pair of concepts in "
-            "five, and one number for each\nconcept, never occurred; `headscope/reference/scenes.py` says which. The pairs of "
-            "concept and style above were kept away\nfrom single stickers only: scenes do show those of their concepts."
+            "five, and one number for each\nconcept, never occurred; `headscope/reference/scenes.py` says which. Where all "
+            f"stickers share a style, {STYLE_SAID:.0%} of the prompts\nsay it. The pairs of concept and style above were kept away "
+            "from single stickers only: scenes do show those of their\nconcepts."
         ),
         "cannot": f"Scenes know {len(CLASSES)} concepts; numbers go to four; two concepts of one scene share a style",
     }
