@@ -137,8 +137,8 @@ def _words(preset: Preset) -> dict[str, str]:
             f"\n\n{preset.scenes:.0%} of the pictures were scenes composed anew from {len(CLASSES)} everyday concepts: one of "
             "them, two, two to four\nof the same, or two with a relation (left, right, above, below). One pair of concepts in "
             "five, and one number for each\nconcept, never occurred; `headscope/reference/scenes.py` says which. Where all "
-            f"stickers share a style, {STYLE_SAID:.0%} of the prompts\nsay it. The pairs of concept and style above were kept away "
-            "from single stickers only: scenes do show those of their\nconcepts."
+            f"stickers share a style, {STYLE_SAID:.0%} of the prompts\nsay it. The pairs of concept and style above were kept "
+            "away from single stickers only: scenes do show those of their\nconcepts."
         ),
         "cannot": f"Scenes know {len(CLASSES)} concepts; numbers go to four; two concepts of one scene share a style",
     }
