@@ -14,7 +14,6 @@ import torch
 
 from headscope.errors import DataError
 from headscope.models.protocol import ImageModel
-from headscope.policy.policy import ModelShape
 from headscope.storage import read_json, write_json
 
 PACKAGES = ("torch", "transformers", "optuna", "scikit-learn", "pandas", "numpy", "safetensors")
@@ -139,7 +138,7 @@ class RunFolder:
             {
                 "headscope": version_of("headscope"),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "model": {**model_facts(model.shape), "source": source},
+                "model": {**model.shape.to_dict(), "source": source},
                 "settings": settings,
                 "versions": {name: version_of(name) for name in PACKAGES},
                 "machine": machine(model),
@@ -163,20 +162,6 @@ class RunFolder:
     def done(self, step: str) -> bool:
         """Whether a step has been finished."""
         return step in self.read()["steps"]
-
-
-def model_facts(shape: ModelShape) -> dict[str, Any]:
-    """A model's shape for run.json."""
-    return {
-        "name": shape.name,
-        "layers": shape.layers,
-        "query_heads": shape.query_heads,
-        "kv_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "geometry": shape.geometry.to_dict(),
-        "architecture": shape.architecture,
-        "weights": shape.weights,
-    }
 
 
 def machine(model: ImageModel) -> dict[str, Any]:

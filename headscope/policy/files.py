@@ -35,16 +35,7 @@ def save_policy(policy: Policy, path: str | Path, overwrite: bool = True) -> Pat
     shape = policy.shape
     metadata = {
         "headscope_schema": SCHEMA,
-        "model": {
-            "name": shape.name,
-            "layers": shape.layers,
-            "query_heads": shape.query_heads,
-            "kv_heads": shape.kv_heads,
-            "head_dim": shape.head_dim,
-            "geometry": shape.geometry.to_dict(),
-            "architecture": shape.architecture,
-            "weights": shape.weights,
-        },
+        "model": shape.to_dict(),
         "stride": policy.stride,
         "prefix": policy.prefix,
         "accounting": accounting(policy),

@@ -40,6 +40,10 @@ class ModelShape:
     architecture: str
     weights: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """As policy files and run.json tell it: JSON values by attribute."""
+        return {**vars(self), "geometry": self.geometry.to_dict()}
+
 
 @dataclass(frozen=True)
 class Bucket:
