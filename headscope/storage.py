@@ -66,13 +66,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:
-    """Read UTF-8 text; `what` the file is, for the sentence that says it is missing.
+    """Read UTF-8 text, with or without a byte order mark; `what` the file is, for the sentence that says it is missing.
 
     Raises:
         DataError: the file is missing or is no text.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such {what}.") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from headscope.errors import DataError
-from headscope.evaluation.drawing import FULL
+from headscope.evaluation.drawing import FULL, OTHER_SEED
 from headscope.policy import Policy, load_policy
 from headscope.policy.policy import ModelShape
 
@@ -64,19 +64,22 @@ def _budget(run: Path) -> str:
 class Meaning:
     """Attributes: table: COLUMNS, budget and cache as a fraction and bytes, replay_kl on the run's unseen prompts.
     correlations: a row a budget: budget, policies, correlation (Spearman's of replay KL and overall score), low, high (95 %,
-    by bootstrap over prompts); -1 where less KL always means more meaning."""
+    by bootstrap over prompts); -1 where less KL always means more meaning. left_out: policies whose loss no run holds."""
 
     table: pd.DataFrame
     correlations: pd.DataFrame
+    left_out: list[str]
 
 
 def meaning(evaluation: str | Path, runs: Sequence[str | Path], seed: int = 0) -> Meaning:
     """Join the scores of an evaluation with the losses of the runs whose policies it drew.
 
     Raises:
-        DataError: no graded evaluation, or no run for one of its policies.
+        DataError: no graded evaluation, or no run for any of its policies.
     """
     evaluation = Path(evaluation)
+    if not (evaluation / "scores.csv").is_file():
+        raise DataError(f"{evaluation}: holds no finished evaluation; make one with `headscope evaluate`.")
     try:
         scores = pd.read_csv(evaluation / "scores.csv")
         pictures = pd.read_parquet(evaluation / "pictures.parquet")
@@ -87,25 +90,27 @@ def meaning(evaluation: str | Path, runs: Sequence[str | Path], seed: int = 0) -
         raise DataError(f"{evaluation}: was not graded; evaluate with StickerEval's prompts.")
     losses = methods.drop_duplicates("variant").set_index("variant")
     rows = []
+    floors, left_out = {OTHER_SEED, f"{FULL}_bfloat16", f"{FULL}_float32"}, dict[str, None]()
     for row in scores.to_dict("records"):
         name = str(row["variant"])
         method, _, budget = name.rpartition("-")
         if name == FULL:
             method, share, kl = FULL, 1.0, 0.0
             nbytes = float(losses.loc[losses["method"] == FULL, "cache_bytes"].iloc[0]) if len(losses) else np.nan
-        elif re.fullmatch(r"[\d.]+", budget):
-            if name not in losses.index:
-                raise DataError(f"{evaluation}: {name} was drawn, and none of the runs given holds its loss; add --run.")
+        elif name in losses.index:
             share, kl, nbytes = (
                 float(budget) / 100,
                 float(losses.loc[name, "replay_kl"]),
                 float(losses.loc[name, "cache_bytes"]),
             )
         else:
-            continue  # the floors
+            left_out |= {name: None} if name not in floors else {}
+            continue
         rows.append((method, share, row["category"], row["score"], row["low"], row["high"], kl, nbytes))
     table = pd.DataFrame(rows, columns=COLUMNS)
-    return Meaning(table, _correlations(table, pictures, seed))
+    if set(table["method"]) <= {FULL}:
+        raise DataError(f"{evaluation}: none of the runs given holds the loss of a policy that was drawn; add --run.")
+    return Meaning(table, _correlations(table, pictures, seed), list(left_out))
 
 
 def _losses(run: Path) -> pd.DataFrame:

@@ -72,7 +72,9 @@ def trace(
 def stickereval(
     evaluation: Annotated[Path, typer.Argument(metavar="EVALUATION", help="A folder of `headscope evaluate --run ...`.")],
     run: Annotated[list[Path], typer.Option(help="The runs whose policies it drew; give it again for more.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("stickereval.csv"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write, with a figure beside it.")] = Path(
+        "stickereval.csv"
+    ),
     seed: Seed = 0,
 ) -> None:
     """Meaning by method and budget, and whether replay KL predicts it. Example: headscope bench stickereval e --run runs/s20"""
@@ -93,6 +95,8 @@ def stickereval(
             shown.add_row(*(_cell(cell) for cell in row))
         lines.print(shown)
     say("correlation: Spearman's of replay KL and overall score within a budget, 95 % by bootstrap over prompts.")
+    if found.left_out:
+        say(f"left out, for no run given holds their loss: {', '.join(found.left_out)}.")
     figure = save_figure(meaning_figure(found.table), out.with_suffix(".png"))
     say(f"table: {out}, figure: {figure}")
 

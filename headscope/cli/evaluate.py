@@ -41,6 +41,7 @@ def evaluate(
     """Draw with the full cache and each policy, and compare. Example: headscope evaluate stickers-scenes --policy P --out e"""
     from headscope.benchmarks.meaning import policies_of
     from headscope.errors import DataError
+    from headscope.evaluation.drawing import FULL, OTHER_SEED
     from headscope.evaluation.evaluate import evaluate as measure
     from headscope.evaluation.features import need_packages
     from headscope.evaluation.imported import read_results
@@ -73,8 +74,15 @@ def evaluate(
     if len(policies) != len(files):
         raise DataError("Two policy files have the same name, by which the table tells them apart: rename one.")
     for folder in run or ():
-        policies |= policies_of(folder, loaded.shape)
+        found_there = policies_of(folder, loaded.shape)
+        if both := policies.keys() & found_there.keys():
+            raise DataError(f"{folder}: has a policy called {sorted(both)[0]}, as one given before; evaluate them apart.")
+        policies |= found_there
     other = "bfloat16" if str(loaded.dtype) == "torch.float32" else "float32"
+    names = [FULL, OTHER_SEED, *([f"{FULL}_{other}"] if floor else []), *policies]
+    imported = None if results is None else read_results(results, names)  # what is wrong with it is told before it is drawn
+    if grading is None and layout is None:
+        say("not graded: StickerEval grades its own kinds of prompts, drawn by a model of 96 x 96 pixels.")
     with progress() as tell:
         drawers = partial(
             draw_in_crew, source=model, device=device, crew=Crew(workers=workers),
@@ -87,7 +95,6 @@ def evaluate(
             drawers=drawers if workers > 1 else None,
             progress=lambda what, done, total: tell(what, done, total, float("nan")),
         )  # fmt: skip
-    imported = None if results is None else read_results(results, list(found.likeness["variant"]))
     if imported is not None:
         from headscope.storage import write_whole
 
@@ -115,15 +122,17 @@ def _grading(file: Path, layout: str | None) -> Any:
     """StickerEval's prompts if the file holds such; None for GenEval's own and for plain ones."""
     import json
 
+    from headscope.evaluation.layouts import JSON_LINES
     from headscope.evaluation.prompts import TAGS, read_grading_prompts
+    from headscope.storage import read_text
 
-    if layout is not None or file.is_dir() or file.suffix not in (".jsonl", ".json"):
+    if layout is not None or file.is_dir() or file.suffix.lower() not in JSON_LINES:
         return None
     tags = set()
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in read_text(file, "prompt file").split("\n"):
         if line.strip():
             one = json.loads(line)
-            tags.add(one.get("tag") if isinstance(one, dict) and "include" in one else None)
+            tags.add(str(one.get("tag")) if isinstance(one, dict) and "include" in one else None)
     return read_grading_prompts(file) if tags & set(TAGS) - {"counting", "position"} or tags <= set(TAGS) else None
 
 
@@ -138,5 +147,11 @@ def _table(frame: pd.DataFrame) -> None:
 
     shown = Table(*(Column(str(name), no_wrap=True) for name in frame.columns), box=None)
     for row in frame.itertuples(index=False):
-        shown.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row))
+        shown.add_row(*(_cell(value) for value in row))
     lines.print(shown)
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if value == value else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -50,7 +51,9 @@ def batch_for(model: ImageModel, variants: Sequence[Variant], prefix: int, strea
     """
     largest = max(variant.cache_bytes(model, prefix, streams) for variant in variants)
     if largest > memory:
-        raise DataError(f"--memory: {memory:,} bytes a batch hold no cache of one picture, which takes {largest:,}; give more.")
+        raise DataError(
+            f"--memory: {memory:,} bytes for a worker's batch hold no cache of one picture, which takes {largest:,}; give more."
+        )
     return min(memory // largest, most)
 
 
@@ -135,16 +138,22 @@ def batches_to_draw(folder: Path, total: int, batch_size: int) -> list[list[int]
 
 
 def seconds_of(folder: Path) -> float:
-    """Seconds a picture of `draw_variant`; of several processes each its own."""
-    noted = [read_json(path) for path in folder.glob("*.json")]
-    return sum(float(one["seconds"]) for one in noted) / max(sum(int(one["pictures"]) for one in noted), 1)
+    """Seconds a picture of `draw_variant`, of several processes each its own; NaN where they were lost."""
+    try:
+        noted = [read_json(path) for path in folder.glob("[0-9]*.json")]
+        return sum(float(one["seconds"]) for one in noted) / sum(int(one["pictures"]) for one in noted)
+    except (DataError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return math.nan
 
 
 def _drawn(folder: Path, total: int) -> list[tuple[int, Samples]]:
     """(number, sample) of what was drawn before; a picture's number follows from its seed."""
     found = []
-    for path in sorted(folder.glob("*.parquet")):
-        samples = Samples.load(path)
+    for path in sorted(path for path in folder.glob("*.parquet") if path.stem.isdigit()):
+        try:
+            samples = Samples.load(path)
+        except DataError:
+            raise DataError(f"{path}: is damaged; delete it, and the same command draws its pictures again.") from None
         first = int(path.stem)
         begin = int(samples.seeds[0]) - first
         for place, seed in enumerate(samples.seeds.tolist()):

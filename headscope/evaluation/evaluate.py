@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,12 +16,13 @@ from PIL import Image
 from headscope.errors import DataError
 from headscope.evaluation.drawing import FULL, OTHER, OTHER_SEED, Variant, batch_for, batches_to_draw, draw_variant, seconds_of
 from headscope.evaluation.grader import category_scores, paired_difference
-from headscope.evaluation.layouts import Asked
+from headscope.evaluation.layouts import DPG_PICTURES, Asked
 from headscope.evaluation.measuring import Measured, Measurer
 from headscope.evaluation.prompts import GradingPrompt
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.policy import Policy
+from headscope.runtime.sampler import check_settings
 from headscope.storage import read_json, write_json, write_whole
 
 MEMORY = 2 * 2**30
@@ -94,15 +96,22 @@ def evaluate(
     """
     out = Path(out)
     variants = [Variant(FULL), Variant(OTHER_SEED, first_seed=Variant(FULL).first_seed + OTHER)]
-    if taken := {FULL, OTHER_SEED} & set(policies):
+    if taken := {FULL, OTHER_SEED, *(f"{FULL}_{dtype}" for dtype in ("bfloat16", "float16", "float32"))} & set(policies):
         raise DataError(f"policy name {sorted(taken)[0]}: is that of a row that every table has; name the file otherwise.")
+    if layout == "dpg" and seeds != DPG_PICTURES:
+        raise DataError(f"--layout dpg: takes {DPG_PICTURES} pictures a prompt, not {seeds}; give --seeds {DPG_PICTURES}.")
+    if real is not None and len(asked) * seeds < 2:
+        raise DataError("--real: a distance needs at least two pictures on each side; give more prompts or --seeds.")
     variants += [Variant(name, policy) for name, policy in policies.items()]
     others = None if real is None else _real(Path(real))  # what cannot be read is told before anything is drawn
-    _claim(out, model, asked, seeds, guidance, layout)
     prompts = [one.prompt for one in asked]
     encoded = model.encode(prompts)
-    streams = 1 if (model.guidance if guidance is None else guidance) == 1.0 else 2
+    scale = model.guidance if guidance is None else guidance
+    check_settings(scale, model.temperature, model.top_k, model.vocabulary)
+    streams = 1 if scale == 1.0 else 2
     batch = batch_for(model, variants, encoded.ids.shape[1], streams, memory)
+    _claim(out, model, asked, seeds, guidance, layout)  # after all that can be wrong with what was asked
+    _claim_names(out, policies)
     if drawers is not None:
         total, dtype = len(prompts) * seeds, str(model.dtype).removeprefix("torch.")
         wanted = [(variant, dtype, variant.name) for variant in variants]
@@ -129,9 +138,9 @@ def evaluate(
     measurer = Measurer(model, drawn[FULL], asked, out, seeds, grading, others, layout)
     measured: dict[str, Measured] = {}
     for name in names:
+        measured[name] = measurer.measure(name, drawn[name])
         if progress is not None:
             progress("measuring", len(measured), len(names))
-        measured[name] = measurer.measure(name, drawn[name])
     seconds = {name: seconds_of(out / "tokens" / name) for name in names}
     return _written(out, measured, sizes, seconds)
 
@@ -212,12 +221,38 @@ def _claim(
     }
     file = out / "evaluation.json"
     if file.is_file():
-        found = read_json(file)
+        found = _facts(file)
+        if found.get("prompts") != facts["prompts"]:
+            raise DataError(f"{out}: holds an evaluation of other prompts (or another --limit); choose another --out.")
         for name, value in facts.items():
-            if not isinstance(found, dict) or found.get(name) != value:
-                before = found.get(name) if isinstance(found, dict) else found
+            if found.get(name) != value:
+                before = found.get(name)
                 raise DataError(f"{out}: holds an evaluation with {name} {before}, now it is {value}; choose another --out.")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and holds no evaluation; choose another folder with --out.")
     write_json(file, facts)
+
+
+def _claim_names(out: Path, policies: Mapping[str, Policy]) -> None:
+    """Note which policy each name stands for, so that its pictures are not taken for those of another one of that name."""
+    file = out / "evaluation.json"
+    facts = _facts(file)
+    before = facts.get("policies", {})
+    given = {name: policy.fingerprint() for name, policy in policies.items()}
+    if other := [name for name, digest in given.items() if before.get(name, digest) != digest]:
+        raise DataError(
+            f"{out}: holds pictures of another policy called {other[0]}; give the file another name, or choose another --out."
+        )
+    if not before.keys() >= given.keys():
+        write_json(file, {**facts, "policies": {**before, **given}})
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    try:
+        found = read_json(file)
+    except DataError as error:
+        raise DataError(f"{error} Delete {file.parent}, or choose another --out.") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{file}: is of no evaluation; delete {file.parent}, or choose another --out.")
+    return found

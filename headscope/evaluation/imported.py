@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -31,8 +32,9 @@ def read_results(path: str | Path, variants: list[str]) -> pd.DataFrame:
     """
     path = Path(path)
     text = read_text(path, "file of results")
-    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    pictures, given = [], []
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    pictures: list[tuple[str, str, bool]] = []
+    given: list[tuple[str, str, float, int]] = []
     for number, line in lines:
         where = f"{path}: line {number}"
         try:
@@ -40,16 +42,21 @@ def read_results(path: str | Path, variants: list[str]) -> pd.DataFrame:
         except ValueError as error:
             raise DataError(f"{where} is not JSON ({error}).") from None
         if isinstance(found, dict) and {"filename", "tag", "correct"} <= set(found):
-            parts = Path(str(found["filename"])).parts
-            name = next((part for part in parts if part in variants), None)
+            parents = Path(str(found["filename"])).parts[:-1]
+            name = next((part for part in reversed(parents) if part in variants), None)  # --out may be so called too
             if name is None:
                 raise DataError(f"{where}: {found['filename']} lies in none of the folders {', '.join(variants)}.")
-            pictures.append((name, str(found["tag"]), bool(found["correct"])))
+            if not isinstance(found["correct"], bool):
+                raise DataError(f"{where}: correct {found['correct']!r}; expected true or false.")
+            pictures.append((name, str(found["tag"]), found["correct"]))
         elif isinstance(found, dict) and {"variant", "category", "score"} <= set(found):
             if found["variant"] not in variants:
                 raise DataError(f"{where}: variant {found['variant']}; this evaluation has {', '.join(variants)}.")
-            if isinstance(found["score"], bool) or not isinstance(found["score"], (int, float)):
-                raise DataError(f"{where}: score {found['score']!r}; expected a number.")
+            score = found["score"]
+            if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+                raise DataError(f"{where}: score {score!r}; expected a number.")
+            if any(one[:2] == (found["variant"], str(found["category"])) for one in given):
+                raise DataError(f"{where}: {found['variant']} has a score of {found['category']} already; leave one out.")
             given.append((found["variant"], str(found["category"]), float(found["score"]), 0))
         else:
             raise DataError(f"{where}: of no known shape; expected {_SHAPES}.")

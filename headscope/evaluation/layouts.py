@@ -15,6 +15,8 @@ from headscope.errors import DataError
 from headscope.storage import read_text, write_text, write_whole
 
 LAYOUTS = ("geneval", "dpg")
+DPG_PICTURES = 4  # a prompt
+JSON_LINES = (".jsonl", ".json", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ def read_asked(path: str | Path) -> list[Asked]:
         if not found:
             raise DataError(f"{path}: holds no text file with a prompt.")
         return found
-    lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
-    if path.suffix not in (".jsonl", ".json"):
+    lines = [(number, line) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
+    if path.suffix.lower() not in JSON_LINES:
         lines = [(number, line) for number, line in lines if not line.startswith("#")]
         facts: list[dict[str, Any]] = [{"prompt": line.strip()} for _, line in lines]
     else:
@@ -83,7 +85,7 @@ def write_dpg(folder: Path, asked: Asked, pictures: Sequence[np.ndarray]) -> Non
     Raises:
         DataError: not four pictures.
     """
-    if len(pictures) != 4:
+    if len(pictures) != DPG_PICTURES:
         raise DataError(f"--layout dpg: takes four pictures a prompt, found {len(pictures)}; give --seeds 4.")
     rows = [np.concatenate(pictures[first : first + 2], 1) for first in (0, 2)]
     save_picture(np.concatenate(rows, 0), folder / f"{asked.name}.png")

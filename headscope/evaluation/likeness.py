@@ -30,7 +30,7 @@ def likeness(pictures: torch.Tensor, reference: torch.Tensor) -> dict[str, torch
         # In float32, whose convolutions are thirty times as fast; in 0..1, so that little is lost where variances cancel.
         ssim = structural_similarity_index_measure((one / 255).float(), (other / 255).float(), data_range=1.0, reduction="none")
         found["psnr"].append(torch.as_tensor(psnr).reshape(-1).float())
-        found["ssim"].append(torch.as_tensor(ssim).reshape(-1).float())
+        found["ssim"].append(torch.as_tensor(ssim).reshape(-1).float().masked_fill(found["psnr"][-1].isinf(), 1.0))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 

@@ -63,7 +63,12 @@ class Measurer:
         if kept is None:
             kept = self._measure(name, samples)
             _keep(self.out / "measured", name, key, kept)
+        elif sum(1 for _ in (self.out / name).rglob("*.png")) < self._files():
+            self._write(self.out / name, _images(self.model, samples).numpy())  # some were deleted
         return kept
+
+    def _files(self) -> int:
+        return len(self.asked) if self.layout == "dpg" else len(self.asked) * self.seeds
 
     def _measure(self, name: str, samples: Samples) -> Measured:
         images = self.reference if name == FULL else _images(self.model, samples)

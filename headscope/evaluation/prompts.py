@@ -49,7 +49,7 @@ def read_grading_prompts(path: str | Path = PROMPTS) -> list[GradingPrompt]:
     Raises:
         DataError: missing or empty file, or a line that is broken or asks for what the detector can't name.
     """
-    lines = read_text(path, "prompt file").splitlines()
+    lines = read_text(path, "prompt file").split("\n")
     classes, styles = known_names()
     found = [
         _Line(f"{path}: line {number}", classes, styles).read(line) for number, line in enumerate(lines, 1) if line.strip()

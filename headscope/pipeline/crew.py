@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,7 +105,7 @@ def spread(job: Callable[..., str], each: Sequence[tuple[Any, ...]], crew: Crew,
         done: told how many are finished.
 
     Raises:
-        HeadscopeError: what a job raised, or Ray is missing or does not answer.
+        HeadscopeError: what a job raised, workers that die again and again, or Ray is missing or does not answer.
     """
     if crew.engine == "ray":
         with _cluster(crew) as ray:
@@ -116,12 +118,35 @@ def spread(job: Callable[..., str], each: Sequence[tuple[Any, ...]], crew: Crew,
                 return list(ray.get(every))
             except ray.exceptions.RayTaskError as error:
                 raise HeadscopeError(str(error.cause)) from None
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(crew.workers, mp_context=context) as pool:
-        futures = [pool.submit(job, *arguments) for arguments in each]
-        for finished, _ in enumerate(as_completed(futures), 1):
-            done(finished)
-        return [future.result() for future in futures]
+    return _in_processes(job, each, crew.workers, done)
+
+
+def _in_processes(
+    job: Callable[..., str], each: Sequence[tuple[Any, ...]], workers: int, done: Callable[[int], None]
+) -> list[str]:
+    found: dict[int, str] = {}
+    for _ in range(RESTARTS + 1):
+        before = set(multiprocessing.active_children())
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_leave_stopping_to_the_leader)
+        try:
+            futures = {pool.submit(job, *arguments): n for n, arguments in enumerate(each) if n not in found}
+            for future in as_completed(futures):
+                found[futures[future]] = future.result()
+                done(len(found))
+            pool.shutdown()
+            return [found[n] for n in range(len(each))]
+        except BrokenProcessPool:
+            print("a worker ended early; what it was at is begun again.", file=sys.stderr)
+        except BaseException:  # a stop is a stop: nothing that waits is begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - before:
+                child.terminate()
+            raise
+    raise HeadscopeError(f"Workers ended early {RESTARTS + 1} times, for want of memory perhaps; try fewer --workers.")
+
+
+def _leave_stopping_to_the_leader() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

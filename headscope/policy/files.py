@@ -69,6 +69,8 @@ def load_policy(path: str | Path, shape: ModelShape | None = None, accept_other_
             same architecture unless `accept_other_weights`, which is then recorded in the provenance.
     """
     path = policy_file(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name the policy file in it, such as {path / 'policy.safetensors'}.")
     if not path.is_file():
         known = ", ".join(shipped())
         raise DataError(

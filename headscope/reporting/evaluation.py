@@ -34,6 +34,7 @@ def write_evaluation(folder: str | Path) -> Path:
         scores = pd.read_csv(folder / "scores.csv")
         pictures = pd.read_parquet(folder / "pictures.parquet")
         imported = pd.read_csv(folder / "imported.csv") if (folder / "imported.csv").is_file() else None
+        imported = None if imported is None else imported[imported["variant"].isin(like["variant"])]
     except Exception as error:
         raise DataError(f"{folder}: its tables cannot be read ({error}); run `headscope evaluate` again.") from None
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -147,6 +148,52 @@ def test_what_was_measured_is_not_measured_again(
     assert measured == [3]
     evaluate(larger, ASKED, {"half": half}, out, seeds=1)  # without the distances: something else
     assert len(measured) == 4
+
+
+def test_a_name_stands_for_one_policy(larger: JanusModel, half: Policy, tmp_path: Path) -> None:
+    evaluate(larger, ASKED, {"p": half}, tmp_path / "e", seeds=1)
+    other = Policy.uniform(larger.shape, window=2, stride=4, prefix=10)
+    with pytest.raises(DataError, match="holds pictures of another policy called p; give the file another name"):
+        evaluate(larger, ASKED, {"p": other}, tmp_path / "e", seeds=1)
+    both = evaluate(larger, ASKED, {"p": half, "q": other}, tmp_path / "e", seeds=1).likeness
+    assert list(both["variant"]) == ["full", "other_seed", "p", "q"]
+    for name in ("full", "other_seed", "full_bfloat16"):
+        with pytest.raises(DataError, match=f"policy name {name}: is that of a row"):
+            evaluate(larger, ASKED, {name: half}, tmp_path / "f", seeds=1)
+
+
+def test_what_is_wrong_is_told_before_the_folder_is_claimed(larger: JanusModel, tmp_path: Path) -> None:
+    long = [Asked("dog " * 500, "00000", {})]
+    for asked, options, said in (
+        (long, {}, "tokens long"),
+        (ASKED, {"guidance": float("nan")}, "guidance nan"),
+        (ASKED, {"memory": 10}, "hold no cache"),
+        (ASKED, {"layout": "dpg"}, "--layout dpg: takes 4 pictures a prompt, not 1; give --seeds 4"),
+        (ASKED[:1], {"real": tmp_path}, "needs at least two pictures on each side"),
+    ):
+        with pytest.raises(DataError, match=said):
+            evaluate(larger, asked, {}, tmp_path / "e", seeds=1, **options)  # type: ignore[arg-type]
+        assert not (tmp_path / "e").exists()
+
+
+def test_a_folder_survives_what_befalls_it(larger: JanusModel, tmp_path: Path) -> None:
+    out = tmp_path / "e"
+    first = evaluate(larger, ASKED, {}, out, seeds=1).likeness
+    (out / "full" / "00001-0.png").unlink()
+    tokens = out / "tokens" / "full"
+    (tokens / "000000 (copy).parquet").write_bytes((tokens / "000000.parquet").read_bytes())
+    (tokens / ".000000.42.part.parquet").write_bytes(b"cut")
+    (tokens / "000000.json").write_text("{}")
+    again = evaluate(larger, ASKED, {}, out, seeds=1).likeness
+    assert (out / "full" / "00001-0.png").is_file()
+    assert math.isnan(again["seconds"][0])
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), first.drop(columns="seconds"))
+    (tokens / "000000.parquet").write_bytes(b"junk")
+    with pytest.raises(DataError, match="is damaged; delete it, and the same command draws its pictures again"):
+        evaluate(larger, ASKED, {}, out, seeds=1)
+    (out / "evaluation.json").write_text("junk")
+    with pytest.raises(DataError, match="choose another --out"):
+        evaluate(larger, ASKED, {}, out, seeds=1)
 
 
 def test_a_folder_keeps_to_one_dtype(tiny_folder: Path, tmp_path: Path) -> None:

@@ -63,11 +63,23 @@ def test_losses_that_predict_meaning_correlate_with_it(tmp_path: Path, quality: 
 
 def test_a_policy_without_its_run_and_a_limit_in_bytes_are_refused(tmp_path: Path) -> None:
     evaluation, _ = make(tmp_path / "a", dict.fromkeys(METHODS, 0.5))
-    with pytest.raises(DataError, match="searched-20 was drawn, and none of the runs given holds its loss; add --run"):
+    with pytest.raises(DataError, match="none of the runs given holds the loss of a policy that was drawn; add --run"):
         meaning(evaluation, [])
     _, run = make(tmp_path / "b", dict.fromkeys(METHODS, 0.5), kept="12MiB")
     with pytest.raises(DataError, match="was searched with 12MiB; the table of budgets needs a share"):
         meaning(evaluation, [run])
+
+
+def test_a_policy_of_no_run_is_left_out_and_named(tmp_path: Path) -> None:
+    evaluation, run = make(tmp_path, dict.fromkeys(METHODS, 0.5))
+    scores = pd.read_csv(evaluation / "scores.csv")
+    mine = scores[scores["variant"] == "other_seed"].assign(variant="mine-20")
+    pd.concat([scores, mine]).to_csv(evaluation / "scores.csv", index=False)
+    found = meaning(evaluation, [run])
+    assert found.left_out == ["mine-20"]
+    assert set(found.table["method"]) == {"full", *METHODS}
+    with pytest.raises(DataError, match="holds no finished evaluation; make one with `headscope evaluate`"):
+        meaning(tmp_path / "nowhere", [run])
 
 
 def test_a_run_of_several_budgets_brings_them_all(tmp_path: Path) -> None:

@@ -147,6 +147,9 @@ def test_results_of_geneval_s_scorer_come_back_by_variant_and_tag(tmp_path: Path
         ('{"variant": "ssd", "category": "dpg", "score": 84.2}', "variant ssd; this evaluation has full, h2o"),
         ('{"variant": "full", "category": "dpg", "score": "good"}', "score 'good'; expected a number"),
         ('{"filename": "x/ssd/0.png", "tag": "a", "correct": true}', "lies in none of the folders full, h2o"),
+        ('{"filename": "x/full/0.png", "tag": "a", "correct": "false"}', "correct 'false'; expected true or false"),
+        ('{"variant": "full", "category": "dpg", "score": NaN}', "score nan; expected a number"),
+        ('{"variant": "full", "category": "dpg", "score": 1}\n' * 2, "line 2: full has a score of dpg already"),
         ('{"a": 1}', "of no known shape"),
         ("[", "is not JSON"),
     ],
@@ -155,3 +158,15 @@ def test_results_that_cannot_be_placed_are_refused(tmp_path: Path, line: str, sa
     (tmp_path / "r.jsonl").write_text(line)
     with pytest.raises(DataError, match=said):
         read_results(tmp_path / "r.jsonl", ["full", "h2o"])
+
+
+def test_the_innermost_folder_names_the_variant(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"filename": "runs/full/h2o/00000/samples/0000.png", "tag": "a", "correct": true}')
+    assert set(read_results(tmp_path / "r.jsonl", ["full", "h2o"])["variant"]) == {"h2o"}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "JSONL"])
+def test_json_lines_are_known_by_any_of_their_endings(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"p.{suffix}"
+    path.write_text('{"prompt": "a dog\u2028or two"}\n', encoding="utf-8-sig")  # a byte order mark, and a line end of Unicode's
+    assert [one.prompt for one in read_asked(path)] == ["a dog\u2028or two"]
