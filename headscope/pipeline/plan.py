@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 
 from headscope.models.protocol import ImageModel
 from headscope.pipeline.steps import Settings, streams_of
+from headscope.runtime.plain import PlainCache
 from headscope.tuning.options import default_options
 from headscope.tuning.replay import BATCH_BYTES
 
@@ -19,6 +19,8 @@ from headscope.tuning.replay import BATCH_BYTES
 OTHER_REPLAYS = 32
 # A replay in chunks of a row against one parallel call, measured on the bundled model (1.9 to 3.1).
 CHUNKED = 2.5
+# Decoding steps that are timed.
+STEPS = 3
 # What Python with torch, transformers and pandas takes before any model is loaded.
 LIBRARIES = 700 * 2**20
 
@@ -45,9 +47,9 @@ def estimate(model: ImageModel, settings: Settings, calibration: int, unseen: in
     model.decode(embeds[:, :8], None, None)
     parallel = _least(lambda: model.logits(model.decode(embeds, None, None)), 2)
     step = embeds[:1, :1].expand(rows, -1, -1)
-    cache = DynamicCache()
+    cache = PlainCache(model.shape.layers, tokens // 2 + STEPS)
     model.decode(embeds[:1, : tokens // 2].repeat(rows, 1, 1), None, cache)
-    decoding = _least(lambda: model.decode(step, None, cache), 3)
+    decoding = _least(lambda: model.decode(step, None, cache), STEPS)
     replayed = CHUNKED * parallel
     searched = min(settings.searched_pictures, calibration)
     heads = model.shape.layers * model.shape.kv_heads

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
 from headscope.errors import DataError
 from headscope.models.protocol import ImageModel
@@ -17,6 +17,7 @@ from headscope.runtime.cache import CompressedCache, compressed
 from headscope.runtime.graph import DeviceDraw, draws_on_device
 from headscope.runtime.llama import step_for
 from headscope.runtime.noise import Noise
+from headscope.runtime.plain import PlainCache
 
 DEFAULT_BATCH = 16
 Progress = Callable[[int, int], None]
@@ -114,7 +115,7 @@ def _draw(
         return prefix.texts, DeviceDraw(model, policy, prefix, seeds, **terms).draw(report)
     cache: Cache
     if policy is None:
-        cache = DynamicCache()
+        cache = PlainCache(model.shape.layers, length + count)
     else:
         cache = CompressedCache(policy, batch=len(ids), prefix=length, dtype=model.dtype, device=model.device)
     step = step_for(model) if policy is not None else None
