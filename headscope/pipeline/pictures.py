@@ -100,9 +100,7 @@ def plan_pictures(
         check_prefix(policy, prefix, texts[int(encoded.mask.sum(1).argmax())])
     small = Variant(POLICY, policy).cache_bytes(model, prefix, streams)
     full = Variant(FULL).cache_bytes(model, prefix, streams)
-    # The plain cache is copied as it grows: a layer's keys or values stand twice for a moment.
-    plain_peak = full + full // model.shape.layers
-    largest = plain_peak if compare or policy is None else small
+    largest = full if compare or policy is None else small
     a_picture = largest + _work_bytes(model, prefix, streams)
     fits = free // a_picture
     if fits < 1:
