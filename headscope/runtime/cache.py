@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from headscope.errors import CacheError, PolicyMismatch
@@ -18,17 +17,16 @@ from headscope.models.protocol import ImageModel
 from headscope.policy.budget import policy_bytes
 from headscope.policy.policy import Policy
 from headscope.runtime.buckets import HeavyHeads, WindowHeads
+from headscope.runtime.plain import CountingLayer
 
 
-class CompressedLayer(CacheLayerMixin):
+class CompressedLayer(CountingLayer):
     """One decoder layer's cache. `update` only takes the new tokens in; `attend` does the work.
 
     The first call is the whole prefix. Later calls bring one image token, or several that do not cross a stride end.
     """
 
-    is_compileable = False
     is_croppable = False
-    is_sliding = False
 
     def __init__(self, policy: Policy, number: int) -> None:
         super().__init__()
@@ -41,7 +39,6 @@ class CompressedLayer(CacheLayerMixin):
         self._order = None if order == sorted(order) else torch.tensor(order)
         self.buckets: list[WindowHeads | HeavyHeads] = []
         self.prefix = 0
-        self.seen = 0  # tokens, the prefix included
         self._bias: torch.Tensor | None = None
         self._pending: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -188,22 +185,9 @@ class CompressedLayer(CacheLayerMixin):
             )
         return groups
 
-    def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
-        """Keys the model thinks it sees, and their offset; older transformers pass the positions in place of a length."""
-        length = len(query_length) if isinstance(query_length, torch.Tensor) and query_length.ndim else int(query_length)
-        return self.seen + length, 0
-
-    def get_seq_length(self) -> int:
-        """Tokens seen so far, kept or not."""
-        return self.seen
-
     def get_max_length(self) -> int:
         """Tokens that can be seen in all."""
         return self.policy.prefix + self.policy.shape.geometry.tokens
-
-    def get_max_cache_shape(self) -> int:
-        """As `get_max_length`, under the name of older transformers."""
-        return self.get_max_length()
 
     def nbytes(self) -> int:
         """Bytes of every tensor kept between calls (0 before the first)."""

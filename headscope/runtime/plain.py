@@ -11,19 +11,37 @@ from transformers.cache_utils import CacheLayerMixin
 from headscope.errors import CacheError
 
 
-class PlainLayer(CacheLayerMixin):
+class CountingLayer(CacheLayerMixin):
+    """A layer that knows how many tokens it has seen: what a model asks of it before it builds a mask."""
+
+    is_compileable = False
+    is_sliding = False
+    seen = 0  # tokens, the prefix included
+
+    def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
+        """Keys the model sees, and their offset; older transformers pass the positions in place of a length."""
+        length = len(query_length) if isinstance(query_length, torch.Tensor) and query_length.ndim else int(query_length)
+        return self.seen + length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens seen so far, kept or not."""
+        return self.seen
+
+    def get_max_cache_shape(self) -> int:
+        """As `get_max_length`, under the name of older transformers."""
+        return self.get_max_length()
+
+
+class PlainLayer(CountingLayer):
     """One decoder layer's keys and values [B, H, tokens, D], filled from the left; attention sees the filled part as a view.
 
     Example: 6 tokens. A prefix of 3 fills slots 0 to 2; the next token is written to slot 3, and the model attends to 0 to 3.
     A `DynamicLayer` of transformers would copy those 3 first, in every layer and at every token.
     """
 
-    is_compileable = False
-    is_sliding = False
-
     def __init__(self, tokens: int) -> None:
         super().__init__()
-        self.tokens, self.seen = tokens, 0
+        self.tokens = tokens
         self._kept = (torch.empty(0), torch.empty(0))
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -52,21 +70,8 @@ class PlainLayer(CacheLayerMixin):
         self.seen = new.stop
         return keys[:, :, : self.seen], values[:, :, : self.seen]
 
-    def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
-        """Keys the model sees, and their offset; older transformers pass the positions in place of a length."""
-        length = len(query_length) if isinstance(query_length, torch.Tensor) and query_length.ndim else int(query_length)
-        return self.seen + length, 0
-
-    def get_seq_length(self) -> int:
-        """Tokens seen so far."""
-        return self.seen
-
     def get_max_length(self) -> int:
         """Tokens there is room for."""
-        return self.tokens
-
-    def get_max_cache_shape(self) -> int:
-        """As `get_max_length`, under the name of older transformers."""
         return self.tokens
 
 
