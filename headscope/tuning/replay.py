@@ -89,12 +89,20 @@ class ReplayResult:
         return numbers
 
 
+class GivenUp(Exception):
+    """Raised by the watcher of a replay to end it."""
+
+
 # Told the losses, float64 [pictures], of the next pictures as soon as they are known; may raise to end the measurement.
 Watch = Callable[[torch.Tensor], None]
 
 
 class Measures(Protocol):
     """What a search needs of a replay; tests pass synthetic ones."""
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        ...
 
     def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
         """The loss of `policy` on the pictures this object holds; see `Replay.measure`."""
@@ -107,6 +115,10 @@ class Remembered:
 
     replay: Measures
     results: dict[str, ReplayResult] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.replay)
 
     def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
         """The stored result, or a new measurement."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from headscope.policy.budget import Limit
 from headscope.policy.policy import ModelShape, Policy
 from headscope.policy.presets import CONTROLS, PRESETS, Preset, tighter
 from headscope.storage import read_json, write_json, write_whole
-from headscope.tuning.replay import Measures
+from headscope.tuning.replay import GivenUp, Measures, chunks
 
 # What a searched policy is compared with, and what SSD's classes are.
 COMPARED = ("streaming", "h2o", "linear", "pyramid", "ssd", *CONTROLS)
+
+ROUNDING = 1.000001
+_UNMEASURED = {"kl": float("nan"), "at_least": float("nan"), "seconds": 0.0}
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ def sweep_presets(
     A variant whose buffer does not fit the limit is left out, and said in the table (`fits` False). A preset of which none
     fits is tried with a shorter stride, where it has one; and is left out where that does not help.
 
+    The cheapest variants go first. A variant that has lost more on some of the pictures than the best of its preset on all of
+    them can't become the best any more, as no picture gains: it is given up, its `kl` is nan, and `at_least` stands for it.
+
     Raises:
         BudgetError: no preset fits.
     """
@@ -69,38 +76,65 @@ def sweep_presets(
         shorter = [] if any(build(variant) for variant in usual) else tighter(name, shape.geometry)
         variants += [(name, variant) for variant in [*usual, *(shorter[:1] if quick else shorter)]]
     losses = _read_losses(path)
-    rows, best, least = [], {}, dict.fromkeys(names, float("inf"))
-    for done, (name, variant) in enumerate(variants):
-        row = {
-            "method": name,
-            "variant": _described(variant),
-            "fits": True,
-            "kl": float("nan"),
-            "seconds": 0.0,
-            "fingerprint": "",
-        }
-        rows.append(row)
-        policy = build(variant)
-        row["fits"] = policy is not None
+    policies = [build(variant) for _, variant in variants]
+    for done, index in enumerate(_cheap_first(policies, shape.geometry)):
+        policy = policies[index]
         if policy is not None:
-            key = policy.fingerprint()
-            if key not in losses:
-                found = replay.measure(policy)
-                losses[key] = {"kl": found.kl, "seconds": found.seconds}
+            rivals = [other for (name, _), other in zip(variants, policies, strict=True) if name == variants[index][0]]
+            least = _least(losses.get(other.fingerprint(), {}) for other in rivals if other is not None)
+            known = losses.get(policy.fingerprint(), {})
+            if "kl" not in known and known.get("at_least", 0.0) <= least:
+                losses[policy.fingerprint()] = _measured(replay, policy, least)
                 if path is not None:
                     write_json(path, losses)
-            row |= {**losses[key], "fingerprint": key}
-            if losses[key]["kl"] < least[name]:
-                least[name] = losses[key]["kl"]
-                best[name] = policy.replace(provenance={**policy.provenance, "variant": row["variant"]})
         if progress is not None:
             progress(done + 1, len(variants))
+    rows, best, least_of = [], {}, dict.fromkeys(names, float("inf"))
+    for (name, variant), policy in zip(variants, policies, strict=True):
+        key = "" if policy is None else policy.fingerprint()
+        row = {"method": name, "variant": _described(variant), "fits": policy is not None, **_UNMEASURED, "fingerprint": key}
+        rows.append(row)
+        if policy is not None:
+            found = losses[key]
+            row |= {column: found[column] for column in _UNMEASURED if column in found}
+            if found.get("kl", float("inf")) < least_of[name]:
+                least_of[name] = found["kl"]
+                best[name] = policy.replace(provenance={**policy.provenance, "variant": row["variant"]})
     if not best:
         raise BudgetError(f"No variant of {', '.join(names)} fits {limit.bytes:,} bytes: raise the limit.")
     table = pd.DataFrame(rows)
     if path is not None:
         write_whole(Path(path).with_name("presets.parquet"), lambda target: table.to_parquet(target, index=False))
     return Sweep(best, table)
+
+
+def _cheap_first(policies: Sequence[Policy | None], geometry: Geometry) -> list[int]:
+    """Indices by the number of chunks a policy is replayed in."""
+    pieces = [0 if policy is None else sum(1 for _ in chunks(policy, geometry)) for policy in policies]
+    return sorted(range(len(policies)), key=lambda index: pieces[index])
+
+
+def _least(rivals: Iterable[Mapping[str, float]]) -> float:
+    """The least loss among a preset's variants so far, a hair above it for sums in another order."""
+    return min((rival["kl"] for rival in rivals if "kl" in rival), default=float("inf")) * ROUNDING
+
+
+def _measured(replay: Measures, policy: Policy, least: float) -> dict[str, float]:
+    """Loss and seconds of one variant; in place of the loss only `at_least`, once that is above `least`."""
+    began = time.perf_counter()
+    lost, seen = 0.0, 0
+
+    def watch(by_picture: torch.Tensor) -> None:
+        nonlocal lost, seen
+        lost, seen = lost + float(by_picture.sum()), seen + len(by_picture)
+        if seen < len(replay) and lost / len(replay) > least:
+            raise GivenUp
+
+    try:
+        found = replay.measure(policy, watch)
+    except GivenUp:
+        return {"at_least": lost / len(replay), "seconds": time.perf_counter() - began}
+    return {"kl": found.kl, "at_least": found.kl, "seconds": found.seconds}
 
 
 def _variants(name: str, geometry: Geometry, quick: bool) -> list[Preset]:

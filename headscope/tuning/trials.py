@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headscope.errors import DataError, HeadscopeError
 from headscope.policy.policy import HEAD_TENSORS, ModelShape, Policy
-from headscope.tuning.replay import Measures
+from headscope.tuning.replay import GivenUp, Measures
 from headscope.tuning.samplers import INCUMBENT, Reseeded
 from headscope.tuning.space import Space
 from headscope.tuning.storages import again, marked, reap
@@ -38,10 +38,6 @@ MEASURED = ("kl", "top1", "cache_bytes", "given_up", "kl_by_picture")
 PRUNED_AT, PRUNED_AFTER = 0.1, 8
 # A worker that waits for the last trials of others looks again after so many seconds.
 WAIT = 0.5
-
-
-class GivenUp(Exception):
-    """Raised by the watcher of a replay to end it."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,9 @@ class Landscape:
         self.pictures, self.replayed = pictures, 0
         self.killed_at, self.slow = killed_at, slow
 
+    def __len__(self) -> int:
+        return self.pictures
+
     def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
         self.measured.append(policy)
         if len(self.measured) == self.killed_at:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from headscope.errors import BudgetError, DataError
 from headscope.policy import PRESETS, Limit, Policy, policy_bytes
+from headscope.storage import write_json
 from headscope.tuning import search, sweep_presets
 from headscope.tuning.replay import ReplayResult, Watch
 from headscope.tuning.space import ClassSpace, GroupSpace, TableSpace, fitting_strides, merged, neutral
@@ -142,6 +143,37 @@ def test_a_sweep_keeps_the_best_of_at_least_five(tmp_path: Path) -> None:
     resumed = sweep_presets(again, SHAPE, LIMIT, SCORES, prefix=PREFIX, path=tmp_path / "presets.json")
     assert again.measured == []
     assert all(resumed.best[name].same_as(policy) for name, policy in sweep.best.items())
+
+
+def test_a_sweep_gives_up_what_has_lost_already_and_finds_the_same_best(tmp_path: Path) -> None:
+    class Whole(Landscape):
+        def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
+            return super().measure(policy)
+
+    land, whole = Landscape(pictures=32), Whole(pictures=32)
+    sweep = sweep_presets(land, SHAPE, LIMIT, SCORES, prefix=PREFIX, path=tmp_path / "presets.json")
+    slow = sweep_presets(whole, SHAPE, LIMIT, SCORES, prefix=PREFIX)
+    assert sweep.best.keys() == slow.best.keys()
+    assert all(sweep.best[name].same_as(policy) for name, policy in slow.best.items())
+    assert land.replayed < whole.replayed
+    given_up = sweep.table["kl"].isna() & sweep.table["fits"]
+    assert given_up.any()
+    least = sweep.table.groupby("method")["kl"].transform("min")
+    assert (sweep.table["at_least"] > least)[given_up].all()
+    assert (sweep.table["at_least"] <= slow.table["kl"] * 1.000001)[sweep.table["fits"]].all()
+    again = Landscape(pictures=32)
+    resumed = sweep_presets(again, SHAPE, LIMIT, SCORES, prefix=PREFIX, path=tmp_path / "presets.json")
+    assert again.measured == []
+    assert resumed.table.drop(columns="seconds").equals(sweep.table.drop(columns="seconds"))
+
+
+def test_a_policy_that_one_preset_gives_up_may_be_the_best_of_another(tmp_path: Path) -> None:
+    land = Landscape(pictures=32)
+    alone = sweep_presets(land, SHAPE, LIMIT, SCORES, prefix=PREFIX, names=["ssd"])
+    path = tmp_path / "presets.json"
+    write_json(path, {alone.best["ssd"].fingerprint(): {"at_least": 1e-9, "seconds": 0.0}})  # as another preset left it
+    again = sweep_presets(land, SHAPE, LIMIT, SCORES, prefix=PREFIX, names=["ssd"], path=path)
+    assert again.best["ssd"].same_as(alone.best["ssd"])
 
 
 def test_no_multiplier_changes_nothing() -> None:
