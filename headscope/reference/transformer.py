@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from headscope.errors import DataError
-from headscope.reference import bf16, parallel
+from headscope.reference import attention, bf16, parallel
 from headscope.reference.configuration import build
 from headscope.reference.journal import Journal
 from headscope.reference.muon import MuonAdam
@@ -145,6 +145,8 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
     use_bf16 = bf16.has_units(plan.device)
     if use_bf16:
         bf16.fuse(model.model.language_model, plan.device)
+    elif plan.device == "cpu":
+        attention.use(model.model.language_model)
     while step < steps:
         rng = np.random.default_rng([plan.seed, rank, step, 2, *stage])
         batch = mixed_batch(preset, stickers, train, book, rng, plan.device, narrowing(step / steps))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from headscope.errors import DataError
-from headscope.reference import bf16
+from headscope.reference import attention, bf16
 from headscope.reference import transformer as recipe
 from headscope.reference.configuration import build
 from headscope.reference.pictures import Stickers
@@ -152,3 +152,5 @@ def test_the_loss_of_a_token_is_what_the_network_gives_it(tokenizer: PreTrainedT
             hidden = model.model.language_model(inputs_embeds=shown, attention_mask=attended, use_cache=False)
             told = model.model.generation_head(hidden.last_hidden_state[:, -1]).log_softmax(-1)
             assert torch.allclose(losses[:, place], -told.gather(1, tokens[:, place : place + 1])[:, 0], atol=1e-4)
+        attention.use(model.model.language_model)
+        torch.testing.assert_close(token_losses(model, ids, mask, tokens), losses)
