@@ -12,10 +12,12 @@ from transformers import PreTrainedTokenizerFast
 
 from headscope.errors import DataError, HeadscopeError
 from headscope.evaluation.detector import WEIGHTS, StickerDetector
+from headscope.evaluation.grader import StickerEval
+from headscope.evaluation.prompts import read_grading_prompts
 from headscope.models import load_model
 from headscope.reference import agreement as eye
+from headscope.reference import asked, parallel
 from headscope.reference import detector as grader
-from headscope.reference import parallel
 from headscope.reference.drawn import drawn_pool, named_things
 from headscope.reference.export import export as export_folder
 from headscope.reference.export import scene_prompts
@@ -23,7 +25,6 @@ from headscope.reference.icons import build_pictures
 from headscope.reference.lessons import LessonBook, Pool
 from headscope.reference.pictures import load_stickers, prompts_by_seed
 from headscope.reference.presets import PRESETS, Preset
-from headscope.reference.scenes import SceneBook
 from headscope.reference.tokenizer import build_tokenizer
 from headscope.reference.transformer import Plan, train_transformer
 from headscope.reference.vq import train_vq
@@ -142,7 +143,7 @@ def detector(
     """Train and test StickerEval's detector. Example: python -m headscope.reference detector --pictures stickers96.parquet"""
     book = LessonBook(load_stickers(pictures, PRESETS["full"], seed))
     if prompts is not None:
-        print(grader.write_prompts(book, prompts))
+        print(asked.write_prompts(book, prompts))
     drawer = grader.drawing_model(model)
     if sample is not None:
         print(grader.write_sample(book, drawer, sample))
@@ -165,7 +166,22 @@ def real(
     seed: int = 4,
 ) -> None:
     """Compose what StickerEval asks for, as real pictures. Example: python -m headscope.reference real --pictures F"""
-    print(grader.write_real(SceneBook(load_stickers(pictures, PRESETS["full"], 0)), out, seed))
+    print(asked.write_real(LessonBook(load_stickers(pictures, PRESETS["full"], 0)), out, seed))
+
+
+@app.command()
+def ceiling(
+    pictures: Pictures,
+    out: Annotated[Path, typer.Option(help="Table to write.")] = STICKERS / "ceiling.csv",
+    model: Annotated[str, typer.Option(help="A name or folder: its VQ model is looked through.")] = SCENES,
+    views: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 8,
+    seed: int = 6,
+) -> None:
+    """Grade real pictures of what StickerEval asks for. Example: python -m headscope.reference ceiling --pictures F"""
+    book = LessonBook(load_stickers(pictures, PRESETS["full"], 0))
+    table = asked.ceiling(book, grader.drawing_model(model), StickerEval(), read_grading_prompts(), views, seed)
+    print(table.to_string(index=False))
+    print(write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.4f")))
 
 
 def _earlier(weights: Path | None) -> StickerDetector:

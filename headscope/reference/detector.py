@@ -14,15 +14,13 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
-from functools import partial
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
@@ -30,7 +28,6 @@ from torch.nn import functional
 from headscope.errors import DataError
 from headscope.evaluation.detector import Detection, DetectorNetwork, StickerDetector, channels_last
 from headscope.evaluation.grader import relations
-from headscope.evaluation.prompts import TAGS
 from headscope.models import load_model
 from headscope.models.janus import JanusModel
 from headscope.reference import bf16
@@ -45,19 +42,20 @@ from headscope.reference.lessons import (
     seen_through,
 )
 from headscope.reference.muon import MuonAdam
+from headscope.reference.pictures import as_bytes
 from headscope.reference.presets import STYLES
 from headscope.reference.scenes import (
     CLASSES,
+    POSITIONS,
     RELATIONS,
     Scene,
-    SceneBook,
     compose,
     describe,
     held_out_count,
     pair_held_out,
 )
 from headscope.reference.vq import encode
-from headscope.storage import write_text, write_whole
+from headscope.storage import write_whole
 
 RATE, ADAM_RATE = 0.02, 2e-3
 WARM_STEPS, DECAY_FROM = 40, 0.3
@@ -65,7 +63,6 @@ WARM_STEPS, DECAY_FROM = 40, 0.3
 # many nats `other` loses, since what is graded is nearly always meant to be of the classes, and in lessons much is not.
 THRESHOLD, RARE = 0.6, 3.0
 WARM_RATE = 0.5  # share of the rates for a run that goes on from a trained detector
-_SAID = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 EXAM = {"single": 600, "two": 250, "counting": 250, "position": 250, "unseen single": 210, "unseen pair": 150, "other": 150}
 RESAMPLED_KINDS, TIMES = ("single", "two", "counting", "position"), ("once", "twice", "three times")
 RESAMPLED_EXAM = 96  # pictures of each of these kinds
@@ -212,61 +209,6 @@ def ship(detector: StickerDetector, path: Path) -> Path:
     return path
 
 
-def grading_prompts(book: SceneBook, per_category: int = 40, seed: int = 0) -> list[tuple[dict[str, Any], Scene]]:
-    """Prompts in GenEval's shape, and a scene each that shows what is asked for. Two, counting and position ask only for what
-    training's scenes never show.
-
-    A style is said under the tag `style` alone, so that nothing is asked for that is not graded.
-    """
-    rng = np.random.default_rng([seed, 7])
-    pairs = [pair for pair in itertools.combinations(CLASSES, 2) if pair_held_out(*pair)]
-    drawn = iter(rng.permutation(len(pairs)))
-    names = {tag: rng.permutation(list(CLASSES)) for tag in ("single", "style", "counting")}
-    found = []
-    for tag, number in itertools.product(TAGS, range(per_category)):
-        relation = None
-        if tag in ("two", "position"):
-            chosen = [str(name) for name in rng.permutation(pairs[next(drawn)])]
-            relation = list(RELATIONS)[number % len(RELATIONS)] if tag == "position" else None
-        else:
-            name = str(names[tag][number % len(CLASSES)])
-            chosen = [name] * (held_out_count(name) if tag == "counting" else 1)
-        style = next(style for style in np.roll(STYLES, -number).tolist() if (chosen[0], style) in book.index)
-        scene = compose("single" if tag == "style" else tag, chosen, [style] * len(chosen), relation, rng)
-        prompt = describe(scene, rng)
-        while (" style" in prompt) != (tag == "style"):
-            prompt = describe(scene, rng)
-        include: list[dict[str, Any]] = [{"class": name, "count": chosen.count(name)} for name in dict.fromkeys(chosen)]
-        if tag == "style":
-            include[0]["style"] = style
-        if relation is not None:  # GenEval names the other thing first
-            include = [include[1], {**include[0], "position": [_SAID[relation], 0]}]
-        found.append(({"tag": tag, "include": include, "prompt": prompt}, scene))
-    return found
-
-
-def write_prompts(book: SceneBook, path: Path) -> Path:
-    """Write them as JSON lines."""
-    return write_text(path, "".join(json.dumps(line) + "\n" for line, _ in grading_prompts(book)))
-
-
-def write_real(book: SceneBook, folder: Path, seed: int = 4) -> Path:
-    """Compose a picture of what each grading prompt asks for, as PNG files, for `headscope evaluate --real`.
-
-    A thing that was never drawn in its scene's style has the first style that there is; no such style is asked for.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    scenes = []
-    for _, scene in grading_prompts(book):
-        styles = [item.style if (item.name, item.style) in book.index else book.styles[item.name][0] for item in scene.items]
-        items = (replace(item, style=style) for item, style in zip(scene.items, styles, strict=True))
-        scenes.append(replace(scene, items=tuple(items)))
-    pictures = _bytes(book.render(scenes, np.random.default_rng([seed, 7]))).permute(0, 2, 3, 1).numpy()
-    for number, picture in enumerate(pictures):
-        write_whole(folder / f"{number:04d}.png", partial(Image.fromarray(picture).save, format="PNG"))
-    return folder
-
-
 def drawing_model(name: str) -> JanusModel:
     """A bundled model or one in a folder, frozen.
 
@@ -319,7 +261,7 @@ def wholly_right(scene: Scene, found: list[Detection]) -> dict[str, bool]:
     right = Counter((item.name, item.style) for item in true) == Counter((one.name, one.style) for one in found)
     if right and scene.relation is not None:
         first, second = (next(one for one in found if one.name == item.name) for item in true)
-        right = _SAID[scene.relation] in relations(first, second)
+        right = POSITIONS[scene.relation] in relations(first, second)
     return {"classes": named, "right": right}
 
 
@@ -344,8 +286,8 @@ def examine(
             scenes = exam(book, kind, min(32, count - start), rng)
             pixels = book.render(scenes, rng)
             views = {
-                "composed": _bytes(pixels),
-                "after the VQ model": _bytes(seen_through(model.network.model.vqmodel, pixels)),
+                "composed": as_bytes(pixels),
+                "after the VQ model": as_bytes(seen_through(model.network.model.vqmodel, pixels)),
             }
             if kind in RESAMPLED_KINDS and start < RESAMPLED_EXAM:
                 captions = [describe(scene, chance) for scene in scenes]
@@ -382,8 +324,3 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     middle = share + spread / 2
     half = z * (share * (1 - share) / count + spread / (4 * count)) ** 0.5
     return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
-
-
-def _bytes(pixels: torch.Tensor) -> torch.Tensor:
-    """Pictures in -1..1 as uint8."""
-    return ((pixels + 1) * 127.5).round().byte()

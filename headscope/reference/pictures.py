@@ -134,3 +134,8 @@ def prompts_by_seed(stickers: Stickers, count: int, seed: int) -> list[str]:
         for b, said in zip(rng.integers(len(names), size=count), rng.random(count) < 0.5, strict=True)
     ]
     return [caption(stickers.concepts[i], stickers.styles[i], b) for i, b in zip(chosen, backgrounds, strict=False)]
+
+
+def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Pictures in -1..1 as uint8."""
+    return ((pixels + 1) * 127.5).round().byte()

@@ -11,9 +11,11 @@ from PIL import Image
 
 from headscope.errors import DataError
 from headscope.evaluation.detector import known_names
+from headscope.evaluation.grader import StickerEval
 from headscope.evaluation.prompts import TAGS, Wanted, read_grading_prompts
 from headscope.models import load_model
-from headscope.reference.detector import write_real
+from headscope.reference.asked import SEEN, ceiling, grading_prompts, write_real
+from headscope.reference.detector import drawing_model
 from headscope.reference.presets import STYLES
 from headscope.reference.scenes import CLASSES, held_out_count, pair_held_out
 from tests.evaluation.drawings import squares
@@ -111,3 +113,24 @@ def test_real_pictures_are_one_a_grading_prompt_and_the_same_every_time(tmp_path
     assert all((first / name).read_bytes() == (again / name).read_bytes() for name in names)
     with Image.open(first / "0000.png") as picture:
         assert (picture.size, picture.mode) == ((96, 96), "RGB")
+
+
+def test_styles_are_asked_for_of_drawings_that_the_detector_learned_only() -> None:
+    book = squares()
+    book.unseen = [(name, "flat") for name in CLASSES]
+    asked = [line["include"][0] for line, _ in grading_prompts(book) if line["tag"] == "style"]
+    assert {one["style"] for one in asked} == {"noto"}
+
+
+def test_the_prompts_have_the_wording_of_their_first_day() -> None:
+    """Whatever training's prompts say since: class, count, background and wording follow from the seed alone."""
+    shipped = [prompt.prompt for prompt in read_grading_prompts() if prompt.tag != "style"]
+    assert [line["prompt"] for line, _ in grading_prompts(squares()) if line["tag"] != "style"] == shipped
+
+
+def test_what_real_pictures_are_given_is_told_by_category() -> None:
+    """The drawings are plain squares here, in which the detector finds nothing it could grade as right."""
+    table = ceiling(squares(), drawing_model("stickers-scenes"), StickerEval(), read_grading_prompts(), views=1)
+    assert table["seen"].value_counts().to_dict() == dict.fromkeys(SEEN, len(TAGS) + 1)
+    assert (table["pictures"] == [*[40] * len(TAGS), 200] * 2).all()
+    assert (table["score"] <= 0.1).all()
