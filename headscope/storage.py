@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from headscope.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -72,11 +75,40 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
         DataError: the file is missing or is no text.
     """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such {what}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable text file ({error}).") from None
+        raise DataError(f"{path}: no such {what}; give the path of one that is there.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8.") from None
+    except OSError as error:
+        raise DataError(f"{path}: not a readable text file ({error.strerror or error}); give a {what}.") from None
+    if "\0" in text:
+        raise DataError(f"{path}: not a text file, it holds zero bytes; give a {what} in UTF-8.")
+    return text
+
+
+def read_table(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a CSV file. Only an empty cell is missing: names such as NA and None stay names.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or lacks one of `columns`.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such table; the command that writes it has not run, or not to its end.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete it and run the command that writes it again.") from None
+    if lacking := [name for name in columns if name not in table]:
+        raise DataError(f"{path}: has no column {lacking[0]}; delete it and run the command that writes it again.")
+    return table
+
+
+def json_fault(error: ValueError) -> str:
+    """What is wrong with one line of JSON, without a line number of its own."""
+    return f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:

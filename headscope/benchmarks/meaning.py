@@ -16,6 +16,7 @@ from headscope.errors import DataError
 from headscope.evaluation.drawing import FULL, OTHER_SEED
 from headscope.policy import Policy, load_policy
 from headscope.policy.policy import ModelShape
+from headscope.storage import read_table
 
 COLUMNS = ["method", "budget", "category", "score", "low", "high", "replay_kl", "cache_bytes"]
 _BOOTSTRAPS = 2000
@@ -39,8 +40,9 @@ def _places(run: Path) -> dict[str, tuple[Path, Path]]:
     """Budget (`20`) -> policy file and folder of its search: those of `search RUN --keep 50,20%`, and the run's own."""
     found: dict[str, tuple[Path, Path]] = {}
     for path in sorted((run / "policies").glob("keep-*.safetensors")):
-        budget = f"{float(path.stem.removeprefix('keep-')):g}"
-        found[budget] = (path, run / "search" / path.stem)
+        match = re.fullmatch(r"keep-(\d+(?:\.\d+)?)", path.stem)
+        if match is not None:  # else somebody's copy
+            found[f"{float(match[1]):g}"] = (path, run / "search" / path.stem)
     if found and not (run / "policy.safetensors").is_file():
         return found
     return {_budget(run): (run / "policy.safetensors", run / "search"), **found}
@@ -48,6 +50,8 @@ def _places(run: Path) -> dict[str, tuple[Path, Path]]:
 
 def _budget(run: Path) -> str:
     """`20` of a run that was searched with --keep 20%."""
+    if not run.is_dir():
+        raise DataError(f"{run}: no such run folder; give one that `headscope search` has finished.")
     if not (run / "policy.safetensors").is_file():
         raise DataError(f"{run}: holds no policy yet; run `headscope search {run}` first.")
     try:
@@ -56,7 +60,10 @@ def _budget(run: Path) -> str:
         raise DataError(f"{run / 'run.json'}: names no limit, so this is no finished search.") from None
     match = re.fullmatch(r"([\d.]+)\s*%", text)
     if match is None:
-        raise DataError(f"{run}: was searched with {text}; the table of budgets needs a share such as --keep 20%.")
+        raise DataError(
+            f"{run}: was searched with {text}, and policies are named by a share such as --keep 20%; give its policy by "
+            f"--policy {run / 'policy.safetensors'}."
+        )
     return f"{float(match[1]):g}"
 
 
@@ -81,11 +88,11 @@ def meaning(evaluation: str | Path, runs: Sequence[str | Path], seed: int = 0) -
     if not (evaluation / "scores.csv").is_file():
         raise DataError(f"{evaluation}: holds no finished evaluation; make one with `headscope evaluate`.")
     try:
-        scores = pd.read_csv(evaluation / "scores.csv")
+        scores = read_table(evaluation / "scores.csv", ("variant", "category", "score", "low", "high"))
         pictures = pd.read_parquet(evaluation / "pictures.parquet")
-        methods = pd.concat([_losses(Path(run)) for run in runs]) if runs else pd.DataFrame(columns=["variant"])
     except (OSError, ValueError) as error:
-        raise DataError(f"{evaluation}: its tables or those of the runs cannot be read ({error}).") from None
+        raise DataError(f"{evaluation}: its pictures.parquet cannot be read ({error}); evaluate once more.") from None
+    methods = pd.concat([_losses(Path(run)) for run in runs]) if runs else pd.DataFrame(columns=["variant"])
     if scores.empty or "correct" not in pictures:
         raise DataError(f"{evaluation}: was not graded; evaluate with StickerEval's prompts.")
     losses = methods.drop_duplicates("variant").set_index("variant")
@@ -116,7 +123,8 @@ def meaning(evaluation: str | Path, runs: Sequence[str | Path], seed: int = 0) -
 def _losses(run: Path) -> pd.DataFrame:
     tables = []
     for budget, (policy, search) in _places(run).items():
-        table = pd.read_csv(run / "methods.csv" if policy.parent == run else search / "methods.csv")
+        file = run / "methods.csv" if policy.parent == run else search / "methods.csv"
+        table = read_table(file, ("method", "replay_kl", "cache_bytes"))
         tables.append(table.assign(variant=[name if name == FULL else f"{name}-{budget}" for name in table["method"]]))
     return pd.concat(tables)
 

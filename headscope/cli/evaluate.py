@@ -26,7 +26,7 @@ def evaluate(
     prompts: Annotated[
         Path | None, typer.Option(help="JSON lines, a text file, or a folder of text files (default: StickerEval's).")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 8,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Pictures a prompt.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts, evenly from the file.")] = None,
     real: Annotated[Path | None, typer.Option(help="Folder of real pictures (PNG), for the distances.")] = None,
     layout: Annotated[str | None, typer.Option(help="geneval or dpg: folders that those scorers read.")] = None,
@@ -72,7 +72,8 @@ def evaluate(
     files = list(policy or [])
     policies: dict[str, Policy] = {file.stem: load_policy(file, loaded.shape) for file in files}
     if len(policies) != len(files):
-        raise DataError("Two policy files have the same name, by which the table tells them apart: rename one.")
+        twice = next(file.stem for file in files if [other.stem for other in files].count(file.stem) > 1)
+        raise DataError(f"--policy: two files are called {twice}, and the table tells them apart by name; rename one.")
     for folder in run or ():
         found_there = policies_of(folder, loaded.shape)
         if both := policies.keys() & found_there.keys():
@@ -80,7 +81,8 @@ def evaluate(
         policies |= found_there
     other = "bfloat16" if str(loaded.dtype) == "torch.float32" else "float32"
     names = [FULL, OTHER_SEED, *([f"{FULL}_{other}"] if floor else []), *policies]
-    imported = None if results is None else read_results(results, names)  # what is wrong with it is told before it is drawn
+    # What is wrong with it is told before anything is drawn.
+    imported = None if results is None else read_results(results, names, len(asked), seeds)
     if grading is None and layout is None:
         say("not graded: StickerEval grades its own kinds of prompts, drawn by a model of 96 x 96 pixels.")
     with progress() as tell:
@@ -99,6 +101,11 @@ def evaluate(
         from headscope.storage import write_whole
 
         write_whole(out / "imported.csv", lambda path: imported.to_csv(path, index=False))
+        for row in imported[imported["category"] == "overall"].to_dict("records"):
+            if 0 < row["pictures"] < len(asked) * seeds:
+                say(
+                    f"imported: {row['variant']} has scores of {row['pictures']:,} of its {len(asked) * seeds:,} pictures only."
+                )
         _table(imported.pivot_table(index="variant", columns="category", values="score", sort=False).reset_index())
     sizes = [f"{value / 1024:,.0f}" if value == value else "" for value in found.likeness["cache_bytes"]]
     _table(
@@ -122,18 +129,29 @@ def _grading(file: Path, layout: str | None) -> Any:
     """StickerEval's prompts if the file holds such; None for GenEval's own and for plain ones."""
     import json
 
-    from headscope.evaluation.layouts import JSON_LINES
+    from headscope.evaluation.detector import known_names
+    from headscope.evaluation.layouts import GENEVAL_TAGS, JSON_LINES
     from headscope.evaluation.prompts import TAGS, read_grading_prompts
     from headscope.storage import read_text
 
     if layout is not None or file.is_dir() or file.suffix.lower() not in JSON_LINES:
         return None
-    tags = set()
+    entries = []
     for line in read_text(file, "prompt file").split("\n"):
         if line.strip():
-            one = json.loads(line)
-            tags.add(str(one.get("tag")) if isinstance(one, dict) and "include" in one else None)
-    return read_grading_prompts(file) if tags & set(TAGS) - {"counting", "position"} or tags <= set(TAGS) else None
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                return read_grading_prompts(file)  # says which line
+    if not any(isinstance(one, dict) and "include" in one for one in entries):
+        return None
+    tags = {str(one.get("tag")) for one in entries if isinstance(one, dict)}
+    if tags & (set(TAGS) - GENEVAL_TAGS) or not tags & GENEVAL_TAGS:
+        return read_grading_prompts(file)
+    things = [thing for one in entries if isinstance(one, dict) for thing in one.get("include") or ()]
+    known = set(known_names()[0])
+    ours = tags <= set(TAGS) and all(isinstance(thing, dict) and thing.get("class") in known for thing in things)
+    return read_grading_prompts(file) if ours else None
 
 
 def _side(model: Any) -> int:

@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
-from headscope.errors import DataError
+from headscope.errors import CacheError, DataError
 from headscope.evaluation.drawing import FULL, OTHER, OTHER_SEED, Variant, batch_for, batches_to_draw, draw_variant, seconds_of
 from headscope.evaluation.grader import category_scores, paired_difference
-from headscope.evaluation.layouts import DPG_PICTURES, Asked
+from headscope.evaluation.layouts import Asked, check_layout
 from headscope.evaluation.measuring import Measured, Measurer
 from headscope.evaluation.prompts import GradingPrompt
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.policy import Policy
+from headscope.runtime.cache import check_prefix
 from headscope.runtime.sampler import check_settings
 from headscope.storage import read_json, write_json, write_whole
 
@@ -98,8 +100,7 @@ def evaluate(
     variants = [Variant(FULL), Variant(OTHER_SEED, first_seed=Variant(FULL).first_seed + OTHER)]
     if taken := {FULL, OTHER_SEED, *(f"{FULL}_{dtype}" for dtype in ("bfloat16", "float16", "float32"))} & set(policies):
         raise DataError(f"policy name {sorted(taken)[0]}: is that of a row that every table has; name the file otherwise.")
-    if layout == "dpg" and seeds != DPG_PICTURES:
-        raise DataError(f"--layout dpg: takes {DPG_PICTURES} pictures a prompt, not {seeds}; give --seeds {DPG_PICTURES}.")
+    check_layout(layout, asked, seeds)
     if real is not None and len(asked) * seeds < 2:
         raise DataError("--real: a distance needs at least two pictures on each side; give more prompts or --seeds.")
     variants += [Variant(name, policy) for name, policy in policies.items()]
@@ -108,6 +109,7 @@ def evaluate(
     encoded = model.encode(prompts)
     scale = model.guidance if guidance is None else guidance
     check_settings(scale, model.temperature, model.top_k, model.vocabulary)
+    _check_lengths(policies, prompts, encoded.mask.sum(1))
     streams = 1 if scale == 1.0 else 2
     batch = batch_for(model, variants, encoded.ids.shape[1], streams, memory)
     _claim(out, model, asked, seeds, guidance, layout)  # after all that can be wrong with what was asked
@@ -189,7 +191,9 @@ def _scores(graded: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def _real(folder: Path) -> np.ndarray:
     """All PNG files below a folder, uint8 [n, height, width, 3], brought to the size of the first."""
-    files = sorted(folder.rglob("*.png")) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give --real one with at least two real pictures (PNG).")
+    files = sorted(folder.rglob("*.png"))
     if len(files) < 2:
         raise DataError(f"{folder}: found {len(files)} PNG files, expected a folder with at least two real pictures.")
     found: list[np.ndarray] = []
@@ -204,6 +208,16 @@ def _real(folder: Path) -> np.ndarray:
     return np.stack(found)
 
 
+def _check_lengths(policies: Mapping[str, Policy], prompts: Sequence[str], lengths: torch.Tensor) -> None:
+    """Refuse a prompt that is too long for a policy before anything is drawn."""
+    longest = int(lengths.argmax())
+    for name, policy in policies.items():
+        try:
+            check_prefix(policy, int(lengths[longest]), prompts[longest])
+        except CacheError as error:
+            raise DataError(f"policy {name}: {error}") from None
+
+
 def _claim(
     out: Path, model: ImageModel, asked: Sequence[Asked], seeds: int, guidance: float | None, layout: str | None
 ) -> None:
@@ -215,7 +229,7 @@ def _claim(
         "prompts": hashlib.sha256(text.encode()).hexdigest()[:16],
         "count": len(asked),
         "seeds": seeds,
-        "guidance": guidance,
+        "guidance": model.guidance if guidance is None else guidance,
         "layout": layout,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
@@ -224,6 +238,8 @@ def _claim(
         found = _facts(file)
         if found.get("prompts") != facts["prompts"]:
             raise DataError(f"{out}: holds an evaluation of other prompts (or another --limit); choose another --out.")
+        if found.get("guidance") is None:  # the model's own, as earlier versions wrote it
+            found["guidance"] = model.guidance
         for name, value in facts.items():
             if found.get(name) != value:
                 before = found.get(name)

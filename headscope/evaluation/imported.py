@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
 
 from headscope.errors import DataError
-from headscope.storage import read_text
+from headscope.storage import json_fault, read_text
 
 _SHAPES = (
     '{"filename": "VARIANT/00000/samples/0000.png", "tag": ..., "correct": true} or '
@@ -17,44 +18,54 @@ _SHAPES = (
 )
 
 
-def read_results(path: str | Path, variants: list[str]) -> pd.DataFrame:
+def read_results(path: str | Path, variants: list[str], prompts: int | None = None, seeds: int | None = None) -> pd.DataFrame:
     """Scores by variant and category.
 
     GenEval's `evaluate_images.py` writes a line a picture with `filename`, `tag` and `correct`; the variant is the folder under
     the evaluation's in that path, and `overall` the mean of the tags. Other scorers: a line a variant and category.
 
     Args:
-        variants: names of the evaluation's folders.
+        variants: names of the evaluation's folders. prompts, seeds: how many it has, where a picture of more is to be refused.
     Returns:
         variant, category, score, pictures (0 where it is not known).
     Raises:
-        DataError: missing file, a line of neither shape, or of a variant that this evaluation does not have.
+        DataError: missing file, a line of neither shape, of a variant or a picture that this evaluation does not have, or of
+            one that was scored already.
     """
     path = Path(path)
     text = read_text(path, "file of results")
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     pictures: list[tuple[str, str, bool]] = []
     given: list[tuple[str, str, float, int]] = []
+    first: dict[str, int] = {}
     for number, line in lines:
         where = f"{path}: line {number}"
         try:
             found = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{where} is not JSON ({error}).") from None
+            raise DataError(f"{where} is not JSON ({json_fault(error)}); expected {_SHAPES}.") from None
         if isinstance(found, dict) and {"filename", "tag", "correct"} <= set(found):
-            parents = Path(str(found["filename"])).parts[:-1]
-            name = next((part for part in reversed(parents) if part in variants), None)  # --out may be so called too
-            if name is None:
+            parts = Path(str(found["filename"])).parts
+            at = next((n for n in reversed(range(len(parts) - 1)) if parts[n] in variants), None)  # --out may be so called too
+            if at is None:
                 raise DataError(f"{where}: {found['filename']} lies in none of the folders {', '.join(variants)}.")
             if not isinstance(found["correct"], bool):
                 raise DataError(f"{where}: correct {found['correct']!r}; expected true or false.")
-            pictures.append((name, str(found["tag"]), found["correct"]))
+            if not isinstance(found["tag"], str) or not found["tag"].strip():
+                raise DataError(f'{where}: tag {found["tag"]!r}; expected a category such as "counting".')
+            name, picture = parts[at], "/".join(parts[at:])
+            if not _there(parts[at + 1 :], prompts, seeds):
+                raise DataError(f"{where}: {picture} is none of {prompts} prompts x {seeds} pictures; leave it out.")
+            if picture in first:
+                raise DataError(f"{where}: {picture} was scored in line {first[picture]} already; leave one out.")
+            first[picture] = number
+            pictures.append((name, found["tag"], found["correct"]))
         elif isinstance(found, dict) and {"variant", "category", "score"} <= set(found):
             if found["variant"] not in variants:
                 raise DataError(f"{where}: variant {found['variant']}; this evaluation has {', '.join(variants)}.")
             score = found["score"]
-            if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-                raise DataError(f"{where}: score {score!r}; expected a number.")
+            if isinstance(score, bool) or not isinstance(score, (int, float)) or not _finite(score):
+                raise DataError(f"{where}: score {repr(score)[:20]}; expected a number.")
             if any(one[:2] == (found["variant"], str(found["category"])) for one in given):
                 raise DataError(f"{where}: {found['variant']} has a score of {found['category']} already; leave one out.")
             given.append((found["variant"], str(found["category"]), float(found["score"]), 0))
@@ -69,4 +80,22 @@ def read_results(path: str | Path, variants: list[str]) -> pd.DataFrame:
             by_tag = part.groupby("category")["correct"].agg(["mean", "size"])
             rows += [(name, tag, float(row["mean"]), int(row["size"])) for tag, row in by_tag.iterrows()]
             rows.append((name, "overall", float(by_tag["mean"].mean()), len(part)))
+        if both := {one[:2] for one in given} & {one[:2] for one in rows[len(given) :]}:
+            name, category = min(both)
+            raise DataError(f"{path}: {name} has a score of {category} and pictures that make one too; leave one out.")
     return pd.DataFrame(rows, columns=["variant", "category", "score", "pictures"])
+
+
+def _there(place: tuple[str, ...], prompts: int | None, seeds: int | None) -> bool:
+    """Whether `00000/samples/0000.png` is a picture of the evaluation; of other paths nobody knows."""
+    match = re.fullmatch(r"(\d+)/samples/(\d+)\.png", "/".join(place))
+    if match is None or prompts is None or seeds is None:
+        return True
+    return int(match[1]) < prompts and int(match[2]) < seeds
+
+
+def _finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond all floats
+        return False

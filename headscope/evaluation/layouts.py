@@ -12,20 +12,23 @@ import numpy as np
 from PIL import Image
 
 from headscope.errors import DataError
-from headscope.storage import read_text, write_text, write_whole
+from headscope.storage import json_fault, read_text, write_text, write_whole
 
 LAYOUTS = ("geneval", "dpg")
+GENEVAL_TAGS = {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
 DPG_PICTURES = 4  # a prompt
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt and what its file says of it: `name`, what its pictures are called after; `facts`, its line in a JSON file."""
+    """A prompt and what its file says of it: `name`, what its pictures are called after; `facts`, its line in a JSON file, as
+    `line` has it."""
 
     prompt: str
     name: str
     facts: dict[str, Any]
+    line: str = ""
 
 
 def read_asked(path: str | Path) -> list[Asked]:
@@ -40,7 +43,7 @@ def read_asked(path: str | Path) -> list[Asked]:
         found = [Asked(_text(file).strip(), file.stem, {}) for file in files]
         found = [one for one in found if one.prompt]
         if not found:
-            raise DataError(f"{path}: holds no text file with a prompt.")
+            raise DataError(f"{path}: holds no text file with a prompt; give a folder of *.txt files, one prompt each.")
         return found
     lines = [(number, line) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
     if path.suffix.lower() not in JSON_LINES:
@@ -50,7 +53,32 @@ def read_asked(path: str | Path) -> list[Asked]:
         facts = [_object(path, number, line) for number, line in lines]
     if not facts:
         raise DataError(f"{path}: holds no prompt; write one a line.")
-    return [Asked(str(one["prompt"]), f"{number:05d}", one) for number, one in enumerate(facts)]
+    texts = [line.strip() for _, line in lines] if path.suffix.lower() in JSON_LINES else [""] * len(lines)
+    return [Asked(str(one["prompt"]), f"{n:05d}", one, text) for n, (one, text) in enumerate(zip(facts, texts, strict=True))]
+
+
+def check_layout(layout: str | None, asked: Sequence[Asked], seeds: int) -> None:
+    """Refuse prompts that the scorer of a layout could not use.
+
+    Raises:
+        DataError: geneval without a tag and what is to be there; dpg without a name of its own for each prompt, or with other
+            than four pictures a prompt.
+    """
+    if layout == "geneval":
+        for number, one in enumerate(asked, 1):
+            if not {"tag", "include"} <= one.facts.keys():
+                raise DataError(
+                    f'--layout geneval: prompt {number} ({one.prompt!r}) has no "tag" and "include", which GenEval\'s scorer '
+                    "reads; give JSON lines that have both, or leave --layout out."
+                )
+    if layout == "dpg":
+        if any(one.facts for one in asked):
+            raise DataError(
+                "--layout dpg: DPG-Bench's scorer knows a prompt by the name of its file; give --prompts a folder of *.txt "
+                "files, one prompt each."
+            )
+        if seeds != DPG_PICTURES:
+            raise DataError(f"--layout dpg: takes {DPG_PICTURES} pictures a prompt, not {seeds}; give --seeds {DPG_PICTURES}.")
 
 
 def _text(path: Path) -> str:
@@ -61,7 +89,9 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except ValueError as error:
-        raise DataError(f"{path}: line {number} is not JSON ({error}).") from None
+        raise DataError(
+            f'{path}: line {number} is not JSON ({json_fault(error)}); expected an object with a "prompt".'
+        ) from None
     if not isinstance(found, dict) or not isinstance(found.get("prompt"), str) or not found["prompt"].strip():
         raise DataError(f'{path}: line {number} is not a JSON object with a "prompt".')
     return found
@@ -76,7 +106,15 @@ def write_geneval(folder: Path, number: int, asked: Asked, pictures: Sequence[np
     place = folder / f"{number:05d}"
     for seed, picture in enumerate(pictures):
         save_picture(picture, place / "samples" / f"{seed:04d}.png")
-    write_text(place / "metadata.jsonl", json.dumps(asked.facts or {"prompt": asked.prompt}, ensure_ascii=False) + "\n")
+    write_facts(folder, number, asked)
+
+
+def write_facts(folder: Path, number: int, asked: Asked) -> None:
+    """`00000/metadata.jsonl`, the prompt's line as it is; one that stands there already is not touched."""
+    file = folder / f"{number:05d}" / "metadata.jsonl"
+    text = (asked.line or json.dumps(asked.facts or {"prompt": asked.prompt}, ensure_ascii=False)) + "\n"
+    if not file.is_file() or file.read_bytes() != text.encode():
+        write_text(file, text)
 
 
 def write_dpg(folder: Path, asked: Asked, pictures: Sequence[np.ndarray]) -> None:

@@ -19,7 +19,7 @@ from headscope.evaluation.distances import distances
 from headscope.evaluation.drawing import FULL
 from headscope.evaluation.features import FeatureNetwork
 from headscope.evaluation.grader import StickerEval
-from headscope.evaluation.layouts import Asked, save_picture, write_dpg, write_geneval
+from headscope.evaluation.layouts import Asked, save_picture, write_dpg, write_facts, write_geneval
 from headscope.evaluation.likeness import cosine, likeness, token_agreement
 from headscope.evaluation.prompts import GradingPrompt
 from headscope.models.protocol import ImageModel
@@ -65,6 +65,9 @@ class Measurer:
             _keep(self.out / "measured", name, key, kept)
         elif sum(1 for _ in (self.out / name).rglob("*.png")) < self._files():
             self._write(self.out / name, _images(self.model, samples).numpy())  # some were deleted
+        elif self.layout == "geneval":
+            for number, one in enumerate(self.asked):  # their facts may have been edited since
+                write_facts(self.out / name, number, one)
         return kept
 
     def _files(self) -> int:

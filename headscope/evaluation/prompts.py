@@ -11,7 +11,7 @@ from typing import Any
 
 from headscope.errors import DataError
 from headscope.evaluation.detector import known_names
-from headscope.storage import read_text
+from headscope.storage import json_fault, read_text
 
 PROMPTS = Path(__file__).parent / "stickereval.jsonl"
 TAGS = ("single", "style", "two", "counting", "position")
@@ -71,7 +71,7 @@ class _Line:
         try:
             given = json.loads(text)
         except ValueError as error:
-            raise DataError(f"{self.where} is not JSON ({error}); expected {_SHAPE}.") from None
+            raise DataError(f"{self.where} is not JSON ({json_fault(error)}); expected {_SHAPE}.") from None
         if not isinstance(given, dict) or not isinstance(given.get("include"), list) or not given["include"]:
             raise DataError(f'{self.where} has no list "include" of what must be in the picture; expected {_SHAPE}.')
         prompt, tag = given.get("prompt"), given.get("tag")

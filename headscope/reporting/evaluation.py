@@ -15,7 +15,7 @@ from PIL import Image
 
 from headscope.errors import DataError
 from headscope.reporting import words
-from headscope.storage import read_json, write_text
+from headscope.storage import read_json, read_table, write_text
 
 SHOWN = 12  # prompts whose pictures stand in the page
 
@@ -29,14 +29,16 @@ def write_evaluation(folder: str | Path) -> Path:
     folder = Path(folder)
     if not (folder / "likeness.csv").is_file():
         raise DataError(f"{folder}: holds no finished evaluation; make one with `headscope evaluate`.")
+    like = read_table(folder / "likeness.csv", ("variant", "agreement", "psnr", "ssim", "cosine", "cache_bytes", "seconds"))
+    scores = read_table(folder / "scores.csv", ("variant", "category", "score"))
+    imported = None
+    if (folder / "imported.csv").is_file():
+        imported = read_table(folder / "imported.csv", ("variant", "category", "score"))
+        imported = imported[imported["variant"].isin(like["variant"])]
     try:
-        like = pd.read_csv(folder / "likeness.csv")
-        scores = pd.read_csv(folder / "scores.csv")
         pictures = pd.read_parquet(folder / "pictures.parquet")
-        imported = pd.read_csv(folder / "imported.csv") if (folder / "imported.csv").is_file() else None
-        imported = None if imported is None else imported[imported["variant"].isin(like["variant"])]
     except Exception as error:
-        raise DataError(f"{folder}: its tables cannot be read ({error}); run `headscope evaluate` again.") from None
+        raise DataError(f"{folder}: its pictures.parquet cannot be read ({error}); evaluate once more.") from None
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"percent": words.percent, "size": words.size}
     package = files("headscope.reporting")
@@ -53,6 +55,7 @@ def write_evaluation(folder: str | Path) -> Path:
         imported_categories=[] if imported is None else list(dict.fromkeys(imported["category"])),
         rows=_pictures(folder, like["variant"].tolist(), pictures, str(facts.get("layout"))),
         distances="kernel" in like,
+        dtypes=any(str(name).startswith("full_") for name in like["variant"]),
     )
     return write_text(folder / "report.html", text)
 
@@ -79,8 +82,11 @@ def _pictures(folder: Path, variants: list[str], pictures: pd.DataFrame, layout:
 def _inlined(path: Path) -> str:
     if not path.is_file():
         return ""
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
+    try:
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+    except OSError as error:
+        raise DataError(f"{path}: not a readable picture ({error}); delete it, and the same command writes it again.") from None
     small.thumbnail((160, 160), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", lossless=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from headscope.cli.evaluate import _grading
 from headscope.errors import DataError
 from headscope.evaluation.drawing import (
     FIRST_SEED,
@@ -27,7 +28,9 @@ from headscope.evaluation.likeness import likeness
 from headscope.models import load_model
 from headscope.models.janus import JanusModel
 from headscope.policy import Limit, Policy, make_preset, policy_bytes, save_policy
+from headscope.reporting.evaluation import write_evaluation
 from headscope.runtime import generate
+from headscope.storage import read_json
 from tests.cli.command import headscope
 
 PROMPTS = ["red apple", "a blue car", "dog"]
@@ -174,6 +177,68 @@ def test_what_is_wrong_is_told_before_the_folder_is_claimed(larger: JanusModel, 
         with pytest.raises(DataError, match=said):
             evaluate(larger, asked, {}, tmp_path / "e", seeds=1, **options)  # type: ignore[arg-type]
         assert not (tmp_path / "e").exists()
+
+
+def test_a_prompt_too_long_for_a_policy_is_told_before_the_folder_is_claimed(
+    larger: JanusModel, half: Policy, tmp_path: Path
+) -> None:
+    limit = {"bytes": policy_bytes(half, prefix=10), "batch": 1, "streams": 2, "dtype": "float32", "of": "all"}
+    searched = half.replace(provenance={"limit": limit})
+    long = [*ASKED, Asked("dog " * 12, "00003", {})]
+    with pytest.raises(DataError, match=r"policy half: A prompt of \d+ tokens \('dog dog"):
+        evaluate(larger, long, {"half": searched}, tmp_path / "e", seeds=1)
+    assert not (tmp_path / "e").exists()
+
+
+def test_the_model_s_guidance_may_be_said(larger: JanusModel, tmp_path: Path) -> None:
+    first = evaluate(larger, ASKED, {}, tmp_path / "e", seeds=1).likeness
+    again = evaluate(larger, ASKED, {}, tmp_path / "e", seeds=1, guidance=larger.guidance).likeness
+    pd.testing.assert_frame_equal(again, first)
+    with pytest.raises(DataError, match="holds an evaluation with guidance"):
+        evaluate(larger, ASKED, {}, tmp_path / "e", seeds=1, guidance=larger.guidance + 1)
+
+
+def test_facts_for_geneval_s_scorer_are_those_of_the_prompt_file_today(larger: JanusModel, tmp_path: Path) -> None:
+    for count in (1, 2):
+        facts = {"tag": "counting", "include": [{"class": "dog", "count": count}], "prompt": "dog"}
+        evaluate(larger, [Asked("dog", "00000", facts)], {}, tmp_path / "e", seeds=1, layout="geneval")
+        for name in ("full", "other_seed"):
+            assert read_json(tmp_path / "e" / name / "00000" / "metadata.jsonl") == facts
+
+
+@pytest.mark.parametrize("name", ["NA", "None", "nan"])
+def test_a_policy_may_be_called_as_nothing_is(larger: JanusModel, half: Policy, tmp_path: Path, name: str) -> None:
+    evaluate(larger, ASKED, {name: half}, tmp_path / "e", seeds=1)
+    write_csv = "variant,category,score,pictures\n" + f"{name},{name},0.5,3\n"
+    (tmp_path / "e" / "imported.csv").write_text(write_csv)
+    page = write_evaluation(tmp_path / "e").read_text(encoding="utf-8")
+    assert page.count(f'<th scope="row">{name}</th>') == 2
+    (tmp_path / "e" / name / "00000-0.png").write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"00000-0.png: not a readable picture .*delete it, and the same command"):
+        write_evaluation(tmp_path / "e")
+    (tmp_path / "e" / "imported.csv").write_text("")
+    with pytest.raises(DataError, match=r"imported.csv: cannot be read .*delete it"):
+        write_evaluation(tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    ("line", "graded"),
+    [
+        ('{"tag": "counting", "include": [{"class": "lemon", "count": 3}], "prompt": "three lemons"}', True),
+        ('{"tag": "counting", "include": [{"class": "bench", "count": 3}], "prompt": "three benches"}', False),
+        ('{"tag": "colors", "include": [{"class": "lemon", "count": 1, "color": "red"}], "prompt": "a red lemon"}', False),
+        ('{"prompt": "three lemons"}', False),
+    ],
+)
+def test_prompts_of_the_grader_s_own_kind_are_graded(tmp_path: Path, line: str, graded: bool) -> None:
+    (tmp_path / "p.jsonl").write_text(line + "\n")
+    assert (_grading(tmp_path / "p.jsonl", None) is not None) == graded
+
+
+def test_a_tag_that_is_nobody_s_is_told(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"tag": "sinlge", "include": [{"class": "lemon"}], "prompt": "a lemon"}\n')
+    with pytest.raises(DataError, match="unknown tag 'sinlge'; nearest known: single"):
+        _grading(tmp_path / "p.jsonl", None)
 
 
 def test_a_folder_survives_what_befalls_it(larger: JanusModel, tmp_path: Path) -> None:

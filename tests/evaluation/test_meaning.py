@@ -66,7 +66,10 @@ def test_a_policy_without_its_run_and_a_limit_in_bytes_are_refused(tmp_path: Pat
     with pytest.raises(DataError, match="none of the runs given holds the loss of a policy that was drawn; add --run"):
         meaning(evaluation, [])
     _, run = make(tmp_path / "b", dict.fromkeys(METHODS, 0.5), kept="12MiB")
-    with pytest.raises(DataError, match="was searched with 12MiB; the table of budgets needs a share"):
+    with pytest.raises(
+        DataError,
+        match=r"was searched with 12MiB, .* such as --keep 20%; give its policy by --policy",
+    ):
         meaning(evaluation, [run])
 
 
@@ -119,3 +122,18 @@ def test_the_figure_draws_each_method_at_each_budget(tmp_path: Path) -> None:
         assert (score, 0.25) in heights
     assert {text.get_text() for text in axes.texts} == set(METHODS)
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["20", "10"]
+
+
+def test_a_damaged_table_is_named_itself_and_copies_of_policies_are_nobody_s(tmp_path: Path) -> None:
+    evaluation, run = make(tmp_path, dict.fromkeys(METHODS, 0.5))
+    (run / "policies").mkdir()
+    (run / "policies" / "keep-20-old.safetensors").write_bytes(b"")
+    assert set(meaning(evaluation, [run]).table["method"]) == {"full", *METHODS}
+    (run / "methods.csv").write_text("variant,replay_kl\nh2o,1\n")
+    with pytest.raises(DataError, match=r"run/methods.csv: has no column method; delete it"):
+        meaning(evaluation, [run])
+    (run / "methods.csv").write_text("")
+    with pytest.raises(DataError, match=r"run/methods.csv: cannot be read"):
+        meaning(evaluation, [run])
+    with pytest.raises(DataError, match="nope: no such run folder"):
+        meaning(evaluation, [tmp_path / "nope"])

@@ -16,7 +16,7 @@ from headscope.evaluation import features
 from headscope.evaluation.distances import distances
 from headscope.evaluation.features import FeatureNetwork
 from headscope.evaluation.imported import read_results
-from headscope.evaluation.layouts import Asked, read_asked, write_dpg, write_geneval
+from headscope.evaluation.layouts import Asked, check_layout, read_asked, write_dpg, write_geneval
 from headscope.evaluation.likeness import likeness, token_agreement
 
 
@@ -87,12 +87,12 @@ def test_a_missing_extra_is_named_with_its_installation(monkeypatch: pytest.Monk
 
 def test_geneval_s_folders_hold_what_its_scorer_reads(tmp_path: Path) -> None:
     line = {"tag": "counting", "include": [{"class": "cow", "count": 2}], "prompt": "a photo of two cows"}
-    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a dog"}) + "\n\n" + json.dumps(line) + "\n")
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a dog"}) + "\n\n" + json.dumps(line, separators=(",", ":")) + "\n")
     asked = read_asked(tmp_path / "p.jsonl")
     pictures = list(noise(3, 0).numpy())
     write_geneval(tmp_path / "full", 1, asked[1], pictures)
     place = tmp_path / "full" / "00001"
-    assert json.loads((place / "metadata.jsonl").read_text()) == line
+    assert (place / "metadata.jsonl").read_text() == json.dumps(line, separators=(",", ":")) + "\n"  # as the file has it
     files = sorted((place / "samples").iterdir())
     assert [file.name for file in files] == ["0000.png", "0001.png", "0002.png"]
     assert (np.asarray(Image.open(files[2])) == pictures[2]).all()
@@ -127,6 +127,24 @@ def test_a_broken_prompt_file_names_the_line(tmp_path: Path, text: str, said: st
         read_asked(tmp_path / "p.jsonl")
 
 
+@pytest.mark.parametrize("written", [b"caf\xe9\n", "a dog".encode("utf-16"), b"a\0b\n"])
+def test_prompts_that_are_no_text_are_refused_with_what_to_do(tmp_path: Path, written: bytes) -> None:
+    (tmp_path / "p.txt").write_bytes(written)
+    with pytest.raises(DataError, match="UTF-8"):
+        read_asked(tmp_path / "p.txt")
+
+
+def test_a_layout_wants_prompts_that_its_scorer_can_use() -> None:
+    plain = Asked("a dog", "00000", {"prompt": "a dog"})
+    check_layout(None, [plain], 1)
+    check_layout("geneval", [Asked("a dog", "0", {"tag": "single_object", "include": [], "prompt": "a dog"})], 1)
+    check_layout("dpg", [Asked("a dog", "partiprompts1", {})], 4)
+    with pytest.raises(DataError, match=r"--layout geneval: prompt 1 \('a dog'\) has no \"tag\" and \"include\""):
+        check_layout("geneval", [plain], 4)
+    with pytest.raises(DataError, match="knows a prompt by the name of its file; give --prompts a folder"):
+        check_layout("dpg", [plain], 4)
+
+
 def test_results_of_geneval_s_scorer_come_back_by_variant_and_tag(tmp_path: Path) -> None:
     lines = [
         {"filename": f"e/{name}/{n:05d}/samples/0000.png", "tag": tag, "correct": right}
@@ -150,14 +168,27 @@ def test_results_of_geneval_s_scorer_come_back_by_variant_and_tag(tmp_path: Path
         ('{"filename": "x/full/0.png", "tag": "a", "correct": "false"}', "correct 'false'; expected true or false"),
         ('{"variant": "full", "category": "dpg", "score": NaN}', "score nan; expected a number"),
         ('{"variant": "full", "category": "dpg", "score": 1}\n' * 2, "line 2: full has a score of dpg already"),
+        ('{"variant": "full", "category": "dpg", "score": 1' + "0" * 400 + "}", "score 10+; expected a number"),
+        ('{"filename": "full/00000/samples/0000.png", "tag": null, "correct": true}', "tag None; expected a category"),
+        (
+            '{"filename": "full/00000/samples/0000.png", "tag": "a", "correct": true}\n' * 2,
+            "line 2: .* in line 1 already",
+        ),
+        ('{"filename": "full/00002/samples/0000.png", "tag": "a", "correct": true}', "is none of 2 prompts x 1 pictures"),
+        ('{"filename": "full/00000/samples/0001.png", "tag": "a", "correct": true}', "is none of 2 prompts x 1 pictures"),
+        (
+            '{"variant": "full", "category": "overall", "score": 1}\n'
+            '{"filename": "full/00000/samples/0000.png", "tag": "a", "correct": true}',
+            "full has a score of overall and pictures that make one too; leave one out",
+        ),
         ('{"a": 1}', "of no known shape"),
-        ("[", "is not JSON"),
+        ("[", r"line 1 is not JSON \(Expecting value, column 2\); expected"),
     ],
 )
 def test_results_that_cannot_be_placed_are_refused(tmp_path: Path, line: str, said: str) -> None:
     (tmp_path / "r.jsonl").write_text(line)
     with pytest.raises(DataError, match=said):
-        read_results(tmp_path / "r.jsonl", ["full", "h2o"])
+        read_results(tmp_path / "r.jsonl", ["full", "h2o"], prompts=2, seeds=1)
 
 
 def test_the_innermost_folder_names_the_variant(tmp_path: Path) -> None:
