@@ -27,7 +27,7 @@ from headscope.evaluation.prompts import PROMPTS, TAGS, GradingPrompt, read_grad
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.janus import JanusModel
 from headscope.reference.detector import wilson
-from headscope.storage import read_json, write_whole
+from headscope.storage import read_json, read_text, write_whole
 
 GRADED = tuple(tag for tag in TAGS if tag != "style")
 NOTHING = "nothing"
@@ -57,7 +57,7 @@ def pack_labelled(drawn: Path, model: JanusModel, out: Path, prompts: Path = PRO
     tokens = load_file(drawn / "pictures.safetensors")["tokens"]
     lines, seeds = (torch.tensor([one[name] for one in facts["pictures"]]) for name in ("prompt_line", "seed"))
     about = {name: str(facts[name]) for name in ("model", "guidance", "temperature")}
-    about |= {"prompts": _sha256(prompts), "vq": weights_fingerprint(model.network.model.vqmodel)}
+    about |= {"prompts": _digest(prompts, lines.tolist()), "vq": weights_fingerprint(model.network.model.vqmodel)}
     kept = {"tokens": tokens.to(torch.int16), "prompt_line": lines, "seed": seeds}
     write_whole(out, lambda target: save_file(kept, target, about))
     os.chmod(out, 0o644)
@@ -75,7 +75,7 @@ def read_labelled(labels: Path, pictures: Path, prompts: Path = PROMPTS) -> Labe
             tokens, lines, about = file.get_tensor("tokens"), file.get_tensor("prompt_line").tolist(), dict(file.metadata())
     except (OSError, SafetensorError, TypeError) as error:
         raise DataError(f"{pictures}: not a readable file of labelled pictures ({error}).") from None
-    if about.get("prompts") != _sha256(prompts):
+    if about.get("prompts") != _digest(prompts, lines):
         raise DataError(f"{pictures}: drawn from other prompts than those of {prompts}; draw and label pictures anew.")
     things, places = _read_things(labels)
     if len(things) != len(tokens):
@@ -182,8 +182,8 @@ def by_threshold(labelled: Labelled, pictures: torch.Tensor, detector: StickerDe
     return pd.DataFrame(rows, columns=["threshold", "agreement"])
 
 
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: not readable ({error.strerror}).") from None
+def _digest(prompts: Path, lines: Sequence[int]) -> str:
+    """Of those lines of the prompt file (from 1 on) that were drawn; the others may change."""
+    given = read_text(prompts, "prompt file").splitlines()
+    asked = {str(line): given[line - 1] if line <= len(given) else None for line in sorted(set(lines))}
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

@@ -142,9 +142,13 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a readable file of labelled pictures"):
         eye.read_labelled(LABELS, tmp_path / "none.safetensors")
 
-    (tmp_path / "other.jsonl").write_text(PROMPTS.read_text() + "\n")
-    with pytest.raises(DataError, match="drawn from other prompts"):
-        eye.read_labelled(LABELS, PICTURES, tmp_path / "other.jsonl")
+    asked = PROMPTS.read_text().splitlines()
+    for other in (asked[:-1], [line.replace("three", "two") for line in asked]):
+        (tmp_path / "other.jsonl").write_text("\n".join(other))
+        with pytest.raises(DataError, match="drawn from other prompts"):
+            eye.read_labelled(LABELS, PICTURES, tmp_path / "other.jsonl")
+    (tmp_path / "other.jsonl").write_text("\n".join(line.replace("noto", "flat") for line in asked))  # no style was labelled
+    assert len(eye.read_labelled(LABELS, PICTURES, tmp_path / "other.jsonl").prompts) == 200
     lines = LABELS.read_text().splitlines()
     for text, complaint in (
         ("\n".join(lines[:3]), "labels of 3 pictures, .* holds 200"),
