@@ -27,7 +27,7 @@ from headscope.policy.presets import CONTROLS, make_preset
 from headscope.storage import read_json, write_json, write_whole
 from headscope.tuning import Remembered, Replay, SearchResult, Sweep, measure_sensitivity, search, study_replay, sweep_presets
 from headscope.tuning.allocators import solve
-from headscope.tuning.options import losses_from
+from headscope.tuning.options import ANCHOR, losses_from
 from headscope.tuning.space import fitting_strides
 
 COLUMNS = ["budget", "method", "seed", "replay_kl", "cache_bytes", "trials", "seconds"]
@@ -69,6 +69,7 @@ class Ground:
         table = measure_sensitivity(
             Replay(self.model, few, by_stream=False),
             path=path,
+            anchor=ANCHOR,
             progress=_counts(progress, "sensitivity of single heads"),
         )
         seconds = time.monotonic() - began

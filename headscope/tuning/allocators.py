@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 from headscope.errors import BudgetError
 from headscope.policy.budget import Limit, head_bytes
 from headscope.policy.policy import ModelShape, Policy
-from headscope.tuning.options import Losses, interpolated, losses_from
+from headscope.tuning.options import ANCHOR, Losses, interpolated, losses_from
 
 # The exact solver may stop this close to the optimum: far below what the table's own noise is worth.
 GAP = 2e-3
@@ -53,8 +53,8 @@ def solve(
     stride: int,
     buckets: int = 3,
     *,
-    anchor: int = 0,
-    decay: float | None = None,
+    anchor: int = ANCHOR,
+    fading: float = 1.0,
     interpolate: bool = True,
     nodes: int = NODES,
     semantic_score: torch.Tensor | None = None,
@@ -66,8 +66,8 @@ def solve(
         table: of `measure_sensitivity`, or its arrays; measured at another stride, it is carried over
             (`Losses.at_stride`).
         buckets: most distinct options in a layer.
-        anchor: first image tokens kept by every head, on top of its option.
-        decay: overrides the score's decay of all heads.
+        anchor: first image tokens kept by every head, on top of its option (default: as tables are measured).
+        fading: times the decay of each head's option.
         interpolate: also offer sizes between the measured ones.
         nodes: branches that the exact solver may try; 0 leaves it to the relaxation, 0.1 to 1.5 % above the optimum and
             forty times faster. Counted in branches, not in seconds, so that the answer is the same on every machine.
@@ -92,7 +92,7 @@ def solve(
         )
     fields = np.array([(option.window, option.heavy, option.decay) for option in losses.options])[allocation.choice]
     heavy = torch.from_numpy(fields[..., 1]).to(torch.int32)
-    faded = torch.from_numpy(fields[..., 2]).float() if decay is None else torch.full(heavy.shape, float(decay))
+    faded = fading * torch.from_numpy(fields[..., 2]).float()
     return Policy.uniform(
         shape,
         window=torch.from_numpy(fields[..., 0]).to(torch.int32),

@@ -33,17 +33,22 @@ def full_policy(replay: Replay, stride: int) -> Policy:
     return Policy.uniform(shape, window=shape.geometry.tokens - 1, stride=stride, prefix=replay.prefix)
 
 
-def alone_policy(replay: Replay, layer: int, kv_heads: int | Sequence[int], option: Option, stride: int) -> Policy:
-    """One head, or several of one layer, have `option`, all others keep everything."""
+def alone_policy(
+    replay: Replay, layer: int, kv_heads: int | Sequence[int], option: Option, stride: int, anchor: int = 0
+) -> Policy:
+    """One head, or several of one layer, have `option` and the first `anchor` tokens, all others keep everything."""
     full = full_policy(replay, stride)
-    window, heavy, decay = full.window.clone(), full.heavy.clone(), full.decay.clone()
+    window, heavy, decay, anchors = full.window.clone(), full.heavy.clone(), full.decay.clone(), full.anchor.clone()
     heads = list(_several(kv_heads))
     window[layer, heads], heavy[layer, heads], decay[layer, heads] = option.window, option.heavy, option.decay
-    return Policy.uniform(full.shape, window=window, heavy=heavy, decay=decay, stride=stride, prefix=full.prefix)
+    anchors[layer, heads] = anchor
+    return Policy.uniform(
+        full.shape, window=window, heavy=heavy, decay=decay, anchor=anchors, stride=stride, prefix=full.prefix
+    )
 
 
 class HeadsAlone:
-    """Losses of single heads, or of several of one layer together, at a stride.
+    """Losses of single heads, or of several of one layer together, at a stride; they keep the first `anchor` tokens too.
 
     By the shortcut where the decoder allows it, and by plain replays elsewhere.
 
@@ -51,9 +56,9 @@ class HeadsAlone:
     gives the same loss as a plain replay is tried on the first heads asked for, before it is relied on.
     """
 
-    def __init__(self, replay: Replay, stride: int) -> None:
+    def __init__(self, replay: Replay, stride: int, anchor: int = 0) -> None:
         self.replay = replay
-        self.stride = stride
+        self.stride, self.anchor = stride, anchor
         self.shortcut = _projections(replay.model.decoder) is not None
         self._inputs: list[list[torch.Tensor]] = []
         self._option: Option | None = None
@@ -71,7 +76,7 @@ class HeadsAlone:
         return self._short(layer, heads, option) if self.shortcut else self._plain(layer, heads, option)
 
     def _plain(self, layer: int, heads: Sequence[int], option: Option) -> float:
-        return self.replay.measure(alone_policy(self.replay, layer, heads, option, self.stride)).kl
+        return self.replay.measure(alone_policy(self.replay, layer, heads, option, self.stride, self.anchor)).kl
 
     def _short(self, layer: int, heads: Sequence[int], option: Option) -> float:
         with torch.inference_mode():
@@ -101,6 +106,7 @@ class HeadsAlone:
             window=option.window,
             heavy=option.heavy,
             decay=option.decay,
+            anchor=self.anchor,
             stride=self.stride,
             prefix=replay.prefix,
         )

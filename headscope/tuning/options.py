@@ -13,6 +13,14 @@ from headscope.geometry import Geometry
 
 COLUMNS = ["layer", "kv_head", "window", "heavy", "decay", "stride", "loss"]
 
+# How much of a fading score is left after a quarter of a row.
+FADE = 0.85
+# First image tokens that every head keeps while a table is measured: scores that fade would forget them, and many heads
+# rest their attention there.
+ANCHOR = 1
+# Below it a loss is taken for nothing where sizes between two measured ones are estimated, nats a token.
+LEAST = 1e-6
+
 
 @dataclass(frozen=True, order=True)
 class Option:
@@ -28,29 +36,41 @@ class Option:
         return self.window <= other.window and self.heavy <= other.heavy and same_score
 
 
-def default_options(geometry: Geometry, decay: float = 1.0) -> list[Option]:
+def table_stride(geometry: Geometry) -> int:
+    """The stride at which tables are measured: a quarter of a row, or a row where that is not one."""
+    quarter = max(geometry.span // 4, 1)
+    return quarter if quarter in geometry.strides() else geometry.row_length
+
+
+def default_options(geometry: Geometry) -> list[Option]:
     """A dozen options relative to the grid, the most telling first, so that a stopped table is already of use.
 
     A head that looks at the row above falls off a cliff below window = row + 1, so the windows straddle the rows:
-    `row + 2` is just past the first cliff, `2 row + 2` past the second. Heavy heads are cheap in tokens but pay for a
-    stride's buffer; with a window of 2 they are prompt and margin readers, with `row + 2` they also see the row above.
+    `row + 2` is just past the first cliff, `2 row + 2` past the second. Heavy tokens come on top of such a window, as heads
+    that need them need the rows too; with a window of 2 they are for readers of a few far tokens. Most heads choose better
+    with scores that fade (of 64 heads of the bundled scenes model 52 at 48 heavy tokens), some with scores that never do.
+
+    What each is worth was tried on that model: of 25 options measured, these give what all give, within 6 %, at 10 to 50 %
+    of the cache; a dozen without fading ones gave 8 to 38 % more loss.
     """
     row, most = geometry.span, geometry.tokens - 1
     sizes = [
-        (1, 0),
-        (row + 2, 0),
-        (2, row),
-        (4 * row, 0),
-        (row + 2, 2 * row),
-        (2 * row + 2, 0),
-        (2, 3 * row),
-        (row + 2, 6 * row),
-        (2, row // 4),
-        (row // 4, 0),
-        (row + 2, row // 2),
-        (8 * row, 0),
+        (1, 0, 1.0),
+        (row + 2, 0, 1.0),
+        (row + 2, 2 * row, FADE),
+        (4 * row, 0, 1.0),
+        (row + 2, 6 * row, FADE),
+        (2 * row + 2, 0, 1.0),
+        (row + 2, row // 2, FADE),
+        (8 * row, 0, 1.0),
+        (row + 2, 6 * row, 1.0),
+        (2 * row + 2, 4 * row, FADE),
+        (2 * row + 2, row, FADE),
+        (row + 2, 12 * row, FADE),
+        (row + 2, 2 * row, 1.0),
+        (2, row, FADE),
     ]
-    options = [Option(window, heavy, decay if heavy else 1.0) for window, heavy in sizes if window + heavy < most]
+    options = [Option(window, heavy, decay if heavy else 1.0) for window, heavy, decay in sizes if window + heavy < most]
     return list(dict.fromkeys(options)) or [Option(0)]
 
 
@@ -73,17 +93,18 @@ class Losses:
 
         Between two stride ends a heavy head grows from window + heavy by a stride: on average it sees half a stride
         more than it chose. So an option of the same average holds half the difference of the strides more or less
-        heavy tokens, and is given the same loss. Options that would hold none are dropped.
+        heavy tokens, its score fades as much in as many tokens, and it is given the same loss. Options that would hold none
+        are dropped.
         """
+        if stride == self.stride:
+            return self
         shift = round((self.stride - stride) / 2)
-        if shift == 0:
-            return Losses(self.options, self.loss, stride)
         most = self.options[-1].window
         options, kept = [], []
         for number, option in enumerate(self.options[:-1]):
             heavy = option.heavy and option.heavy + shift
             if option.heavy == 0 or (heavy > 0 and option.window + heavy < most):
-                options.append(Option(option.window, heavy, option.decay))
+                options.append(Option(option.window, heavy, option.decay ** (stride / self.stride)))
                 kept.append(number)
         return Losses((*options, self.options[-1]), self.loss[:, :, [*kept, len(self.options) - 1]], stride)
 
@@ -133,11 +154,13 @@ def _bounded(options: Sequence[Option], loss: np.ndarray) -> np.ndarray:
 
 
 def interpolated(losses: Losses, between: int = 1) -> Losses:
-    """More options: `between` sizes between two neighbours of a chain, their loss on the chord.
+    """More options: `between` sizes between two neighbours of a chain, their loss the weighted geometric mean.
 
-    A chain is one window with growing heavy, or windows alone from the third row on. Losses fall steeply first, so the
-    chord lies above the truth and an interpolated option promises too little, not too much. Windows up to two rows are
-    left as measured: there the loss has cliffs (a row-above head), and a chord across a cliff would lie.
+    A chain is one window and one decay with growing heavy, or windows alone from the third row on. Losses fall about as an
+    exponential of the size, so the chord would promise too little, and a size on it could never be worth more than a mix of
+    its ends (measured at 20 % of the bundled scenes model: .0518, .0441 and .0426 nats a token by three tables, .0536, .0470
+    and .0438 with the chord). Windows up to two rows are left as measured: there the loss has cliffs (a row-above head), and
+    no curve across a cliff is true.
     """
     options, everything = list(losses.options[:-1]), losses.options[-1]
     columns = [losses.loss[:, :, number] for number in range(len(options))]
@@ -154,7 +177,15 @@ def interpolated(losses: Losses, between: int = 1) -> Losses:
                 window = round(small.window + share * (large.window - small.window))
                 heavy = round(small.heavy + share * (large.heavy - small.heavy))
                 option = Option(window, heavy, large.decay)
-                made.setdefault(option, (1 - share) * made[small] + share * made[large])
+                made.setdefault(option, _between(made[small], made[large], share))
     ordered = sorted(made)
     loss = np.stack([*(made[option] for option in ordered), losses.loss[:, :, -1]], -1)
     return Losses((*ordered, everything), loss, losses.stride)
+
+
+def _between(small: np.ndarray, large: np.ndarray, share: float) -> np.ndarray:
+    """Losses a `share` of the way: geometric above LEAST, never above the chord; infinite where the smaller is unknown."""
+    both = np.isfinite(small) & np.isfinite(large)
+    first, last = np.where(both, small, 1.0), np.where(both, large, 1.0)
+    curve = np.maximum(first, LEAST) ** (1 - share) * np.maximum(last, LEAST) ** share
+    return np.where(both, np.minimum(curve, (1 - share) * first + share * last), np.inf)

@@ -46,7 +46,7 @@ class Reference:
             return
         for picture in logp:
             top = picture.topk(self.codes, -1)
-            rest = torch.log1p(-top.values.exp().sum(-1).clamp(max=1.0)).clamp(min=-50.0)
+            rest = _without(picture, top.indices).clamp(min=-50.0)
             self._top.append((top.values, top.indices.int(), rest))
 
     def nbytes(self) -> int:
@@ -74,8 +74,13 @@ def _from_top(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """values, codes [positions, k], rest [positions], measured [positions, V] -> KL and bound [positions]."""
     kept = measured.gather(-1, codes.long())
-    others = torch.log1p(-kept.exp().sum(-1).clamp(max=1.0)).clamp(min=-50.0)
+    others = _without(measured, codes.long()).clamp(min=-1e4)
     mass = rest.exp()
     kl = ((values - kept) * values.exp()).sum(-1) + mass * (rest - others)
     bound = mass * (values[:, -1] - rest + others - measured.amin(-1)).clamp(min=0.0)
     return kl, bound
+
+
+def _without(logp: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Log of the probability of all but `codes` [positions, k] -> [positions]; one minus theirs would lose its digits."""
+    return logp.scatter(-1, codes, -torch.inf).logsumexp(-1)

@@ -19,7 +19,7 @@ from headscope.policy.policy import ModelShape
 from headscope.storage import write_whole
 from headscope.tuning.alone import HeadsAlone
 from headscope.tuning.coverage import Groups
-from headscope.tuning.options import COLUMNS, Option, default_options
+from headscope.tuning.options import COLUMNS, Option, default_options, table_stride
 from headscope.tuning.replay import Replay
 
 # Below this a head loses nothing that matters (a 20 % policy of the prototype lost 1.6e-2 in all 48 heads together).
@@ -33,7 +33,7 @@ def measure_sensitivity(
     path: str | Path | None = None,
     *,
     stride: int | None = None,
-    decay: float = 1.0,
+    anchor: int = 0,
     resume: bool = True,
     seconds: float | None = None,
     save_every: float = 5.0,
@@ -50,8 +50,8 @@ def measure_sensitivity(
         replay: the calibration pictures (a few are enough: the order of heads is stable).
         options: by default `default_options` of the model's grid.
         path: parquet file, rewritten whole every `save_every` seconds and at the end, also after an interruption.
-        stride: of the heavy options; by default one row.
-        decay: of the default options' scores.
+        stride: of the heavy options; by default `table_stride`.
+        anchor: first image tokens that the head keeps at every option.
         resume: continue the table in `path` if there is one.
         seconds: stop, with what there is, after this time.
         groups: measure heads of one class in one layer together, in so many fewer cells; each head gets its part of the loss.
@@ -65,15 +65,16 @@ def measure_sensitivity(
         DataError: `path` holds a table of other weights, pictures, stride or groups.
     """
     shape = replay.model.shape
-    stride = stride or shape.geometry.span
+    stride = stride or table_stride(shape.geometry)
     shape.geometry.check_stride(stride)
-    options = list(options) if options is not None else default_options(shape.geometry, decay)
+    options = list(options) if options is not None else default_options(shape.geometry)
     identity = table_identity(replay, stride) | ({"groups": groups.identity} if groups is not None else {})
+    identity |= {"anchor": anchor} if anchor else {}
     rows: list[tuple] = []
     if path is not None and resume and Path(path).exists():
         rows = list(load_table(path, identity).itertuples(index=False, name=None))
     known = _known(rows, cells := _cells(shape, options, groups))
-    alone = HeadsAlone(replay, stride)
+    alone = HeadsAlone(replay, stride, anchor)
     started = saved = time.monotonic()
     measured = 0
     try:

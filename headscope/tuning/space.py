@@ -22,7 +22,7 @@ from headscope.errors import BudgetError
 from headscope.policy.budget import Limit, project
 from headscope.policy.policy import ModelShape, Policy
 from headscope.tuning.allocators import solve
-from headscope.tuning.options import Losses
+from headscope.tuning.options import ANCHOR, Losses
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,8 @@ class TableSpace:
 
     `early`, `late`, `semantic` and `heavy` are log2 weights on the table's losses of the first and last third of the
     layers, of semantic heads (times score minus mean score) and of options with heavy tokens; the knapsack is solved
-    again with them (by the relaxation, unless `nodes` lets the exact solver try). `blend` moves every head's tokens that
-    share of the way to `towards`, the best class-level policy.
+    again with them (by the relaxation, unless `nodes` lets the exact solver try). `decay` multiplies the decay of each head's
+    option. `blend` moves every head's tokens that share of the way to `towards`, the best class-level policy.
     """
 
     shape: ModelShape
@@ -200,7 +200,7 @@ class TableSpace:
             Number("heavy", -1.0, 1.0, 0.0),
             Number("blend", 0.0, 0.3, 0.0),
             Number("decay", 0.0, 1.0, 1.0),
-            Number("anchor", 0, 4, 0, whole=True),
+            Number("anchor", 0, 4, ANCHOR, whole=True),
             Number("stride", 0, len(self.strides) - 1, nearest, whole=True),
         )
 
@@ -214,7 +214,7 @@ class TableSpace:
             self.strides[int(values["stride"])],
             self.buckets,
             anchor=int(values["anchor"]),
-            decay=values["decay"],
+            fading=values["decay"],
             semantic_score=self.semantic_score,
             nodes=self.nodes,
         )
@@ -223,7 +223,8 @@ class TableSpace:
             return solved
         window = torch.lerp(solved.window.float(), self.towards.window.float(), blend)
         heavy = torch.lerp(solved.heavy.float(), self.towards.heavy.float(), blend)
-        window, heavy = merged(window.round(), heavy.round(), self.buckets)
+        decay = torch.where(solved.heavy > 0, solved.decay, values["decay"] * self.towards.decay)
+        window, heavy, decay = merged(window.round(), heavy.round(), self.buckets, decay)
         return fit(
             window,
             heavy,
@@ -232,7 +233,7 @@ class TableSpace:
             self.prefix,
             stride=solved.stride,
             anchor=int(values["anchor"]),
-            decay=values["decay"],
+            decay=decay,
             semantic_score=self.semantic_score,
         )
 
@@ -250,7 +251,7 @@ class GroupSpace:
     """Around a policy, by groups of heads: log2 multipliers of what they keep, then the projection onto the limit.
 
     `window_1` .. and `heavy_1` .. multiply the windows and the heavy sets of a group: the semantic or the spatial heads of
-    one of at most PARTS runs of layers. `decay` replaces the decay of all heads.
+    one of at most PARTS runs of layers. `decay` is the mean decay of heads with heavy tokens: all move by the same factor.
 
     Attributes:
         around: the policy that no multiplier changes.
@@ -271,8 +272,8 @@ class GroupSpace:
         count = int(self.groups.max()) + 1
         sizes = [Number(f"{what}_{group}", -1.0, 1.0, 0.0) for what in ("window", "heavy") for group in range(count)]
         heavy = self.around.heavy > 0
-        decay = float(self.around.decay[heavy].mean()) if bool(heavy.any()) else 1.0
-        self.numbers = (*sizes, Number("decay", 0.0, 1.0, decay))
+        self.decay = float(self.around.decay[heavy].mean()) if bool(heavy.any()) else 1.0
+        self.numbers = (*sizes, Number("decay", 0.0, 1.0, self.decay))
 
     def build(self, values: Mapping[str, float]) -> Policy:
         """The policy at `values`: sizes multiplied, then projected onto the limit."""
@@ -281,7 +282,9 @@ class GroupSpace:
             for what in ("window", "heavy")
         }
         window, heavy = self.around.window * factors["window"], self.around.heavy * factors["heavy"]
-        window, heavy = merged(window.round(), heavy.round(), self.buckets)
+        mean = values["decay"]
+        decay = (self.around.decay * (mean / self.decay)).clamp(max=1.0) if self.decay else torch.full_like(window, mean)
+        window, heavy, decay = merged(window.round(), heavy.round(), self.buckets, decay)
         return fit(
             window,
             heavy,
@@ -290,7 +293,7 @@ class GroupSpace:
             self.prefix,
             stride=self.around.stride,
             anchor=int(self.around.anchor.max()),
-            decay=values["decay"],
+            decay=decay,
             semantic_score=self.semantic_score,
         )
 
@@ -310,10 +313,10 @@ def fit(
     *,
     stride: int,
     anchor: int,
-    decay: float,
+    decay: float | torch.Tensor,
     semantic_score: torch.Tensor,
 ) -> Policy:
-    """Project float weights [layers, kv_heads] onto the limit and make them a policy."""
+    """Project float weights [layers, kv_heads] onto the limit and make them a policy; `decay`: one, or [layers, kv_heads]."""
     try:
         kept_window, kept_heavy = project(window, heavy, limit, shape, stride=stride, anchor=anchor, prefix=prefix)
     except BudgetError:  # no room for so many anchors beside the buffers: a point without them stands for this one
@@ -325,31 +328,41 @@ def fit(
         heavy=kept_heavy,
         anchor=anchor,
         # Without heavy tokens the score is never read: one decay, so that such heads share a bucket.
-        decay=torch.where(kept_heavy > 0, float(decay), 1.0),
+        decay=torch.where(kept_heavy > 0, torch.as_tensor(decay, dtype=torch.float32), 1.0),
         stride=stride,
         prefix=prefix,
         semantic_score=semantic_score,
     )
 
 
-def merged(window: torch.Tensor, heavy: torch.Tensor, buckets: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """At most `buckets` distinct (window, heavy) a layer: the two closest pairs become the larger of each, repeatedly.
+def merged(
+    window: torch.Tensor, heavy: torch.Tensor, buckets: int, decay: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """At most `buckets` distinct (window, heavy, decay) a layer: the two closest become the larger of each, repeatedly.
+
+    How far two are apart is counted in tokens: a difference in decay counts as that share of the heavy tokens that both have.
+    Without heavy tokens the decay is 1, as it is never read. Without `decay`, all decays are 1.
 
     Example: windows 1, 2, 20 without heavy tokens and two buckets: 2, 2, 20.
     """
     window, heavy = window.clone(), heavy.clone()
+    decay = torch.ones_like(window, dtype=torch.float32) if decay is None else torch.where(heavy > 0, decay.float(), 1.0)
+
+    def apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+        return abs(a[0] - b[0]) + abs(a[1] - b[1]) + abs(a[2] - b[2]) * min(a[1], b[1])
+
     for layer in range(len(window)):
-        while len(pairs := sorted(set(zip(window[layer].tolist(), heavy[layer].tolist(), strict=True)))) > buckets:
-            closest = min(
-                ((a, b) for i, a in enumerate(pairs) for b in pairs[i + 1 :]),
-                key=lambda two: abs(two[0][0] - two[1][0]) + abs(two[0][1] - two[1][1]),
-            )
-            both = torch.zeros_like(window[layer], dtype=torch.bool)
-            for pair in closest:
-                both |= (window[layer] == pair[0]) & (heavy[layer] == pair[1])
-            window[layer][both] = max(pair[0] for pair in closest)
-            heavy[layer][both] = max(pair[1] for pair in closest)
-    return window, heavy
+        while True:
+            triples = list(zip(window[layer].tolist(), heavy[layer].tolist(), decay[layer].tolist(), strict=True))
+            if len(kinds := sorted(set(triples))) <= buckets:
+                break
+            closest = min(((a, b) for i, a in enumerate(kinds) for b in kinds[i + 1 :]), key=lambda two: apart(*two))
+            both = torch.tensor([triple in closest for triple in triples], device=window.device)
+            more = max(closest, key=lambda kind: kind[1])  # whose scores choose more tokens says how they fade
+            window[layer][both] = max(kind[0] for kind in closest)
+            heavy[layer][both] = max(kind[1] for kind in closest)
+            decay[layer][both] = more[2]
+    return window, heavy, decay
 
 
 def _falling(shape: ModelShape, slope: float) -> torch.Tensor:

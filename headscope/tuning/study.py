@@ -27,17 +27,17 @@ from headscope.policy.budget import Limit
 from headscope.policy.policy import ModelShape, Policy
 from headscope.storage import write_json, write_whole
 from headscope.tuning.allocators import NODES
-from headscope.tuning.options import Losses, losses_from
+from headscope.tuning.options import ANCHOR, Losses, losses_from
 from headscope.tuning.replay import Measures
 from headscope.tuning.space import ClassSpace, GroupSpace, Space, TableSpace, fitting_strides, neutral
 from headscope.tuning.storages import open_storage, shared, shown
 from headscope.tuning.trials import Found, TrialBook
 
 # Raised when the meaning of a study's numbers changes: a study of another version is not continued.
-DEFINITIONS = 3
-# Tried with the allocator's answer: scores that fade, and first image tokens that all heads keep.
-SOLVER_DECAYS = (0.85, 0.7, 0.5, 0.0)
-SOLVER_ANCHORS = (1, 2, 4)
+DEFINITIONS = 4
+# Tried with the allocator's answer: scores that fade faster than the table's, and first image tokens that all heads keep.
+SOLVER_DECAYS = (0.85, 0.6)
+SOLVER_ANCHORS = (0, 2, 4)
 CLASSES, TABLE, GROUPS = "classes", "table", "groups"
 
 
@@ -254,10 +254,8 @@ def _propose(book: TrialBook, space: Space, quota: int, counter: _Counter, patie
 
 
 def _solver_answers(book: TrialBook, space: TableSpace) -> list[Found]:
-    """Measure the allocator's answer at every fitting stride, then the best of these with other decays, then with anchors.
-
-    One number after the other: what an allocation keeps hardly depends on how the score fades, but what it loses does (at
-    15 % of the bundled model's cache .2566 with decay 1, and .21 to .23 with what studies had found: .6 to .9, 1 to 3 anchors).
+    """Measure the allocator's answer at every fitting stride, then the best of these with scores that fade faster than the
+    table's, then with other numbers of anchors: one number after the other, as they hardly depend on each other.
     """
     exact = replace(space, nodes=NODES)
     found: list[tuple[Found, dict[str, float]]] = []
@@ -274,8 +272,9 @@ def _solver_answers(book: TrialBook, space: TableSpace) -> list[Found]:
     def best() -> dict[str, float]:
         return min(found, key=lambda pair: pair[0].kl)[1]
 
-    for index in range(len(space.strides)):
-        measure({**neutral(space), "stride": index})
+    for anchor in (ANCHOR, 0):
+        for index in range(len(space.strides)) if not found else ():
+            measure({**neutral(space), "stride": index, "anchor": anchor})
     for name, others in (("decay", SOLVER_DECAYS), ("anchor", SOLVER_ANCHORS)):
         if found:
             settled = best()

@@ -16,7 +16,7 @@ import pandas as pd
 from headscope.policy.policy import ModelShape
 from headscope.tuning.alone import HeadsAlone
 from headscope.tuning.coverage import Groups
-from headscope.tuning.options import default_options
+from headscope.tuning.options import ANCHOR, default_options, table_stride
 from headscope.tuning.replay import Replay
 from headscope.tuning.sensitivity import measure_sensitivity, time_cells
 
@@ -78,15 +78,16 @@ def sensitivity_table(
     every = shape.layers * shape.kv_heads * len(options)
     kind = kind_for(kind, shape)
     if kind == HEADS:
-        losses = measure_sensitivity(replay, options, path, progress=progress)
+        losses = measure_sensitivity(replay, options, path, anchor=ANCHOR, progress=progress)
         return Table(losses, kind, every, every, *_cost(losses))
     assert groups is not None
     if kind == GROUPS:
         beside = Path(path).with_name(f"{Path(path).stem}-groups.parquet") if path is not None else None
-        losses = measure_sensitivity(replay, options, beside, groups=groups, progress=progress)
+        losses = measure_sensitivity(replay, options, beside, anchor=ANCHOR, groups=groups, progress=progress)
         return Table(losses, kind, len(groups.members) * len(options), every, *_cost(losses))
-    losses = groups.coverage.table(options, shape.geometry.span)
-    return Table(losses, kind, 0, every, 0.0, time_cells(HeadsAlone(replay, shape.geometry.span), options[1]))
+    stride = table_stride(shape.geometry)
+    losses = groups.coverage.table(options, stride)
+    return Table(losses, kind, 0, every, 0.0, time_cells(HeadsAlone(replay, stride, ANCHOR), options[1]))
 
 
 def kind_for(kind: str, shape: ModelShape) -> str:

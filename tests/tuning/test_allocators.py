@@ -15,7 +15,7 @@ from headscope.geometry import Geometry
 from headscope.policy.budget import Limit, policy_bytes
 from headscope.policy.policy import ModelShape
 from headscope.tuning.allocators import allocate, relax, solve
-from headscope.tuning.options import Losses, Option
+from headscope.tuning.options import Losses, Option, default_options, interpolated, table_stride
 
 SHAPE = ModelShape("toy", 2, 2, 2, 4, Geometry(4, 4), "a", "w")
 
@@ -79,3 +79,46 @@ def test_the_head_that_needs_most_gets_most() -> None:
     policy = solve(Losses(options, loss, 1), SHAPE, Limit.from_keep(SHAPE, 0.5, prefix=3), 3, 1, interpolate=False)
     assert policy.window.argmax() == 2
     assert torch.equal(policy.window[1, 0], torch.tensor(15, dtype=torch.int32))
+
+
+def test_at_another_stride_scores_fade_as_much_in_as_many_tokens() -> None:
+    options = (Option(2), Option(2, 6, 0.5), Option(2, 6, 1.0), Option(15))
+    losses = Losses(options, np.zeros((2, 2, 4)), 2)
+    assert losses.at_stride(4).options == (Option(2), Option(2, 5, 0.25), Option(2, 5, 1.0), Option(15))
+    assert losses.at_stride(1).options[1].decay == pytest.approx(0.5**0.5)
+    assert losses.at_stride(2) is losses
+
+
+@given(st.lists(st.floats(0.0, 2.0), min_size=5, max_size=5), st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_a_size_between_two_loses_no_more_than_the_chord_says(drawn: list[float], between: int) -> None:
+    options = (Option(2, 0), Option(2, 3, 0.5), Option(2, 3), Option(2, 11, 0.5), Option(2, 11), Option(15))
+    loss = np.array([[[*sorted(drawn, reverse=True), 0.0]]])
+    known = dict(zip(options, loss[0, 0], strict=True))
+    more = interpolated(Losses(options, loss, 1), between)
+    found = dict(zip(more.options, more.loss[0, 0], strict=True))
+    assert {option: found[option] for option in options} == known
+    for option in set(found) - set(options):
+        small, large = known[Option(2, 3, option.decay)], known[Option(2, 11, option.decay)]
+        share = (option.heavy - 3) / 8
+        assert large - 1e-12 <= found[option] <= (1 - share) * small + share * large + 0.125 * (small - large) + 1e-12
+    assert len(found) == len(options) + 2 * between
+
+
+def test_a_size_between_one_that_was_not_measured_and_another_is_not_measured() -> None:
+    options = (Option(2, 3), Option(2, 11), Option(15))
+    more = interpolated(Losses(options, np.array([[[np.inf, 1.0, 0.0], [4.0, 1.0, 0.0]]]), 1))
+    middle = more.loss[0, :, more.options.index(Option(2, 7))]
+    assert middle[0] == np.inf
+    assert middle[1] == pytest.approx(2.0)
+
+
+def test_options_grow_with_the_grid() -> None:
+    options = default_options(Geometry(24, 24))
+    assert Option(26, 48, 0.85) in options
+    assert Option(96) in options
+    assert len(options) == len(set(options)) == 14
+    assert table_stride(Geometry(24, 24)) == 6
+    small = default_options(Geometry(4, 4))
+    assert small
+    assert all(option.window + option.heavy < 15 for option in small)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headscope.models.janus import JanusModel
@@ -23,6 +23,7 @@ def drawn(seed: int, sharp: float, apart: float) -> tuple[torch.Tensor, torch.Te
 
 
 @given(st.integers(0, 10_000), st.floats(0.0, 6.0), st.floats(0.0, 3.0), st.integers(1, 19))
+@example(7597, 5.5, 1.25, 18)  # the rest is a millionth
 @settings(max_examples=100, deadline=None)
 def test_the_error_is_within_the_bound(seed: int, sharp: float, apart: float, codes: int) -> None:
     p, q = drawn(seed, sharp, apart)
@@ -33,7 +34,7 @@ def test_the_error_is_within_the_bound(seed: int, sharp: float, apart: float, co
     table.add(p[2:])
     found, bound = table.divergence(q[1:], slice(1, 3))
     true = kl_divergence(p[1:], q[1:])
-    assert bool((found <= true + 1e-5).all())
+    assert bool((found <= true + 2e-6).all())
     assert bool((true <= found + bound + 1e-5).all())
     assert table.nbytes() == 3 * 5 * (8 * codes + 4)
 

@@ -97,13 +97,14 @@ def test_chunks_end_where_strides_end(tiny: JanusModel) -> None:
     assert list(chunks(Policy.uniform(tiny.shape, window=3, stride=1, prefix=9), geometry)) == [(0, 15)]
 
 
+@pytest.mark.parametrize("anchor", [0, 2])
 @pytest.mark.parametrize("option", [Option(1), Option(4), Option(0, 3), Option(2, 2, 0.0)])
-def test_one_head_alone_costs_what_a_plain_replay_says(replay: Replay, option: Option) -> None:
-    alone = HeadsAlone(replay, stride=4)
+def test_one_head_alone_costs_what_a_plain_replay_says(replay: Replay, option: Option, anchor: int) -> None:
+    alone = HeadsAlone(replay, stride=4, anchor=anchor)
     assert alone.shortcut
     for layer in range(2):
         for heads in ((0,), (1,), (0, 1)):
-            plain = replay.measure(alone_policy(replay, layer, heads, option, 4)).kl
+            plain = replay.measure(alone_policy(replay, layer, heads, option, 4, anchor)).kl
             assert alone._short(layer, heads, option) == pytest.approx(plain, rel=1e-3, abs=1e-7)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from headscope.errors import BudgetError, DataError
 from headscope.policy import PRESETS, Limit, Policy, policy_bytes
 from headscope.storage import write_json
 from headscope.tuning import search, sweep_presets
+from headscope.tuning.options import Losses
 from headscope.tuning.replay import ReplayResult, Watch
 from headscope.tuning.space import ClassSpace, GroupSpace, TableSpace, fitting_strides, merged, neutral
 from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape, run, table
@@ -127,9 +129,44 @@ def test_a_stride_that_does_not_fit_is_dropped() -> None:
 
 
 def test_the_closest_sizes_become_one() -> None:
-    window, heavy = merged(torch.tensor([[1, 2, 20, 1]]), torch.zeros(1, 4, dtype=torch.int64), 2)
+    window, heavy, decay = merged(torch.tensor([[1, 2, 20, 1]]), torch.zeros(1, 4, dtype=torch.int64), 2)
     assert window.tolist() == [[2, 2, 20, 2]]
     assert heavy.sum() == 0
+    assert decay.tolist() == [[1.0] * 4]
+
+
+def test_scores_that_fade_otherwise_are_another_kind() -> None:
+    window, heavy = torch.tensor([[6, 6, 6, 6]]), torch.tensor([[10, 10, 12, 0]])
+    window, heavy, decay = merged(window, heavy, 3, torch.tensor([[1.0, 0.5, 1.0, 0.5]]))
+    assert heavy.tolist() == [[12, 10, 12, 0]]  # two tokens are less than half of ten
+    assert decay.tolist() == [[1.0, 0.5, 1.0, 1.0]]  # without heavy tokens it is never read
+    assert merged(window, heavy, 2, decay)[2].tolist() == [[1.0, 1.0, 1.0, 1.0]]  # the more tokens say how to fade
+
+
+def fading_table() -> Losses:
+    """As `table()`, where every second head loses less with scores that fade, the others more."""
+    plain = table()
+    heavy = [number for number, option in enumerate(plain.options) if option.heavy]
+    fading = plain.loss[:, :, heavy] * np.array([0.8, 1.2, 0.8, 1.2])[None, :, None]
+    options = [replace(plain.options[number], decay=0.5) for number in heavy]
+    return Losses((*options, *plain.options), np.concatenate([fading, plain.loss], -1), plain.stride)
+
+
+def test_spaces_keep_how_each_head_fades() -> None:
+    strides = fitting_strides(SHAPE, LIMIT, PREFIX)
+    towards = ClassSpace(SHAPE, LIMIT, PREFIX, SCORES, strides)
+    near = TableSpace(SHAPE, LIMIT, PREFIX, SCORES, strides, fading_table(), towards.build(neutral(towards)), buckets=4)
+    policy = near.build(neutral(near))
+    heavy = policy.heavy > 0
+    assert policy.decay[heavy].unique().tolist() == [0.5, 1.0]
+    faster = near.build({**neutral(near), "decay": 0.5})
+    assert torch.equal(faster.decay[heavy], policy.decay[heavy] / 2)
+    groups = GroupSpace(SHAPE, LIMIT, PREFIX, SCORES, policy, buckets=SHAPE.kv_heads)
+    assert torch.equal(groups.build(neutral(groups)).decay[heavy], policy.decay[heavy])
+    for decay in (0.0, 0.3, 1.0):
+        moved = groups.build({**neutral(groups), "decay": decay})
+        kept = moved.heavy > 0
+        assert torch.allclose(moved.decay[kept], (policy.decay * decay / groups.decay).clamp(max=1)[kept])
 
 
 def test_a_sweep_keeps_the_best_of_at_least_five(tmp_path: Path) -> None:
