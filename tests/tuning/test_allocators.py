@@ -117,7 +117,7 @@ def test_options_grow_with_the_grid() -> None:
     options = default_options(Geometry(24, 24))
     assert Option(26, 48, 0.85) in options
     assert Option(96) in options
-    assert len(options) == len(set(options)) == 14
+    assert len(options) == len(set(options)) == 16
     assert table_stride(Geometry(24, 24)) == 6
     small = default_options(Geometry(4, 4))
     assert small
