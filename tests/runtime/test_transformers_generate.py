@@ -172,6 +172,7 @@ def test_what_a_small_cache_can_not_do_is_refused_in_a_sentence(tiny: JanusModel
             max_new_tokens=8,
             do_sample=False,
             prompt_lookup_num_tokens=2,
+            eos_token_id=model.config.vocab_size - 1,  # the oldest transformers look for one
             past_key_values=CompressedCache(policy),
         )
     with pytest.raises(CacheError, match="use `with headscope"):
