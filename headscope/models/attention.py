@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Container, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
@@ -28,7 +29,6 @@ from headscope.errors import CacheError
 THROUGH_CACHE = "headscope_compressed"
 _OBSERVED = "headscope_observed_"
 _CALLBACKS = "_headscope_callbacks"
-_OBSERVERS = "_headscope_observers"
 _HANDLE = "_headscope_layer"
 
 
@@ -45,6 +45,8 @@ class Group:
         visible: bool [1 or B, 1 or hk, 1 or T, S] or None; a key is seen if visible, at a position, and not after the query.
         scaling: the factor on q @ k.
         v: [B, hk, S, D], of a plain group only.
+        bias: [1 or B, 1 or hq, T, S] or None, what the module adds to scaling * q @ k (ALiBi, relative positions).
+        altered: what the module does to its attention beside all this (a soft cap, sinks), in a few words; None: nothing.
     """
 
     heads: list[int]
@@ -55,7 +57,12 @@ class Group:
     visible: torch.Tensor | None
     scaling: float
     v: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    altered: str | None = None
 
+
+# An additive mask hides a key by numbers below this: e^-10000 is 0 in every dtype, and no bias of positions goes so far.
+HIDES_BELOW = -1e4
 
 Callback = Callable[[int, list[Group]], None]
 Answer = Callable[[int, list[Group]], torch.Tensor | None]
@@ -79,19 +86,82 @@ def leave_handle(keys: torch.Tensor, layer: CacheLayer) -> torch.Tensor:
     return keys
 
 
-@contextmanager
-def implementation(decoder: nn.Module, name: str) -> Iterator[None]:
-    """Let the decoder use the attention registered as `name` inside the block, and its own again afterwards.
+@dataclass
+class _Switch:
+    """How the attention of one configuration is switched while blocks last, in whatever order they end.
 
-    A decoder that is being observed stays so.
+    Attributes:
+        original: the configuration's own attention.
+        observers: `observe` and `answer` blocks that are open.
+        threads: by thread, the `through_cache` blocks that it has open.
+        chunking: those of them in which a prompt may come in chunks.
     """
-    config: Any = decoder.config
-    before = config._attn_implementation
-    config._attn_implementation = _register_observed(name) if str(before).startswith(_OBSERVED) else name
+
+    original: str | None
+    observers: int = 0
+    threads: Counter[int] = field(default_factory=Counter)
+    chunking: int = 0
+
+    def name(self) -> str | None:
+        """The attention that is in force."""
+        through = THROUGH_CACHE if self.threads.total() else self.original
+        return _register_observed(through or "eager") if self.observers else through
+
+
+_switching = threading.RLock()
+_switches: dict[int, _Switch] = {}  # by identity of a configuration, which its decoder keeps alive
+
+
+@contextmanager
+def _switched(config: Any, *, observers: int = 0, threads: Sequence[int] = (), chunking: int = 0) -> Iterator[None]:
+    """Count a block in; the first switches the attention of `config`, the last one that ends switches it back."""
+    with _switching:
+        switch = _switches.setdefault(id(config), _Switch(config._attn_implementation))
+        switch.observers += observers
+        switch.chunking += chunking
+        switch.threads.update(threads)
+        config._attn_implementation = switch.name()
     try:
         yield
     finally:
-        config._attn_implementation = before
+        with _switching:
+            switch.observers -= observers
+            switch.chunking -= chunking
+            switch.threads.subtract(threads)
+            config._attn_implementation = switch.name()
+            if not switch.observers and not switch.threads.total():
+                del _switches[id(config)]
+
+
+def through_cache(decoder: nn.Module, *, may_chunk: bool = False) -> AbstractContextManager[None]:
+    """Inside the block the decoder attends, in this thread, through the cache that it is given; see `attend_through_cache`.
+
+    Blocks nest, several threads may have one open, and the decoder's own attention is back when the last of them ends. A
+    decoder that is being observed stays so. Threads without a block go on with the decoder's own attention.
+
+    Args:
+        decoder: the transformer.
+        may_chunk: whether somebody else feeds it, who may bring a prompt in several calls.
+    """
+    return _switched(decoder.config, threads=[threading.get_ident()], chunking=int(may_chunk))
+
+
+def may_chunk_prompts(attention: nn.Module) -> bool:
+    """Whether the prompt may come in several calls of this attention layer."""
+    switch = _switch_of(attention)
+    return switch is not None and switch.chunking > 0
+
+
+def _switch_of(module: nn.Module) -> _Switch | None:
+    """Of a decoder or one of its attention layers, which share their configuration."""
+    return _switches.get(id(getattr(module, "config", None)))
+
+
+def _foreign(switch: _Switch | None) -> str | None:
+    """The decoder's own attention, for a thread that has no `through_cache` block open; None for one that has."""
+    if switch is None or switch.threads[threading.get_ident()]:
+        return None
+    return switch.original or "eager"
 
 
 def attend_through_cache(
@@ -102,7 +172,7 @@ def attend_through_cache(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention function of the compressed runtime: [B, Hq, T, D] -> [B, T, Hq, D].
 
     Raises:
@@ -110,8 +180,16 @@ def attend_through_cache(
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: CacheLayer | None = getattr(key, _HANDLE, None)
+    original = _foreign(_switch_of(module))
     if layer is not None:
+        if original is not None and attention_mask is not None and attention_mask.dim() != 4:
+            raise CacheError(
+                f"A CompressedCache was called outside of `with headscope.compressed(...)`, with the mask of {original} "
+                "attention, which it can't read; call the model in the thread that opened the block."
+            )
         return layer.attend(module, query, attention_mask, scale), None
+    if original is not None:
+        return _function(original, module)(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if key.shape[2] != query.shape[2]:
         raise CacheError(
             "Inside `with headscope.compressed(...)` the cache must be a headscope CompressedCache, found another one: "
@@ -120,14 +198,14 @@ def attend_through_cache(
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scale, **kwargs)
 
 
-def _mask_of_prefix(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """The mask of the first call; later the cache knows better which slot may be seen."""
-    queries = kwargs["q_length"] if "q_length" in kwargs else len(kwargs["cache_position"])
-    return sdpa_mask(*args, **kwargs) if queries == kwargs["kv_length"] else None
+def _mask_through_cache(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """What the cache checks later calls by, and sees padding in; threads without a block get the mask of their attention."""
+    original = _foreign(_switches.get(id(kwargs.get("config"))))
+    return sdpa_mask(*args, **kwargs) if original is None else ALL_MASK_ATTENTION_FUNCTIONS[original](*args, **kwargs)
 
 
 ALL_ATTENTION_FUNCTIONS.register(THROUGH_CACHE, attend_through_cache)
-ALL_MASK_ATTENTION_FUNCTIONS.register(THROUGH_CACHE, _mask_of_prefix)
+ALL_MASK_ATTENTION_FUNCTIONS.register(THROUGH_CACHE, _mask_through_cache)
 
 
 def observe(decoder: nn.Module, callback: Callback, layers: Container[int] | None = None) -> AbstractContextManager[None]:
@@ -154,21 +232,26 @@ def answer(decoder: nn.Module, callback: Answer, layers: Container[int] | None =
 def _observing(decoder: nn.Module, entry: _Entry, layers: Container[int] | None) -> Iterator[None]:
     attentions = [module for module in decoder.modules() if hasattr(module, "layer_idx") and hasattr(module, "config")]
     chosen = [module for module in attentions if layers is None or module.layer_idx in layers]
-    with _switching:
-        _begin_observing(decoder)
-        for module in chosen:
-            setattr(module, _CALLBACKS, (*getattr(module, _CALLBACKS, ()), entry))
-    try:
-        yield
-    finally:
+    with _switched(decoder.config, observers=1):
         with _switching:
             for module in chosen:
-                left = tuple(other for other in getattr(module, _CALLBACKS) if other is not entry)
-                if left:
-                    setattr(module, _CALLBACKS, left)
-                else:
-                    delattr(module, _CALLBACKS)
-            _end_observing(decoder)
+                setattr(module, _CALLBACKS, (*getattr(module, _CALLBACKS, ()), entry))
+        try:
+            yield
+        finally:
+            with _switching:
+                for module in chosen:
+                    left = tuple(other for other in getattr(module, _CALLBACKS) if other is not entry)
+                    if left:
+                        setattr(module, _CALLBACKS, left)
+                    else:
+                        delattr(module, _CALLBACKS)
+
+
+def is_observed(decoder: nn.Module) -> bool:
+    """Whether a block of `observe` or `answer` is open on the decoder, in whatever thread."""
+    switch = _switch_of(decoder)
+    return switch is not None and switch.observers > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,30 +261,6 @@ class _Entry:
     callback: Callback | Answer
     thread: int
     answers: bool = False
-
-
-_switching = threading.RLock()
-
-
-def _begin_observing(decoder: nn.Module) -> None:
-    """The first observer switches the attention, the last one (`_end_observing`) switches it back."""
-    config: Any = decoder.config
-    count, original = getattr(decoder, _OBSERVERS, (0, None))
-    if count == 0:
-        original = config._attn_implementation
-        name = original or "eager"
-        config._attn_implementation = name if name.startswith(_OBSERVED) else _register_observed(name)
-    setattr(decoder, _OBSERVERS, (count + 1, original))
-
-
-def _end_observing(decoder: nn.Module) -> None:
-    config: Any = decoder.config
-    count, original = getattr(decoder, _OBSERVERS)
-    if count > 1:
-        setattr(decoder, _OBSERVERS, (count - 1, original))
-        return
-    config._attn_implementation = original
-    delattr(decoder, _OBSERVERS)
 
 
 def _register_observed(original: str) -> str:
@@ -225,7 +284,7 @@ def _register_observed(original: str) -> str:
                 layer: CacheLayer | None = getattr(key, _HANDLE, None)
                 scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
                 if layer is None:
-                    show = plain_groups(query, key, attention_mask, scaling, value)
+                    show = plain_groups(query, key, attention_mask, scaling, value, _altered(kwargs))
                 else:
                     show = layer.groups(query, attention_mask, scaling)
                 for entry in entries:
@@ -253,14 +312,32 @@ def _function(name: str, module: nn.Module) -> Callable[..., tuple[torch.Tensor,
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
+def _altered(kwargs: Mapping[str, Any]) -> str | None:
+    """What transformers' attention functions are asked to do that queries, keys and mask do not tell."""
+    if kwargs.get("softcap") is not None:
+        return "a soft cap on its logits"
+    return None if kwargs.get("s_aux") is None else "attention sinks"
+
+
+def split_mask(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A mask, bool or additive -> what may be seen, bool, and the finite numbers that are added to the logits, or None."""
+    if mask.dtype == torch.bool:
+        return mask, None
+    seen = mask > HIDES_BELOW
+    bias = mask.masked_fill(~seen, 0.0)
+    return seen, bias if bool(bias.any()) else None
+
+
 def plain_groups(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float, value: torch.Tensor | None = None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    value: torch.Tensor | None = None,
+    altered: str | None = None,
 ) -> list[Group]:
     """One group of all heads, for keys [B, H, S, D] of which the last T are the queries' own tokens."""
-    visible = None
-    if mask is not None:
-        visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        visible = visible[..., : key.shape[2]]
+    visible, bias = (None, None) if mask is None else split_mask(mask[..., : key.shape[2]])
     slots, queries = key.shape[2], query.shape[2]
     positions = torch.arange(slots, device=key.device)
     # Without a mask the keys are just the tokens so far. A static cache has slots for tokens to come, and then a mask.
@@ -279,5 +356,7 @@ def plain_groups(
             visible=visible,
             scaling=scaling,
             v=value,
+            bias=bias,
+            altered=altered,
         )
     ]

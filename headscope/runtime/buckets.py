@@ -42,10 +42,10 @@ class KeptHeads:
         """Everything allocated."""
         return [self.keys, self.values]
 
-    def fill_prefix(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """keys, values [B, h, P, D]."""
-        self.keys[:, :, : self.prefix] = keys
-        self.values[:, :, : self.prefix] = values
+    def fill_prefix(self, keys: torch.Tensor, values: torch.Tensor, start: int = 0) -> None:
+        """keys, values [B, h, T, D] of prefix tokens `start` and on."""
+        self.keys[:, :, start : start + keys.shape[2]] = keys
+        self.values[:, :, start : start + keys.shape[2]] = values
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows of the batch."""
@@ -157,6 +157,7 @@ class WindowHeads(KeptHeads):
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def _band_parts(ring: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks of a chunk on a full ring: over the ring's tokens from the oldest to the newest, twice [T, 2 * ring], and over
     the chunk [T, T].
@@ -175,12 +176,14 @@ def _band_parts(ring: int, length: int, dtype: torch.dtype, device: torch.device
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _causal(length: int, groups: int, device: torch.device) -> torch.Tensor:
     """bool [G * T, T]: the tokens of a chunk that a query may not see."""
     return torch.ones(length, length, dtype=torch.bool, device=device).triu_(1).repeat(groups, 1)
 
 
 @lru_cache(maxsize=512)
+@torch.inference_mode(False)
 def _later(count: int, groups: int, device: torch.device) -> torch.Tensor:
     """bool [count * G, count]: of `count` tokens, those that came after the token that asks.
 

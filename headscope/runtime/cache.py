@@ -12,26 +12,35 @@ from transformers import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from headscope.errors import CacheError, PolicyMismatch
-from headscope.models.attention import THROUGH_CACHE, Group, implementation, leave_handle, plain_groups
+from headscope.models.attention import Group, leave_handle, may_chunk_prompts, plain_groups, split_mask, through_cache
 from headscope.models.protocol import ImageModel
 from headscope.policy.budget import policy_bytes
 from headscope.policy.policy import Policy
 from headscope.runtime.buckets import HeavyHeads, WindowHeads
 from headscope.runtime.plain import CountingLayer
 
+_CHECKED = "_headscope_checked"  # on a mask that was looked at, for how many tokens seen
+
 
 class CompressedLayer(CountingLayer):
     """One decoder layer's cache. `update` only takes the new tokens in; `attend` does the work.
 
-    The first call is the whole prefix. Later calls bring one image token, or several that do not cross a stride end.
+    The first call is the whole prefix, unless its length is told: then it may come in several. Later calls bring one image
+    token, or several that do not cross a stride end.
+
+    Args:
+        policy: what to keep.
+        number: of the layer.
+        prefix: tokens of the prompt, padding included; None takes the first call for all of it.
     """
 
     is_croppable = False
 
-    def __init__(self, policy: Policy, number: int) -> None:
+    def __init__(self, policy: Policy, number: int, prefix: int | None = None) -> None:
         super().__init__()
         self.policy = policy
         self.number = number
+        self.told = prefix
         self.stride = min(policy.stride, policy.shape.geometry.tokens)
         self.groups_of = policy.shape.query_heads // policy.shape.kv_heads
         self._numbers = policy.buckets(number)
@@ -43,9 +52,9 @@ class CompressedLayer(CountingLayer):
         self._pending: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate every bucket for these prefix keys [B, H, P, D]."""
-        check_prefix(self.policy, key_states.shape[2])
-        self.prefix = key_states.shape[2]
+        """Allocate every bucket for a prefix that begins with these keys [B, H, T, D]."""
+        self.prefix = self._prefix_of(key_states)
+        check_prefix(self.policy, self.prefix)
         start = 0
         for numbers in self._numbers:
             bucket: WindowHeads | HeavyHeads
@@ -69,23 +78,33 @@ class CompressedLayer(CountingLayer):
         """Take in keys and values [B, H, T, D] of the next T tokens; the attention function finds this layer on the keys.
 
         Raises:
-            CacheError: the tokens before were never attended to, or T tokens cross a stride end.
+            CacheError: the tokens before were never attended to, or T tokens cross a stride end or the prompt's end.
         """
         if self._pending is not None:
             raise CacheError(
                 "CompressedCache needs headscope's attention: use `with headscope.compressed(model, policy)` around the "
                 "calls of the model."
             )
-        if self.is_initialized:
-            self._check_chunk(key_states)
-        else:
+        self._check_chunk(key_states)
+        if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._pending = (key_states, value_states)
         return leave_handle(key_states.view_as(key_states), self), value_states
 
+    def _prefix_of(self, first: torch.Tensor) -> int:
+        """Length of the prompt that begins with these keys [B, H, T, D]."""
+        return first.shape[2] if self.told is None else self.told
+
     def _check_chunk(self, keys: torch.Tensor) -> None:
-        t, length = self.seen - self.prefix, keys.shape[2]
-        tokens = self.policy.shape.geometry.tokens
+        length, tokens = keys.shape[2], self.policy.shape.geometry.tokens
+        t = self.seen - (self.prefix if self.is_initialized else self._prefix_of(keys))
+        if t < 0:
+            if t + length > 0:
+                raise CacheError(
+                    f"Layer {self.number}: tokens {self.seen} to {self.seen + length - 1} in one call cross the end of the "
+                    f"prompt, which was said to have {self.told} tokens; feed the prompt alone."
+                )
+            return
         if t + length > tokens:
             raise CacheError(
                 f"Layer {self.number}: image token {t + length - 1} is outside the image of {tokens} tokens; make a new "
@@ -105,18 +124,12 @@ class CompressedLayer(CountingLayer):
         keys, values = self._pending
         self._pending = None
         t = self.seen - self.prefix
-        if self._order is not None:
-            keys_in, values_in = keys.index_select(1, self._order), values.index_select(1, self._order)
-        else:
-            keys_in, values_in = keys, values
-        if self.seen == 0:
-            output, _ = sdpa_attention_forward(module, query, keys, values, mask, scaling=scaling)
-            for bucket in self.buckets:
-                bucket.fill_prefix(keys_in[:, bucket.start : bucket.stop], values_in[:, bucket.start : bucket.stop])
-            longest = max(bucket.keys.shape[2] for bucket in self.buckets)
-            self._bias = _padding_bias(mask, keys, longest)
-            self.seen = self.prefix
-            return output
+        if self.told is None and may_chunk_prompts(module):
+            self._check_whole_prompt(query.shape[2])
+        if t < 0:
+            return self._attend_in_prefix(module, query, keys, values, mask, scaling)
+        keys_in, values_in = self._in_buckets(keys), self._in_buckets(values)
+        self._check_mask(mask, query.shape[2])
         batch, heads, length, size = query.shape
         if self._order is not None:
             query = query.index_select(1, self._query_order)
@@ -132,6 +145,73 @@ class CompressedLayer(CountingLayer):
             out = out.index_select(1, self._query_back)
         return out.transpose(1, 2)
 
+    def _check_whole_prompt(self, length: int) -> None:
+        """Refuse what may be a piece of a prompt, taken for a whole one."""
+        if length > 1 if self.seen else length == 1:
+            call = "a first call brings 1 token" if length == 1 else f"a later call brings {length} tokens"
+            raise CacheError(
+                f"Layer {self.number}: {call}, which may be a piece of the prompt; say how long the prompt is: "
+                "CompressedCache(policy, prefix=...)."
+            )
+
+    def _attend_in_prefix(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+    ) -> torch.Tensor:
+        """Tokens of the prompt: query [B, Hq, T, D], keys and values [B, H, T, D] -> [B, T, Hq, D]."""
+        start, stop = self.seen, self.seen + query.shape[2]
+        if mask is not None and split_mask(mask)[1] is not None:
+            raise CacheError(
+                f"Layer {self.number}: the mask adds numbers to the attention (ALiBi or relative positions, say), which a "
+                "CompressedCache does not; use the model's own cache."
+            )
+        for bucket in self.buckets:
+            rows = slice(bucket.start, bucket.stop)
+            bucket.fill_prefix(self._in_buckets(keys)[:, rows], self._in_buckets(values)[:, rows], start)
+        if start > 0:
+            keys, values = self._prefix_so_far(stop)
+            if mask is None:
+                mask = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device).tril(start)[None, None]
+        output, _ = sdpa_attention_forward(module, query, keys, values, mask, scaling=scaling)
+        self.seen = stop
+        if stop == self.prefix:
+            self._bias = _padding_bias(mask, keys, max(bucket.keys.shape[2] for bucket in self.buckets))
+        return output
+
+    def _in_buckets(self, heads: torch.Tensor) -> torch.Tensor:
+        """[B, H, ...] in the order of buckets."""
+        return heads if self._order is None else heads.index_select(1, self._order)
+
+    def _prefix_so_far(self, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [B, H, stop, D] of the prompt, heads in the model's order."""
+        kept = [torch.cat([getattr(bucket, name)[:, :, :stop] for bucket in self.buckets], 1) for name in ("keys", "values")]
+        if self._order is not None:
+            kept = [part.index_select(1, self._order.argsort()) for part in kept]
+        return kept[0], kept[1]
+
+    def _check_mask(self, mask: torch.Tensor | None, length: int) -> None:
+        """Refuse a mask that hides more than padding on the left of the prompt; all layers of a call have the same one."""
+        if mask is None or getattr(mask, _CHECKED, None) == self.seen:
+            return
+        total = self.seen + length
+        seen, bias = split_mask(mask[..., :total])
+        expected = torch.ones(length, total, dtype=torch.bool, device=mask.device).tril(self.seen)[None, None]
+        if self._bias is not None:
+            real = self._bias[..., : self.prefix] == 0
+            expected = expected & torch.nn.functional.pad(real, (0, length + self.seen - self.prefix), value=True)
+        if seen.shape[-2:] != expected.shape[-2:] or bias is not None or not bool((seen == expected).all()):
+            raise CacheError(
+                f"Layer {self.number}: the mask of tokens {self.seen} to {total - 1} hides or weighs more than later tokens "
+                "and the padding of the prompt (padding after the prompt, a sliding window, or positions), which a "
+                "CompressedCache does not follow; feed rows of one length, or use the model's own cache."
+            )
+        setattr(mask, _CHECKED, self.seen)
+
     @property
     def order(self) -> tuple[int, ...]:
         """KV heads in the order of buckets, which `step` takes them in."""
@@ -145,7 +225,7 @@ class CompressedLayer(CountingLayer):
             CacheError: no prefix was taken in, or the image is full.
         """
         t = self.seen - self.prefix
-        if not self.is_initialized or t >= self.policy.shape.geometry.tokens:
+        if not self.is_initialized or not 0 <= t < self.policy.shape.geometry.tokens:
             self._check_chunk(keys[:, :, None])
             raise CacheError(f"Layer {self.number}: no prefix was taken in; call the model on the prompt first.")
         batch, heads, size = query.shape
@@ -159,8 +239,10 @@ class CompressedLayer(CountingLayer):
 
     def groups(self, query: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> list[Group]:
         """What an observer is shown: a group a bucket, query [B, Hq, T, D] and the keys it is about to attend to."""
-        if self._pending is None or self.seen == 0:
+        if self._pending is None or self.seen < self.prefix:
             keys = query if self._pending is None else self._pending[0]
+            if self.seen:
+                keys = torch.cat([self._prefix_so_far(self.seen)[0], keys], 2)
             return plain_groups(query, keys, mask, scaling)
         t, length = self.seen - self.prefix, query.shape[2]
         padded = torch.zeros(1, 1, 1, self.prefix) if self._bias is None else self._bias[..., : self.prefix]
@@ -188,6 +270,10 @@ class CompressedLayer(CountingLayer):
     def get_max_length(self) -> int:
         """Tokens that can be seen in all."""
         return self.policy.prefix + self.policy.shape.geometry.tokens
+
+    def kept(self) -> list[torch.Tensor]:
+        """Keys and values of all buckets."""
+        return [part for bucket in self.buckets for part in (bucket.keys, bucket.values)]
 
     def nbytes(self) -> int:
         """Bytes of every tensor kept between calls (0 before the first)."""
@@ -234,7 +320,13 @@ class CompressedCache(Cache):
 
     Args:
         policy: what to keep.
-        batch, prefix, dtype, device: what the first call is expected to bring; refused where it differs. All optional.
+        batch: rows that the first call is expected to bring; refused where it differs.
+        prefix: tokens of the prompt, padding included; it may then come in chunks. Without it the first call is taken for the
+            whole prompt, and a network of transformers, whose `generate` may feed a prompt in chunks, must bring one token a
+            call afterwards. (All of a prompt but one token, and then that one, look like a prompt and an image token: say
+            its length.)
+        dtype: of the keys that the first call is expected to bring.
+        device: of those keys.
     """
 
     def __init__(
@@ -247,8 +339,8 @@ class CompressedCache(Cache):
         device: torch.device | str | None = None,
     ) -> None:
         self.policy = policy
-        self.expected = (batch, prefix, dtype, None if device is None else torch.device(device).type)
-        self.compressed_layers = [CompressedLayer(policy, number) for number in range(policy.shape.layers)]
+        self.expected = (batch, dtype, None if device is None else torch.device(device).type)
+        self.compressed_layers = [CompressedLayer(policy, number, prefix) for number in range(policy.shape.layers)]
         super().__init__(layers=list(self.compressed_layers))
 
     def update(
@@ -256,8 +348,8 @@ class CompressedCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `CompressedLayer.update`."""
         if layer_idx == 0 and not self.compressed_layers[0].is_initialized:
-            found = (key_states.shape[0], key_states.shape[2], key_states.dtype, key_states.device.type)
-            for name, want, have in zip(("batch", "prefix", "dtype", "device"), self.expected, found, strict=True):
+            found = (key_states.shape[0], key_states.dtype, key_states.device.type)
+            for name, want, have in zip(("batch", "dtype", "device"), self.expected, found, strict=True):
                 if want is not None and want != have:
                     raise CacheError(f"CompressedCache was made for {name} {want}, the first call brings {have}.")
         return self.compressed_layers[layer_idx].update(key_states, value_states)
@@ -277,7 +369,7 @@ def compressed(model: ImageModel | nn.Module, policy: Policy) -> Iterator[None]:
     Raises:
         PolicyMismatch: the policy is for another architecture or image.
     """
-    with implementation(_decoder(model, policy), THROUGH_CACHE):
+    with through_cache(_decoder(model, policy), may_chunk=isinstance(model, nn.Module)):
         yield
 
 
@@ -309,7 +401,7 @@ def _padding_bias(mask: torch.Tensor | None, keys: torch.Tensor, slots: int) -> 
     if mask is None:
         return None
     last = mask[:, :1, -1:, : keys.shape[2]]
-    seen = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
+    seen, _ = split_mask(last)
     if bool(seen.all()):
         return None
     bias = torch.zeros(*seen.shape[:3], slots, dtype=keys.dtype, device=keys.device)

@@ -13,6 +13,7 @@ Whether it gives what the model gives is tried once before it is relied on (`ste
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -20,27 +21,33 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import LlamaModel
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
+from headscope.models.attention import is_observed
 from headscope.models.protocol import ImageModel
 from headscope.policy.policy import Policy
 from headscope.runtime.cache import CompressedCache, compressed
 
+_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Largest difference from the model's own forward, relative to the largest number it gives.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01, torch.float64: 1e-8}
-_Kind = tuple[torch.dtype, torch.device]
-_verdicts: weakref.WeakKeyDictionary[nn.Module, tuple[_Kind, LlamaStep | None]] = weakref.WeakKeyDictionary()
+_Seen = tuple[torch.dtype, torch.device, tuple[object, ...]]
+_verdicts: weakref.WeakKeyDictionary[nn.Module, tuple[_Seen, LlamaStep | None]] = weakref.WeakKeyDictionary()
 
 
 def step_for(model: ImageModel) -> LlamaStep | None:
-    """The fast step of a model, or None where it has none: another kind of decoder, hooks or an observer on it, or a result
-    that is not the model's own."""
+    """The fast step of a model, or None where it has none: another kind of decoder, layers that are not just what the step
+    computes (adapters, quantised weights), hooks or an observer on it, or a result that is not the model's own.
+
+    A verdict holds for the modules that it was found on: where one was exchanged, it is found anew.
+    """
     decoder = model.decoder
-    if not isinstance(decoder, LlamaModel) or _watched(decoder):
+    if not isinstance(decoder, LlamaModel) or _watched(decoder) or not _is_plain(decoder):
         return None
-    kind = (model.dtype, model.device)
-    if decoder not in _verdicts or _verdicts[decoder][0] != kind:
+    seen = (model.dtype, model.device, _parts(decoder))
+    if decoder not in _verdicts or _verdicts[decoder][0] != seen:
         step = LlamaStep(decoder)
-        _verdicts[decoder] = (kind, step if step.fits and _agrees(step, model) else None)
+        _verdicts[decoder] = (seen, step if step.fits and _agrees(step, model) else None)
     return _verdicts[decoder][1]
 
 
@@ -72,7 +79,7 @@ class LlamaStep:
             torch.cat([-sin[0, :, :half], sin[0, :, half:]], 1),
         )  # [positions, D], sign of a half turned
         self._order: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
-        self._work: dict[str, torch.Tensor] = {}
+        self._work = threading.local()  # each thread's work tensors by name: several may draw at once
 
     def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and signed sine [n, D] of positions int64 [n]."""
@@ -121,9 +128,10 @@ class LlamaStep:
         return heads.view(-1, self.size, x.shape[1])
 
     def _tensor(self, name: str, rows: int, batch: int) -> torch.Tensor:
-        found = self._work.get(name)
+        work: dict[str, torch.Tensor] = self._work.__dict__
+        found = work.get(name)
         if found is None or found.shape != (rows, batch):
-            found = self._work[name] = torch.empty(rows, batch, dtype=self.dtype, device=self.device)
+            found = work[name] = torch.empty(rows, batch, dtype=self.dtype, device=self.device)
         return found
 
     def _orders(self, heads: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,14 +161,35 @@ def _normed(x: torch.Tensor, norm: Any) -> torch.Tensor:
     return (wide * factor).to(x.dtype).mul_(norm.weight[:, None])
 
 
-def _watched(decoder: nn.Module) -> bool:
-    """Whether anybody looks at the decoder's modules or its attention."""
-    if str(decoder.config._attn_implementation).startswith("headscope_observed"):  # type: ignore[union-attr]
+def _watched(decoder: LlamaModel) -> bool:
+    """Whether there are hooks on the decoder's modules, or an observer of its attention."""
+    if is_observed(decoder):
         return True
     tables = (table for module in decoder.modules() for table in (module._forward_hooks, module._forward_pre_hooks))
     hooks = (hook for table in tables for hook in table.values())
     # Who once asked a model for its attentions has left hooks of transformers there; they wait for the next who asks.
     return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
+
+
+def _is_plain(decoder: LlamaModel) -> bool:
+    """Whether every module is just the class that the step computes: no adapter around it, no quantised or wrapped weight, no
+    `forward` of its own."""
+    if any("forward" in vars(module) for module in decoder.modules()):
+        return False
+    blocks = [part for layer in decoder.layers for part in (layer, layer.self_attn, layer.mlp)]
+    norms = [norm for layer in decoder.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+    linears = [getattr(block, name, None) for block in blocks for name in _LINEARS if hasattr(block, name)]
+    return (
+        all(type(block) in (LlamaDecoderLayer, LlamaAttention, LlamaMLP) for block in blocks)
+        and all(type(norm) is LlamaRMSNorm for norm in [*norms, decoder.norm])
+        and all(type(linear) is nn.Linear and type(linear.weight) is nn.Parameter for linear in linears)
+    )
+
+
+def _parts(decoder: LlamaModel) -> tuple[object, ...]:
+    """What a verdict hangs on beside numbers that the step reads anew: which modules there are, and the rotary angles."""
+    angles = decoder.rotary_emb.inv_freq
+    return (*((id(module), type(module)) for module in decoder.modules()), id(angles), angles._version)
 
 
 @torch.inference_mode()
@@ -176,7 +205,7 @@ def _agrees(step: LlamaStep, model: ImageModel) -> bool:
     mask[0, 0] = 0
     found = []
     for fast in (False, True):
-        cache = CompressedCache(policy)
+        cache = CompressedCache(policy, prefix=prefix)
         with compressed(model, policy):
             model.decode(embeds[:, :prefix], mask[:, :prefix], cache)
             for t in (prefix, prefix + 1):

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
@@ -161,6 +162,7 @@ class Accumulator:
         Returns:
             One `Accumulated` for each band of rows that the selection names.
         """
+        refuse_altered(group)
         batch, heads, length, _ = group.q.shape
         fed = length - self.prefix
         seen = _prefix_seen(group, self.prefix)
@@ -176,10 +178,11 @@ class Accumulator:
         values = None if output is None or group.v is None else self._values(group.v, share)
         queries = _picked(group.q[:, :, self.prefix :], chosen).float().flatten(0, 1)
         real = torch.cat([seen, seen.new_ones(batch, self.geometry.tokens)], 1)
+        bias = None if group.bias is None else self._bias(group.bias, chosen)
         sums = [self.empty(batch, len(chosen), fed, seen, band) for band in self.selection.bands(self.geometry.rows)]
         for number, (band, total) in enumerate(zip(self.selection.bands(self.geometry.rows), sums, strict=True)):
             for block in self._blocks(band, fed, queries.device):
-                found = self._block(total, queries, keys, real, block, len(chosen), sums[:number], values)
+                found = self._block(total, queries, keys, real, block, len(chosen), sums[:number], values, bias)
                 if output is not None and found is not None:
                     output[:, block.some] = found.unflatten(0, (batch, heads)).transpose(1, 2)
         return [whole(total, batch, len(chosen)) for total in sums]
@@ -194,6 +197,11 @@ class Accumulator:
         made = self._zeros("values", (batch, heads, share, self.prefix + self.geometry.tokens, size), values.device)
         made[:, :, :, :length] = values[:, :, None]
         return made.flatten(0, 2)
+
+    def _bias(self, bias: torch.Tensor, chosen: list[int]) -> torch.Tensor:
+        """[1 or B, 1 or H, P + fed, P + fed] -> float32 [1 or B, 1 or h, fed, P + N] of the image queries of chosen heads."""
+        mine = bias[:, :, self.prefix :] if bias.shape[1] == 1 else bias[:, chosen, self.prefix :]
+        return functional.pad(mine.float(), (0, self.prefix + self.geometry.tokens - bias.shape[3]))
 
     def _check_mask(self, group: Group, seen: torch.Tensor) -> None:
         """Image queries must see the prefix and all image tokens before them; the same mask is looked at once."""
@@ -269,8 +277,12 @@ class Accumulator:
         heads: int,
         earlier: list[Accumulated],
         values: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """Attention of one block's queries, in as many heads at a time as a block of memory holds.
+
+        Args:
+            bias: of `_bias`, added to the logits.
 
         Returns:
             float32 [B * h, q, D], what they attend to in `values` [B * h, P + N, D], if those are given.
@@ -289,6 +301,10 @@ class Accumulator:
             logits = self._buffer("logits", (size, count, stop), device)
             weights = self._buffer("weights", (size, count, stop), device)
             torch.bmm(queries[part, some], keys[part, :, :stop], out=logits)
+            if bias is not None:
+                every = torch.arange(part.start, part.stop, device=device)
+                rows = (every // heads).clamp(max=len(bias) - 1), (every % heads).clamp(max=bias.shape[1] - 1)
+                logits += bias[(*rows, some)][..., :stop] if isinstance(some, slice) else bias[rows][:, some, :stop]
             logits[..., stop - later.shape[1] :].masked_fill_(later, _HIDDEN)
             sequence = torch.arange(part.start, part.stop, device=device) // heads
             if any_padded:
@@ -384,6 +400,14 @@ class Accumulator:
         if found is None or found.numel() < size or found.device != device:
             found = self._buffers[name] = torch.empty(size, device=device)
         return found[:size].view(shape)
+
+
+def refuse_altered(group: Group) -> None:
+    """Raise a DataError for attention that queries, keys and masks do not tell."""
+    if group.altered is not None:
+        raise DataError(
+            f"The attention of a layer has {group.altered}, which its statistics would leave out: it can't be traced."
+        )
 
 
 def _picked(values: torch.Tensor, heads: list[int]) -> torch.Tensor:

@@ -147,15 +147,24 @@ def watching(
 
 @contextmanager
 def watch_live(
-    decoder: nn.Module, geometry: Geometry, selection: Selection | None = None, streams: tuple[str, ...] = STREAMS
+    decoder: nn.Module,
+    geometry: Geometry,
+    selection: Selection | None = None,
+    streams: tuple[str, ...] = STREAMS,
+    prefix: int | None = None,
 ) -> Iterator[Watched]:
     """Trace whatever the block draws with `decoder`, step by step, through any cache: one picture batch a block.
 
-    The first forward must bring the whole prefix. `layers` of what is yielded is filled when the block ends; with a plain
-    cache it holds what `watch` gives for the same tokens, with a compressed one what was left to look at.
+    The first forward must bring the whole prefix, unless its length is told. `layers` of what is yielded is filled when the
+    block ends; with a plain cache it holds what `watch` gives for the same tokens, with a compressed one what was left to look
+    at.
 
     Args:
+        decoder: the transformer that draws.
+        geometry: of the image.
+        selection: what to trace, everything of the default set unless given.
         streams: that the batch has, in their order; both are traced.
+        prefix: tokens before the image, padding included; needed where the prompt comes in several forwards.
 
     Example:
         >>> with watch_live(model.decoder, model.shape.geometry) as seen:  # doctest: +SKIP
@@ -167,7 +176,7 @@ def watch_live(
 
     @torch.inference_mode()
     def step(number: int, groups: list[Group]) -> None:
-        live.setdefault(number, LiveAccumulator(geometry, chosen)).step(groups)
+        live.setdefault(number, LiveAccumulator(geometry, chosen, prefix)).step(groups)
 
     watched = Watched(streams=streams)
     with observe(decoder, step, chosen.layers):

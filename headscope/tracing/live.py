@@ -9,23 +9,29 @@ import torch
 from headscope.errors import DataError
 from headscope.geometry import Geometry
 from headscope.models.attention import Group
-from headscope.tracing.accumulators import Accumulated, Accumulator, by_row, whole
+from headscope.tracing.accumulators import Accumulated, Accumulator, by_row, refuse_altered, whole
 from headscope.tracing.selection import Selection
 
 
 class LiveAccumulator:
     """Adds up one layer's attention from the groups of each step; a token that a head has dropped gets none.
 
-    The first call must bring the whole prefix (its length is read there), the later ones one image token or more each.
-    With a full cache the sums are those of a teacher-forced pass over the same tokens.
+    The first call must bring the whole prefix (its length is read there) and the later ones one image token each, unless the
+    prefix is told: then it may come in several calls, and image tokens several at a time. With a full cache the sums are those
+    of a teacher-forced pass over the same tokens.
+
+    Args:
+        geometry: of the image.
+        selection: which heads and queries.
+        prefix: tokens before the image, padding included; None reads it off the first call.
 
     Example:
         A prefix of 3 and then tokens 0, 1: calls with query positions 0..2, 3, 4. The query of token 1 sees keys at positions
         0..4; a head whose window is 0 has only 0..2 and 4, and position 3 gets no attention from it.
     """
 
-    def __init__(self, geometry: Geometry, selection: Selection) -> None:
-        self.geometry, self.selection = geometry, selection
+    def __init__(self, geometry: Geometry, selection: Selection, prefix: int | None = None) -> None:
+        self.geometry, self.selection, self.told = geometry, selection, prefix
         self.prefix = -1
         self._fed = 0
         self._sums: list[Accumulated] = []
@@ -35,13 +41,25 @@ class LiveAccumulator:
 
     def step(self, groups: list[Group]) -> None:
         """What the layer's heads are about to attend to."""
+        refuse_altered(groups[0])
         positions = groups[0].query_positions
+        first, last = int(positions[0]), int(positions[-1])
         if self.prefix < 0:
-            self.prefix = int(positions[-1]) + 1
+            self.prefix = last + 1 if self.told is None else self.told
             self._accumulator = Accumulator(self.geometry, self.prefix, self.selection)
-            return
-        if int(positions[0]) == 0:
+        elif first == 0:
             raise DataError("A second batch of pictures began while the first was traced live: trace one batch in one block.")
+        elif self.told is None and last > first:
+            raise DataError(
+                f"Tokens {first} to {last} came in one call after the first, which may be a piece of the prompt; say how long "
+                "the prompt is: watch_live(..., prefix=...)."
+            )
+        if first < self.prefix <= last:
+            raise DataError(
+                f"Tokens {first} to {last} in one call cross the end of the prompt at {self.prefix}; feed it alone."
+            )
+        if first < self.prefix:
+            return
         asked = self.selection.queries(self.geometry, range(self.geometry.rows), self.geometry.tokens)
         tokens = positions.cpu() - self.prefix
         self._fed = max(self._fed, int(tokens[-1]) + 1)
@@ -97,6 +115,8 @@ class LiveAccumulator:
         share = heads // group.k.shape[1]
         keys = group.k.float().repeat_interleave(share, 1)
         logits = torch.matmul(group.q.float() * group.scaling, keys.transpose(2, 3))
+        if group.bias is not None:
+            logits += group.bias.float()
         at = group.key_positions[:, :, None, :]
         shown = (at >= 0) & (at <= group.query_positions[None, None, :, None])
         if group.visible is not None:

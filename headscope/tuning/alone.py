@@ -13,6 +13,7 @@ result equal to `Replay.measure` of the policy that compresses only that head.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import cast
@@ -165,15 +166,18 @@ def _several(kv_heads: int | Sequence[int]) -> Sequence[int]:
 
 
 class _Skip(nn.Module):
-    """A decoder layer that hands its input on."""
+    """A decoder layer that hands its input on, in the thread that made it; in others the layer that it stands for runs."""
 
     def __init__(self, replaced: nn.Module) -> None:
         super().__init__()
+        self._replaced, self._thread = (replaced,), threading.get_ident()
         for name in ("attention_type", "layer_type"):  # read by decoders that mix kinds of attention
             if hasattr(replaced, name):
                 setattr(self, name, getattr(replaced, name))
 
-    def forward(self, hidden_states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        if threading.get_ident() != self._thread:
+            return self._replaced[0](hidden_states, *args, **kwargs)
         return hidden_states
 
 
@@ -192,10 +196,13 @@ def _skipping(decoder: nn.Module, below: int) -> Iterator[None]:
 def _before(
     modules: list[nn.Module] | nn.ModuleList, act: Callable[[int, torch.Tensor], torch.Tensor | None]
 ) -> Iterator[None]:
-    """Call `act(index, first input)` before each module runs; a tensor returned takes the input's place."""
+    """Call `act(index, first input)` before each module runs in this thread; a tensor returned takes the input's place."""
+    thread = threading.get_ident()
 
     def hook(index: int) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict] | None]:
         def replace(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            if threading.get_ident() != thread:
+                return None
             if args:
                 given = act(index, args[0])
                 return None if given is None else ((given, *args[1:]), kwargs)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    DynamicCache,
     Emu3ForCausalLM,
     Emu3TextConfig,
     GPT2Config,
@@ -17,11 +18,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from headscope.errors import CacheError, PolicyMismatch
+from headscope.errors import CacheError, DataError, PolicyMismatch
 from headscope.geometry import Geometry
 from headscope.models.janus import JanusModel
 from headscope.policy.policy import ModelShape, Policy
 from headscope.runtime import CompressedCache, compressed
+from headscope.tracing import watch_live
 
 PREFIX, TOKENS, WORDS = 5, 16, 64
 SIZES: dict[str, Any] = {
@@ -159,6 +161,79 @@ def test_rows_of_the_batch_go_on_alone_and_several_times(first: int) -> None:
     for row in found:
         torch.testing.assert_close(row, expected[1], rtol=1e-5, atol=1e-5)
     assert split.nbytes() == whole.nbytes()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4])
+def test_a_prompt_in_chunks_is_the_same_prompt_where_its_length_is_told(family: str, chunk: int) -> None:
+    model, policy = network(family), policy_for(family, [3, 1], [0, 3])
+    with compressed(model, policy):
+        whole = drawn(model, CompressedCache(policy), do_sample=False)
+        told = CompressedCache(policy, prefix=PREFIX)
+        assert torch.equal(drawn(model, told, do_sample=False, prefill_chunk_size=chunk), whole)
+        assert {layer.prefix for layer in told.compressed_layers} == {PREFIX}
+        if chunk != 4:  # four tokens and then one may be a prompt and an image token
+            with pytest.raises(CacheError, match=r"prefix=\.\.\."):
+                drawn(model, CompressedCache(policy), do_sample=False, prefill_chunk_size=chunk)
+        with pytest.raises(CacheError, match="cross the end of the prompt"):
+            drawn(model, CompressedCache(policy, prefix=PREFIX - 1), do_sample=False)
+
+
+def test_a_prompt_in_chunks_is_traced_where_its_length_is_told() -> None:
+    model, policy = network("llama"), policy_for("llama", [3, 1], [0, 3])
+
+    def traced(chunk: int | None, prefix: int | None) -> torch.Tensor:
+        with compressed(model, policy), watch_live(model.model, Geometry(4, 4), prefix=prefix) as seen:
+            drawn(model, CompressedCache(policy, prefix=PREFIX), do_sample=False, prefill_chunk_size=chunk)
+        return seen.layers[1].whole.columns
+
+    whole = traced(None, None)
+    torch.testing.assert_close(traced(2, PREFIX), whole)
+    with pytest.raises(DataError, match=r"prefix=\.\.\."):
+        traced(2, None)
+    with pytest.raises(DataError, match="cross the end of the prompt"):
+        traced(None, PREFIX - 1)
+
+
+def second_turn(model: Any, cache: Any, hidden: int) -> torch.Tensor:
+    """Logits [2, 1, V] after three more tokens, of which `hidden` are padding in the first row."""
+    given = prompts()
+    turn, seen = torch.tensor([[1, 9, 10], [11, 12, 13]]), torch.ones(2, 3, dtype=torch.int64)
+    seen[0, :hidden] = 0
+    mask = torch.cat([given["attention_mask"], seen], 1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        model(**given, position_ids=positions[:, :PREFIX], past_key_values=cache)
+        out = model(input_ids=turn, attention_mask=mask, position_ids=positions[:, PREFIX:], past_key_values=cache)
+    return out.logits[:, -1:]
+
+
+def test_padding_after_the_prompt_is_refused_and_its_like_without_padding_is_right() -> None:
+    model, policy = network("llama"), policy_for("llama", TOKENS - 1)
+    expected = second_turn(model, DynamicCache(config=model.config), 0)
+    with compressed(model, policy):
+        found = second_turn(model, CompressedCache(policy, prefix=PREFIX), 0)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        for hidden in (1, 2):
+            with pytest.raises(CacheError, match="padding"):
+                second_turn(model, CompressedCache(policy, prefix=PREFIX), hidden)
+
+
+def test_a_padded_token_alone_is_refused_too() -> None:
+    model, policy, given = network("llama"), policy_for("llama", [3, 1], [0, 3]), prompts()
+    mask = torch.cat([given["attention_mask"], torch.tensor([[0], [1]])], 1)
+    with compressed(model, policy), torch.no_grad():
+        cache = CompressedCache(policy)
+        model(**given, past_key_values=cache)
+        with pytest.raises(CacheError, match="padding"):
+            model(input_ids=torch.tensor([[1], [9]]), attention_mask=mask, past_key_values=cache)
+
+
+def test_a_mask_that_adds_numbers_is_refused() -> None:
+    model, policy, given = network("llama"), policy_for("llama", 3), prompts()
+    mask = torch.zeros(2, 1, PREFIX, PREFIX).masked_fill(torch.ones(PREFIX, PREFIX).triu(1).bool(), -torch.inf)
+    with compressed(model, policy), torch.no_grad(), pytest.raises(CacheError, match="adds numbers"):
+        model(input_ids=given["input_ids"], attention_mask=mask - torch.eye(PREFIX), past_key_values=CompressedCache(policy))
 
 
 def test_what_a_small_cache_can_not_do_is_refused_in_a_sentence(tiny: JanusModel) -> None:
