@@ -25,3 +25,7 @@ class DataError(HeadscopeError):
 
 class CacheError(HeadscopeError):
     """The compressed cache was asked for something that it cannot do right."""
+
+
+class NumberError(HeadscopeError):
+    """The model gives numbers that are none: NaN or infinite logits, keys or losses."""

@@ -17,6 +17,7 @@ from transformers import DynamicCache, LlamaModel
 
 from headscope.models.protocol import ImageModel, Prefix
 from headscope.policy.policy import Policy
+from headscope.runtime.finite import finite_choice, no_numbers
 from headscope.runtime.flat import FlatLayer, Work, attend_flat, choose_flat
 from headscope.runtime.llama import LlamaStep, step_for
 from headscope.runtime.noise import Noise
@@ -70,6 +71,7 @@ class DeviceDraw:
         self.noise = Noise(seeds, self.count, model.vocabulary, device)
         self.tokens = torch.zeros(self.count, self.pictures, dtype=torch.int64, device=device)
         self.now = torch.zeros(1, dtype=torch.int32, device=device)
+        self.failed = torch.full((1,), self.count, dtype=torch.int64, device=device)  # first token whose logits are no numbers
         self.stride = self.layers[0].stride
         self._graphs: dict[bool, Callable[[], object]] = {}
 
@@ -81,9 +83,15 @@ class DeviceDraw:
         self._take_prefix()
         for t in range(self.count - 1):  # nothing looks at the last token
             self._graphs[(t + 1) % self.stride == 0]()
+            if t % self.policy.shape.geometry.row_length == 0 or t + 2 == self.count:  # once a row: it waits for the device
+                self._check_numbers()
             if progress is not None:
                 progress(t + 2)
         return self.tokens.t().contiguous()
+
+    def _check_numbers(self) -> None:
+        if (token := int(self.failed)) < self.count:
+            raise no_numbers(self.model, token, ([layer.keys, layer.values] for layer in self.layers))
 
     def nbytes(self) -> int:
         """Bytes of the caches."""
@@ -97,6 +105,7 @@ class DeviceDraw:
             layer.fill_prefix(plain.keys, plain.values)
             layer.scores.zero_()
         self.now.zero_()
+        self.failed.fill_(self.count)
         self._draw_token(model.logits(hidden[:, -1:])[:, 0], 0)
 
     def _draw_token(self, logits: torch.Tensor, first: int) -> None:
@@ -111,7 +120,9 @@ class DeviceDraw:
                 floor = logits.topk(self.top_k, -1).values[:, -1:]
                 logits = logits.masked_fill(logits < floor, -torch.inf)
             logits = logits / self.temperature + self.noise.of(place)
-        self.tokens.index_copy_(0, place, logits.argmax(-1)[None])
+        codes, found = finite_choice(logits)
+        self.tokens.index_copy_(0, place, codes[None])
+        self.failed.copy_(torch.where(found.all(), self.failed, torch.minimum(self.failed, place)))
 
     def _one(self, chooses: bool) -> None:
         """Feed token `now`, draw the next."""

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 
 import torch
 
+# The largest number that `gumbel` gives: codes whose probability is far below e^-17 of the likeliest are never drawn.
+LARGEST = -math.log(-math.log(1 - 2.0**-25))
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -58,9 +61,12 @@ def hashed(codes: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.
 
 
 def gumbel(bits: torch.Tensor) -> torch.Tensor:
-    """int32 -> float32 standard Gumbel numbers, from the upper 24 bits."""
+    """int32 -> float32 standard Gumbel numbers, finite, from the upper 24 bits.
+
+    The largest uniform number, 1 - 2^-25, is 1 in float32, and infinite without the clamp.
+    """
     uniform = ((bits >> 8) & 0xFFFFFF).float().add_(0.5).mul_(2.0**-24)
-    return uniform.log_().neg_().log_().neg_()
+    return uniform.log_().neg_().log_().neg_().clamp_(max=LARGEST)
 
 
 def _finalized(x: torch.Tensor) -> torch.Tensor:
@@ -83,7 +89,3 @@ def _splitmix(x: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
     return x ^ (x >> 31)
-
-
-# The largest number that `gumbel` gives: codes whose probability is far below e^-17 of the likeliest are never drawn.
-LARGEST = -math.log(-math.log(1 - 2.0**-25))

@@ -70,6 +70,10 @@ class PlainLayer(CountingLayer):
         self.seen = new.stop
         return keys[:, :, : self.seen], values[:, :, : self.seen]
 
+    def kept(self) -> list[torch.Tensor]:
+        """Keys and values [B, H, seen, D]."""
+        return [part[:, :, : self.seen] for part in self._kept] if self.is_initialized else []
+
     def get_max_length(self) -> int:
         """Tokens there is room for."""
         return self.tokens

@@ -7,13 +7,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from transformers import Cache
 
 from headscope.errors import DataError
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.policy.policy import Policy
 from headscope.runtime.cache import CompressedCache, compressed
+from headscope.runtime.finite import finite_choice, no_numbers
 from headscope.runtime.graph import DeviceDraw, draws_on_device
 from headscope.runtime.llama import step_for
 from headscope.runtime.noise import Noise
@@ -51,6 +51,7 @@ def generate(
     Raises:
         DataError: no prompt, a prompt too long, seeds that do not match, numbers out of range.
         PolicyMismatch: a policy for another model.
+        NumberError: NaN or infinite logits; names the token.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
     seeds = check_seeds(prompts, seeds)
@@ -113,12 +114,13 @@ def _draw(
     if policy is not None and draws_on_device(model):
         terms: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k}
         return prefix.texts, DeviceDraw(model, policy, prefix, seeds, **terms).draw(report)
-    cache: Cache
+    cache: PlainCache | CompressedCache
     if policy is None:
         cache = PlainCache(model.shape.layers, length + count)
     else:
         cache = CompressedCache(policy, batch=len(ids), prefix=length, dtype=model.dtype, device=model.device)
     step = step_for(model) if policy is not None else None
+    layers: list[Any] = list(cache.layers)
     with nullcontext() if policy is None else compressed(model, policy):
         hidden = model.decode(model.embed_prefix(ids), mask, cache)
         for t in range(count):
@@ -126,7 +128,9 @@ def _draw(
             if streams == 2:
                 conditional, unconditional = logits.chunk(2)
                 logits = torch.lerp(unconditional, conditional, guidance)
-            tokens[:, t] = _pick(logits, noise, t, temperature, top_k)
+            tokens[:, t], found = _pick(logits, noise, t, temperature, top_k)
+            if not bool(found.all()):
+                raise no_numbers(model, t, (layer.kept() for layer in layers))
             report(t + 1)
             if t + 1 < count:  # nothing looks at the last token
                 embeds = model.embed_tokens(tokens[:, t : t + 1]).repeat(streams, 1, 1)
@@ -137,14 +141,16 @@ def _draw(
     return prefix.texts, tokens
 
 
-def _pick(logits: torch.Tensor, noise: Noise, token: int, temperature: float, top_k: int | None) -> torch.Tensor:
-    """logits [n, V] -> codes [n]."""
+def _pick(
+    logits: torch.Tensor, noise: Noise, token: int, temperature: float, top_k: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits [n, V] -> codes [n], and bool [n], whether they were chosen among numbers."""
     if temperature == 0.0:
-        return logits.argmax(-1)
+        return finite_choice(logits)
     if top_k is not None:
         floor = logits.topk(top_k, -1).values[:, -1:]
         logits = logits.masked_fill(logits < floor, -torch.inf)
-    return (logits / temperature + noise.at(token)).argmax(-1)
+    return finite_choice(logits / temperature + noise.at(token))
 
 
 def check_seeds(prompts: Sequence[str], seeds: Sequence[int] | int) -> list[int]:

@@ -122,7 +122,10 @@ def needs(losses: pd.DataFrame, heads: pd.DataFrame, options: dict[str, Option],
         wide = wide.merge(mine[["layer", "kv_head", "loss"]].rename(columns={"loss": kind}), how="left")
     if wide[list(KINDS)].isna().any(axis=None):
         missing = int(wide[list(KINDS)].isna().any(axis=1).sum())
-        raise DataError(f"The losses of {missing} of {len(wide)} heads at {keep} are not measured; run the same command again.")
+        raise DataError(
+            f"The table of losses lacks {missing} of {len(wide)} heads at {keep}; delete sensitivity.parquet from the run's "
+            "folder, and the same command measures them all."
+        )
     wide[list(KINDS)] = wide[list(KINDS)].clip(lower=0.0)
     either = wide["window"] + wide["heavy"]
     wide["needs"] = ((wide["window"] - wide["heavy"]) / either).where(wide[["window", "heavy"]].max(axis=1) > NEGLIGIBLE)

@@ -22,6 +22,7 @@ from headscope.models.samples import Samples
 from headscope.policy.policy import Policy
 from headscope.runtime import compressed
 from headscope.runtime.cache import CompressedCache
+from headscope.runtime.finite import no_numbers
 from headscope.tuning.reference import ROOM, Reference
 
 # Working memory of one batch of pictures; a default that leaves room on a machine with 3 GB.
@@ -159,6 +160,7 @@ class Replay:
 
     Raises:
         DataError: no picture, tokens of another grid or outside the vocabulary, samples of another model's weights.
+        NumberError: the full cache gives NaN or infinite logits; names the token.
     """
 
     def __init__(
@@ -199,6 +201,7 @@ class Replay:
 
         Raises:
             PolicyMismatch: the policy is for another model.
+            NumberError: NaN or infinite logits; names the token.
         """
         started = time.perf_counter()
         parts, nbytes = [], 0
@@ -211,6 +214,7 @@ class Replay:
                 nbytes = nbytes or cache.nbytes() * self.streams // len(batch.prefix)
                 parts.append(self.compare(hidden, batch.pictures))
                 divergence = parts[-1][0]
+                self._check_numbers(divergence, cache)
                 if watch is not None and divergence is not None:
                     watch(divergence.double().mean(1))
         joined = [None if first is None else torch.cat(column) for first, column in _columns(parts)]
@@ -261,7 +265,15 @@ class Replay:
     def divergence(self, hidden: torch.Tensor, pictures: slice) -> torch.Tensor:
         """Only the guided KL, float32 [pictures, N - 1]: what the sensitivity table needs."""
         measured = torch.log_softmax(self._guided(*self._streams(hidden)), -1)
-        return self.references[0].divergence(measured, pictures)[0].cpu()
+        found = self.references[0].divergence(measured, pictures)[0].cpu()
+        self._check_numbers(found)
+        return found
+
+    def _check_numbers(self, values: torch.Tensor | None, cache: CompressedCache | None = None) -> None:
+        """Refuse numbers [pictures, N - 1] that are none: the logits at their place were."""
+        if values is not None and bool((wrong := ~values.isfinite()).any()):
+            token = int(wrong.any(0).nonzero()[0]) + 1
+            raise no_numbers(self.model, token, () if cache is None else (layer.kept() for layer in cache.compressed_layers))
 
     def full(self, batch: Batch) -> torch.Tensor:
         """Hidden states [rows, N - 1, C] under the full cache: one parallel call (attention is causal)."""
@@ -311,6 +323,7 @@ class Replay:
                     table.add(torch.log_softmax(stream, -1))
             top.append(guided.argmax(-1))
             recorded.append(guided.gather(-1, self.tokens[batch.pictures, 1:, None]).squeeze(-1))
+            self._check_numbers(recorded[-1])
         self._top, self._recorded = torch.cat(top), torch.cat(recorded)
 
     def _streams(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

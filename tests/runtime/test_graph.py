@@ -7,11 +7,13 @@ import torch
 
 pytest.importorskip("triton")
 
+from headscope.errors import NumberError
 from headscope.models.janus import JanusModel
 from headscope.models.samples import Samples
 from headscope.policy.policy import Policy
 from headscope.runtime import CompressedCache, generate
 from headscope.runtime.graph import DeviceDraw, draws_on_device
+from tests.tiny import tiny_model
 
 PROMPTS = ["red apple", "a blue car on a red background"]  # of different length
 WINDOWS, HEAVY = torch.tensor([[5, 1], [0, 3]]), torch.tensor([[0, 3], [4, 0]])
@@ -31,6 +33,23 @@ def test_the_same_pictures(tiny: JanusModel, guidance: float, top_k: int | None)
     assert torch.equal(found, expected.tokens)
     again = on_device.draw().to(torch.int32).cpu()  # nothing of the first picture is left
     assert torch.equal(again, found)
+
+
+def test_numbers_that_are_none_stop_the_picture_at_the_end_of_their_row() -> None:
+    """Code 5 has an embedding that is none: the token after its first appearance can't be drawn."""
+    model = tiny_model()
+    policy = Policy.uniform(model.shape, window=WINDOWS, heavy=HEAVY, stride=4, prefix=12)
+    samples = generate(model, PROMPTS, [3, 4], policy=policy)
+    code = int(samples.tokens[0, 2])
+    first = min(int((row == code).nonzero()[0]) for row in samples.tokens if code in row)
+    with torch.no_grad():
+        model.network.model.generation_embeddings.weight[code] = float("inf")
+    steps: list[int] = []
+    terms = {"guidance": samples.guidance, "temperature": 1.0, "top_k": None}
+    on_device = DeviceDraw(model, policy, model.encode(PROMPTS), [3, 4], **terms)
+    with pytest.raises(NumberError, match=rf"image token {first + 1} "):
+        on_device.draw(steps.append)
+    assert len(steps) <= first + 1 + model.shape.geometry.cols
 
 
 def test_bytes_are_those_of_the_cpus_cache(tiny: JanusModel) -> None:

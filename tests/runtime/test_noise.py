@@ -13,7 +13,7 @@ from scipy import stats
 
 from headscope.models.janus import JanusModel
 from headscope.runtime import generate
-from headscope.runtime.noise import LARGEST, Noise
+from headscope.runtime.noise import LARGEST, Noise, gumbel
 
 BITS = (1 << 32) - 1
 
@@ -44,6 +44,16 @@ def test_the_noise_is_what_the_papers_say(seed: int, token: int, code: int) -> N
     assert found.shape == (3, 300)
     assert float(found[1, code]) == pytest.approx(slow(seed, token, code), rel=1e-4, abs=1e-5)
     assert float(found.max()) <= LARGEST + 1e-3
+
+
+def test_all_numbers_that_there_are_are_finite_and_the_others_stay() -> None:
+    largest = 2**24 - 1
+    bits = torch.arange(2**24, dtype=torch.int64)
+    found = gumbel(((bits << 8) - ((bits >> 23) << 32)).to(torch.int32))
+    assert found.isfinite().all()
+    assert float(found[largest]) == found.max() == pytest.approx(LARGEST, abs=1e-5)
+    uniform = (torch.arange(largest).float() + 0.5) * 2.0**-24
+    assert torch.equal(found[:largest], -(-uniform.log()).log())
 
 
 @pytest.mark.parametrize("along", ["codes", "tokens", "seeds"])

@@ -101,7 +101,7 @@ def test_a_score_without_a_relation_is_told_so() -> None:
 
 def test_a_missing_head_is_refused_with_what_to_do() -> None:
     whole = table([(0.1, 0.2, 0.3), (0.1, 0.2, 0.3)])
-    with pytest.raises(DataError, match="losses of 1 of 2 heads at 20% are not measured"):
+    with pytest.raises(DataError, match="lacks 1 of 2 heads at 20%"):
         needs(whole.iloc[:-1], heads([0.1, 0.9]), OPTIONS, "20%")
 
 
