@@ -20,6 +20,7 @@ from headscope.errors import DataError, ModelError
 from headscope.geometry import Geometry
 from headscope.models.attention import Group, observe
 from headscope.models.fingerprint import weights_fingerprint
+from headscope.models.loading import check_whole
 from headscope.models.protocol import Prefix
 from headscope.policy.policy import ModelShape
 
@@ -159,9 +160,13 @@ def load_causal_lm(source: str | Path, name: str, device: str, dtype: torch.dtyp
     """Load from a folder."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-        network: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True)
+        network, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{source}: cannot be loaded as a text model ({str(error).strip().splitlines()[0]}).") from error
+    head = next(name for name, module in network.named_modules() if module is network.get_output_embeddings())
+    check_whole(source, found, (f"{network.base_model_prefix}.", f"{head}."))
     return CausalLMModel(network.to(device), tokenizer, name)
 
 

@@ -15,11 +15,20 @@ from transformers import AutoTokenizer, Cache, JanusForConditionalGeneration
 from headscope.errors import DataError, ModelError
 from headscope.geometry import Geometry
 from headscope.models.fingerprint import weights_fingerprint
+from headscope.models.loading import check_whole
 from headscope.models.protocol import Prefix
 from headscope.policy.policy import ModelShape
 
 # The authors' own sampling script: guidance 5, temperature 1, no top-k.
 GUIDANCE, TEMPERATURE, TOP_K = 5.0, 1.0, None
+# What draws: the rest of a Janus looks at pictures or writes text.
+_DRAWING = (
+    "model.language_model.",
+    "model.generation_",
+    "model.vqmodel.quantize.",
+    "model.vqmodel.post_quant_conv.",
+    "model.vqmodel.decoder.",
+)
 
 
 class JanusModel:
@@ -135,10 +144,13 @@ def load_janus(source: str | Path, name: str, device: str, dtype: torch.dtype) -
     local = Path(source).is_dir()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        network = JanusForConditionalGeneration.from_pretrained(source, dtype=dtype, local_files_only=local)
+        network, found = JanusForConditionalGeneration.from_pretrained(
+            source, dtype=dtype, local_files_only=local, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{source}: cannot be loaded as a Janus model ({reason}).") from error
+    check_whole(source, found, _DRAWING)
     if tokenizer.chat_template is None and local:
         tokenizer.chat_template = _template(Path(source))
     module: nn.Module = network

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import Emu3Config, Emu3ForConditionalGeneration
 
 from headscope.errors import DataError, ModelError
 from headscope.models import Samples, load_model
 from headscope.models.janus import JanusModel
+from headscope.reference.tokenizer import build_tokenizer
 
 
 def test_a_folder_loads_and_keeps_its_fingerprints(tiny_folder: Path, tiny: JanusModel) -> None:
@@ -72,6 +76,62 @@ def test_a_cut_weight_file_is_one_sentence(tiny_folder: Path, tmp_path: Path) ->
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(str(tmp_path))
+
+
+def changed_copy(folder: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """The model folder once more, its tensors changed."""
+    for path in folder.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(to / "model.safetensors")
+    change(tensors)
+    save_file(tensors, to / "model.safetensors", {"format": "pt"})
+    return to
+
+
+@pytest.mark.parametrize(
+    "lacks",
+    [
+        "model.language_model.layers.1.mlp.up_proj.weight",
+        "model.generation_head.vision_head.weight",
+        "model.generation_embeddings.weight",
+        "model.vqmodel.decoder.conv_out.weight",
+        "model.vqmodel.quantize.embedding.weight",
+    ],
+)
+def test_a_folder_that_lacks_a_tensor_that_draws_is_refused_by_its_name(tiny_folder: Path, tmp_path: Path, lacks: str) -> None:
+    folder = changed_copy(tiny_folder, tmp_path, lambda tensors: tensors.pop(lacks))
+    with pytest.raises(ModelError, match=lacks.replace(".", r"\.")):
+        load_model(str(folder))
+
+
+def test_what_only_looks_at_pictures_may_be_missing(tiny_folder: Path, tmp_path: Path, tiny: JanusModel) -> None:
+    def blind(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith(("model.vision_model.", "model.vqmodel.encoder."))]:
+            del tensors[name]
+
+    assert load_model(str(changed_copy(tiny_folder, tmp_path, blind))).shape.weights == tiny.shape.weights
+
+
+def test_an_adapter_that_was_not_merged_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    name = "model.language_model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    folder = changed_copy(tiny_folder, tmp_path, lambda tensors: tensors.update({name: torch.zeros(2, 2)}))
+    with pytest.raises(ModelError, match="lora_A"):
+        load_model(str(folder))
+
+
+def test_a_folder_of_another_class_is_refused(tmp_path: Path) -> None:
+    """Emu3's whole model has a family that transformers reads as text, and other names for every tensor."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = Emu3Config(
+        text_config={**sizes, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0},
+        vq_config={"codebook_size": 16, "embed_dim": 4, "latent_channels": 4, "base_channels": 32, "channel_multiplier": [1],
+                   "num_res_blocks": 1, "hidden_size": 32},
+        vocabulary_map={"<image>": 4},
+    )  # fmt: skip
+    Emu3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    build_tokenizer(["red apple"], 512).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"lacks lm_head\.weight, model\.embed_tokens\.weight, model\..* of another class"):
         load_model(str(tmp_path))
 
 
