@@ -2,12 +2,14 @@
 
 Decoders of transformers that use its attention interface are observed as in attention.py; ImageGPT computes attention in a
 method of its own, which is replaced on the instance while the block lasts; everything else is seen where it calls
-`torch.nn.functional.scaled_dot_product_attention`. Nothing is patched globally: the interception is PyTorch's own mode, which
-belongs to one thread.
+`scaled_dot_product_attention` or `multi_head_attention_forward` (`nn.MultiheadAttention`) of `torch.nn.functional`. Nothing is
+patched globally: the interception is PyTorch's own mode, which belongs to one thread. What was given to `torch.compile` runs
+as it was written while the block lasts, for compiled code calls none of these.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,25 +33,30 @@ def attach(module: nn.Module, callback: Named) -> Iterator[None]:
 
     All hooks come off when the block ends, also after an exception; no output changes.
     """
-    names = {id(part): name for name, part in module.named_modules()}
+    names = _names(module)
     with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         observed: set[int] = set()
         for decoder in _decoders(module):
-            by_number = {
-                part.layer_idx: names[id(part)] or type(part).__name__ for part in decoder.modules() if _computes(part, decoder)
-            }
+            by_number = {part.layer_idx: names[id(part)] for part in decoder.modules() if _computes(part, decoder)}
             observed |= {id(part) for part in decoder.modules() if _computes(part, decoder)}
 
             def show(number: int, groups: list[Group], by_number: dict[Any, str] = by_number) -> None:
                 callback(by_number[number], groups[0], True)
 
             stack.enter_context(observe(decoder, show))
-        for name, part in module.named_modules():
+        for part in module.modules():
             if isinstance(part, ImageGPTAttention):
-                stack.enter_context(_imagegpt(name, part, callback))
-        inside = stack.enter_context(_module_stack(module, names))
-        stack.enter_context(_Interception(callback, inside, observed))
+                stack.enter_context(_imagegpt(names[id(part)], part, callback))
+        inside = stack.enter_context(_module_stack(module))
+        stack.enter_context(_Interception(callback, inside, names, observed))
         yield
+
+
+def _names(module: nn.Module) -> dict[int, str]:
+    """Name of every part, by identity; the wrapper of `torch.compile` adds nothing to it. The whole is called by its class."""
+    wrapped = {id(part): name.replace("_orig_mod.", "").removesuffix("_orig_mod") for name, part in module.named_modules()}
+    return {key: name.removesuffix(".") or type(getattr(module, "_orig_mod", module)).__name__ for key, name in wrapped.items()}
 
 
 def _decoders(module: nn.Module) -> list[PreTrainedModel]:
@@ -68,31 +75,48 @@ def _computes(part: nn.Module, decoder: nn.Module) -> bool:
     return getattr(part, "layer_idx", None) is not None and getattr(part, "config", None) is decoder.config
 
 
+_replacing = threading.RLock()
+_IMAGEGPT_METHODS = ("_attn", "_upcast_and_reordered_attn")
+
+
 @contextmanager
 def _imagegpt(name: str, part: ImageGPTAttention, callback: Named) -> Iterator[None]:
+    """Inside the block, `callback` sees what this thread computes; the last block that ends puts the methods back."""
     thread = threading.get_ident()
-    replaced = {method: getattr(part, method) for method in ("_attn", "_upcast_and_reordered_attn")}
     scaling = part.head_dim**-0.5 if part.scale_attn_weights else 1.0
     if part.scale_attn_by_inverse_layer_idx:
         scaling /= (part.layer_idx or 0) + 1
 
-    def seen(original: Callable[..., Any]) -> Callable[..., Any]:
-        def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None) -> Any:
-            if threading.get_ident() == thread:
-                callback(
-                    name, plain_groups(query, key, None if mask is None else _causal(mask, query), scaling, value)[0], True
-                )
-            return original(query, key, value, mask)
+    def see(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> None:
+        if threading.get_ident() == thread:
+            visible = None if mask is None else _causal(mask, query)
+            callback(name, plain_groups(query, key, visible, scaling, value)[0], True)
 
-        return attend
-
-    for method, original in replaced.items():
-        setattr(part, method, seen(original))
+    with _replacing:
+        watchers: list[Any] = vars(part).setdefault("_headscope_watchers", [])
+        if not watchers:
+            for method in _IMAGEGPT_METHODS:
+                setattr(part, method, _shown(getattr(part, method), watchers))
+        watchers.append(see)
     try:
         yield
     finally:
-        for method in replaced:
-            delattr(part, method)
+        with _replacing:
+            watchers.remove(see)
+            if not watchers:
+                for attribute in (*_IMAGEGPT_METHODS, "_headscope_watchers"):
+                    delattr(part, attribute)
+
+
+def _shown(original: Callable[..., Any], watchers: list[Callable[..., None]]) -> Callable[..., Any]:
+    """`original`, whose arguments are shown to all watchers first."""
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None) -> Any:
+        for see in tuple(watchers):
+            see(query, key, value, mask)
+        return original(query, key, value, mask)
+
+    return attend
 
 
 def _causal(mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
@@ -103,7 +127,7 @@ def _causal(mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _module_stack(module: nn.Module, names: dict[int, str]) -> Iterator[list[nn.Module]]:
+def _module_stack(module: nn.Module) -> Iterator[list[nn.Module]]:
     """The modules that are running in this thread, the innermost last."""
     thread, running, handles = threading.get_ident(), list[nn.Module](), []
 
@@ -116,29 +140,34 @@ def _module_stack(module: nn.Module, names: dict[int, str]) -> Iterator[list[nn.
             running.pop()
 
     for part in module.modules():
-        part._headscope_name = names[id(part)] or type(module).__name__  # type: ignore[assignment]
         handles += [part.register_forward_pre_hook(enter), part.register_forward_hook(leave, always_call=True)]
     try:
         yield running
     finally:
         for handle in handles:
             handle.remove()
-        for part in module.modules():
-            del part._headscope_name
 
 
 class _Interception(TorchFunctionMode):
-    """Shows every call of scaled_dot_product_attention, unless the module is observed already."""
+    """Shows every call of PyTorch's attention functions, unless the module is observed already."""
 
-    def __init__(self, callback: Named, running: list[nn.Module], observed: set[int]) -> None:
+    def __init__(self, callback: Named, running: list[nn.Module], names: dict[int, str], observed: set[int]) -> None:
         super().__init__()
-        self.callback, self.running, self.observed = callback, running, observed
+        self.callback, self.running, self.names, self.observed = callback, running, names, observed
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention and not any(id(part) in self.observed for part in self.running):
-            self._show(*args, **kwargs)
+        show = {
+            functional.scaled_dot_product_attention: self._show,
+            functional.multi_head_attention_forward: self._show_multi_head,
+        }.get(func)
+        if show is not None and not any(id(part) in self.observed for part in self.running):
+            with torch.no_grad():
+                show(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _tell(self, group: Group, causal: bool) -> None:
+        self.callback(self.names[id(self.running[-1])] if self.running else "the module", group, causal)
 
     def _show(
         self,
@@ -151,15 +180,60 @@ class _Interception(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> None:
-        name = self.running[-1]._headscope_name if self.running else "the module"
         if query.dim() == 3:  # one head
             query, key, value = query[:, None], key[:, None], value[:, None]
-        with torch.no_grad():
-            scaling = query.shape[-1] ** -0.5 if scale is None else scale
-            causal = is_causal
-            if attn_mask is not None:
-                seen = attn_mask if attn_mask.dtype == torch.bool else attn_mask > torch.finfo(attn_mask.dtype).min / 2
-                seen = seen.expand(*seen.shape[:-2], query.shape[2], key.shape[2])
-                attn_mask = seen[None, None] if seen.dim() == 2 else seen[:, None] if seen.dim() == 3 else seen
-                causal = causal or not bool(attn_mask.triu(1 + key.shape[2] - query.shape[2]).any())
-            self.callback(str(name), plain_groups(query, key, attn_mask, scaling, value)[0], causal)
+        scaling = query.shape[-1] ** -0.5 if scale is None else scale
+        if attn_mask is not None:
+            attn_mask = attn_mask.expand(*attn_mask.shape[:-2], query.shape[2], key.shape[2])
+            attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())] if attn_mask.dim() != 3 else attn_mask[:, None]
+        group = plain_groups(query, key, attn_mask, scaling, value)[0]
+        self._tell(group, is_causal or _hides_later(group))
+
+    def _show_multi_head(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """What `multi_head_attention_forward` computes: query [L, B, E] or [L, E], key [S, B, E] or [S, E]."""
+        given = _MULTI_HEAD.bind(query, key, value, *args, **kwargs)
+        given.apply_defaults()
+        of = given.arguments
+        if query.dim() == 2:
+            query, key = query[:, None], key[:, None]
+        size = query.shape[2] // of["num_heads"]
+        weights = (of["q_proj_weight"], of["k_proj_weight"])
+        if not of["use_separate_proj_weight"]:
+            weights = of["in_proj_weight"].chunk(3)[:2]
+        biases = (None, None) if of["in_proj_bias"] is None else of["in_proj_bias"].chunk(3)[:2]
+        q, k = (
+            functional.linear(x, weight, bias).unflatten(2, (-1, size)).permute(1, 2, 0, 3)
+            for x, weight, bias in zip((query, key), weights, biases, strict=True)
+        )
+        own_keys = of["bias_k"] is not None or of["add_zero_attn"] or of["static_k"] is not None
+        mask = _multi_head_mask(of["attn_mask"], of["key_padding_mask"], q, k)
+        group = plain_groups(q, k, mask, size**-0.5, altered="keys of its own beside the tokens'" if own_keys else None)[0]
+        self._tell(group, _hides_later(group))
+
+
+_MULTI_HEAD = inspect.signature(functional.multi_head_attention_forward)
+
+
+def _multi_head_mask(
+    attention: torch.Tensor | None, padding: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor
+) -> torch.Tensor | None:
+    """The masks of `nn.MultiheadAttention`, where True hides, as one additive mask [1 or B, 1 or H, L, S].
+
+    Args:
+        attention: [L, S] or [B * H, L, S], bool or additive. padding: [S] or [B, S], likewise.
+        query: [B, H, L, D]. key: [B, H, S, D].
+    """
+    masks = []
+    if attention is not None:
+        masks.append(attention.unflatten(0, query.shape[:2]) if attention.dim() == 3 else attention[None, None])
+    if padding is not None:
+        masks.append(padding.view(-1, 1, 1, key.shape[2]).expand(-1, -1, query.shape[2], -1))
+    added = [torch.zeros_like(m, dtype=query.dtype).masked_fill_(m, -torch.inf) if m.dtype == torch.bool else m for m in masks]
+    return sum(added[1:], added[0]) if added else None
+
+
+def _hides_later(group: Group) -> bool:
+    """Whether no query sees a key that comes after it."""
+    if group.visible is None:
+        return False
+    return not bool(group.visible.triu(1 + group.k.shape[2] - group.q.shape[2]).any())

@@ -90,7 +90,10 @@ def trace_module(
         if not any(
             other == name or other.startswith((f"{name}.", f"{name} (")) or name.startswith(f"{other}.") for other in seen
         ):
-            skipped.append(f"{name}: {kind} computes its attention by itself, so it cannot be seen{_advice(kind)}.")
+            skipped.append(
+                f"{name}: {kind} computes its attention by itself, so it cannot be seen: let it use "
+                "scaled_dot_product_attention."
+            )
     if not layers:
         why = " ".join(skipped) or (
             f"{type(module).__name__} made no call of scaled_dot_product_attention, so its attention cannot be seen: let it "
@@ -115,10 +118,6 @@ def _attentions(module: nn.Module) -> Iterator[dict[str, str]]:
             handle.remove()
 
 
-def _advice(kind: str) -> str:
-    return ": call it with need_weights=False" if kind == "MultiheadAttention" else ": let it use scaled_dot_product_attention"
-
-
 def _call(module: nn.Module, inputs: Any) -> None:
     if isinstance(inputs, Mapping):
         module(**inputs)
@@ -133,6 +132,8 @@ def _reason(group: Group, causal: bool, geometry: Geometry, prefix: int | None) 
     queries, keys = group.q.shape[2], group.k.shape[2]
     if queries != keys:
         return f"{queries} queries look at {keys} keys, which is attention to something else, or to a cache; expected as many"
+    if group.altered is not None:
+        return f"it has {group.altered}, which its statistics would leave out"
     if not causal:
         return "its tokens look at later ones, so it is no causal decoder"
     before = queries - geometry.tokens if prefix is None else prefix

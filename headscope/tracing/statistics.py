@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional
 
 from headscope.tracing.accumulators import Accumulated
 from headscope.tracing.catalogue import Function, statistic
@@ -123,7 +124,7 @@ def prefix_mass(a: Accumulated) -> torch.Tensor:
 @statistic("first_token_mass", means="semantic")
 def first_token_mass(a: Accumulated) -> torch.Tensor:
     """Attention to the sequence's first token that is no padding, StreamingLLM's sink (2309.17453)."""
-    first = a.prefix_seen.int().argmax(1)
+    first = functional.pad(a.prefix_seen.int(), (0, 1), value=1).argmax(1)  # without a prefix the first image token
     return a.columns.gather(2, first[:, None, None].expand(-1, a.squares.shape[1], 1)).squeeze(2) / a.count
 
 

@@ -50,6 +50,9 @@ def attention_divergence(group: Group, geometry: Geometry, prefix: int, selectio
             for number, head in enumerate(chosen):
                 q = group.q[:, head, (prefix + asked).to(group.q.device)].float() * group.scaling
                 logits = q @ group.k[:, head // share, :stop].float().transpose(1, 2)
+                if group.bias is not None:
+                    bias = group.bias[:, min(head, group.bias.shape[1] - 1)]
+                    logits += bias[:, (prefix + asked).to(bias.device), :stop].float()
                 hidden = later[None]
                 if group.visible is not None:
                     seen = group.visible[:, 0, -1, :prefix].expand(len(q), prefix)
