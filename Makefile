@@ -15,7 +15,7 @@ PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-postgres test-ray test-triton lint clean
+.PHONY: help demo test fuzz test-oldest test-postgres test-ray test-triton lint clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo: $(VENV)/.ready ## Tune the bundled model's cache from nothing, into runs/d
 
 test: $(VENV)/.ready ## Run the tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) $(ARGS)
+
+fuzz: $(VENV)/.ready ## Read 2,000 mutants of each kind of file that a stranger may hand over
+	OMP_NUM_THREADS=1 HEADSCOPE_FUZZ=2000 $(VENV)/bin/python $(PYTEST) tests/fuzz $(ARGS)
 
 test-oldest: $(OLD)/.ready ## Run the tests on the oldest admitted transformers
 	OMP_NUM_THREADS=1 $(OLD)/bin/python $(PYTEST) $(ARGS)

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 
 from headscope.errors import HeadscopeError
+from headscope.facts import check, optional, whole
+
+MOST_TOKENS = 2**24  # of an image or a prompt that comes from a file; far above what any model has
+_FIELDS = {"rows": whole(1, MOST_TOKENS), "cols": whole(1, MOST_TOKENS), "row_end": optional(whole(0, MOST_TOKENS))}
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class Geometry:
 
     def check_stride(self, stride: int) -> None:
         """Raises HeadscopeError for a stride that is not in `strides()`."""
-        if stride not in self.strides():
+        row = self.row_length
+        if not (0 < stride <= self.tokens and (row % stride == 0 or stride % row == 0)):  # as `strides()`, for any image
             raise HeadscopeError(
                 f"stride {stride}: expected 1, a divisor of a row ({self.row_length} tokens), a row, or a multiple of a row "
                 f"up to {self.tokens}."
@@ -93,8 +98,13 @@ class Geometry:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Geometry:
-        """From JSON."""
-        try:
-            return cls(int(values["rows"]), int(values["cols"]), int(values.get("row_end", 0)))
-        except (KeyError, TypeError, ValueError) as error:
-            raise HeadscopeError(f"geometry {values}: expected rows, cols and row_end as numbers.") from error
+        """From JSON.
+
+        Raises:
+            HeadscopeError: a number that is missing, none, or out of range; more than MOST_TOKENS tokens.
+        """
+        facts = check(values, _FIELDS, "geometry", HeadscopeError)
+        found = cls(facts["rows"], facts["cols"], facts.get("row_end", 0))
+        if found.tokens > MOST_TOKENS:
+            raise HeadscopeError(f"geometry: {found.tokens:,} tokens, expected at most {MOST_TOKENS:,}.")
+        return found

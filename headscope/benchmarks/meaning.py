@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,13 @@ from headscope.errors import DataError
 from headscope.evaluation.drawing import FULL, OTHER_SEED
 from headscope.policy import Policy, load_policy
 from headscope.policy.policy import ModelShape
-from headscope.storage import read_table
+from headscope.storage import read_json, read_parquet, read_table
 
 COLUMNS = ["method", "budget", "category", "score", "low", "high", "replay_kl", "cache_bytes"]
 _BOOTSTRAPS = 2000
+_SCORES = {**dict.fromkeys(("variant", "category"), str), **dict.fromkeys(("score", "low", "high"), float)}
+_PICTURES = {**dict.fromkeys(("variant", "tag"), str), **dict.fromkeys(("prompt", "correct"), object)}
+_METHODS = {"method": str, "replay_kl": float, "cache_bytes": float}
 
 
 def policies_of(run: str | Path, shape: ModelShape | None = None) -> dict[str, Policy]:
@@ -53,11 +56,12 @@ def _budget(run: Path) -> str:
     if not run.is_dir():
         raise DataError(f"{run}: no such run folder; give one that `headscope search` has finished.")
     if not (run / "policy.safetensors").is_file():
-        raise DataError(f"{run}: holds no policy yet; run `headscope search {run}` first.")
-    try:
-        text = str(json.loads((run / "run.json").read_text(encoding="utf-8"))["limit"]["text"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{run / 'run.json'}: names no limit, so this is no finished search.") from None
+        raise DataError(f"{run}: holds no policy yet; run `headscope search {shlex.quote(str(run))}` first.")
+    facts = read_json(run / "run.json")
+    limit = facts.get("limit") if isinstance(facts, dict) else None
+    text = limit.get("text") if isinstance(limit, dict) else None
+    if not isinstance(text, str):
+        raise DataError(f"{run / 'run.json'}: names no limit; expected a run that `headscope search` has finished.")
     match = re.fullmatch(r"([\d.]+)\s*%", text)
     if match is None:
         raise DataError(
@@ -87,15 +91,16 @@ def meaning(evaluation: str | Path, runs: Sequence[str | Path], seed: int = 0) -
     evaluation = Path(evaluation)
     if not (evaluation / "scores.csv").is_file():
         raise DataError(f"{evaluation}: holds no finished evaluation; make one with `headscope evaluate`.")
-    try:
-        scores = read_table(evaluation / "scores.csv", ("variant", "category", "score", "low", "high"))
-        pictures = pd.read_parquet(evaluation / "pictures.parquet")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{evaluation}: its pictures.parquet cannot be read ({error}); evaluate once more.") from None
-    methods = pd.concat([_losses(Path(run)) for run in runs]) if runs else pd.DataFrame(columns=["variant"])
-    if scores.empty or "correct" not in pictures:
+    scores = read_table(evaluation / "scores.csv", _SCORES)
+    if scores.empty:
         raise DataError(f"{evaluation}: was not graded; evaluate with StickerEval's prompts.")
+    pictures = read_parquet(evaluation / "pictures.parquet", _PICTURES)
+    methods = pd.concat([_losses(Path(run)) for run in runs]) if runs else pd.DataFrame(columns=["variant"])
     losses = methods.drop_duplicates("variant").set_index("variant")
+    if absent := sorted(set(scores["variant"]) & set(losses.index) - set(pictures["variant"])):
+        raise DataError(f"{evaluation}: scores.csv has {absent[0]}, pictures.parquet does not; evaluate into another folder.")
+    if len(losses) and FULL not in losses.index:
+        raise DataError(f"{runs[0]}: its methods.csv has no row of the full cache; expected one called {FULL}.")
     rows = []
     floors, left_out = {OTHER_SEED, f"{FULL}_bfloat16", f"{FULL}_float32"}, dict[str, None]()
     for row in scores.to_dict("records"):
@@ -103,7 +108,7 @@ def meaning(evaluation: str | Path, runs: Sequence[str | Path], seed: int = 0) -
         method, _, budget = name.rpartition("-")
         if name == FULL:
             method, share, kl = FULL, 1.0, 0.0
-            nbytes = float(losses.loc[losses["method"] == FULL, "cache_bytes"].iloc[0]) if len(losses) else np.nan
+            nbytes = float(losses.loc[FULL, "cache_bytes"]) if len(losses) else np.nan
         elif name in losses.index:
             share, kl, nbytes = (
                 float(budget) / 100,
@@ -124,7 +129,9 @@ def _losses(run: Path) -> pd.DataFrame:
     tables = []
     for budget, (policy, search) in _places(run).items():
         file = run / "methods.csv" if policy.parent == run else search / "methods.csv"
-        table = read_table(file, ("method", "replay_kl", "cache_bytes"))
+        table = read_table(file, _METHODS)
+        if table[["replay_kl", "cache_bytes"]].isna().any(axis=None):
+            raise DataError(f"{file}: has a row without replay_kl or cache_bytes; expected both in every row.")
         tables.append(table.assign(variant=[name if name == FULL else f"{name}-{budget}" for name in table["method"]]))
     return pd.concat(tables)
 

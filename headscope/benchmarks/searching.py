@@ -18,13 +18,14 @@ import pandas as pd
 import torch
 
 from headscope.benchmarks.methods import bootstrap, step_times
+from headscope.facts import NUMBER, Kind, check, record
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.policy.budget import Limit
 from headscope.policy.files import save_policy
 from headscope.policy.policy import Policy
 from headscope.policy.presets import CONTROLS, make_preset
-from headscope.storage import read_json, write_json, write_whole
+from headscope.storage import read_json, read_parquet, write_json, write_whole
 from headscope.tuning import Remembered, Replay, SearchResult, Sweep, measure_sensitivity, search, study_replay, sweep_presets
 from headscope.tuning.allocators import solve
 from headscope.tuning.options import ANCHOR, losses_from
@@ -65,7 +66,7 @@ class Ground:
         """The sensitivity table."""
         few = self.calibration.select(range(min(pictures, len(self.calibration))))
         began, path = time.monotonic(), self.out / "sensitivity.parquet"
-        before = len(pd.read_parquet(path)) if path.exists() else 0
+        before = len(read_parquet(path)) if path.exists() else 0
         table = measure_sensitivity(
             Replay(self.model, few, by_stream=False),
             path=path,
@@ -83,7 +84,7 @@ class Unseen:
     def __init__(self, ground: Ground) -> None:
         self.path = ground.out / "unseen.json"
         self.replay = Replay(ground.model, ground.unseen, by_stream=False)
-        self.known: dict[str, dict[str, Any]] = dict(read_json(self.path)) if self.path.exists() else {}
+        self.known: dict[str, dict[str, Any]] = _losses(self.path, len(self.replay)) if self.path.exists() else {}
 
     def measure(self, policy: Policy) -> dict[str, Any]:
         """kl, top1, cache_bytes and by_picture of a policy."""
@@ -94,6 +95,22 @@ class Unseen:
             self.known[key]["by_picture"] = found.kl_by_picture.tolist()
             write_json(self.path, self.known)
         return self.known[key]
+
+
+def _losses(path: Path, pictures: int) -> dict[str, dict[str, Any]]:
+    """What `Unseen` has kept: by fingerprint kl, top1, cache_bytes and by_picture, of that many pictures."""
+
+    def complete(kept: object) -> bool:
+        return isinstance(kept, list) and len(kept) == pictures and all(map(NUMBER.accepts, kept))
+
+    each = record(
+        {
+            **dict.fromkeys(("kl", "top1", "cache_bytes"), NUMBER),
+            "by_picture": Kind(f"a list of {pictures} finite numbers", complete),
+        }
+    )
+    known = check(read_json(path), {}, str(path), advice="name another folder")
+    return check(known, dict.fromkeys(known, each), str(path), advice="name another folder")
 
 
 def bench_search(
@@ -225,7 +242,7 @@ def _to_parquet(table: pd.DataFrame, path: Path) -> None:
 
 def _added(path: Path, seconds: float) -> float:
     """The seconds that stand in `path` and these, which then stand there too."""
-    total = seconds + (float(read_json(path)["seconds"]) if path.exists() else 0.0)
+    total = seconds + (check(read_json(path), {"seconds": NUMBER}, str(path))["seconds"] if path.exists() else 0.0)
     if seconds:
         write_json(path, {"seconds": total})
     return total

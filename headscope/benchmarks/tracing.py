@@ -147,7 +147,7 @@ def _peak_of(tokens: int, shape: Shape, variant: str) -> float:
     done = subprocess.run([sys.executable, "-m", __name__, job], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["killed, perhaps for want of memory"])[-1]
-        raise DataError(f"variant {variant} at {tokens} tokens did not finish ({reason}); try fewer tokens.")
+        raise DataError(f"variant {variant} at {tokens} tokens did not finish ({reason}); fewer tokens need less memory.")
     return float(done.stdout)
 
 

@@ -45,20 +45,21 @@ def evaluate(
     from headscope.evaluation.evaluate import evaluate as measure
     from headscope.evaluation.features import need_packages
     from headscope.evaluation.imported import read_results
-    from headscope.evaluation.layouts import LAYOUTS, read_asked
-    from headscope.evaluation.prompts import PROMPTS
+    from headscope.evaluation.layouts import LAYOUTS
+    from headscope.evaluation.prompts import PROMPTS, grading_if_ours
     from headscope.models import load_model
     from headscope.pipeline.drawing import draw_in_crew
     from headscope.pipeline.steps import Crew
     from headscope.policy.budget import parse_size
     from headscope.policy.files import load_policy
+    from headscope.prompt_files import read_asked
     from headscope.reporting.evaluation import write_evaluation
 
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"--layout {layout}: unknown; known are {', '.join(LAYOUTS)}.")
     need_packages("headscope evaluate")
     asked = read_asked(prompts or PROMPTS)
-    grading = _grading(prompts or PROMPTS, layout)
+    grading = None if layout is not None else grading_if_ours(asked)
     settle_threads(model)
     loaded = load_model(model, device=device, dtype=dtype)
     if grading is not None and loaded.to_images is not None and _side(loaded) != 96:
@@ -123,35 +124,6 @@ def evaluate(
         _table(wide.reset_index())
         say("StickerEval; last, the 95 % interval of the overall score's paired difference to the full cache.")
     say(f"report: {write_evaluation(out)}")
-
-
-def _grading(file: Path, layout: str | None) -> Any:
-    """StickerEval's prompts if the file holds such; None for GenEval's own and for plain ones."""
-    import json
-
-    from headscope.evaluation.detector import known_names
-    from headscope.evaluation.layouts import GENEVAL_TAGS, JSON_LINES
-    from headscope.evaluation.prompts import TAGS, read_grading_prompts
-    from headscope.storage import read_text
-
-    if layout is not None or file.is_dir() or file.suffix.lower() not in JSON_LINES:
-        return None
-    entries = []
-    for line in read_text(file, "prompt file").split("\n"):
-        if line.strip():
-            try:
-                entries.append(json.loads(line))
-            except ValueError:
-                return read_grading_prompts(file)  # says which line
-    if not any(isinstance(one, dict) and "include" in one for one in entries):
-        return None
-    tags = {str(one.get("tag")) for one in entries if isinstance(one, dict)}
-    if tags & (set(TAGS) - GENEVAL_TAGS) or not tags & GENEVAL_TAGS:
-        return read_grading_prompts(file)
-    things = [thing for one in entries if isinstance(one, dict) for thing in one.get("include") or ()]
-    known = set(known_names()[0])
-    ours = tags <= set(TAGS) and all(isinstance(thing, dict) and thing.get("class") in known for thing in things)
-    return read_grading_prompts(file) if ours else None
 
 
 def _side(model: Any) -> int:

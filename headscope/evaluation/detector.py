@@ -7,7 +7,6 @@ Its recipe, its tests and their figures: `headscope/reference/detector.py`, `rep
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +18,12 @@ from torch import nn
 from torch.nn import functional
 
 from headscope.errors import DataError
+from headscope.facts import NUMBER, TEXTS, check, parsed
 
 WEIGHTS = Path(__file__).parent / "weights" / "detector.safetensors"
 PIXELS = 96
 OVERLAP = 0.4  # two peaks whose squares share more than this (intersection over union) are one thing
+_ABOUT = {"classes": TEXTS, "styles": TEXTS, "threshold": NUMBER}
 LIKE = 0.003  # least share of a class that another thing in the picture shows, for a thing that looks like no class by itself
 
 
@@ -123,7 +124,7 @@ class StickerDetector:
         """Read a safetensors file; nothing in it is executed.
 
         Raises:
-            DataError: missing or damaged file.
+            DataError: a missing file, or one that holds something else.
         """
         about, state = _read(Path(path))
         try:
@@ -218,7 +219,7 @@ def known_names(path: str | Path = WEIGHTS) -> tuple[list[str], list[str]]:
         with safe_open(str(path), "pt") as file:
             about = _about(Path(path), file.metadata())
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: not a readable detector file ({_line(error)}); install headscope again.") from None
+        raise DataError(f"{path}: not a readable detector file ({_line(error)}); expected a safetensors file of one.") from None
     return about["classes"], about["styles"]
 
 
@@ -266,14 +267,14 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         with safe_open(str(path), "pt") as file:
             return _about(path, file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: not a readable detector file ({_line(error)}); install headscope again.") from None
+        raise DataError(f"{path}: not a readable detector file ({_line(error)}); expected a safetensors file of one.") from None
 
 
 def _about(path: Path, metadata: dict[str, str] | None) -> dict:
-    try:
-        return {name: json.loads((metadata or {})[name]) for name in ("classes", "styles", "threshold")}
-    except (KeyError, ValueError):
-        raise DataError(f"{path}: names no classes, styles and threshold, so it is no sticker detector.") from None
+    about = {name: parsed(text, f"{path}: {name}") for name, text in (metadata or {}).items() if name in _ABOUT}
+    if not about:
+        raise DataError(f"{path}: names no classes, styles and threshold, so it is no sticker detector.")
+    return check(about, _ABOUT, str(path))
 
 
 def _line(error: Exception) -> str:

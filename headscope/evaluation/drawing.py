@@ -138,7 +138,7 @@ def batches_to_draw(folder: Path, total: int, batch_size: int) -> list[list[int]
 
 
 def seconds_of(folder: Path) -> float:
-    """Seconds a picture of `draw_variant`, of several processes each its own; NaN where they were lost."""
+    """Seconds a picture of `draw_variant`, of several processes each its own; NaN where they were not noted."""
     try:
         noted = [read_json(path) for path in folder.glob("[0-9]*.json")]
         return sum(float(one["seconds"]) for one in noted) / sum(int(one["pictures"]) for one in noted)
@@ -152,8 +152,8 @@ def _drawn(folder: Path, total: int) -> list[tuple[int, Samples]]:
     for path in sorted(path for path in folder.glob("*.parquet") if path.stem.isdigit()):
         try:
             samples = Samples.load(path)
-        except DataError:
-            raise DataError(f"{path}: is damaged; delete it, and the same command draws its pictures again.") from None
+        except DataError as error:
+            raise DataError(f"{str(error).rstrip('.')}; without that file the same command draws its pictures anew.") from None
         first = int(path.stem)
         begin = int(samples.seeds[0]) - first
         for place, seed in enumerate(samples.seeds.tolist()):

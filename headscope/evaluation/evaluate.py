@@ -17,12 +17,15 @@ from PIL import Image
 from headscope.errors import CacheError, DataError
 from headscope.evaluation.drawing import FULL, OTHER, OTHER_SEED, Variant, batch_for, batches_to_draw, draw_variant, seconds_of
 from headscope.evaluation.grader import category_scores, paired_difference
-from headscope.evaluation.layouts import Asked, check_layout
+from headscope.evaluation.layouts import check_layout
 from headscope.evaluation.measuring import Measured, Measurer
 from headscope.evaluation.prompts import GradingPrompt
+from headscope.facts import OBJECT, check, optional
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
+from headscope.models.tokens import warn_of_unknown_words
 from headscope.policy import Policy
+from headscope.prompt_files import Asked
 from headscope.runtime.cache import check_prefix
 from headscope.runtime.sampler import check_settings
 from headscope.storage import read_json, write_json, write_whole
@@ -114,6 +117,7 @@ def evaluate(
     batch = batch_for(model, variants, encoded.ids.shape[1], streams, memory)
     _claim(out, model, asked, seeds, guidance, layout)  # after all that can be wrong with what was asked
     _claim_names(out, policies)
+    warn_of_unknown_words(model, prompts)
     if drawers is not None:
         total, dtype = len(prompts) * seeds, str(model.dtype).removeprefix("torch.")
         wanted = [(variant, dtype, variant.name) for variant in variants]
@@ -193,7 +197,7 @@ def _real(folder: Path) -> np.ndarray:
     """All PNG files below a folder, uint8 [n, height, width, 3], brought to the size of the first."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give --real one with at least two real pictures (PNG).")
-    files = sorted(folder.rglob("*.png"))
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".png")
     if len(files) < 2:
         raise DataError(f"{folder}: found {len(files)} PNG files, expected a folder with at least two real pictures.")
     found: list[np.ndarray] = []
@@ -201,7 +205,7 @@ def _real(folder: Path) -> np.ndarray:
         try:
             with Image.open(file) as picture:
                 rgb = picture.convert("RGB")
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # so Pillow says it
             raise DataError(f"{file}: not a readable picture ({error}).") from None
         size = rgb.size if not found else (found[0].shape[1], found[0].shape[0])
         found.append(np.asarray(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BICUBIC)))
@@ -254,7 +258,7 @@ def _claim_names(out: Path, policies: Mapping[str, Policy]) -> None:
     """Note which policy each name stands for, so that its pictures are not taken for those of another one of that name."""
     file = out / "evaluation.json"
     facts = _facts(file)
-    before = facts.get("policies", {})
+    before = check(facts, {"policies": optional(OBJECT)}, str(file), advice="choose another --out").get("policies", {})
     given = {name: policy.fingerprint() for name, policy in policies.items()}
     if other := [name for name, digest in given.items() if before.get(name, digest) != digest]:
         raise DataError(
@@ -268,7 +272,7 @@ def _facts(file: Path) -> dict[str, Any]:
     try:
         found = read_json(file)
     except DataError as error:
-        raise DataError(f"{error} Delete {file.parent}, or choose another --out.") from None
+        raise DataError(f"{error} What {file.parent} is an evaluation of is not known; choose another --out.") from None
     if not isinstance(found, dict):
-        raise DataError(f"{file}: is of no evaluation; delete {file.parent}, or choose another --out.")
+        raise DataError(f"{file}: holds no facts of an evaluation; choose another --out.")
     return found

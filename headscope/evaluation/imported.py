@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from pathlib import Path
 
 import pandas as pd
 
 from headscope.errors import DataError
-from headscope.storage import json_fault, read_text
+from headscope.facts import NUMBER
+from headscope.storage import parse_line, read_lines, text_fault
 
 _SHAPES = (
     '{"filename": "VARIANT/00000/samples/0000.png", "tag": ..., "correct": true} or '
@@ -33,17 +32,12 @@ def read_results(path: str | Path, variants: list[str], prompts: int | None = No
             one that was scored already.
     """
     path = Path(path)
-    text = read_text(path, "file of results")
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     pictures: list[tuple[str, str, bool]] = []
     given: list[tuple[str, str, float, int]] = []
-    first: dict[str, int] = {}
-    for number, line in lines:
-        where = f"{path}: line {number}"
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where} is not JSON ({json_fault(error)}); expected {_SHAPES}.") from None
+    first: dict[str, str] = {}
+    for line in read_lines(path, "file of results"):
+        where = line.where
+        found = parse_line(line, _SHAPES)
         if isinstance(found, dict) and {"filename", "tag", "correct"} <= set(found):
             parts = Path(str(found["filename"])).parts
             at = next((n for n in reversed(range(len(parts) - 1)) if parts[n] in variants), None)  # --out may be so called too
@@ -51,24 +45,26 @@ def read_results(path: str | Path, variants: list[str], prompts: int | None = No
                 raise DataError(f"{where}: {found['filename']} lies in none of the folders {', '.join(variants)}.")
             if not isinstance(found["correct"], bool):
                 raise DataError(f"{where}: correct {found['correct']!r}; expected true or false.")
-            if not isinstance(found["tag"], str) or not found["tag"].strip():
+            if text_fault(found["tag"]):
                 raise DataError(f'{where}: tag {found["tag"]!r}; expected a category such as "counting".')
             name, picture = parts[at], "/".join(parts[at:])
             if not _there(parts[at + 1 :], prompts, seeds):
                 raise DataError(f"{where}: {picture} is none of {prompts} prompts x {seeds} pictures; leave it out.")
             if picture in first:
-                raise DataError(f"{where}: {picture} was scored in line {first[picture]} already; leave one out.")
-            first[picture] = number
+                raise DataError(f"{where}: {picture} was scored in {first[picture]} already; leave one out.")
+            first[picture] = where.removeprefix(f"{path}: ")
             pictures.append((name, found["tag"], found["correct"]))
         elif isinstance(found, dict) and {"variant", "category", "score"} <= set(found):
             if found["variant"] not in variants:
                 raise DataError(f"{where}: variant {found['variant']}; this evaluation has {', '.join(variants)}.")
             score = found["score"]
-            if isinstance(score, bool) or not isinstance(score, (int, float)) or not _finite(score):
+            if not NUMBER.accepts(score):
                 raise DataError(f"{where}: score {repr(score)[:20]}; expected a number.")
-            if any(one[:2] == (found["variant"], str(found["category"])) for one in given):
+            if text_fault(found["category"]):
+                raise DataError(f'{where}: category {found["category"]!r}; expected a name such as "counting".')
+            if any(one[:2] == (found["variant"], found["category"]) for one in given):
                 raise DataError(f"{where}: {found['variant']} has a score of {found['category']} already; leave one out.")
-            given.append((found["variant"], str(found["category"]), float(found["score"]), 0))
+            given.append((found["variant"], found["category"], float(score), 0))
         else:
             raise DataError(f"{where}: of no known shape; expected {_SHAPES}.")
     if not pictures and not given:
@@ -92,10 +88,3 @@ def _there(place: tuple[str, ...], prompts: int | None, seeds: int | None) -> bo
     if match is None or prompts is None or seeds is None:
         return True
     return int(match[1]) < prompts and int(match[2]) < seeds
-
-
-def _finite(number: float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:  # a whole number beyond all floats
-        return False

@@ -4,57 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from headscope.errors import DataError
-from headscope.storage import json_fault, read_text, write_text, write_whole
+from headscope.prompt_files import Asked as Asked
+from headscope.prompt_files import read_asked as read_asked
+from headscope.storage import write_text, write_whole
 
 LAYOUTS = ("geneval", "dpg")
-GENEVAL_TAGS = {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
 DPG_PICTURES = 4  # a prompt
-JSON_LINES = (".jsonl", ".json", ".ndjson")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A prompt and what its file says of it: `name`, what its pictures are called after; `facts`, its line in a JSON file, as
-    `line` has it."""
-
-    prompt: str
-    name: str
-    facts: dict[str, Any]
-    line: str = ""
-
-
-def read_asked(path: str | Path) -> list[Asked]:
-    """Prompts of a JSON lines file, a text file with one a line, or a folder of text files (DPG-Bench's), one prompt each.
-
-    Raises:
-        DataError: nothing there, an unreadable file, or a line that is no JSON object with a prompt.
-    """
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(path.glob("*.txt"), key=lambda file: (len(file.stem), file.stem))
-        found = [Asked(_text(file).strip(), file.stem, {}) for file in files]
-        found = [one for one in found if one.prompt]
-        if not found:
-            raise DataError(f"{path}: holds no text file with a prompt; give a folder of *.txt files, one prompt each.")
-        return found
-    lines = [(number, line) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
-    if path.suffix.lower() not in JSON_LINES:
-        lines = [(number, line) for number, line in lines if not line.startswith("#")]
-        facts: list[dict[str, Any]] = [{"prompt": line.strip()} for _, line in lines]
-    else:
-        facts = [_object(path, number, line) for number, line in lines]
-    if not facts:
-        raise DataError(f"{path}: holds no prompt; write one a line.")
-    texts = [line.strip() for _, line in lines] if path.suffix.lower() in JSON_LINES else [""] * len(lines)
-    return [Asked(str(one["prompt"]), f"{n:05d}", one, text) for n, (one, text) in enumerate(zip(facts, texts, strict=True))]
 
 
 def check_layout(layout: str | None, asked: Sequence[Asked], seeds: int) -> None:
@@ -79,22 +40,6 @@ def check_layout(layout: str | None, asked: Sequence[Asked], seeds: int) -> None
             )
         if seeds != DPG_PICTURES:
             raise DataError(f"--layout dpg: takes {DPG_PICTURES} pictures a prompt, not {seeds}; give --seeds {DPG_PICTURES}.")
-
-
-def _text(path: Path) -> str:
-    return read_text(path, "prompt file")
-
-
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise DataError(
-            f'{path}: line {number} is not JSON ({json_fault(error)}); expected an object with a "prompt".'
-        ) from None
-    if not isinstance(found, dict) or not isinstance(found.get("prompt"), str) or not found["prompt"].strip():
-        raise DataError(f'{path}: line {number} is not a JSON object with a "prompt".')
-    return found
 
 
 def write_geneval(folder: Path, number: int, asked: Asked, pictures: Sequence[np.ndarray]) -> None:

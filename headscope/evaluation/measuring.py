@@ -19,14 +19,20 @@ from headscope.evaluation.distances import distances
 from headscope.evaluation.drawing import FULL
 from headscope.evaluation.features import FeatureNetwork
 from headscope.evaluation.grader import StickerEval
-from headscope.evaluation.layouts import Asked, save_picture, write_dpg, write_facts, write_geneval
+from headscope.evaluation.layouts import save_picture, write_dpg, write_facts, write_geneval
 from headscope.evaluation.likeness import cosine, likeness, token_agreement
 from headscope.evaluation.prompts import GradingPrompt
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
-from headscope.storage import read_json, write_json, write_whole
+from headscope.prompt_files import Asked
+from headscope.storage import read_json, read_parquet, write_json, write_whole
 
 GRADED = ["tag", "correct", "reason", "found"]
+_COLUMNS = {
+    **dict.fromkeys(("variant", "text"), str),
+    **dict.fromkeys(("prompt", "seed", "ssim", "cosine", "agreement"), float),
+    "psnr": object,  # infinite for equal pictures
+}
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,6 @@ def _read(folder: Path, name: str, key: str) -> Measured | None:
         if found["key"] != key:
             return None
         means = {measure: np.nan if value is None else float(value) for measure, value in found["means"].items()}
-        return Measured(pd.read_parquet(table), means, [float(share) for share in found["by_row"]])
+        return Measured(read_parquet(table, _COLUMNS), means, [float(share) for share in found["by_row"]])
     except Exception:
-        return None  # damaged: it is measured again
+        return None  # it is measured again

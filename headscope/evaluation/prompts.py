@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 
 from headscope.errors import DataError
 from headscope.evaluation.detector import known_names
-from headscope.storage import json_fault, read_text
+from headscope.prompt_files import Asked, read_asked
 
 PROMPTS = Path(__file__).parent / "stickereval.jsonl"
 TAGS = ("single", "style", "two", "counting", "position")
+GENEVAL_TAGS = {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
 RELATIONS = ("left of", "right of", "above", "below")
 _SHAPE = '{"tag": ..., "include": [{"class": ..., "count": ...}], "prompt": ...}'
 
@@ -49,38 +49,45 @@ def read_grading_prompts(path: str | Path = PROMPTS) -> list[GradingPrompt]:
     Raises:
         DataError: missing or empty file, or a line that is broken or asks for what the detector can't name.
     """
-    lines = read_text(path, "prompt file").split("\n")
+    return grading_prompts(read_asked(path))
+
+
+def grading_prompts(asked: Sequence[Asked]) -> list[GradingPrompt]:
+    """What StickerEval is to find for each prompt; errors as those of `read_grading_prompts`."""
     classes, styles = known_names()
-    found = [
-        _Line(f"{path}: line {number}", classes, styles).read(line) for number, line in enumerate(lines, 1) if line.strip()
-    ]
-    if not found:
-        raise DataError(f"{path}: holds no prompt; write one JSON object a line, such as {_SHAPE}.")
-    return found
+    return [_Facts(one.where or f"prompt {number}", classes, styles).read(one) for number, one in enumerate(asked, 1)]
+
+
+def grading_if_ours(asked: Sequence[Asked]) -> list[GradingPrompt] | None:
+    """`grading_prompts`, if these are StickerEval's kinds; None for GenEval's own and for plain ones."""
+    includes = [one.facts["include"] for one in asked if "include" in one.facts]
+    if not includes:
+        return None
+    tags = {str(one.facts.get("tag")) for one in asked}
+    classes = known_names()[0]
+    things = [thing for include in includes if isinstance(include, list) for thing in include]
+    ours = tags <= set(TAGS) and all(isinstance(thing, dict) and thing.get("class") in classes for thing in things)
+    if tags & (set(TAGS) - GENEVAL_TAGS) or not tags & GENEVAL_TAGS or ours:
+        return grading_prompts(asked)
+    return None
 
 
 @dataclass(frozen=True)
-class _Line:
-    """Reads one line; `where` begins every complaint."""
+class _Facts:
+    """Reads what one line says; `where` begins every complaint."""
 
     where: str
     classes: list[str]
     styles: list[str]
 
-    def read(self, text: str) -> GradingPrompt:
-        try:
-            given = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{self.where} is not JSON ({json_fault(error)}); expected {_SHAPE}.") from None
-        if not isinstance(given, dict) or not isinstance(given.get("include"), list) or not given["include"]:
+    def read(self, asked: Asked) -> GradingPrompt:
+        include, tag = asked.facts.get("include"), asked.facts.get("tag")
+        if not isinstance(include, list) or not include:
             raise DataError(f'{self.where} has no list "include" of what must be in the picture; expected {_SHAPE}.')
-        prompt, tag = given.get("prompt"), given.get("tag")
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise DataError(f'{self.where} has no "prompt"; write what the model is to draw.')
         self._known("tag", tag, TAGS)
-        include = tuple(self._wanted(entry, place, len(given["include"])) for place, entry in enumerate(given["include"]))
-        self._complete(str(tag), include)
-        return GradingPrompt(str(tag), include, prompt)
+        wanted = tuple(self._wanted(entry, place, len(include)) for place, entry in enumerate(include))
+        self._complete(str(tag), wanted)
+        return GradingPrompt(str(tag), wanted, asked.prompt)
 
     def _wanted(self, entry: Any, place: int, entries: int) -> Wanted:
         if not isinstance(entry, dict):

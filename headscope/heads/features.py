@@ -31,10 +31,12 @@ def features(table: pd.DataFrame, query_heads: int, kv_heads: int) -> pd.DataFra
         table: of `TraceDataset.heads()`.
 
     Raises:
-        DataError: the table lacks a statistic, or was traced with other heads.
+        DataError: the table is empty, lacks a statistic, or was traced with other heads.
     """
     if missing := [name for name in FEATURES if name not in table.columns]:
         raise DataError(f"The trace lacks {', '.join(missing)}: trace again with this version.")
+    if table.empty:
+        raise DataError("The table of statistics has no row; expected one of every picture and head.")
     if int(table["head"].max()) + 1 != query_heads:
         raise DataError(
             f"The trace has {int(table['head'].max()) + 1} query heads a layer, the model {query_heads}: trace this model."

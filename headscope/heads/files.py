@@ -14,14 +14,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from headscope.errors import DataError
+from headscope.facts import TEXTS, check, clipped, parsed, shown, whole
+from headscope.reading import open_tensors
 from headscope.storage import write_whole
 
 SPATIAL, SEMANTIC = "spatial", "semantic"
 SCHEMA = 1
+_KIND = "a file of head classes"
+_FACTS = {"schema": whole(1), "columns": TEXTS}
 _KEY = "headscope_heads"
 _FEATURE = "feature."
 _NUMBERS = ("semantic_score", "confidence", "stability")
@@ -60,23 +64,48 @@ class Heads:
         """Read what `save` wrote.
 
         Raises:
-            DataError: missing, damaged, of a later schema, or another kind of file.
+            DataError: missing, not readable, of a later schema, or another kind of file.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; run `headscope heads` first.")
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = json.loads((file.metadata() or {})[_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if meta.pop("schema") > SCHEMA:
-                raise ValueError("written by a later version of headscope")
-            columns = meta.pop("columns")
-            layers, kv_heads = tensors["semantic"].shape
-            table = pd.DataFrame({"layer": np.repeat(range(layers), kv_heads), "kv_head": np.tile(range(kv_heads), layers)})
-            table["class"] = np.where(tensors["semantic"].numpy().ravel() > 0, SEMANTIC, SPATIAL)
-            for name in columns[3:]:
-                table[name] = tensors[name if name in _NUMBERS else _FEATURE + name].numpy().ravel()
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: not a file of head classes ({error}); run `headscope heads` again.") from None
+        where = str(path)
+        with open_tensors(path, "file; run `headscope heads` first", _KIND) as file:
+            strings = file.metadata() or {}
+            if _KEY not in strings:
+                raise DataError(f"{where}: not {_KIND} (a safetensors file without {_KEY}).")
+            meta = check(parsed(strings[_KEY], f"{where}: {_KEY}"), _FACTS, where)
+            schema, columns = meta.pop("schema"), meta.pop("columns")
+            if schema > SCHEMA:
+                raise DataError(
+                    f"{where}: written in schema {schema}, this headscope reads up to {SCHEMA}; install a newer one."
+                )
+            if columns[:3] != ["layer", "kv_head", "class"] or columns.count("semantic_score") != 1:
+                raise DataError(
+                    f"{where}: its columns are {shown(columns)}, expected layer, kv_head, class, semantic_score, then others."
+                )
+            if len(set(columns)) < len(columns):
+                raise DataError(f"{where}: its columns are {shown(columns, 200)}, expected each of them once.")
+            tensors = {name: _numbers(file, name, where) for name in ("semantic", *map(_tensor_of, columns[3:]))}
+        layers, kv_heads = tensors["semantic"].shape
+        table = pd.DataFrame({"layer": np.repeat(range(layers), kv_heads), "kv_head": np.tile(range(kv_heads), layers)})
+        table["class"] = np.where(tensors["semantic"].numpy().ravel() > 0, SEMANTIC, SPATIAL)
+        for name in columns[3:]:
+            table[name] = tensors[_tensor_of(name)].numpy().ravel()
+        if not table["semantic_score"].between(0, 1).all():
+            raise DataError(f"{where}: a semantic_score is no number from 0 to 1.")
         return cls(table[columns], meta)
+
+
+def _tensor_of(column: str) -> str:
+    return column if column in _NUMBERS else _FEATURE + column
+
+
+def _numbers(file: safe_open, name: str, where: str) -> torch.Tensor:
+    """A tensor [layers, kv_heads], read after the header says that it is one of its type, as large as the classes."""
+    if name not in file.keys():  # noqa: SIM118 - it is no dictionary
+        raise DataError(f"{where}: lacks the tensor {name}, which its columns name.")
+    shape, dtype = file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()
+    expected = ("U8" if name == "semantic" else "F64", file.get_slice("semantic").get_shape())
+    if (dtype, shape) != expected or len(shape) != 2 or 0 in shape:
+        raise DataError(
+            f"{where}: tensor {name} is {dtype} {clipped(str(shape))}, expected {expected[0]} [layers, KV heads] as all others."
+        )
+    return file.get_tensor(name)

@@ -11,6 +11,7 @@ import pandas as pd
 from headscope.errors import DataError
 from headscope.heads.classifier import THRESHOLD
 from headscope.heads.files import SEMANTIC, SPATIAL, Heads
+from headscope.storage import read_lines
 
 
 def read_scores(path: str | Path, model_shape: str, threshold: float = THRESHOLD) -> Heads:
@@ -24,32 +25,20 @@ def read_scores(path: str | Path, model_shape: str, threshold: float = THRESHOLD
         DataError: no such file, not that many lines or numbers in a line, or a number that is none or outside 0 .. 1.
     """
     path = Path(path)
-    match = re.fullmatch(r"(\d+)x(\d+)", model_shape.strip())
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", model_shape.strip())
     if match is None:
         raise DataError(f"model shape {model_shape}: expected LAYERSxHEADS, such as 24x16.")
     layers, heads = int(match[1]), int(match[2])
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; name a CSV file with a line a layer and a number a head.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from None
+    lines = read_lines(path, "file of scores (CSV, a line a layer and a number a head)")
     if len(lines) != layers:
         raise DataError(f"{path}: has {len(lines)} lines, expected {layers}, a line a layer; check --model-shape.")
-    scores = np.empty((layers, heads))
+    rows = []
     for layer, line in enumerate(lines):
-        cells = line.split(",")
+        cells = line.text.split(",")
         if len(cells) != heads:
-            raise DataError(f"{path}: line {layer + 1} has {len(cells)} numbers, expected {heads}, one a head.")
-        for head, cell in enumerate(cells):
-            try:
-                value = float(cell)
-            except ValueError:
-                raise DataError(f"{path}: layer {layer} head {head} is '{cell.strip()}', expected a number.") from None
-            if not 0 <= value <= 1:
-                raise DataError(f"{path}: layer {layer} head {head} is {value}, expected a score from 0 to 1.")
-            scores[layer, head] = value
-    flat = scores.ravel()
+            raise DataError(f"{line.where} has {len(cells)} numbers, expected {heads}, one a head.")
+        rows.append([_score(f"{line.where}: layer {layer} head {head}", cell) for head, cell in enumerate(cells)])
+    flat = np.array(rows).ravel()
     posterior = 1 / (1 + np.exp(-(flat - threshold) / max(flat.std(), 1e-9)))
     table = pd.DataFrame(
         {
@@ -62,3 +51,13 @@ def read_scores(path: str | Path, model_shape: str, threshold: float = THRESHOLD
         }
     )
     return Heads(table, {"source": path.name, "shape": [layers, heads], "threshold": threshold})
+
+
+def _score(where: str, cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        raise DataError(f"{where} is {cell.strip()!r}, expected a number.") from None
+    if not 0 <= value <= 1:
+        raise DataError(f"{where} is {value}, expected a score from 0 to 1.")
+    return value

@@ -23,6 +23,7 @@ from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
 from headscope.models.protocol import Prefix
 from headscope.policy.policy import ModelShape
+from headscope.prompt_files import check_prompt
 
 TEXT_TOKENS = 256
 GUIDANCE, TEMPERATURE, TOP_K = 1.0, 0.8, 50
@@ -109,9 +110,8 @@ class CausalLMModel:
         """See `ImageModel.encode`. The unconditional stream is one token repeated; guidance 1 never looks at it."""
         if not prompts:
             raise DataError("No prompt was given: name at least one.")
-        for number, prompt in enumerate(prompts):
-            if not prompt.strip():
-                raise DataError(f"Prompt {number + 1} of {len(prompts)} is empty: write how the text should begin.")
+        for number, prompt in enumerate(prompts, 1):
+            check_prompt(prompt, f"Prompt {number} of {len(prompts)}")
         rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > self.max_prefix:
@@ -160,11 +160,10 @@ def load_causal_lm(source: str | Path, name: str, device: str, dtype: torch.dtyp
     """Load from a folder."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-        network, found = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{source}: cannot be loaded as a text model ({str(error).strip().splitlines()[0]}).") from error
+    network, found = loaded
     head = next(name for name, module in network.named_modules() if module is network.get_output_embeddings())
     check_whole(source, found, (f"{network.base_model_prefix}.", f"{head}."))
     return CausalLMModel(network.to(device), tokenizer, name)

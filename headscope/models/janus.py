@@ -18,6 +18,7 @@ from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
 from headscope.models.protocol import Prefix
 from headscope.policy.policy import ModelShape
+from headscope.prompt_files import check_prompt
 
 # The authors' own sampling script: guidance 5, temperature 1, no top-k.
 GUIDANCE, TEMPERATURE, TOP_K = 5.0, 1.0, None
@@ -85,9 +86,8 @@ class JanusModel:
         and the begin-of-image becomes a pad, which is attended."""
         if not prompts:
             raise DataError("No prompt was given: name at least one.")
-        for number, prompt in enumerate(prompts):
-            if not prompt.strip():
-                raise DataError(f"Prompt {number + 1} of {len(prompts)} is empty: write what the picture should show.")
+        for number, prompt in enumerate(prompts, 1):
+            check_prompt(prompt, f"Prompt {number} of {len(prompts)}")
         texts = [self._text(prompt) for prompt in prompts]
         rows = [self.tokenizer(text)["input_ids"] for text in texts]
         for prompt, row in zip(prompts, rows, strict=True):
@@ -144,12 +144,13 @@ def load_janus(source: str | Path, name: str, device: str, dtype: torch.dtype) -
     local = Path(source).is_dir()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        network, found = JanusForConditionalGeneration.from_pretrained(
+        loaded: Any = JanusForConditionalGeneration.from_pretrained(
             source, dtype=dtype, local_files_only=local, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{source}: cannot be loaded as a Janus model ({reason}).") from error
+    network, found = loaded
     check_whole(source, found, _DRAWING)
     if tokenizer.chat_template is None and local:
         tokenizer.chat_template = _template(Path(source))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,14 @@ import pyarrow.parquet as pq
 import torch
 
 from headscope.errors import DataError
+from headscope.facts import NUMBER, TEXT, check, or_null, parsed, said, whole
+from headscope.reading import read_parquet
 from headscope.storage import write_whole
 
-_FACTS = ("guidance", "temperature", "top_k", "model", "weights")
+_FACTS = {"guidance": NUMBER, "temperature": NUMBER, "top_k": or_null(whole(1)), "model": TEXT, "weights": TEXT}
+_COLUMNS = pa.schema([("prompt", pa.string()), ("text", pa.string()), ("seed", pa.int64()), ("tokens", pa.list_(pa.int32()))])
+_KEY = b"headscope_samples"
+_KIND = "a file of recorded pictures"
 
 
 @dataclass(frozen=True)
@@ -56,16 +62,10 @@ class Samples:
 
     def save(self, path: str | Path) -> Path:
         """Write a parquet file: columns prompt, text, seed, tokens (list of int32); the rest is metadata."""
-        table = pa.table(
-            {
-                "prompt": pa.array(self.prompts, pa.string()),
-                "text": pa.array(self.texts, pa.string()),
-                "seed": pa.array(self.seeds.tolist(), pa.int64()),
-                "tokens": pa.array(list(self.tokens.numpy().astype(np.int32)), pa.list_(pa.int32())),
-            }
-        )
+        tokens = list(self.tokens.numpy().astype(np.int32))
+        table = pa.table([self.prompts, self.texts, self.seeds.tolist(), tokens], schema=_COLUMNS)
         facts = {name: getattr(self, name) for name in _FACTS}
-        table = table.replace_schema_metadata({"headscope_samples": json.dumps(facts)})
+        table = table.replace_schema_metadata({_KEY: json.dumps(facts)})
         return write_whole(path, lambda target: pq.write_table(table, target))
 
     @classmethod
@@ -73,16 +73,27 @@ class Samples:
         """Read what `save` wrote.
 
         Raises:
-            DataError: the file is missing, damaged or something else.
+            DataError: the file is missing, not readable or something else.
         """
+        missing = "file; record pictures with `headscope trace` or `generate` first"
+        table = read_parquet(path, missing, _KIND)
         try:
-            table = pq.read_table(path)
-            facts = json.loads((table.schema.metadata or {})[b"headscope_samples"])
-            rows = table.to_pydict()
-            tokens = torch.tensor(rows["tokens"], dtype=torch.int32)
-            seeds = torch.tensor(rows["seed"], dtype=torch.int64)
-            return cls(rows["prompt"], rows["text"], seeds, tokens, **{name: facts[name] for name in _FACTS})
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file; record pictures with `headscope trace` or `generate` first.") from None
-        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
-            raise DataError(f"{path}: not a file of recorded pictures ({error}); record them again.") from None
+            text = (table.schema.metadata or {})[_KEY]
+            rows = table.select(_COLUMNS.names).cast(_COLUMNS)  # names that are missing or twice are refused
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise DataError(f"{path}: not {_KIND} ({said(error)}).") from None
+        facts = check(parsed(text, f"{path}: {_KEY.decode()}"), _FACTS, str(path))
+        if nulls := [name for name in _COLUMNS.names if rows[name].null_count]:
+            raise DataError(f"{path}: not {_KIND} (column {nulls[0]} has an empty cell).")
+        tokens = _rectangle(rows["tokens"].combine_chunks(), str(path))
+        seeds = torch.from_numpy(rows["seed"].to_numpy().copy())
+        known: dict[str, Any] = {name: facts.get(name) for name in _FACTS}
+        return cls(rows["prompt"].to_pylist(), rows["text"].to_pylist(), seeds, tokens, **known)
+
+
+def _rectangle(lists: pa.ListArray, where: str) -> torch.Tensor:
+    """int32 [n, N]: the tokens of n pictures, which are all of one length."""
+    lengths, flat = lists.value_lengths().to_numpy(), lists.flatten()
+    if flat.null_count or (len(flat) and flat.to_numpy().min() < 0) or (lengths != lengths[:1]).any():
+        raise DataError(f"{where}: not {_KIND} (tokens that are no codes from 0, or of pictures of several lengths).")
+    return torch.from_numpy(flat.to_numpy().reshape(len(lists), -1 if len(flat) else 0).copy())

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from headscope.errors import DataError
 from headscope.models.registry import bundled_folder, writes_text
-from headscope.storage import read_text
+from headscope.prompt_files import read_asked
 
 # For models that bring no prompts of their own; every other one calibrates, the rest judges.
 PLAIN = (
@@ -84,28 +83,12 @@ PLAIN_TEXT = (
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a text file (one a line, blank lines and lines that start with # left out) or of JSON lines (`prompt`).
+    """The prompts of a text file, of JSON lines or of a folder of text files, as `headscope.prompt_files` reads them.
 
     Raises:
-        DataError: missing, unreadable or empty file, or a JSON line without a prompt.
+        DataError: missing, unreadable or empty file, or a line without a prompt.
     """
-    lines = read_text(path, "prompt file").splitlines()
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        prompts.append(_of_json(path, number, line) if str(path).endswith((".jsonl", ".json")) else line.strip())
-    if not prompts:
-        raise DataError(f"{path}: holds no prompt; write one a line.")
-    return prompts
-
-
-def _of_json(path: str | Path, number: int, line: str) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f'{path}: line {number} is not a JSON object with a "prompt".') from None
-    return str(prompt)
+    return [one.prompt for one in read_asked(path)]
 
 
 def default_prompts(source: str) -> list[str]:

@@ -17,7 +17,8 @@ from headscope.errors import BudgetError
 from headscope.policy.policy import ModelShape, Policy
 
 SCORE_BYTES = 8  # float32 score and int32 position
-_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+# Bytes of one number, by the dtypes a cache is kept in.
+CACHE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -28,9 +29,9 @@ def itemsize(dtype: str | torch.dtype) -> int:
         BudgetError: a dtype that no cache is kept in.
     """
     name = str(dtype).removeprefix("torch.")
-    if name not in _ITEMSIZE:
-        raise BudgetError(f"dtype {name}: unknown; a cache is kept in {', '.join(_ITEMSIZE)}.")
-    return _ITEMSIZE[name]
+    if name not in CACHE_DTYPES:
+        raise BudgetError(f"dtype {name}: unknown; a cache is kept in {', '.join(CACHE_DTYPES)}.")
+    return CACHE_DTYPES[name]
 
 
 def head_bytes(

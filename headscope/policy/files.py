@@ -1,26 +1,61 @@
 """The policy file: one safetensors file that executes nothing and is checked entirely before it is believed.
 
 Tensors [layers, kv_heads] as in `Policy`; metadata, all JSON strings: headscope_schema, model, stride, prefix, accounting,
-provenance, results. A reader of schema n refuses a file of a later schema and ignores metadata it does not know.
+provenance, results. A reader of schema n refuses a file of a later schema and ignores metadata it does not know, such as the
+`format` that other tools write.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from headscope.errors import DataError, HeadscopeError, PolicyMismatch
-from headscope.geometry import Geometry
-from headscope.policy.budget import plain_bytes, policy_bytes
-from headscope.policy.policy import HEAD_TENSORS, ModelShape, Policy
+from headscope.facts import OBJECT, TEXT, check, one_of, optional, or_null, parsed, record, whole
+from headscope.geometry import MOST_TOKENS, Geometry
+from headscope.policy.budget import CACHE_DTYPES, plain_bytes, policy_bytes
+from headscope.policy.policy import HEAD_TENSORS, ModelShape, Policy, check_tensor
 from headscope.policy.shipped import policy_file, shipped
+from headscope.reading import open_tensors
 from headscope.storage import write_whole
 
 SCHEMA = 1
+# Far above every model there is, and low enough that the bytes of a head fit 64 bits.
+_MOST_HEADS = 2**12
+_MOST_SIZE = 2**16
+_MODEL = {
+    "name": TEXT,
+    "layers": whole(1, _MOST_HEADS),
+    "query_heads": whole(1, _MOST_HEADS),
+    "kv_heads": whole(1, _MOST_HEADS),
+    "head_dim": whole(1, _MOST_SIZE),
+    "geometry": OBJECT,  # `Geometry.from_dict` knows its fields
+    "architecture": TEXT,
+    "weights": TEXT,
+}
+_LIMIT = {
+    "bytes": whole(0, 2**63 - 1),
+    "batch": whole(1),
+    "streams": whole(1),
+    "dtype": replace(one_of(*CACHE_DTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHE_DTYPES),
+    "of": one_of("all", "image"),
+}
+_FIELDS = {
+    "model": record(_MODEL),
+    "stride": whole(1, MOST_TOKENS),
+    "prefix": whole(0, MOST_TOKENS),
+    "accounting": optional(OBJECT),
+    "provenance": optional(record({"limit": or_null(record(_LIMIT))})),
+    "results": optional(OBJECT),
+}
+_DTYPES = {"I32": torch.int32, "F32": torch.float32, "U8": torch.uint8}
 
 
 def save_policy(policy: Policy, path: str | Path, overwrite: bool = True) -> Path:
@@ -28,20 +63,25 @@ def save_policy(policy: Policy, path: str | Path, overwrite: bool = True) -> Pat
 
     Raises:
         DataError: the place cannot be written, or holds a file and `overwrite` is False.
+        PolicyMismatch: its provenance or results are no JSON values, or such that `load_policy` would refuse them.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise DataError(f"{path}: exists already; choose another name.")
     shape = policy.shape
     metadata = {
-        "headscope_schema": SCHEMA,
         "model": shape.to_dict(),
         "stride": policy.stride,
         "prefix": policy.prefix,
-        "accounting": accounting(policy),
         "provenance": dict(policy.provenance),
         "results": dict(policy.results),
     }
+    try:
+        metadata = json.loads(json.dumps(metadata))
+    except (TypeError, ValueError) as error:
+        raise PolicyMismatch(f"{path}: provenance and results have to be JSON values ({error}).") from None
+    check(metadata, _FIELDS, str(path), PolicyMismatch)
+    metadata |= {"headscope_schema": SCHEMA, "accounting": accounting(policy)}
     tensors = {name: getattr(policy, name).contiguous() for name in HEAD_TENSORS}
     strings = {name: json.dumps(value) for name, value in metadata.items()}
     return write_whole(path, lambda target: save_file(tensors, target, metadata=strings))
@@ -64,52 +104,63 @@ def load_policy(path: str | Path, shape: ModelShape | None = None, accept_other_
     """Read a policy file, or a shipped policy by its name, and check that it fits `shape` (no check without one).
 
     Raises:
-        DataError: missing, cut, or not a policy file.
-        PolicyMismatch: a tensor that is missing or impossible, a later schema, another architecture, or other weights of the
-            same architecture unless `accept_other_weights`, which is then recorded in the provenance.
+        DataError: missing, not readable, or not a policy file.
+        PolicyMismatch: a fact or a tensor that is missing or impossible, a later schema, another architecture, or other
+            weights of the same architecture unless `accept_other_weights`, which is then recorded in the provenance.
     """
     path = policy_file(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(f"{path}: is a folder; name the policy file in it, such as {path / 'policy.safetensors'}.")
-    if not path.is_file():
-        known = ", ".join(shipped())
-        raise DataError(
-            f"{path}: no such policy file; make one with `headscope search` or `headscope run`, or name one that comes with "
-            f"headscope: {known or 'there is none'}."
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            strings = file.metadata() or {}
-            names = set(file.keys())
-            tensors = {name: file.get_tensor(name) for name in HEAD_TENSORS if name in names}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cut or damaged, not a readable safetensors file ({error}); copy or search it again."
-        ) from None
+    known = ", ".join(shipped()) or "there is none"
+    missing = (
+        "policy file; make one with `headscope search` or `headscope run`, or name one that comes with headscope: " + known
+    )
+    with open_tensors(path, missing, "a policy file") as file:
+        metadata = _metadata(path, file.metadata() or {})
+        try:
+            made = _shape(metadata["model"])
+            policy = Policy(
+                **{name: _tensor(file, name, made) for name in HEAD_TENSORS},
+                stride=metadata["stride"],
+                prefix=metadata["prefix"],
+                shape=made,
+                provenance=metadata.get("provenance", {}),
+                results=metadata.get("results", {}),
+            )
+        except HeadscopeError as error:
+            raise PolicyMismatch(f"{path}: {error}") from None
+    return policy if shape is None else _fitted(policy, shape, path, accept_other_weights)
+
+
+def _metadata(path: Path, strings: dict[str, str]) -> dict[str, Any]:
+    """The known metadata, each of the right type and range."""
     if "headscope_schema" not in strings:
         raise DataError(f"{path}: a safetensors file, but not a policy of headscope.")
-    metadata = _parsed(path, strings)
-    if int(metadata["headscope_schema"]) > SCHEMA:
+    schema = parsed(strings["headscope_schema"], f"{path}: headscope_schema")
+    check({"headscope_schema": schema}, {"headscope_schema": whole(1)}, str(path), PolicyMismatch)
+    if schema > SCHEMA:  # nothing else of it is known
+        raise PolicyMismatch(f"{path}: written in schema {schema}, this headscope reads up to {SCHEMA}; install a newer one.")
+    facts = {name: parsed(strings[name], f"{path}: {name}") for name in _FIELDS if name in strings}
+    return check(facts, _FIELDS, str(path), PolicyMismatch)
+
+
+def _shape(model: dict[str, Any]) -> ModelShape:
+    if model["query_heads"] % model["kv_heads"]:
         raise PolicyMismatch(
-            f"{path}: written in schema {metadata['headscope_schema']}, this headscope reads up to {SCHEMA}; "
-            "install a newer one."
+            f"model.query_heads is {model['query_heads']}, expected a multiple of model.kv_heads, {model['kv_heads']}."
         )
-    if missing := [name for name in HEAD_TENSORS if name not in tensors]:
-        raise PolicyMismatch(f"{path}: lacks the tensor {missing[0]}; the file is damaged, search or copy it again.")
-    try:
-        policy = Policy(
-            **tensors,
-            stride=int(metadata["stride"]),
-            prefix=int(metadata["prefix"]),
-            shape=_shape(metadata["model"]),
-            provenance=metadata.get("provenance", {}),
-            results=metadata.get("results", {}),
-        )
-    except HeadscopeError as error:
-        raise PolicyMismatch(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise PolicyMismatch(f"{path}: its metadata lacks or garbles {error}; the file is damaged.") from None
-    return policy if shape is None else _fitted(policy, shape, path, accept_other_weights)
+    facts = {name: model[name] for name in _MODEL if name != "geometry"}
+    return ModelShape(**facts, geometry=Geometry.from_dict(model["geometry"]))
+
+
+def _tensor(file: safe_open, name: str, shape: ModelShape) -> torch.Tensor:
+    """One tensor, which is read only after the header says that it is of the right size."""
+    if name not in file.keys():  # noqa: SIM118 - it is no dictionary
+        raise PolicyMismatch(f"lacks the tensor {name}, expected {(shape.layers, shape.kv_heads)} (layers, KV heads).")
+    header = file.get_slice(name)
+    dtype = _DTYPES.get(header.get_dtype(), header.get_dtype())
+    check_tensor(name, tuple(header.get_shape()), dtype, shape)
+    return file.get_tensor(name)
 
 
 def _fitted(policy: Policy, shape: ModelShape, path: Path, accept_other_weights: bool) -> Policy:
@@ -124,6 +175,12 @@ def _fitted(policy: Policy, shape: ModelShape, path: Path, accept_other_weights:
             f"{path}: made for another architecture ({made.name}, {made.architecture[:12]}) than {shape.name} "
             f"({shape.architecture[:12]}): search one for it."
         )
+    for name in ("query_heads", "head_dim"):  # equal where the fingerprint is honest
+        if getattr(made, name) != getattr(shape, name):
+            raise PolicyMismatch(
+                f"{path}: made for {getattr(made, name)} {name.replace('_', ' ')}, {shape.name} has {getattr(shape, name)}: "
+                "search one for it."
+            )
     if made.weights == shape.weights:
         return policy
     if not accept_other_weights:
@@ -133,21 +190,3 @@ def _fitted(policy: Policy, shape: ModelShape, path: Path, accept_other_weights:
         )
     noted = {**policy.provenance, "accepted_other_weights": {"made_for": made.weights, "used_on": shape.weights}}
     return policy.replace(shape=shape, provenance=noted)
-
-
-def _parsed(path: Path, strings: dict[str, str]) -> dict[str, Any]:
-    try:
-        return {name: json.loads(value) for name, value in strings.items()}
-    except ValueError as error:
-        raise DataError(f"{path}: its metadata is not JSON ({error}); the file is damaged.") from None
-
-
-def _shape(model: dict[str, Any]) -> ModelShape:
-    counts = {name: int(model[name]) for name in ("layers", "query_heads", "kv_heads", "head_dim")}
-    return ModelShape(
-        name=str(model["name"]),
-        **counts,
-        geometry=Geometry.from_dict(model["geometry"]),
-        architecture=str(model["architecture"]),
-        weights=str(model["weights"]),
-    )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from headscope.errors import HeadscopeError, PolicyMismatch
+from headscope.facts import clipped
 from headscope.geometry import Geometry
 
 HEAD_TENSORS = ("window", "heavy", "anchor", "decay", "per_visit", "semantic_score")
@@ -43,6 +44,24 @@ class ModelShape:
     def to_dict(self) -> dict[str, Any]:
         """As policy files and run.json tell it: JSON values by attribute."""
         return {**vars(self), "geometry": self.geometry.to_dict()}
+
+
+def check_tensor(name: str, found: tuple[int, ...], dtype: torch.dtype | str, shape: ModelShape) -> None:
+    """Raises PolicyMismatch unless a tensor of a policy is [layers, kv_heads] and of its dtype.
+
+    Args:
+        name: one of HEAD_TENSORS.
+        found: its shape.
+        dtype: a text for one that no policy has.
+        shape: the model.
+    """
+    expected = (shape.layers, shape.kv_heads)
+    if found != expected:
+        raise PolicyMismatch(
+            f"tensor {name}: has shape {clipped(str(found))}, expected {expected} (layers, KV heads) for {shape.name}."
+        )
+    if dtype != DTYPES[name]:
+        raise PolicyMismatch(f"tensor {name}: has dtype {dtype}, expected {DTYPES[name]}.")
 
 
 @dataclass(frozen=True)
@@ -102,16 +121,9 @@ class Policy:
             raise PolicyMismatch(f"prefix {self.prefix}: expected a number of tokens, 0 or more.")
 
     def _check_tensors(self) -> None:
-        expected = (self.shape.layers, self.shape.kv_heads)
         for name in HEAD_TENSORS:
             tensor = getattr(self, name)
-            if tuple(tensor.shape) != expected:
-                raise PolicyMismatch(
-                    f"tensor {name}: has shape {tuple(tensor.shape)}, expected {expected} (layers, KV heads) for "
-                    f"{self.shape.name}."
-                )
-            if tensor.dtype != DTYPES[name]:
-                raise PolicyMismatch(f"tensor {name}: has dtype {tensor.dtype}, expected {DTYPES[name]}.")
+            check_tensor(name, tuple(tensor.shape), tensor.dtype, self.shape)
 
     def _check_range(self, name: str, low: float, high: float, above: str) -> None:
         tensor = getattr(self, name)

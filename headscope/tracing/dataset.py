@@ -11,24 +11,24 @@ trace.json          fingerprints, geometry, versions, what was selected, and `co
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from headscope.errors import DataError
+from headscope.facts import clipped, shown
+from headscope.geometry import Geometry
 from headscope.models.samples import Samples
+from headscope.reading import is_there
 from headscope.storage import write_json
-from headscope.tracing.files import read_curves, read_meta, read_table, write_curves, write_table
+from headscope.tracing.files import BY_TOKEN, KEYS, column_names, read_curves, read_meta, read_table, write_curves, write_table
 from headscope.tracing.parts import Parts
 
-BY_TOKEN = "prefix_by_token"  # a column of the parts: lists of numbers, which a table of statistics should not have
+WHOLE_IMAGE = -1  # the band of rows that holds all that was traced
 NEEDED = ("footprint", "lag_mass")
 
 
@@ -44,8 +44,8 @@ class TraceDataset:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not (self.path / "trace.json").is_file():
+        self.path = Path(path).absolute()
+        if not is_there(self.path / "trace.json"):
             raise DataError(f"{self.path}: holds no trace; make one with `headscope trace`.")
         self.meta: dict[str, Any] = read_meta(self.path)
         if not self.meta["complete"]:
@@ -59,66 +59,109 @@ class TraceDataset:
                 `layer=[3, 4]`; `band` is -1 unless it is given (None: every band). What does not match is not read.
 
         Raises:
-            DataError: an unknown column, or a damaged file.
+            DataError: an unknown column, a file that is not readable, or rows of what was not traced.
         """
-        filters.setdefault("band", -1)
-        wanted: list[tuple[str, str, Any]] = [
-            (name, "in", [*value]) if isinstance(value, (list, tuple, range, np.ndarray)) else (name, "==", value)
-            for name, value in filters.items()
-            if value is not None
-        ]
-        return read_table(self.path / "heads.parquet", columns, wanted)
+        table = self._rows("heads.parquet", columns, {"band": WHOLE_IMAGE, **filters})
+        if table.empty and not filters:
+            raise DataError(f"{self.path / 'heads.parquet'}: has no row of whole images (band {WHOLE_IMAGE}); trace again.")
+        return table
 
     def statistics(self) -> list[str]:
         """Names of the statistics in this trace, in the order of its columns."""
-        file = self.path / "heads.parquet"
-        try:
-            names = pq.read_schema(file).names
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{file}: cannot be read ({str(error).splitlines()[0]}); trace again.") from None
-        return [name for name in names if name not in ("sample", "stream", "layer", "head", "band")]
+        return [name for name in column_names(self.path / "heads.parquet") if name not in KEYS]
 
     def curves(self) -> dict[str, torch.Tensor]:
         """float32 [layers, heads, ...] by name; `lag_mass` and `footprint` are always there.
 
         Raises:
-            DataError: missing, damaged or incomplete.
+            DataError: missing, not readable, incomplete, or of other layers and heads than were traced.
         """
+        curves = self.kept_curves()
+        return {**curves, "window_coverage": curves["lag_mass"].cumsum(-1)}
+
+    def kept_curves(self) -> dict[str, torch.Tensor]:
+        """The curves that are in the file; errors as in `curves`."""
         file = self.path / "curves.safetensors"
         curves = read_curves(file)
         if missing := [name for name in NEEDED if name not in curves]:
             raise DataError(f"{file}: lacks {', '.join(missing)}; trace again.")
-        return {**curves, "window_coverage": curves["lag_mass"].cumsum(-1)}
+        geometry = Geometry.from_dict(self.meta["geometry"])
+        shapes = {"lag_mass": (geometry.tokens,), "footprint": (geometry.rows, 2 * geometry.row_length - 1)}
+        for name, curve in curves.items():
+            found, heads = tuple(curve.shape), "kv_heads" if name == "cache_divergence" else "heads"
+            expected = (self._traced("layers"), self._traced(heads), *shapes.get(name, found[2:]))
+            same = len(found) == len(expected) > 2 and all(m in (None, n) for n, m in zip(found, expected, strict=True))
+            if not same:
+                raise DataError(
+                    f"{file}: {shown(name)} has shape {clipped(str(found))}, expected {expected} (layers, heads, values) by "
+                    "trace.json."
+                )
+        return curves
+
+    def _traced(self, name: str) -> int | None:
+        """How many layers, heads or KV heads were traced; None where the trace does not say."""
+        chosen = self.meta["selection"].get(name)
+        return self.meta.get("query_heads" if name == "heads" else name) if chosen is None else len(chosen)
+
+    def _rows(self, name: str, columns: Sequence[str] | None, filters: dict[str, Any]) -> pd.DataFrame:
+        """Rows of a table that meet `filters`, all of them of what trace.json says was traced."""
+        wanted: list[tuple[str, str, Any]] = [
+            (column, "in", [*value]) if isinstance(value, (list, tuple, range, np.ndarray)) else (column, "==", value)
+            for column, value in filters.items()
+            if value is not None
+        ]
+        file = self.path / name
+        table = read_table(file, columns, wanted)
+        for key, total in (("sample", "samples"), ("layer", "layers"), ("head", "query_heads")):
+            most = self.meta.get(total)
+            least, last = table[key].min(), table[key].max()
+            if most is not None and len(table) and not (least >= 0 and last < most):
+                raise DataError(f"{file}: has rows of {key} {least} to {last}, expected 0 to {most - 1} by trace.json.")
+        return table
 
     def words(self, **filters: Any) -> pd.DataFrame:
         """Attention to each word of the prompts: sample, layer, head, word (its place in the prompt), text, mass.
 
         Tokens that continue a word are added to it. Filters as in `heads`.
         """
-        table = read_table(
-            self.path / "prefix.parquet",
-            None,
-            [(n, "in", [*v]) if isinstance(v, (list, tuple, range)) else (n, "==", v) for n, v in filters.items()] or None,
-        )
-        pieces = pq.read_table(self.path / "prefix.parquet", columns=["sample", "pieces"]).to_pandas()
-        named = pieces[pieces["pieces"].notna()].drop_duplicates("sample")
-        starts = {row.sample: _words(list(row.pieces)) for row in named.itertuples()}
+        table = self._rows("prefix.parquet", [BY_TOKEN], filters)
+        every = self._rows("prefix.parquet", ["pieces"], {})
+        named = every[every["pieces"].notna()].drop_duplicates("sample")
+        pieces = {row.sample: [str(piece) for piece in row.pieces] for row in named.itertuples()}
+        starts = {sample: _words(texts) for sample, texts in pieces.items()}
         rows = []
         for row in table.itertuples():
             masses = np.asarray(getattr(row, BY_TOKEN), dtype=np.float64)
+            if row.sample not in pieces or masses.shape != (len(pieces[row.sample]),):
+                raise DataError(
+                    f"{self.path / 'prefix.parquet'}: does not hold one number for each token of the prompt of picture "
+                    f"{row.sample}."
+                )
             for place, (text, first, stop) in enumerate(starts[row.sample]):
                 rows.append((row.sample, row.layer, row.head, place, text, float(masses[first:stop].sum())))
         return pd.DataFrame(rows, columns=["sample", "layer", "head", "word", "text", "mass"])
 
+    def by_token(self) -> pd.DataFrame:
+        """Attention to each token of the prompts: the keys, `prefix_by_token`, and `pieces` in one row of each picture."""
+        return self._rows("prefix.parquet", [BY_TOKEN, "pieces"], {})
+
     def samples(self) -> Samples:
-        """The pictures that were traced."""
-        return Samples.load(self.path / "samples.parquet")
+        """The pictures that were traced.
+
+        Raises:
+            DataError: missing, not readable, or of another number than were traced.
+        """
+        file = self.path / "samples.parquet"
+        found = Samples.load(file)
+        if len(found) != self.meta["samples"]:
+            raise DataError(f"{file}: holds {len(found)} pictures, expected {self.meta['samples']} by trace.json.")
+        return found
 
     def damage(self) -> DataError | None:
         """The first of the folder's files that is missing or cannot be read."""
         try:
             self.heads()
-            read_table(self.path / "prefix.parquet")
+            self.by_token()
             self.curves()
             self.samples()
         except DataError as error:
@@ -130,8 +173,7 @@ def compact(path: Path, parts: Parts) -> None:
     """Join the parts into the files of a finished trace, then remove them."""
     table, curves = parts.joined()
     write_finished(path, table, curves, read_meta(path))
-    # The whole folder: a run that was killed may have left a temporary file in it.
-    shutil.rmtree(path / "parts", ignore_errors=True)
+    parts.remove()
 
 
 def write_finished(path: Path, table: pd.DataFrame, curves: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:

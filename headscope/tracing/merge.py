@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ import pandas as pd
 import torch
 
 from headscope.errors import DataError
+from headscope.facts import plain, shown
 from headscope.models.samples import Samples
-from headscope.tracing.dataset import BY_TOKEN, TraceDataset, write_finished
-from headscope.tracing.files import read_curves, read_table
+from headscope.tracing.dataset import TraceDataset, write_finished
+from headscope.tracing.files import BY_TOKEN
 from headscope.tracing.trace import pictures_hash
 
 SAME = ("architecture", "weights", "geometry", "guidance", "definitions", "selection", "statistics", "cache")
@@ -29,16 +31,17 @@ def merge_traces(paths: Sequence[str | Path], out: str | Path) -> TraceDataset:
     out = Path(out)
     if len(paths) < 2:
         raise DataError(f"Found {len(paths)} trace, expected at least two to merge.")
-    if out.exists():
+    if os.path.exists(out):
         raise DataError(f"{out}: exists already; choose another folder with --out.")
     traces = [TraceDataset(path) for path in paths]
     first = traces[0]
     for other in traces[1:]:
         for name in SAME:
-            if other.meta[name] != first.meta[name]:
+            here, there = other.meta.get(name), first.meta.get(name)
+            if here != there:
                 raise DataError(
-                    f"{other.path}: is of other {name} than {first.path} ({_apart(other.meta[name], first.meta[name])}); merge "
-                    "only traces of one model, made in one way."
+                    f"{other.path}: is of other {name} than {first.path} ({_apart(here, there)}); merge only traces of one "
+                    "model, made in one way."
                 )
     samples = _joined([trace.samples() for trace in traces], traces)
     tables, sums, before = [], dict[str, torch.Tensor](), 0
@@ -46,13 +49,16 @@ def merge_traces(paths: Sequence[str | Path], out: str | Path) -> TraceDataset:
         count = trace.meta["samples"]
         table = trace.heads(band=None)
         keys = ["sample", "stream", "layer", "head", "band"]
-        prefix = read_table(trace.path / "prefix.parquet")[[*keys, BY_TOKEN, "pieces"]]
+        prefix = trace.by_token()
         table = table.merge(prefix, on=keys, how="left")
         tables.append(table.assign(sample=table["sample"] + before))
         before += count
-        for name, value in read_curves(trace.path / "curves.safetensors").items():
+        curves = trace.kept_curves()
+        if sums and (alone := sorted(set(sums) ^ set(curves))):
+            raise DataError(f"{trace.path}: has other curves than {first.path} ({', '.join(alone)} in one of them only).")
+        for name, value in curves.items():
             sums[name] = sums.get(name, torch.zeros(())) + value.double() * count
-    curves = {name: (value / before).float().contiguous() for name, value in sums.items()}
+    means = {name: (value / before).float().contiguous() for name, value in sums.items()}
     joined = pd.concat(tables, ignore_index=True)
     joined[BY_TOKEN] = joined[BY_TOKEN].astype(object)
     samples.save(out / "samples.parquet")
@@ -62,7 +68,7 @@ def merge_traces(paths: Sequence[str | Path], out: str | Path) -> TraceDataset:
         "pictures": pictures_hash(samples),
         "merged": [str(trace.path) for trace in traces],
     }
-    write_finished(out, joined, curves, meta)
+    write_finished(out, joined, means, meta)
     return TraceDataset(out)
 
 
@@ -70,11 +76,11 @@ def _apart(here: Any, there: Any) -> str:
     """What differs, of two values or of two tables of them."""
     if isinstance(here, dict) and isinstance(there, dict):
         names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
-        return ", ".join(f"{name} {here.get(name)}, there {there.get(name)}" for name in names)
+        return ", ".join(f"{plain(name)} {shown(here.get(name))}, there {shown(there.get(name))}" for name in names[:3])
     if isinstance(here, list) and isinstance(there, list):
         alone = sorted(set(map(str, here)) ^ set(map(str, there)))
         return f"{', '.join(alone[:3])} in one of them only" if alone else "in another order"
-    return f"{str(here)[:40]}, there {str(there)[:40]}"
+    return f"{shown(here)}, there {shown(there)}"
 
 
 def _joined(parts: list[Samples], traces: list[TraceDataset]) -> Samples:

@@ -15,20 +15,21 @@ import pandas as pd
 import torch
 
 from headscope.errors import DataError
+from headscope.facts import shown
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
+from headscope.reading import is_there
 from headscope.storage import write_json
 from headscope.tracing import curves as _curves  # noqa: F401 - registers the curves
 from headscope.tracing import statistics as _statistics  # noqa: F401 - registers the statistics
 from headscope.tracing.accumulators import Accumulated
 from headscope.tracing.catalogue import DEFINITIONS, chosen_curves, chosen_statistics
-from headscope.tracing.dataset import BY_TOKEN, TraceDataset, compact
-from headscope.tracing.files import read_meta
+from headscope.tracing.dataset import WHOLE_IMAGE, TraceDataset, compact
+from headscope.tracing.files import BY_TOKEN, read_meta
 from headscope.tracing.hooks import Layer, streams_of, watch, watch_live
 from headscope.tracing.parts import Parts
 from headscope.tracing.selection import Selection
 
-WHOLE_IMAGE = -1  # the band of rows that holds all that was traced
 TOGETHER = 4  # pictures in one pass unless told; one to eight took 6 to 9 s of one core for 16 pictures of 256 tokens
 
 
@@ -53,8 +54,8 @@ def trace(
     Args:
         selection: layers, heads, rows, streams, sampling, bands and the full set; everything of the default set unless given.
         batch_size: pictures in one pass, None for TOGETHER. progress: called with (pictures done, pictures in all).
-        resume: go on with a stopped trace, or return a finished one; what is damaged is named in a warning and traced
-            again.
+        resume: go on with a stopped trace, or return a finished one; what is not as it was written is named in a warning
+            and traced again.
         play: draws given pictures once more, step by step; then attention is what those steps saw, through whatever cache
             `play` uses, and not that of a parallel pass. cache: the name of that cache, written into the trace.
 
@@ -70,6 +71,7 @@ def trace(
         raise DataError("There is no picture to trace: give at least one prompt.")
     if samples.weights != model.shape.weights:
         raise DataError(f"The pictures are of other weights than {model.name} has: draw them with this model.")
+    _check_tokens(model, samples)
     selection.check(model.shape.layers, model.shape.query_heads, model.shape.geometry.rows)
     if play is not None and selection.streams != Selection().streams:
         raise DataError("A live trace sees the streams that are drawn: leave the choice of streams to parallel traces.")
@@ -86,7 +88,7 @@ def trace(
     parts = Parts(out, len(samples))
     todo = parts.missing()
     for damaged in parts.damaged:
-        warnings.warn(f"{damaged}: damaged, traced again", stacklevel=2)
+        warnings.warn(f"{damaged}: not as it was written, traced again", stacklevel=2)
     for start in range(0, len(todo), batch_size):
         numbers = todo[start : start + batch_size]
         writer = _Writer(model, samples.select(numbers), numbers, selection, streams)
@@ -102,6 +104,15 @@ def trace(
             progress(len(samples) - len(todo) + start + len(numbers), len(samples))
     compact(out, parts)
     return TraceDataset(out)
+
+
+def _check_tokens(model: ImageModel, samples: Samples) -> None:
+    """Raises DataError for pictures whose tokens are no codes of the model, or too few or many for its image."""
+    expected, found = (len(samples), model.shape.geometry.tokens), tuple(samples.tokens.shape)
+    if found != expected:
+        raise DataError(f"The pictures have tokens {found}, expected {expected} for {model.name}.")
+    if (most := int(samples.tokens.max())) >= model.vocabulary:
+        raise DataError(f"The pictures have the code {most}, expected 0 to {model.vocabulary - 1} for {model.name}.")
 
 
 class _Writer:
@@ -201,21 +212,30 @@ def pictures_hash(samples: Samples) -> str:
     return pictures.hexdigest()
 
 
-def _difference(found: Any, wanted: dict[str, Any]) -> str:
+def _difference(before: dict[str, Any], wanted: dict[str, Any]) -> str:
     """What another selection had, in words."""
-    before = found if isinstance(found, dict) else {}
     other = [name for name, value in wanted.items() if before.get(name) != value]
-    return " and ".join(f"{name} {before.get(name) or 'all'}, not {wanted[name] or 'all'}" for name in other)
+    return " and ".join(f"{name} {_choice(before.get(name))}, not {_choice(wanted[name])}" for name in other)
+
+
+def _choice(value: Any) -> str:
+    return shown(value) if value else "all"
 
 
 def _claim(out: Path, meta: dict[str, Any], resume: bool) -> None:
     """Write trace.json, or check that the one that is there is of this trace."""
     file = out / "trace.json"
-    if not file.exists():
+    if not is_there(file):
         if out.exists() and not out.is_dir():
             raise DataError(f"{out}: is a file, expected a folder to make; choose another one with --out.")
-        # What starts with a dot is the temporary file of a run that was killed at once.
-        if out.exists() and (others := sorted(p.name for p in out.iterdir() if not p.name.startswith("."))):
+        try:
+            # What starts with a dot is the temporary file of a run that was killed at once.
+            others = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.exists() else []
+        except PermissionError as error:
+            raise DataError(
+                f"{out}: what it holds is not readable by this user ({error.strerror}); choose another one."
+            ) from None
+        if others and not resume:
             raise DataError(f"{out}: holds other files ({others[0]}) and no trace; choose another folder with --out.")
         write_json(file, meta)
         return
@@ -227,7 +247,7 @@ def _claim(out: Path, meta: dict[str, Any], resume: bool) -> None:
                     f"{out}: holds a trace of {_difference(found[name], meta[name])}; choose another folder with --out."
                 )
             raise DataError(
-                f"{out}: holds a trace of other {name} ({str(found[name])[:40]}, now {str(meta[name])[:40]}); choose "
+                f"{out}: holds a trace of other {name} ({shown(found[name], 40)}, now {shown(meta[name], 40)}); choose "
                 "another folder with --out."
             )
     if not resume:

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import torch
 
 from headscope.errors import DataError
+from headscope.facts import check, parsed, plain, said, shown
 from headscope.policy.policy import ModelShape
+from headscope.reading import read_parquet, to_frame
 from headscope.storage import write_whole
 from headscope.tuning.alone import HeadsAlone
 from headscope.tuning.coverage import Groups
@@ -25,6 +27,9 @@ from headscope.tuning.replay import Replay
 # Below this a head loses nothing that matters (a 20 % policy of the prototype lost 1.6e-2 in all 48 heads together).
 NEGLIGIBLE = 2e-6
 _KEY = b"headscope"
+_KIND = "a sensitivity table"
+_WHOLE = ["layer", "kv_head", "window", "heavy", "stride"]
+_COLUMNS = pa.schema([(name, pa.int64() if name in _WHOLE else pa.float64()) for name in COLUMNS])
 
 
 def measure_sensitivity(
@@ -72,7 +77,10 @@ def measure_sensitivity(
     identity |= {"anchor": anchor} if anchor else {}
     rows: list[tuple] = []
     if path is not None and resume and Path(path).exists():
-        rows = list(load_table(path, identity).itertuples(index=False, name=None))
+        kept = load_table(path, identity)
+        if len(foreign := kept[(kept["layer"] >= shape.layers) | (kept["kv_head"] >= shape.kv_heads)]):
+            raise DataError(f"{path}: {_row(foreign.iloc[0])}: {shape.name} has no such head; delete it to measure again.")
+        rows = list(kept.itertuples(index=False, name=None))
     known = _known(rows, cells := _cells(shape, options, groups))
     alone = HeadsAlone(replay, stride, anchor)
     started = saved = time.monotonic()
@@ -150,30 +158,40 @@ def load_table(path: str | Path, identity: dict[str, str | int] | None = None) -
     """Read a table; with `identity`, refuse one that belongs to something else.
 
     Raises:
-        DataError: missing, damaged, without the columns of a table, or of other weights, pictures or stride.
+        DataError: missing, not readable, without the columns and numbers of a table, or of other weights, pictures or stride.
     """
+    read = read_parquet(path, "sensitivity table", _KIND)
     try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such sensitivity table.") from None
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a readable sensitivity table ({error}); delete it to measure again.") from None
-    if missing := [name for name in COLUMNS if name not in table.column_names]:
-        raise DataError(f"{path}: not a sensitivity table, it lacks {', '.join(missing)}; delete it to measure again.")
-    found = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
+        table = read.select(COLUMNS).cast(_COLUMNS)  # names that are missing or twice are refused
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise DataError(f"{path}: not {_KIND} ({said(error)}); delete it to measure again.") from None
+    text = (read.schema.metadata or {}).get(_KEY, b"{}")
+    found = check(parsed(text, f"{path}: {_KEY.decode()}"), {}, str(path))
     for name in {**found, **identity} if identity is not None else ():
         if found.get(name) != (expected := (identity or {}).get(name)):
             raise DataError(
-                f"{path}: measured on other {name} ({found.get(name)}, expected {expected}); "
+                f"{path}: measured on other {plain(name)} ({shown(found.get(name))}, expected {expected}); "
                 "choose another folder or delete the table to measure again."
             )
-    return table.to_pandas()[COLUMNS]
+    frame = to_frame(table)
+    if len(strange := frame[~_possible(frame)]):
+        raise DataError(f"{path}: holds {_row(strange.iloc[0])}, which is no measured loss; delete it to measure again.")
+    return frame.astype({**dict.fromkeys(_WHOLE, "int64"), "decay": "float64", "loss": "float64"})
+
+
+def _possible(frame: pd.DataFrame) -> pd.Series:
+    """Which rows are of a head, an option and a loss; an empty cell is none."""
+    numbers = frame.fillna(np.nan).astype("float64")
+    return (numbers[_WHOLE] >= 0).all(axis=1) & numbers["decay"].between(0, 1) & np.isfinite(numbers["loss"])
+
+
+def _row(row: pd.Series) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in row.items())
 
 
 def _frame(rows: Sequence[tuple]) -> pd.DataFrame:
     frame = pd.DataFrame(list(rows), columns=COLUMNS)
-    whole = ["layer", "kv_head", "window", "heavy", "stride"]
-    return frame.astype({**dict.fromkeys(whole, "int64"), "decay": "float64", "loss": "float64"})
+    return frame.astype({**dict.fromkeys(_WHOLE, "int64"), "decay": "float64", "loss": "float64"})
 
 
 def _save(rows: Sequence[tuple], path: str | Path, identity: dict[str, str | int]) -> None:

@@ -106,6 +106,10 @@ def test_a_damaged_or_foreign_file_is_an_error(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "empty.safetensors", about)
     with pytest.raises(DataError, match="holds other tensors"):
         StickerDetector.load(tmp_path / "empty.safetensors")
+    for name, text in (("classes", "5"), ("styles", "[null]"), ("threshold", '"much"'), ("threshold", "NaN"), ("classes", "{")):
+        save_file({"x": torch.zeros(1)}, tmp_path / "wrong.safetensors", {**about, name: text})
+        with pytest.raises(DataError, match=rf"wrong\.safetensors: {name}"):
+            StickerDetector.load(tmp_path / "wrong.safetensors")
 
 
 def maps_of(network: DetectorNetwork, peaks: list[tuple[int, int, int, int, float, float]]) -> torch.Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from headscope.cli.evaluate import _grading
 from headscope.errors import DataError
 from headscope.evaluation.drawing import (
     FIRST_SEED,
@@ -22,15 +23,16 @@ from headscope.evaluation.drawing import (
     draw_variant,
     seconds_of,
 )
-from headscope.evaluation.evaluate import _claim, evaluate
-from headscope.evaluation.layouts import Asked
+from headscope.evaluation.evaluate import _claim, _real, evaluate
 from headscope.evaluation.likeness import likeness
+from headscope.evaluation.prompts import grading_if_ours
 from headscope.models import load_model
 from headscope.models.janus import JanusModel
 from headscope.policy import Limit, Policy, make_preset, policy_bytes, save_policy
+from headscope.prompt_files import Asked, read_asked
 from headscope.reporting.evaluation import write_evaluation
 from headscope.runtime import generate
-from headscope.storage import read_json
+from headscope.storage import read_json, write_json
 from tests.cli.command import headscope
 
 PROMPTS = ["red apple", "a blue car", "dog"]
@@ -217,7 +219,7 @@ def test_a_policy_may_be_called_as_nothing_is(larger: JanusModel, half: Policy, 
     with pytest.raises(DataError, match=r"00000-0.png: not a readable picture .*delete it, and the same command"):
         write_evaluation(tmp_path / "e")
     (tmp_path / "e" / "imported.csv").write_text("")
-    with pytest.raises(DataError, match=r"imported.csv: cannot be read .*delete it"):
+    with pytest.raises(DataError, match=r"imported.csv: cannot be read as a CSV table"):
         write_evaluation(tmp_path / "e")
 
 
@@ -232,13 +234,32 @@ def test_a_policy_may_be_called_as_nothing_is(larger: JanusModel, half: Policy, 
 )
 def test_prompts_of_the_grader_s_own_kind_are_graded(tmp_path: Path, line: str, graded: bool) -> None:
     (tmp_path / "p.jsonl").write_text(line + "\n")
-    assert (_grading(tmp_path / "p.jsonl", None) is not None) == graded
+    assert (grading_if_ours(read_asked(tmp_path / "p.jsonl")) is not None) == graded
 
 
 def test_a_tag_that_is_nobody_s_is_told(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"tag": "sinlge", "include": [{"class": "lemon"}], "prompt": "a lemon"}\n')
     with pytest.raises(DataError, match="unknown tag 'sinlge'; nearest known: single"):
-        _grading(tmp_path / "p.jsonl", None)
+        grading_if_ours(read_asked(tmp_path / "p.jsonl"))
+
+
+@pytest.mark.parametrize("include", ["5", "null", '{"class": "lemon"}', "[]", '[{"class": ["lemon"]}]'])
+def test_what_is_to_be_there_is_a_list_of_things(tmp_path: Path, include: str) -> None:
+    (tmp_path / "p.jsonl").write_text(f'{{"tag": "single", "include": {include}, "prompt": "a lemon"}}\n')
+    with pytest.raises(DataError, match="line 1"):
+        grading_if_ours(read_asked(tmp_path / "p.jsonl"))
+
+
+def test_real_pictures_may_be_called_png_in_capitals_and_a_cut_one_is_named(tmp_path: Path) -> None:
+    for name in ("a.PNG", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, format="PNG")
+    assert _real(tmp_path).shape == (2, 8, 8, 3)
+    whole = (tmp_path / "a.PNG").read_bytes()
+    header = b"IHDR" + struct.pack(">II", 90_000, 90_000) + whole[24:29]  # of a picture that no memory holds
+    for broken in (whole[:40], whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]):
+        (tmp_path / "a.PNG").write_bytes(broken)
+        with pytest.raises(DataError, match=r"a\.PNG: not a readable picture"):
+            _real(tmp_path)
 
 
 def test_a_folder_survives_what_befalls_it(larger: JanusModel, tmp_path: Path) -> None:
@@ -254,7 +275,11 @@ def test_a_folder_survives_what_befalls_it(larger: JanusModel, tmp_path: Path) -
     assert math.isnan(again["seconds"][0])
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), first.drop(columns="seconds"))
     (tokens / "000000.parquet").write_bytes(b"junk")
-    with pytest.raises(DataError, match="is damaged; delete it, and the same command draws its pictures again"):
+    with pytest.raises(DataError, match="without that file the same command draws its pictures anew"):
+        evaluate(larger, ASKED, {}, out, seeds=1)
+    write_json(out / "evaluation.json", {**read_json(out / "evaluation.json"), "policies": ["full"]})
+    (tokens / "000000.parquet").unlink()
+    with pytest.raises(DataError, match=r"evaluation\.json: policies is .*choose another --out"):
         evaluate(larger, ASKED, {}, out, seeds=1)
     (out / "evaluation.json").write_text("junk")
     with pytest.raises(DataError, match="choose another --out"):

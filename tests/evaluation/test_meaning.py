@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from headscope.benchmarks.meaning import COLUMNS, meaning, policies_of
+from headscope.benchmarks.searching import _losses
 from headscope.errors import DataError
 from headscope.policy import Policy, save_policy
 from headscope.reporting.fronts import meaning_figure
@@ -130,10 +131,58 @@ def test_a_damaged_table_is_named_itself_and_copies_of_policies_are_nobody_s(tmp
     (run / "policies" / "keep-20-old.safetensors").write_bytes(b"")
     assert set(meaning(evaluation, [run]).table["method"]) == {"full", *METHODS}
     (run / "methods.csv").write_text("variant,replay_kl\nh2o,1\n")
-    with pytest.raises(DataError, match=r"run/methods.csv: has no column method; delete it"):
+    with pytest.raises(DataError, match=r"run/methods.csv: has no column method; its columns are variant, replay_kl"):
         meaning(evaluation, [run])
     (run / "methods.csv").write_text("")
-    with pytest.raises(DataError, match=r"run/methods.csv: cannot be read"):
+    with pytest.raises(DataError, match=r"run/methods.csv: cannot be read as a CSV table"):
+        meaning(evaluation, [run])
+    (run / "methods.csv").write_text("method,replay_kl,cache_bytes\nh2o,NaN,1\n")
+    with pytest.raises(DataError, match=r'run/methods.csv: row 1 has replay_kl "NaN", expected a number'):
+        meaning(evaluation, [run])
+    (run / "methods.csv").write_text("method,replay_kl,cache_bytes\nh2o,1,1\n")
+    with pytest.raises(DataError, match=r"run: its methods.csv has no row of the full cache"):
+        meaning(evaluation, [run])
+    (run / "methods.csv").write_text("method,replay_kl,cache_bytes\nfull,0,\n")
+    with pytest.raises(DataError, match=r"run/methods.csv: has a row without replay_kl or cache_bytes"):
         meaning(evaluation, [run])
     with pytest.raises(DataError, match="nope: no such run folder"):
         meaning(evaluation, [tmp_path / "nope"])
+
+
+@pytest.mark.parametrize("facts", ["[]", '{"limit": null}', '{"limit": {"text": 20}}', "{", '{"limit": 1, "limit": 2}'])
+def test_a_run_that_names_no_limit_is_refused(tmp_path: Path, facts: str) -> None:
+    evaluation, run = make(tmp_path, dict.fromkeys(METHODS, 0.5))
+    (run / "run.json").write_text(facts)
+    with pytest.raises(DataError, match=r"run\.json: "):
+        meaning(evaluation, [run])
+
+
+def test_pictures_that_do_not_go_with_the_scores_are_named(tmp_path: Path) -> None:
+    evaluation, run = make(tmp_path, dict.fromkeys(METHODS, 0.5))
+    file = evaluation / "pictures.parquet"
+    pictures = pd.read_parquet(file)
+    pictures[pictures["variant"] != "h2o-20"].to_parquet(file)
+    with pytest.raises(DataError, match=r"scores\.csv has h2o-20, pictures\.parquet does not"):
+        meaning(evaluation, [run])
+    pictures.drop(columns="tag").to_parquet(file)
+    with pytest.raises(DataError, match=r"pictures\.parquet: has no column tag"):
+        meaning(evaluation, [run])
+    file.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"pictures\.parquet: "):
+        meaning(evaluation, [run])
+    file.unlink()
+    with pytest.raises(DataError, match=r"pictures\.parquet: no such table"):
+        meaning(evaluation, [run])
+
+
+@pytest.mark.parametrize("kept", ["[]", '{"a": null}', '{"a": {"kl": 1, "top1": 1, "cache_bytes": 1, "by_picture": [1]}}'])
+def test_losses_that_a_benchmark_kept_are_of_its_pictures(tmp_path: Path, kept: str) -> None:
+    (tmp_path / "unseen.json").write_text(kept)
+    with pytest.raises(DataError, match=r"unseen\.json: .*expected"):
+        _losses(tmp_path / "unseen.json", 2)
+    good = {"a": {"kl": 1.0, "top1": 0.5, "cache_bytes": 7, "by_picture": [0.5, 1.5]}}
+    (tmp_path / "unseen.json").write_text(json.dumps(good))
+    assert _losses(tmp_path / "unseen.json", 2) == good
+    (tmp_path / "unseen.json").write_text(json.dumps(good).replace("1.5", "NaN"))
+    with pytest.raises(DataError, match=r"unseen\.json: .*expected a list of 2 finite numbers"):
+        _losses(tmp_path / "unseen.json", 2)

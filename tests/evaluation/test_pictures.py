@@ -16,8 +16,9 @@ from headscope.evaluation import features
 from headscope.evaluation.distances import distances
 from headscope.evaluation.features import FeatureNetwork
 from headscope.evaluation.imported import read_results
-from headscope.evaluation.layouts import Asked, check_layout, read_asked, write_dpg, write_geneval
+from headscope.evaluation.layouts import check_layout, write_dpg, write_geneval
 from headscope.evaluation.likeness import likeness, token_agreement
+from headscope.prompt_files import Asked, read_asked
 
 
 def noise(count: int, seed: int, side: int = 48) -> torch.Tensor:
@@ -113,27 +114,6 @@ def test_dpg_s_grids_are_named_after_the_prompt_files(tmp_path: Path) -> None:
         write_dpg(tmp_path / "out", Asked("x", "x", {}), pictures[:3])
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('{"prompt": "a dog"}\n{"prompt": \n', "line 2 is not JSON"),
-        ('{"prompt": "a dog"}\n\n{"text": "a"}\n', 'line 3 is not a JSON object with a "prompt"'),
-        ("\n", "holds no prompt"),
-    ],
-)
-def test_a_broken_prompt_file_names_the_line(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "p.jsonl").write_text(text)
-    with pytest.raises(DataError, match=said):
-        read_asked(tmp_path / "p.jsonl")
-
-
-@pytest.mark.parametrize("written", [b"caf\xe9\n", "a dog".encode("utf-16"), b"a\0b\n"])
-def test_prompts_that_are_no_text_are_refused_with_what_to_do(tmp_path: Path, written: bytes) -> None:
-    (tmp_path / "p.txt").write_bytes(written)
-    with pytest.raises(DataError, match="UTF-8"):
-        read_asked(tmp_path / "p.txt")
-
-
 def test_a_layout_wants_prompts_that_its_scorer_can_use() -> None:
     plain = Asked("a dog", "00000", {"prompt": "a dog"})
     check_layout(None, [plain], 1)
@@ -167,6 +147,12 @@ def test_results_of_geneval_s_scorer_come_back_by_variant_and_tag(tmp_path: Path
         ('{"filename": "x/ssd/0.png", "tag": "a", "correct": true}', "lies in none of the folders full, h2o"),
         ('{"filename": "x/full/0.png", "tag": "a", "correct": "false"}', "correct 'false'; expected true or false"),
         ('{"variant": "full", "category": "dpg", "score": NaN}', "score nan; expected a number"),
+        ('{"variant": "full", "category": null, "score": 1}', "category None; expected a name"),
+        ('{"variant": "full", "category": "a\\udce9", "score": 1}', "category .*; expected a name"),
+        ('{"variant": ["full"], "category": "dpg", "score": 1}', "variant .*; this evaluation has full, h2o"),
+        ('{"variant": "full", "variant": "h2o", "category": "dpg", "score": 1}', "'variant' twice"),
+        ('\n\n{"variant": "full"', "line 3 is not JSON"),
+        ("[" * 100_000, "line 1 cannot be read"),
         ('{"variant": "full", "category": "dpg", "score": 1}\n' * 2, "line 2: full has a score of dpg already"),
         ('{"variant": "full", "category": "dpg", "score": 1' + "0" * 400 + "}", "score 10+; expected a number"),
         ('{"filename": "full/00000/samples/0000.png", "tag": null, "correct": true}', "tag None; expected a category"),
@@ -191,13 +177,15 @@ def test_results_that_cannot_be_placed_are_refused(tmp_path: Path, line: str, sa
         read_results(tmp_path / "r.jsonl", ["full", "h2o"], prompts=2, seeds=1)
 
 
+def test_results_put_together_on_another_system_are_read(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"variant": name, "category": "a\u2028b", "score": 0.5}, ensure_ascii=False) for name in ("full", "h2o")
+    ]
+    (tmp_path / "r.jsonl").write_bytes("\r\n".join(f"\ufeff{line}" for line in lines).encode())
+    found = read_results(tmp_path / "r.jsonl", ["full", "h2o"])
+    assert found[["variant", "category"]].to_numpy().tolist() == [["full", "a\u2028b"], ["h2o", "a\u2028b"]]
+
+
 def test_the_innermost_folder_names_the_variant(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text('{"filename": "runs/full/h2o/00000/samples/0000.png", "tag": "a", "correct": true}')
     assert set(read_results(tmp_path / "r.jsonl", ["full", "h2o"])["variant"]) == {"h2o"}
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "JSONL"])
-def test_json_lines_are_known_by_any_of_their_endings(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"p.{suffix}"
-    path.write_text('{"prompt": "a dog\u2028or two"}\n', encoding="utf-8-sig")  # a byte order mark, and a line end of Unicode's
-    assert [one.prompt for one in read_asked(path)] == ["a dog\u2028or two"]

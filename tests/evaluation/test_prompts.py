@@ -73,9 +73,9 @@ def changed(**values: object) -> str:
     ("line", "complaint"),
     [
         ('{"tag": "counting",', "line 2 is not JSON"),
-        ("[1, 2]", 'line 2 has no list "include"'),
+        ("[1, 2]", 'line 2 is not a JSON object with a "prompt"'),
         (changed(include=[]), 'line 2 has no list "include"'),
-        (changed(prompt=" "), 'line 2 has no "prompt"'),
+        (changed(prompt=" "), 'line 2: the prompt " " is empty'),
         (changed(tag="count"), "line 2: unknown tag 'count'; nearest known: counting"),
         (changed(include=[{"class": "lemmon"}]), "line 2: unknown class 'lemmon'; nearest known: lemon"),
         (changed(include=[{"class": "qqqq"}]), "line 2: unknown class 'qqqq'; known: red apple, lemon"),

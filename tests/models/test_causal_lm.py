@@ -141,7 +141,12 @@ def test_prompts_are_padded_on_the_left(text: CausalLMModel) -> None:
 
 @pytest.mark.parametrize(
     ("prompts", "says"),
-    [([], "No prompt"), (["red apple", "  "], "Prompt 2 of 2 is empty"), (["apple " * 80], "81 tokens long, .* admits 64")],
+    [
+        ([], "No prompt"),
+        (["red apple", "  "], "Prompt 2 of 2.* is empty"),
+        (["\ud800"], "Prompt 1 of 1"),
+        (["apple " * 80], "81 tokens long, .* admits 64"),
+    ],
 )
 def test_impossible_prompts_are_refused(text: CausalLMModel, prompts: list[str], says: str) -> None:
     with pytest.raises(DataError, match=says):

@@ -146,7 +146,12 @@ def test_prompts_are_encoded_as_generate_does(tiny: JanusModel) -> None:
 
 @pytest.mark.parametrize(
     ("prompts", "says"),
-    [([], "No prompt"), (["red apple", "  "], "Prompt 2 of 2 is empty"), (["apple " * 80], "82 tokens long, tiny admits 64")],
+    [
+        ([], "No prompt"),
+        (["red apple", "  "], "Prompt 2 of 2.* is empty"),
+        (["\ud800"], "Prompt 1 of 1"),
+        (["apple " * 80], "82 tokens long, tiny admits 64"),
+    ],
 )
 def test_impossible_prompts_are_refused(tiny: JanusModel, prompts: list[str], says: str) -> None:
     with pytest.raises(DataError, match=says):

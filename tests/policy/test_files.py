@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from headscope.errors import DataError, PolicyMismatch
 from headscope.geometry import Geometry
 from headscope.policy import Policy, load_policy, save_policy
+from headscope.policy.files import accounting
+from headscope.policy.shipped import shipped
 from tests.policy.shapes import SHAPE
 
 
@@ -61,7 +63,7 @@ def test_damaged_files_are_refused(file: Path, tmp_path: Path) -> None:
     whole = file.read_bytes()
     for size in (0, 4, 100, len(whole) - 10):
         file.write_bytes(whole[:size])
-        with pytest.raises(DataError, match="cut or damaged"):
+        with pytest.raises(DataError, match="not readable as safetensors"):
             load_policy(file)
     with pytest.raises(DataError, match="no such policy file"):
         load_policy(tmp_path / "none.safetensors")
@@ -92,8 +94,93 @@ def test_later_schemas_and_garbled_metadata_are_refused(file: Path, policy: Poli
     with pytest.raises(PolicyMismatch, match="stride 5"):
         load_policy(rewritten(file, stride=5))
     save_policy(policy, file)
-    with pytest.raises(PolicyMismatch, match="its metadata lacks or garbles"):
+    with pytest.raises(PolicyMismatch, match=r"lacks model\.layers, expected a whole number"):
         load_policy(rewritten(file, model={"name": "x"}))
+
+
+def with_metadata(file: Path, name: str, text: str) -> Path:
+    with safe_open(file, framework="pt") as opened:
+        strings = dict(opened.metadata())
+    save_file(load_file(file), file, metadata={**strings, name: text})
+    return file
+
+
+@pytest.mark.parametrize(("name", "text"), [("format", "pt"), ("note", "no JSON"), ("", "["), ("made_by", "1e999")])
+def test_notes_of_other_tools_are_left_alone(file: Path, policy: Policy, name: str, text: str) -> None:
+    assert load_policy(with_metadata(file, name, text), SHAPE).same_as(policy)
+
+
+LIMIT = {"bytes": 50_000, "batch": 1, "streams": 2, "dtype": "float32", "of": "all"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("headscope_schema", None, "headscope_schema is null, expected a whole number"),
+        ("headscope_schema", 1.0, "headscope_schema is 1.0"),
+        ("headscope_schema", 0, "headscope_schema is 0"),
+        ("stride", True, "stride is true"),
+        ("stride", [6], r"stride is \[6\]"),
+        ("stride", 2**70, "stride is 1180591620717411303424"),
+        ("prefix", float("nan"), "prefix is NaN"),
+        ("prefix", float("inf"), "prefix is Infinity"),
+        ("prefix", -1, "prefix is -1"),
+        ("prefix", "5", 'prefix is "5"'),
+        ("model", "toy", 'model is "toy", expected an object'),
+        ("model", {**SHAPE.to_dict(), "name": "a\nb"}, "model.name is"),
+        ("model", {**SHAPE.to_dict(), "head_dim": 2**70}, "model.head_dim is"),
+        ("model", {**SHAPE.to_dict(), "query_heads": 7}, "model.query_heads is 7, expected a multiple"),
+        ("model", {**SHAPE.to_dict(), "geometry": None}, "model.geometry is null"),
+        ("model", {**SHAPE.to_dict(), "geometry": {"rows": 6}}, "geometry: lacks cols"),
+        ("accounting", 3, "accounting is 3"),
+        ("provenance", [1], r"provenance is \[1\]"),
+        ("provenance", {"limit": "20%"}, 'provenance.limit is "20%"'),
+        ("provenance", {"limit": {"bytes": 5}}, "lacks provenance.limit.batch"),
+        ("provenance", {"limit": {**LIMIT, "streams": 0}}, "provenance.limit.streams is 0"),
+        ("provenance", {"limit": {**LIMIT, "dtype": "int4"}}, 'provenance.limit.dtype is "int4"'),
+        ("provenance", {"limit": {**LIMIT, "of": None}}, "provenance.limit.of is null"),
+        ("results", "good", 'results is "good"'),
+    ],
+)
+def test_metadata_of_another_type_or_range_is_named(file: Path, name: str, value: object, says: str) -> None:
+    with pytest.raises(PolicyMismatch, match=f"p.safetensors: {says}"):
+        load_policy(rewritten(file, **{name: value}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "nul", "[" * 100_000])
+def test_a_known_field_that_is_no_json_is_named(file: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"p\.safetensors: stride: is not JSON"):
+        load_policy(with_metadata(file, "stride", text))
+
+
+@pytest.mark.parametrize("provenance", [{}, {"limit": None}, {"method": "hand", "limit": LIMIT}, {"note": float("nan")}])
+def test_what_was_valid_stays_valid(policy: Policy, tmp_path: Path, provenance: dict) -> None:
+    made = load_policy(save_policy(policy.replace(provenance=provenance), tmp_path / "q.safetensors"))
+    assert accounting(made)["bytes"] > 0
+    assert str(made.provenance) == str(provenance)
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_shipped_policies_are_of_use(name: str) -> None:
+    policy = load_policy(name)
+    assert accounting(policy)["bytes"] <= policy.provenance["limit"]["bytes"]
+
+
+@pytest.mark.parametrize("wrong", [{"limit": "20%"}, {"limit": {"bytes": 5}}, {"seed": torch.zeros(1)}])
+def test_what_could_not_be_read_back_is_not_written(policy: Policy, tmp_path: Path, wrong: dict) -> None:
+    with pytest.raises(PolicyMismatch, match="provenance"):
+        save_policy(policy.replace(provenance=wrong), tmp_path / "q.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_heads_of_another_size_are_refused_whatever_the_fingerprint_says(file: Path) -> None:
+    with pytest.raises(PolicyMismatch, match="made for 8 head dim, toy has 16"):
+        load_policy(file, replace(SHAPE, head_dim=16))
+
+
+def test_a_name_that_no_file_can_have_is_one_sentence() -> None:
+    with pytest.raises(DataError, match="cannot be opened"):
+        load_policy("x" * 5_000)
 
 
 def test_a_policy_for_another_model_is_refused(file: Path) -> None:

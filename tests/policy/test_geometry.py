@@ -35,7 +35,7 @@ def test_an_impossible_grid_or_stride_is_refused() -> None:
         Geometry(0, 4)
     with pytest.raises(HeadscopeError, match="stride 5: expected 1, a divisor of a row"):
         Geometry(4, 4).check_stride(5)
-    with pytest.raises(HeadscopeError, match="expected rows, cols"):
+    with pytest.raises(HeadscopeError, match="geometry: lacks cols"):
         Geometry.from_dict({"rows": 3})
 
 
@@ -45,3 +45,24 @@ def test_a_text_has_spans_in_place_of_rows() -> None:
     assert Geometry(1, 12).span == 3
     assert Geometry(1, 7).span == 1
     assert Geometry(1, 256).span in Geometry(1, 256).strides()
+
+
+@pytest.mark.parametrize("wrong", [{"rows": True}, {"cols": 1.0}, {"rows": 2**70}, {"row_end": -1}, {"cols": "4"}])
+def test_a_grid_of_other_types_or_sizes_is_refused(wrong: dict) -> None:
+    with pytest.raises(HeadscopeError, match=f"geometry: {next(iter(wrong))} is .*, expected a whole number"):
+        Geometry.from_dict({"rows": 4, "cols": 4, "row_end": 0} | wrong)
+
+
+def test_a_grid_of_more_tokens_than_any_model_has_is_refused() -> None:
+    with pytest.raises(HeadscopeError, match="expected at most"):
+        Geometry.from_dict({"rows": 2**20, "cols": 2**20})
+
+
+@pytest.mark.parametrize("grid", [Geometry(1, 1), Geometry(1, 12), Geometry(4, 6), Geometry(3, 4, 1), Geometry(5, 1)])
+def test_a_stride_is_right_where_it_is_in_the_list(grid: Geometry) -> None:
+    for stride in range(-2, 2 * grid.tokens + 2):
+        if stride in grid.strides():
+            grid.check_stride(stride)
+        else:
+            with pytest.raises(HeadscopeError, match=f"stride {stride}"):
+                grid.check_stride(stride)

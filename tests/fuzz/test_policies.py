@@ -1,0 +1,50 @@
+"""Mutants of a policy file: a policy that can be shown and used, or one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from headscope.policy import Policy, load_policy, save_policy
+from headscope.policy.files import accounting
+from headscope.runtime.cache import check_prefix
+from tests.fuzz.mutants import mutated_bytes, mutated_safetensors, seeds, survives
+from tests.policy.shapes import SHAPE
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    window = torch.arange(12).view(3, 4)
+    limit = {"bytes": 50_000, "batch": 1, "streams": 2, "dtype": "float32", "of": "all"}
+    policy = Policy.uniform(
+        SHAPE,
+        window=window,
+        heavy=window % 3,
+        decay=0.25,
+        stride=6,
+        prefix=5,
+        provenance={"method": "searched", "limit": limit},
+    ).replace(results={"calibration_kl": 0.5, "unseen": {"replay_kl": 0.6}})
+    return save_policy(policy, tmp_path_factory.mktemp("good") / "policy.safetensors").read_bytes()
+
+
+def used(file: Path) -> Policy:
+    """What `headscope policy show` and the first step of drawing do with a policy."""
+    policy = load_policy(file)
+    accounting(policy)
+    str(policy.provenance.get("method", "hand"))
+    for layer in range(policy.shape.layers):
+        policy.buckets(layer)
+    check_prefix(policy, policy.prefix + 5)
+    return policy
+
+
+@pytest.mark.parametrize("mutated", [mutated_bytes, mutated_safetensors])
+def test_a_mutant_of_a_policy_is_one_sentence_or_of_use(good: bytes, tmp_path: Path, mutated: Callable) -> None:
+    file = tmp_path / "policy.safetensors"
+    for number, rng in seeds(part=2):
+        file.write_bytes(mutated(good, rng))
+        survives(lambda: used(file), number)
