@@ -29,3 +29,7 @@ class CacheError(HeadscopeError):
 
 class NumberError(HeadscopeError):
     """The model gives numbers that are none: NaN or infinite logits, keys or losses."""
+
+
+class UnknownWords(UserWarning):
+    """Words of a prompt that the model's tokenizer does not know; told before anything is drawn."""

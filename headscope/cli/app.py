@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,8 +29,8 @@ from headscope.cli import (
     sensitivity,
     trace,
 )
-from headscope.cli.console import errors
-from headscope.errors import HeadscopeError
+from headscope.cli.console import errors, say, say_error, settle_streams
+from headscope.errors import HeadscopeError, UnknownWords
 
 # Set before torch is loaded; whoever sets one of these keeps it. The libraries' own bars and notes: ours say what a user needs.
 # And threads that sleep while they wait: spinning ones made two pictures take 149 s in place of 4 with other work on two cores.
@@ -39,6 +42,8 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
+# A notebook's shell hands on the name of a backend that this environment need not have; a command opens no window.
+BACKEND = {"MPLBACKEND": "Agg"}
 # glibc gives blocks above 128 KiB back to the system when they are freed, and gets them page by page anew: of two minutes of
 # drawing 16 pictures with a growing cache, 44 s went there, with these 1 s, for a sixth more memory at the peak. Processes that
 # this one starts read them from their environment; for itself it is too late, so `mallopt` says it (its names in malloc.h).
@@ -47,7 +52,10 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}
 INTERRUPTED = 130  # 128 and SIGINT, as shells count
 
 WITH_RESUME = ("run", "demo", "trace")
-STARTS_AGAIN = ("bench decode", "bench trace", "bench replay")
+GOES_ON = (
+    *("search", "sensitivity", "generate", "evaluate"),
+    *("bench search", "bench samplers", "bench buckets", "bench tables"),
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -60,7 +68,7 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        print(f"headscope {version('headscope')}")
+        say(f"headscope {version('headscope')}")
         raise typer.Exit
 
 
@@ -94,36 +102,57 @@ def main() -> None:
     """Entry point: what a user did wrong is one sentence and exit status 2; Ctrl-C leaves files that go on."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ.update(BACKEND)
+    settle_streams()
     _keep_freed_memory()
     try:
-        status = app(standalone_mode=False)
+        with _telling_unknown_words():
+            status = app(standalone_mode=False)
         if status == INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
             raise KeyboardInterrupt
     except HeadscopeError as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say_error(str(error))
         raise SystemExit(2) from None
     except typer.Exit as error:
         raise SystemExit(error.exit_code) from None
     except (typer.Abort, KeyboardInterrupt):
         errors.print(f"\nstopped; {_after_a_stop(sys.argv[1:])}", soft_wrap=True)
         raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:  # the reader of our output went away, `| head` for example
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    except SystemExit as error:
+        raise SystemExit(0 if _reader_has_gone() else error.code) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        errors.print(
-            f"error: {where}{error.strerror or error}; nothing that was finished is lost.",
-            style="red",
-            markup=False,
-            soft_wrap=True,
-        )
+        say_error(f"{where}{error.strerror or error}.")
         raise SystemExit(2) from None
     except Exception as error:
         if _is_usage(error):
             error.show()  # type: ignore[attr-defined]
             raise SystemExit(2) from None
         raise
+
+
+@contextmanager
+def _telling_unknown_words() -> Iterator[None]:
+    """Print the first warning of words that the model does not know, which names all of them; what follows repeats it."""
+    plain, told = warnings.showwarning, False
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        nonlocal told
+        if not issubclass(category, UnknownWords):
+            plain(message, category, *place, **more)
+        elif not told:
+            told = True
+            errors.print(str(message), markup=False, soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnknownWords)
+        warnings.showwarning = show
+        yield
+
+
+def _reader_has_gone() -> bool:
+    """Whether typer has met a broken pipe, `--help | head` for example: it ends with 1, and leaves streams that swallow it."""
+    return type(sys.stdout).__name__ == "PacifyFlushWrapper"
 
 
 def _keep_freed_memory() -> None:
@@ -137,13 +166,17 @@ def _keep_freed_memory() -> None:
 
 
 def _after_a_stop(words: list[str]) -> str:
-    """What the user may count on after Ctrl-C, by command."""
+    """How to go on after Ctrl-C, by command."""
     command = " ".join(word for word in words[:2] if not word.startswith("-"))
-    if command.split(" ")[0] in WITH_RESUME:
-        return "the same command with --resume goes on where this one was."
-    if command in STARTS_AGAIN:
-        return "nothing was written; the same command starts again."
-    return "the same command goes on with what is there."
+    verb = command.split(" ")[0]
+    if verb in WITH_RESUME:
+        instead = " in place of --overwrite" if "--overwrite" in words else ""
+        return f"the same command with --resume{instead} goes on with what the folder holds."
+    if verb in GOES_ON or command in GOES_ON:
+        return "the same command goes on with what is there."
+    if verb == "merge":
+        return "the folder of --out may hold a part of the trace: remove it, and the same command starts from the beginning."
+    return "the same command starts from the beginning."
 
 
 def _is_usage(error: Exception) -> bool:

@@ -257,7 +257,9 @@ def _ground(run: Path, folder: Path | None) -> Ground:
     settle_threads(model.name)
     unseen = unseen_pictures(model, files, read_prompts_of(files)["unseen"], settings_of(files))
     scores = Heads.load(files.heads).scores()
-    return Ground(model, Samples.load(files.samples), unseen, scores, int(files.read()["prefix"]), folder or run / "bench")
+    return Ground(
+        model, Samples.load(files.samples), unseen, scores, int(files.read()["prefix"]), folder or files.path / "bench"
+    )
 
 
 def _flat(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import shlex
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +17,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from headscope.pipeline.steps import Progress as Tell
 
-lines = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# Columns where there is no terminal to fit into: a table in a file or a pipe comes whole.
+WHOLE = 10_000
+
+
+class Output(Console):
+    """Rich's console, which by itself cuts at 80 columns what goes into a file, and takes a reader that left for an error."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Of the terminal, or what COLUMNS says; else wide enough for everything."""
+        found = super().size
+        return found if self.file.isatty() or os.environ.get("COLUMNS", "").isdigit() else found._replace(width=WHOLE)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
+    def on_broken_pipe(self) -> None:
+        """The reader of our output has gone, `| head` for example, and has what it wanted. Work goes on without notes."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        if not self.stderr:
+            raise SystemExit(0)
+
+
+lines = Output(highlight=False)
+errors = Output(stderr=True, highlight=False)
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16 (default: float32 on a CPU, else bfloat16).")]
@@ -30,7 +58,7 @@ ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 PromptFile = Annotated[
     Path | None,
-    typer.Option(help="Text file with one prompt a line, or JSON lines with a `prompt` (default: the model's own)."),
+    typer.Option(help="Text, a prompt a line; JSON lines with a `prompt`; or a folder of *.txt (default: the model's own)."),
 ]
 Keep = Annotated[str | None, typer.Option(help="Share of the plain cache to keep, such as 20%.")]
 Memory = Annotated[str | None, typer.Option(help="Bytes to keep, such as 12MiB, for --batch pictures.")]
@@ -42,12 +70,44 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes that share the work
 Engine = Annotated[str, typer.Option(help="What runs them: processes, or ray.")]
 Address = Annotated[str | None, typer.Option(help="Of a Ray cluster (default: one on this machine).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Start anew: remove what headscope wrote into the folder, nothing else.")
+]
 
 
 def say(text: str, style: str | None = None) -> None:
     """One line of output; never wrapped, so that paths can be copied."""
-    lines.print(text, style=style, markup=False, soft_wrap=True)
+    lines.print(short(text), style=style, markup=False, soft_wrap=True)
+
+
+def say_error(text: str) -> None:
+    """What went wrong, on the error stream."""
+    errors.print(f"error: {short(text)}", style="red", markup=False, soft_wrap=True)
+
+
+def short(text: str) -> str:
+    """Every path under the working folder in `text` as one that counts from there.
+
+    Inside, paths are absolute; a user reads and pastes the shorter ones.
+    """
+    try:
+        here = os.getcwd().rstrip(os.sep) + os.sep
+    except OSError:  # somebody has removed it
+        return text
+    return text if here == os.sep else re.sub(rf"(?<![\w./\\~-]){re.escape(here)}(?=[^\s{re.escape(os.sep)}])", "", text)
+
+
+def pasted(*words: str | Path) -> str:
+    """Words of a command, quoted where a shell needs it."""
+    return shlex.join(short(str(word)) for word in words)
+
+
+def settle_streams() -> None:
+    """Let no character end a command: one that a stream's encoding lacks, or that is half of one, is written as its number."""
+    for stream in (sys.stdout, sys.stderr):
+        settle = getattr(stream, "reconfigure", None)  # what replaces a stream need not be a file
+        if settle is not None and stream.errors in ("strict", "surrogateescape"):
+            settle(errors="backslashreplace")
 
 
 @contextmanager
@@ -96,6 +156,22 @@ def check_engine(engine: str) -> None:
     """
     if engine not in ("processes", "ray"):
         raise typer.BadParameter(f"--engine {engine}: expected processes or ray.")
+
+
+def check_begin(resume: bool, overwrite: bool) -> None:
+    """Refuse to go on with a run and to start it anew.
+
+    Raises:
+        typer.BadParameter: both.
+    """
+    if resume and overwrite:
+        raise typer.BadParameter("give --resume or --overwrite, not both.")
+
+
+def default_out(model: str) -> Path:
+    """The run folder of a model unless one is named: runs/ and the model's name, of `.` that of the folder."""
+    name = Path(model).name
+    return Path("runs") / (Path(model).resolve().name if name in ("", "..") else name)
 
 
 def limit_options(keep: str | None, memory: str | None) -> tuple[str | None, str | None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headscope.cli.console import Seed, lines, say
+from headscope.cli.console import Seed, lines, pasted, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,7 @@ def heads(
     if explain is not None:
         _explain(run, explain)
         return
-    say(f"next: headscope search {run} --keep 20%")
+    say(f"next: {pasted('headscope', 'search', run, '--keep', '20%')}")
 
 
 def _counts(table: pd.DataFrame) -> None:

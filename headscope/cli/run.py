@@ -21,6 +21,8 @@ from headscope.cli.console import (
     Resume,
     Seed,
     Trials,
+    check_begin,
+    default_out,
     limit_options,
     progress,
     say,
@@ -70,7 +72,7 @@ def run(
         seed=seed,
         batch_size=batch_size,
     )
-    go(model, out or Path("runs") / Path(model).name, prompts, settings, device, dtype, resume, overwrite)
+    go(model, out or default_out(model), prompts, settings, device, dtype, resume, overwrite)
 
 
 def go(
@@ -87,6 +89,7 @@ def go(
     from headscope.cli.tables import methods_table
     from headscope.pipeline import run as run_all
 
+    check_begin(resume, overwrite)
     settle_threads(model)
     with progress() as tell:
         report = run_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,11 +21,14 @@ from headscope.cli.console import (
     Trials,
     Workers,
     check_engine,
+    default_out,
     errors,
     limit_options,
+    pasted,
     progress,
     say,
     settle_threads,
+    short,
 )
 
 if TYPE_CHECKING:
@@ -147,7 +151,14 @@ def _one(model: ImageModel, folder: RunFolder, settings: Settings, crew: Crew) -
     _say_table(folder.search)
     methods_table(folder.path / "methods.csv", settings.quick)
     say(f"policy: {folder.policy}")
-    say(f"next: headscope generate {folder.read()['model']['source']} --policy {folder.policy} --out pictures")
+    model_name = _as_argument(folder.source())
+    say(f"next: {pasted('headscope', 'generate', model_name, '--policy', folder.policy, '--out', 'pictures')}")
+
+
+def _as_argument(source: str) -> str:
+    """A model as a command takes it; a folder that lies here and is called as a bundled model stays a folder."""
+    name = short(source)
+    return name if name == source or os.sep in name else f".{os.sep}{name}"
 
 
 def _many(model: ImageModel, folder: RunFolder, keeps: list[str], settings: Settings, crew: Crew) -> None:
@@ -199,6 +210,6 @@ def _defined(file: Path, out: Path | None, device: str, crew: Crew) -> None:
     definition = read_definition(file)
     settle_threads(definition.model)
     with progress() as tell:
-        policy, place = run_definition(definition, out or Path("runs") / Path(definition.model).name, device, tell, crew)
+        policy, place = run_definition(definition, out or default_out(definition.model), device, tell, crew)
     methods_table(place.search / "methods.csv")
     say(f"policy: {policy}")

@@ -8,13 +8,15 @@ import pandas as pd
 from rich.table import Column, Table
 
 from headscope.cli.console import lines, say
+from headscope.storage import read_table
 
 PRESETS_BEATEN = "The searched policy loses less than every preset at the same bytes, on prompts it never saw."
 
 
 def methods_table(path: Path, quick: bool = False) -> None:
     """Print methods.csv, and say plainly whether the searched policy is the best at its bytes."""
-    methods = pd.read_csv(path)
+    numbers = ("kept_ratio", "replay_kl", "kl_low", "kl_high", "top1", "cache_bytes", "ms_per_step")
+    methods = read_table(path, {"method": str, "budget": object, **dict.fromkeys(numbers, float)})
     names = ("method", "budget", "kept", "replay KL", "95 %", "top-1", "KiB", "ms")
     table = Table(*(Column(name, no_wrap=True) for name in names), box=None)
     for row in methods.itertuples(index=False):

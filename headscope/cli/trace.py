@@ -18,7 +18,9 @@ from headscope.cli.console import (
     Resume,
     Seed,
     Workers,
+    check_begin,
     check_engine,
+    pasted,
     progress,
     say,
     settle_threads,
@@ -70,6 +72,7 @@ def trace(
     from headscope.policy.files import load_policy
 
     check_engine(engine)
+    check_begin(resume, overwrite)
     if workers > 1 and (live or policy is not None):
         raise typer.BadParameter(f"--workers {workers}: live tracing draws as it goes, in one process; leave one of them out.")
     selection = _selection(layers, heads, rows, stream, every, bands, full)
@@ -90,7 +93,7 @@ def trace(
         else:
             trace_step(loaded, folder, chosen, settings, tell, selection=selection, live=live, policy=through)
     say(f"trace: {folder.trace}")
-    say(f"next: headscope heads {out}")
+    say(f"next: {pasted('headscope', 'heads', out)}")
 
 
 def merge(

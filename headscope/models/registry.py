@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from importlib.resources import files
 from pathlib import Path
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
 from headscope.errors import ModelError
 from headscope.models.causal_lm import is_text_family, load_causal_lm, load_smollm2
@@ -22,6 +25,10 @@ _HUB = {
     "deepseek-community/Janus-Pro-1B": "hub: Janus-Pro-1B in transformers' format",
     "deepseek-community/Janus-Pro-7B": "hub: Janus-Pro-7B in transformers' format",
 }
+# `owner/name`, as a hub spells it.
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+# Seconds that a hub may take to say whether it has a model.
+_PATIENCE = 10.0
 
 
 def known_models() -> list[tuple[str, str]]:
@@ -55,10 +62,52 @@ def load_model(name: str, device: str = "cpu", dtype: torch.dtype | str | None =
     if name.startswith("deepseek-ai/Janus"):
         other = name.replace("deepseek-ai/", "deepseek-community/")
         raise ModelError(f"{name} is in DeepSeek's own format, which transformers cannot load: use {other}.")
-    if name.count("/") == 1 and not name.startswith((".", "/")):
+    if _HUB_ID.fullmatch(name):
+        _look_for(name)
         return load_janus(name, name, device, kind)
-    known = ", ".join(known for known, _ in known_models()[:-1])
-    raise ModelError(f"{name}: neither a known model nor a folder; known models are {known}.")
+    raise ModelError(f"{name}: neither a known model nor a folder; {_known()}.")
+
+
+def _known() -> str:
+    return f"known models are {', '.join(known for known, _ in known_models()[:-1])}"
+
+
+def _look_for(name: str) -> None:
+    """Ask once, and briefly, whether a hub has the model `name`: transformers would ask for a minute where nobody answers.
+
+    Raises:
+        ModelError: `name` looks like a path from here, or the hub has no such model or does not answer.
+    """
+    if try_to_load_from_cache(name, "config.json") is not None:
+        return
+    if name not in _HUB and Path(name.split("/")[0]).is_dir():
+        raise ModelError(
+            f"{name}: looked for a folder of this name in {Path.cwd()}, found {name.split('/')[0]} there but no "
+            f"{name.split('/')[1]} in it, so no hub was asked; {_known()}."
+        )
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=_PATIENCE)
+    except Exception as error:  # of the hub's client and of the network below it
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{name}: no folder here, and not to be had from a hub ({reason}); {_known()}.") from error
+
+
+def lasting_name(name: str) -> str:
+    """What `load_model(name)` means, whichever the working folder is later: a folder becomes its absolute path."""
+    if bundled_folder(name) is not None or name in _TEXT or not Path(name).is_dir():
+        return name
+    path = Path(name).absolute()
+    return str(path.resolve() if os.pardir in path.parts else path)
+
+
+def names_a_folder(source: str, model: str) -> bool:
+    """Whether a model that was loaded by the name `source`, and is called `model` since, came from a folder.
+
+    A hub's model is called by its id, a folder's by the folder's own name.
+    """
+    if bundled_folder(source) is not None or source in _TEXT:
+        return False
+    return not (_HUB_ID.fullmatch(source) and source == model)
 
 
 def bundled_folder(name: str) -> Path | None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from headscope.pipeline.memory import free_bytes
 from headscope.policy.budget import plain_bytes, policy_bytes, smallest_possible
 from headscope.policy.policy import ModelShape, Policy
 
@@ -87,10 +86,4 @@ def free_memory(device: str) -> int:
     """Bytes that are free on a device now; three quarters of it on a CPU, where others live too."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024 * 3 // 4
-    except OSError:
-        pass
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+    return free_bytes() * 3 // 4

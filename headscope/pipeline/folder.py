@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,8 @@ import torch
 
 from headscope.errors import DataError
 from headscope.models.protocol import ImageModel
+from headscope.models.registry import lasting_name, names_a_folder
+from headscope.pipeline.overwriting import clear_run
 from headscope.storage import read_json, write_json
 
 PACKAGES = ("torch", "transformers", "optuna", "scikit-learn", "pandas", "numpy", "safetensors")
@@ -21,9 +22,12 @@ PACKAGES = ("torch", "transformers", "optuna", "scikit-learn", "pandas", "numpy"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run, and its `run.json`."""
+    """Paths of a run, and its `run.json`; they are absolute, so that changing the working folder later changes nothing."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path).absolute())
 
     @property
     def trace(self) -> Path:
@@ -93,9 +97,35 @@ class RunFolder:
         if not self.json.is_file():
             raise DataError(f"{self.path}: no run.json here, so this is no run folder; make one with `headscope trace`.")
         content = read_json(self.json)
-        if not isinstance(content, dict) or "model" not in content:
+        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise DataError(f"{self.json}: not a run.json of headscope; start in another folder.")
         return content
+
+    def source(self) -> str:
+        """What `load_model` opens the run's model by. A model that was a folder is never looked for on a hub.
+
+        Raises:
+            DataError: the folder is not there, or run.json, of an older headscope, names it by a relative path that leads
+                nowhere, or to several folders.
+        """
+        model = self.read()["model"]
+        source = str(model.get("source") or model.get("name"))
+        if not names_a_folder(source, str(model.get("name"))) or Path(source).is_dir():
+            return lasting_name(source)
+        if Path(source).is_absolute():
+            raise DataError(
+                f"{self.json}: the run was begun with the model folder {source}, which is not there; put it back, or write its "
+                'place as "source" of the model into this file.'
+            )
+        above = [*self.path.parents, *self.path.resolve().parents]
+        found = {folder.resolve() for folder in (parent / source for parent in above) if (folder / "config.json").is_file()}
+        if len(found) == 1:
+            return str(found.pop())
+        where = " and ".join(map(str, sorted(found))) or "neither here nor above the run"
+        raise DataError(
+            f"{self.json}: the run was begun with the model folder {source}, found {where}; give the command from the folder "
+            'that it was begun in, or write the absolute path as "source" of the model into this file.'
+        )
 
     def note(self, **facts: Any) -> dict[str, Any]:
         """Merge facts into run.json (dictionaries one level deep) and write it whole."""
@@ -109,11 +139,17 @@ class RunFolder:
     def begin(self, model: ImageModel, source: str, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Make the folder a run of `model`, or go on with the run that it holds.
 
+        Args:
+            source: what `load_model` took; a folder is noted by its absolute path.
+            overwrite: remove what headscope wrote there before; other files stay.
+
         Raises:
-            DataError: it holds a run and neither `resume` nor `overwrite` was asked for, or a run of something else.
+            DataError: it holds a run and neither `resume` nor `overwrite` was asked for, or a run of something else; or
+                other files and no run; or it is a folder that is never cleared.
         """
-        if overwrite and self.json.is_file():
-            shutil.rmtree(self.path)
+        cleared = overwrite and self.json.is_file()
+        if cleared:
+            clear_run(self.path)
         if self.json.is_file():
             found = self.read()
             self.check_model(model)
@@ -131,14 +167,14 @@ class RunFolder:
                     )
             self.note(settings=settings)
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if not cleared and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise DataError(f"{self.path}: exists and is no run folder; choose another one with --out.")
         write_json(
             self.json,
             {
                 "headscope": version_of("headscope"),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "model": {**model.shape.to_dict(), "source": source},
+                "model": {**model.shape.to_dict(), "source": lasting_name(source)},
                 "settings": settings,
                 "versions": {name: version_of(name) for name in PACKAGES},
                 "machine": machine(model),

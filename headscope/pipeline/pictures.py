@@ -15,6 +15,7 @@ from headscope.errors import BudgetError, DataError
 from headscope.evaluation.drawing import Variant, draw_variant
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
+from headscope.models.tokens import warn_of_unknown_words
 from headscope.policy.policy import Policy
 from headscope.reporting import contact_sheet
 from headscope.runtime.cache import check_prefix
@@ -93,6 +94,7 @@ def plan_pictures(
     temperature = model.temperature if temperature is None else float(temperature)
     check_settings(guidance, temperature, None, model.vocabulary)
     check_seeds([text for text in texts for _ in range(each)], seed)
+    warn_of_unknown_words(model, texts)
     streams = 1 if guidance == 1.0 else 2
     encoded = model.encode(list(texts))
     prefix = encoded.ids.shape[1]
@@ -196,7 +198,9 @@ def _claim(model: ImageModel, plan: Plan, out: Path) -> None:
     if file.is_file():
         held = read_json(file)
         if not isinstance(held, dict):
-            raise DataError(f"{file}: damaged, so what the folder holds is not known; choose another folder with --out.")
+            raise DataError(
+                f"{file}: no table of names and values, so what the folder holds is unknown; choose another folder with --out."
+            )
         differing = [name for name, value in wanted.items() if held.get(name) != value]
         fewer = isinstance(held.get("each"), int) and held["each"] < plan.each
         more = differing == ["each"] and len(plan.texts) == 1 and fewer  # the pictures' numbers stay the same
@@ -237,7 +241,7 @@ def _opened(path: Path) -> Image.Image:
     try:
         return Image.open(path).convert("RGB")
     except OSError:
-        raise DataError(f"{path}: not a readable picture; delete it, and the same command writes it again.") from None
+        raise DataError(f"{path}: not a readable picture; without that file the same command writes it.") from None
 
 
 def _work_bytes(model: ImageModel, prefix: int, streams: int) -> int:

@@ -85,8 +85,12 @@ def finish(model: ImageModel, folder: RunFolder, settings: Settings, progress: P
 def read_prompts_of(folder: RunFolder) -> dict[str, list[str]]:
     """The prompts that a run was begun with: `calibration` and `unseen`."""
     prompts = read_json(folder.path / "prompts.json")
-    if not isinstance(prompts, dict) or not {"calibration", "unseen"} <= set(prompts):
-        raise DataError(f"{folder.path / 'prompts.json'}: damaged; start the run again with --overwrite.")
+    lists = [prompts.get(name) for name in ("calibration", "unseen")] if isinstance(prompts, dict) else [None]
+    if not all(isinstance(part, list) for part in lists):
+        raise DataError(
+            f"{folder.path / 'prompts.json'}: lacks the lists of calibration and unseen prompts that a run is begun with; "
+            "start another run, in a folder of its own or with --overwrite."
+        )
     return prompts
 
 
@@ -94,10 +98,11 @@ def open_run(path: str | Path, device: str = "cpu", dtype: str | None = None) ->
     """Load the model that a run folder is about.
 
     Raises:
-        DataError: no run folder, or its model's files have changed. ModelError: the model is gone.
+        DataError: no run folder, its model's folder is gone, or its weights are others now.
+        ModelError: the model cannot be loaded.
     """
     folder = RunFolder(Path(path))
-    model = load_model(str(folder.read()["model"]["source"]), device=device, dtype=dtype)
+    model = load_model(folder.source(), device=device, dtype=dtype)
     folder.check_model(model)
     return model, folder
 

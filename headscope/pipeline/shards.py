@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from pathlib import Path
 
 from headscope.models import load_model
@@ -10,6 +10,7 @@ from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
 from headscope.pipeline.crew import spread
 from headscope.pipeline.folder import RunFolder
+from headscope.pipeline.overwriting import clear_trace, remove_empty
 from headscope.pipeline.steps import Crew, Progress, Settings, calibration_pictures, timed
 from headscope.tracing import Selection, TraceDataset, merge_traces, trace
 
@@ -31,14 +32,14 @@ def trace_in_shards(
     """
     with timed(folder, "trace"):
         samples = calibration_pictures(model, folder, prompts, settings, progress)
-        if folder.trace.exists():
+        if (folder.trace / "trace.json").is_file():
             return TraceDataset(folder.trace)
         parts = min(crew.workers, len(samples))
-        source, device = str(folder.read()["model"]["source"]), str(model.device)
+        source, device = folder.source(), str(model.device)
         dtype = str(model.dtype).removeprefix("torch.")
-        shards = folder.path.absolute() / "trace-shards"
+        shards = folder.path / "trace-shards"
         each = [
-            (source, device, dtype, str(folder.samples.absolute()), number, parts, str(shards / f"{number:03d}"), selection)
+            (source, device, dtype, str(folder.samples), number, parts, str(shards / f"{number:03d}"), selection)
             for number in range(parts)
         ]
 
@@ -47,12 +48,27 @@ def trace_in_shards(
                 progress("tracing in shards", count, parts, float("nan"))
 
         paths = spread(trace_shard, each, crew, done)
-        if len(paths) == 1:
-            shutil.move(paths[0], folder.trace)
-        else:
-            merge_traces(paths, folder.trace)
-        shutil.rmtree(shards)
+        _keep(_joined(paths, shards / "joined"), folder.trace)
+        for path in paths:
+            clear_trace(Path(path))
+        remove_empty(shards)
         return TraceDataset(folder.trace)
+
+
+def _joined(paths: list[str], out: Path) -> Path:
+    """The folder of the whole trace: the only part, or all of them merged into `out`."""
+    if len(paths) == 1:
+        return Path(paths[0])
+    clear_trace(out)  # of a run that was stopped while it merged
+    return merge_traces(paths, out).path
+
+
+def _keep(trace: Path, out: Path) -> None:
+    """Move a trace's files into `out`, where others may lie; trace.json, which says that it is whole, comes last."""
+    out.mkdir(exist_ok=True)
+    for file in sorted(trace.iterdir(), key=lambda file: file.name == "trace.json"):
+        os.replace(file, out / file.name)
+    trace.rmdir()
 
 
 def trace_shard(

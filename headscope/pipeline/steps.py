@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +18,9 @@ from headscope.errors import DataError
 from headscope.heads import HeadClassifier, Heads, classify
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
+from headscope.models.tokens import warn_of_unknown_words
 from headscope.pipeline.folder import RunFolder
+from headscope.pipeline.memory import peak_bytes
 from headscope.pipeline.pictures import save_png
 from headscope.pipeline.tables import groups_of
 from headscope.policy.budget import Limit, plain_bytes
@@ -415,6 +415,7 @@ def begin(
     facts = {"limit": _limit_facts(model, limit_of(model, settings, prefix), settings, prefix)} if limited else {}
     kept = {name: value for name, value in vars(settings).items() if name not in ("batch_size",)}
     folder.begin(model, source, {**kept, "prompts": [*calibration, *unseen]}, resume=resume, overwrite=overwrite)
+    warn_of_unknown_words(model, [*calibration, *unseen])
     folder.note(prefix=prefix, seed=settings.seed, **facts)
     write_json(folder.path / "prompts.json", {"calibration": calibration, "unseen": unseen})
 
@@ -484,6 +485,5 @@ def timed(folder: RunFolder, step: str) -> Iterator[None]:
     """Note a step's seconds, and the process' peak memory so far, once it has ended well."""
     started = time.monotonic()
     yield
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    facts = {"seconds": round(time.monotonic() - started, 2), "peak_memory_bytes": peak}
+    facts = {"seconds": round(time.monotonic() - started, 2), "peak_memory_bytes": peak_bytes()}
     folder.note(steps={step: facts})

@@ -12,7 +12,7 @@ import torch
 from headscope.errors import DataError
 from headscope.heads import Heads
 from headscope.policy import Policy, load_policy
-from headscope.storage import read_json
+from headscope.storage import read_json, read_parquet, read_table
 from headscope.tracing import TraceDataset
 
 # What the page reads of each table; more columns are welcome.
@@ -70,7 +70,9 @@ def read_run(path: str | Path) -> RunData:
     run = _run(path)
     prompts = _dictionary(path / "prompts.json") or {}
     if not all(isinstance(texts, list) for texts in prompts.values()):
-        raise DataError(f"{path / 'prompts.json'}: damaged, expected lists of prompts; run again with --overwrite.")
+        raise DataError(
+            f"{path / 'prompts.json'}: holds something that is no list of prompts; start the run anew with --overwrite."
+        )
     trace = _dictionary(path / "trace" / "trace.json") or {}
     data = RunData(
         path=path,
@@ -110,21 +112,21 @@ def _run(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(f"{path}: no run.json here, so this is no run folder; make one with `headscope run`.")
     run = read_json(file)
-    again = "run again with --overwrite"
+    again = "expected a run.json as `headscope run` writes it"
     if not isinstance(run, dict) or not isinstance(run.get("model"), dict) or not isinstance(run["model"].get("name"), str):
-        raise DataError(f"{file}: damaged, it names no model; {again}.")
+        raise DataError(f"{file}: names no model; {again}.")
     model = run["model"]
     for name in ("layers", "query_heads", "kv_heads"):
         if not isinstance(model.get(name), int) or model[name] < 1:
-            raise DataError(f"{file}: damaged, found {name} {model.get(name)!r} of the model, expected a number; {again}.")
+            raise DataError(f"{file}: found {name} {model.get(name)!r} of the model, expected a number; {again}.")
     geometry = model.get("geometry")
     if not isinstance(geometry, dict) or not all(isinstance(geometry.get(side), int) for side in ("rows", "cols")):
-        raise DataError(f"{file}: damaged, the model's geometry lacks rows and cols; {again}.")
+        raise DataError(f"{file}: the model's geometry lacks rows and cols; {again}.")
     for name in ("settings", "versions", "machine", "steps", "limit"):
         if not isinstance(run.get(name, {}), dict):
-            raise DataError(f"{file}: damaged, {name} is no table of names and values; {again}.")
+            raise DataError(f"{file}: {name} is no table of names and values; {again}.")
     if missing := [name for name in ("bytes", "dtype") if run.get("limit") and name not in run["limit"]]:
-        raise DataError(f"{file}: damaged, the limit lacks {', '.join(missing)}; {again}.")
+        raise DataError(f"{file}: the limit lacks {', '.join(missing)}; {again}.")
     return run
 
 
@@ -134,20 +136,20 @@ def _check_shapes(data: RunData) -> None:
     expected = (model["layers"], model["kv_heads"])
     if data.heads is not None:
         if missing := [name for name in HEAD_COLUMNS if name not in data.heads.table]:
-            raise DataError(f"{data.path / 'heads.safetensors'}: lacks {', '.join(missing)}; classify the heads again.")
+            raise DataError(f"{data.path / 'heads.safetensors'}: lacks {', '.join(missing)}, which a classification has.")
         found = (int(data.heads.table["layer"].max()) + 1, int(data.heads.table["kv_head"].max()) + 1)
         if found != expected:
             raise DataError(
-                f"{data.path / 'heads.safetensors'}: has {found} layers and KV heads, run.json {expected}; "
-                "classify the heads again."
+                f"{data.path / 'heads.safetensors'}: has {found} layers and KV heads, run.json {expected}: "
+                "it is of another model."
             )
     if data.policy is not None and (data.policy.shape.layers, data.policy.shape.kv_heads) != expected:
         raise DataError(
             f"{data.path / 'policy.safetensors'}: is for {data.policy.shape.name}, whose layers and KV heads are not those of "
-            f"run.json {expected}; search again."
+            f"run.json {expected}: it is of another model."
         )
     if data.curves is not None and tuple(data.curves["footprint"].shape[:2]) != (model["layers"], model["query_heads"]):
-        raise DataError(f"{data.path / 'trace'}: the curves are of another model than run.json's; trace again.")
+        raise DataError(f"{data.path / 'trace'}: the curves are of another model than run.json's.")
 
 
 def _dictionary(path: Path) -> dict[str, Any] | None:
@@ -155,7 +157,7 @@ def _dictionary(path: Path) -> dict[str, Any] | None:
         return None
     content = read_json(path)
     if not isinstance(content, dict):
-        raise DataError(f"{path}: damaged, expected names and values; delete it and run the step again.")
+        raise DataError(f"{path}: no table of names and values.")
     return content
 
 
@@ -163,14 +165,6 @@ def _table(folder: Path, name: str) -> pd.DataFrame | None:
     path = folder / name
     if not path.is_file():
         return None
-    try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: cannot be read ({reason}); delete it and run the step again.") from None
-    if missing := [column for column in COLUMNS[name] if column not in table]:
-        raise DataError(f"{path}: lacks {', '.join(missing)}; delete it and run the step again.")
-    for column in COLUMNS[name]:
-        if column not in TEXTS and not pd.api.types.is_numeric_dtype(table[column]):
-            raise DataError(f"{path}: {column} holds something that is no number; delete it and run the step again.")
+    wanted = {column: object if column in TEXTS else float for column in COLUMNS[name]}
+    table = (read_table if path.suffix == ".csv" else read_parquet)(path, wanted)
     return table if len(table) else None

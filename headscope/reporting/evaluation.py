@@ -15,7 +15,7 @@ from PIL import Image
 
 from headscope.errors import DataError
 from headscope.reporting import words
-from headscope.storage import read_json, read_table, write_text
+from headscope.storage import read_json, read_parquet, read_table, write_text
 
 SHOWN = 12  # prompts whose pictures stand in the page
 
@@ -29,16 +29,15 @@ def write_evaluation(folder: str | Path) -> Path:
     folder = Path(folder)
     if not (folder / "likeness.csv").is_file():
         raise DataError(f"{folder}: holds no finished evaluation; make one with `headscope evaluate`.")
-    like = read_table(folder / "likeness.csv", ("variant", "agreement", "psnr", "ssim", "cosine", "cache_bytes", "seconds"))
-    scores = read_table(folder / "scores.csv", ("variant", "category", "score"))
+    numbers = ("agreement", "psnr", "ssim", "cosine", "cache_bytes", "seconds")
+    like = read_table(folder / "likeness.csv", {"variant": str, **dict.fromkeys(numbers, float)})
+    scored = {"variant": str, "category": str, "score": float}
+    scores = read_table(folder / "scores.csv", scored)
     imported = None
     if (folder / "imported.csv").is_file():
-        imported = read_table(folder / "imported.csv", ("variant", "category", "score"))
+        imported = read_table(folder / "imported.csv", scored)
         imported = imported[imported["variant"].isin(like["variant"])]
-    try:
-        pictures = pd.read_parquet(folder / "pictures.parquet")
-    except Exception as error:
-        raise DataError(f"{folder}: its pictures.parquet cannot be read ({error}); evaluate once more.") from None
+    pictures = read_parquet(folder / "pictures.parquet", {"prompt": float, "text": str})
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"percent": words.percent, "size": words.size}
     package = files("headscope.reporting")
@@ -86,7 +85,7 @@ def _inlined(path: Path) -> str:
         with Image.open(path) as picture:
             small = picture.convert("RGB")
     except OSError as error:
-        raise DataError(f"{path}: not a readable picture ({error}); delete it, and the same command writes it again.") from None
+        raise DataError(f"{path}: not a readable picture ({error}); without that file the same command writes it.") from None
     small.thumbnail((160, 160), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", lossless=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,7 +177,8 @@ def explain_head(run_folder: str | Path, head: str) -> tuple[Explanation, Figure
     """
     data = read_run(run_folder)
     if data.heads is None or data.curves is None:
-        raise DataError(f"{data.path}: the heads are not classified yet; run `headscope heads {data.path}` first.")
+        command = shlex.join(["headscope", "heads", str(data.path)])
+        raise DataError(f"{data.path}: the heads are not classified yet; run `{command}` first.")
     model = data.run["model"]
     layer, kv_head = parse_head(head, int(model["layers"]), int(model["kv_heads"]))
     group = int(model["query_heads"]) // int(model["kv_heads"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -31,7 +30,8 @@ SHADES = {
 def front_figure(points: pd.DataFrame, chosen: pd.DataFrame, plain: float) -> str:
     """SVG: every measured policy by share of the plain cache and loss, the front as a line, the chosen ones named."""
     with styled():
-        figure, axes = plt.subplots(figsize=(6.2, 3.6))
+        figure = Figure(figsize=(6.2, 3.6))
+        axes = figure.subplots()
         share = 100 * points["cache_bytes"] / plain
         axes.scatter(share, points["kl"], s=9, color=QUIET, alpha=0.5, linewidths=0, label="measured")
         front = points[points["on_front"]].sort_values("cache_bytes")
@@ -52,7 +52,8 @@ def budgets_figure(table: pd.DataFrame) -> Figure:
         table: budget (share), method, seed, replay_kl.
     """
     with styled():
-        figure, axes = plt.subplots(figsize=(6.6, 4.2))
+        figure = Figure(figsize=(6.6, 4.2))
+        axes = figure.subplots()
         ends: list[tuple[float, str, str]] = []
         for method, (colour, dashes) in SHADES.items():
             mine = table[table["method"] == method].groupby("budget")["replay_kl"].agg(["mean", "min", "max"]).sort_index()
@@ -83,7 +84,8 @@ def meaning_figure(table: pd.DataFrame) -> Figure:
     full, parts = overall[overall["method"] == "full"], overall[overall["method"] != "full"]
     ticks = sorted({round(100 * float(budget), 6) for budget in parts["budget"]}, reverse=True)
     with styled():
-        figure, axes = plt.subplots(figsize=(6.6, 4.2))
+        figure = Figure(figsize=(6.6, 4.2))
+        axes = figure.subplots()
         if not full.empty:
             axes.axhspan(full["low"].iloc[0], full["high"].iloc[0], color=QUIET, alpha=0.14, linewidth=0)
             axes.axhline(full["score"].iloc[0], color=QUIET, linewidth=1)
@@ -129,7 +131,8 @@ def trials_figure(table: pd.DataFrame) -> Figure:
     said = {"searched": "from the solver's answer", "optuna": "from presets, without a table"}
     methods = list(dict.fromkeys(table["method"]))
     with styled():
-        figure, panels = plt.subplots(1, len(methods), figsize=(1.4 + 4.4 * len(methods), 3.6), squeeze=False)
+        figure = Figure(figsize=(1.4 + 4.4 * len(methods), 3.6))
+        panels = figure.subplots(1, len(methods), squeeze=False)
         for axes, method in zip(panels[0], methods, strict=True):
             part = table[table["method"] == method]
             for (sampler, mine), colour in zip(part.groupby("sampler", sort=False), shades, strict=False):
@@ -145,5 +148,4 @@ def trials_figure(table: pd.DataFrame) -> Figure:
 def _svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
     return text.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def write_figures(
     """
     data = read_run(run_folder)
     if data.heads is None or data.curves is None:
-        raise DataError(f"{data.path}: the heads are not classified yet; run `headscope heads {data.path}` first.")
+        command = shlex.join(["headscope", "heads", str(data.path)])
+        raise DataError(f"{data.path}: the heads are not classified yet; run `{command}` first.")
     if kind not in plots.FORMATS:
         raise DataError(f"--format {kind}: unknown; known are {', '.join(plots.FORMATS)}.")
     names = _statistics(data.path, statistics)

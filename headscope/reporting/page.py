@@ -140,7 +140,7 @@ def _inlined(path: Path, side: int = 192) -> str:
         with Image.open(path) as picture:
             small = picture.convert("RGB")
     except OSError as error:
-        raise DataError(f"{path}: not a readable picture ({error}); delete it and run the generate step again.") from None
+        raise DataError(f"{path}: not a readable picture ({error}); delete it, and the report is written without it.") from None
     if max(small.size) > side:
         small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

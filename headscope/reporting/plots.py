@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -151,7 +152,7 @@ def pair_plot(table: pd.DataFrame, names: Sequence[str] | None = None) -> Figure
             diag_kws={"common_norm": False, "linewidth": 1.2, "cut": 0},
         )
         sns.move_legend(grid, "upper right", bbox_to_anchor=(0.86, 0.92), title=f"{len(table)} heads")
-    return grid.figure
+    return _taken(grid.figure)
 
 
 def decay_curves(lag_mass: torch.Tensor, table: pd.DataFrame, row_length: int) -> Figure:
@@ -268,7 +269,7 @@ def dendrogram(table: pd.DataFrame) -> Figure:
         grid.ax_heatmap.set_xticklabels(grid.ax_heatmap.get_xticklabels(), fontsize=6.5, rotation=90)
         handles = [mpl.patches.Patch(color=COLOURS[kind], label=kind) for kind in _present(table)]
         grid.ax_col_dendrogram.legend(handles=handles, loc="upper right", ncols=2)
-    return grid.figure
+    return _taken(grid.figure)
 
 
 def class_by_layer(table: pd.DataFrame) -> Figure:
@@ -319,6 +320,12 @@ def agreement(table: pd.DataFrame) -> Figure:
         axes.set_xticks(prompts["count"], [str(count) for count in prompts["count"]])
         axes.minorticks_off()
         axes.legend(loc="lower right")
+    return figure
+
+
+def _taken(figure: Figure) -> Figure:
+    """A figure of seaborn's own grids, out of pyplot's list: there it would be kept for ever, and shown a second time."""
+    plt.close(figure)
     return figure
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -41,7 +42,7 @@ def contact_sheet(
             f"{path}: the cells of a contact sheet need as many pictures each as there are titles, found {sorted(counts)}."
         )
     height, width = (side * scale for side in np.asarray(rows[0][1][0]).shape[:2])
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 11)
+    font = ImageFont.truetype(_font_file(), 11)
     cell_width = len(rows[0][1]) * (width + 2) - 2
     columns = max(1, min(len(rows), (_WIDTH - 2 * _MARGIN) // (cell_width + 2 * _GAP)))
     captions = [_wrapped(prompt, font, cell_width) for prompt, _ in rows]
@@ -64,6 +65,15 @@ def contact_sheet(
         for line, text in enumerate(caption):
             pen.text((x, y + height + 4 + line * _LINE), text, fill=_INK, font=font)
     return write_whole(path, lambda target: sheet.save(target, format="PNG", optimize=True))
+
+
+@lru_cache(maxsize=1)
+def _font_file() -> str:
+    """The font that matplotlib brings, found without loading it."""
+    place = find_spec("matplotlib")
+    assert place is not None  # headscope depends on it
+    assert place.origin is not None
+    return str(Path(place.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 def _picture(picture: np.ndarray | Image.Image) -> Image.Image:

@@ -6,15 +6,16 @@ SSD (2510.18716) sees the difference collect at the margin columns of the image 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import pandas as pd
-import seaborn as sns
 import torch
-from matplotlib.figure import Figure
 
 from headscope.geometry import Geometry
-from headscope.reporting.plots import CLASSES, COLOURS, QUIET, styled
+from headscope.heads import SEMANTIC, SPATIAL
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def stream_map(divergence: torch.Tensor, table: pd.DataFrame, geometry: Geometry
     mean = cells.nanmean((2, 3), keepdim=True)
     relative = cells / mean
     maps, heads = {}, {}
-    for kind in CLASSES:
+    for kind in (SPATIAL, SEMANTIC):
         chosen = [(r.layer, r.kv_head) for r in table[table["class"] == kind].itertuples() if mean[r.layer, r.kv_head] > 1e-12]
         if chosen:
             maps[kind] = torch.stack([relative[layer, head] for layer, head in chosen]).nanmean(0)
@@ -73,6 +74,13 @@ def stream_map(divergence: torch.Tensor, table: pd.DataFrame, geometry: Geometry
 
 def stream_figure(found: StreamMap) -> Figure:
     """A map a class, and both by column."""
+    # Here, so that what only reads the map (the report) loads no library for figures.
+    import seaborn as sns
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    from headscope.reporting.plots import COLOURS, QUIET, styled
+
     top = max(float(values.nan_to_num(0).max()) for values in found.by_class.values())
     kinds = list(found.by_class)
     with styled():
@@ -88,6 +96,6 @@ def stream_figure(found: StreamMap) -> Figure:
             panels[-1].plot(found.columns(kind).numpy(), color=COLOURS[kind], marker="o", markersize=3, label=kind)
         panels[-1].axhline(1, color=QUIET, linewidth=0.8, linestyle=(0, (1, 3)), zorder=0)
         panels[-1].set(title="by column", xlabel="column", ylabel="difference of the streams", ylim=(0, None))
-        panels[-1].xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[-1].legend()
     return figure

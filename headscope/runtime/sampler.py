@@ -11,6 +11,7 @@ import torch
 from headscope.errors import DataError
 from headscope.models.protocol import ImageModel
 from headscope.models.samples import Samples
+from headscope.models.tokens import warn_of_unknown_words
 from headscope.policy.policy import Policy
 from headscope.runtime.cache import CompressedCache, compressed
 from headscope.runtime.finite import finite_choice, no_numbers
@@ -59,6 +60,7 @@ def generate(
     temperature = model.temperature if temperature is None else float(temperature)
     top_k = model.top_k if top_k is None else int(top_k)
     check_settings(guidance, temperature, top_k, model.vocabulary)
+    warn_of_unknown_words(model, prompts)
     length = model.encode(list(prompts)).ids.shape[1]  # one prefix length for all, so that batches are alike
     size = batch_size or DEFAULT_BATCH
     total = len(prompts) * model.shape.geometry.tokens

@@ -88,7 +88,7 @@ def solve(
         smallest = float(cost.min()) * shape.layers * shape.kv_heads
         raise BudgetError(
             f"No choice of options fits {room:,.0f} bytes a sequence at stride {stride}: the smallest takes "
-            f"{smallest:,.0f}; raise the limit or choose a smaller stride."
+            f"{smallest:,.0f}; expected a limit of at least that, or a smaller stride."
         )
     fields = np.array([(option.window, option.heavy, option.decay) for option in losses.options])[allocation.choice]
     heavy = torch.from_numpy(fields[..., 1]).to(torch.int32)

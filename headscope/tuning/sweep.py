@@ -101,7 +101,7 @@ def sweep_presets(
                 least_of[name] = found["kl"]
                 best[name] = policy.replace(provenance={**policy.provenance, "variant": row["variant"]})
     if not best:
-        raise BudgetError(f"No variant of {', '.join(names)} fits {limit.bytes:,} bytes: raise the limit.")
+        raise BudgetError(f"No variant of {', '.join(names)} fits {limit.bytes:,} bytes; expected a larger limit.")
     table = pd.DataFrame(rows)
     if path is not None:
         write_whole(Path(path).with_name("presets.parquet"), lambda target: table.to_parquet(target, index=False))

@@ -109,6 +109,14 @@ def test_other_settings_than_the_run_was_begun_with(command, traced: Path, tiny_
     refused(ended, "was begun with seed 0, now it is 5")
 
 
+def test_going_on_and_starting_anew_at_once(command, traced: Path, tiny_folder: Path, prompts: Path) -> None:
+    asked = ("--out", traced, "--prompts", prompts, "--resume", "--overwrite")
+    for ended in (command("trace", tiny_folder, *asked), command("run", tiny_folder, *asked)):
+        assert ended.status == 2
+        assert "not both" in ended.err
+    assert (traced / "calibration.parquet").is_file()
+
+
 def test_a_folder_that_holds_something_else(command, tiny_folder: Path, tmp_path: Path, prompts: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -120,8 +128,8 @@ def test_a_folder_that_holds_something_else(command, tiny_folder: Path, tmp_path
 def test_a_cut_policy_file(command, tiny_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "p.safetensors"
     file.write_bytes(b"\x00" * 40)
-    refused(command("policy", "show", file), "cut or damaged")
-    refused(command("generate", tiny_folder, "--policy", file, "--prompt", "dog", "--out", tmp_path / "o"), "cut or damaged")
+    refused(command("policy", "show", file), "not a policy file")
+    refused(command("generate", tiny_folder, "--policy", file, "--prompt", "dog", "--out", tmp_path / "o"), "not a policy file")
     refused(command("policy", "show", tmp_path / "none.safetensors"), "no such policy file")
 
 
@@ -162,7 +170,7 @@ def test_a_run_whose_model_is_gone(command, tmp_path: Path, tiny_folder: Path, p
     shutil.copytree(tiny_folder, moved)
     assert command("trace", moved, "--out", tmp_path / "r", "--prompts", prompts).status == 0
     shutil.rmtree(moved)
-    refused(command("heads", tmp_path / "r"), "neither a known model nor a folder")
+    refused(command("heads", tmp_path / "r"), f"begun with the model folder {moved}, which is not there")
 
 
 def test_unknown_words_are_a_usage_error(command) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headscope.benchmarks.drawing import COLUMNS, bench_drawing
-from tests.cli.command import headscope
+from tests.cli.command import headscope, left_by_an_overwrite
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ def test_samplers_at_equal_trials(command, run: Path, tmp_path: Path) -> None:
     first = out.read_bytes()
     assert command(*asked, "-o", out).status == 0  # studies are kept: nothing is proposed again
     assert out.read_bytes() == first
+    assert left_by_an_overwrite(run, tmp_path) == []
 
 
 def test_the_search_against_every_preset(command, run: Path, tmp_path: Path) -> None:
@@ -60,6 +61,7 @@ def test_the_search_against_every_preset(command, run: Path, tmp_path: Path) -> 
     presets = table.loc[known, "calibration_kl"]
     assert table.loc["searched", "calibration_kl"] <= presets.min()
     assert table.loc["full", "replay_kl"] == pytest.approx(0, abs=1e-5)
+    assert left_by_an_overwrite(run, tmp_path) == []
 
 
 def test_a_decoding_step_with_each_cache(command, tmp_path: Path) -> None:

@@ -181,11 +181,24 @@ def test_damaged_files_of_a_folder_are_named(command, tiny_folder: Path, policy:
     assert command(*asked).status == 0
     (out / "full" / "0000.png").write_bytes(b"")
     ended = command(*asked)
-    assert f"{out / 'full' / '0000.png'}: not a readable picture; delete it, and the same command writes it again" in ended.err
+    assert f"{out / 'full' / '0000.png'}: not a readable picture" in ended.err
     (out / "full" / "0000.png").unlink()
     assert command(*asked).status == 0
     facts = json.loads((out / "pictures.json").read_text())
     (out / "pictures.json").write_text(json.dumps({**facts, "each": None}))
     assert "drawn with -n none, not 1" in command(*asked).err
     (out / "pictures.json").write_text("[]")
-    assert "pictures.json: damaged" in command(*asked).err
+    assert "pictures.json: no table of names and values" in command(*asked).err
+
+
+@pytest.mark.parametrize("verb", ["generate", "trace", "evaluate"])
+def test_unknown_words_are_named_once_before_anything_is_drawn(command, tiny_folder: Path, tmp_path: Path, verb: str) -> None:
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("red dinosaur\ndog\nblue car\nred unicorn\ndinosaur\n")
+    out = tmp_path / "out"
+    more = {"evaluate": ["--seeds", "1", "--no-floor"]}.get(verb, [])
+    ended = command(verb, tiny_folder, "--prompts", prompts, "--out", out, *more)
+    assert ended.status == 0
+    assert ended.err.count("dinosaur") == 1
+    assert "does not know these words" in ended.err
+    assert "dinosaur, unicorn" in ended.err

@@ -13,7 +13,7 @@ from headscope.models import load_model
 from headscope.pipeline import RunFolder, Settings
 from headscope.pipeline.prompts import read_prompts, split
 from headscope.pipeline.steps import begin, heads_step, trace_step
-from tests.cli.command import headscope
+from tests.cli.command import headscope, left_by_an_overwrite
 
 PROMPTS = "red apple\ndog\nblue car\nred car\napple\nblue dog\n"
 
@@ -86,13 +86,15 @@ def test_figures_that_cannot_be_drawn_are_refused_before_any_is(
 
 
 def test_a_head_is_explained_in_words_and_drawn(
-    traced: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    traced: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = (traced / "heads.safetensors").read_bytes()
     ended = headscope(capsys, monkeypatch, "heads", traced, "--explain", "L1H0")
     assert ended.status == 0
     assert ended.out.startswith("L1H0 is s")
     assert (traced / "figures" / "L1H0.png").stat().st_size > 5000
+    assert headscope(capsys, monkeypatch, "figures", traced).status == 0
+    assert left_by_an_overwrite(traced, tmp_path) == []
     assert (traced / "heads.safetensors").read_bytes() == before
 
 
@@ -125,7 +127,7 @@ def test_a_cut_table_of_statistics_is_named(
     (run / "trace" / "heads.parquet").write_bytes(b"PAR1")
     ended = headscope(capsys, monkeypatch, "figures", run)
     assert ended.status == 2
-    assert "heads.parquet: cannot be read" in ended.err
+    assert "heads.parquet: not a table of a trace" in ended.err
 
 
 @pytest.mark.parametrize(

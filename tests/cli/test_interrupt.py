@@ -48,8 +48,11 @@ def test_a_stopped_run_says_how_to_go_on_and_keeps_what_it_has(tmp_path: Path) -
         (["generate", "stickers", "a dog"], "the same command goes on with what is there"),
         (["evaluate", "stickers", "--out", "e"], "the same command goes on with what is there"),
         (["bench", "search", "runs/a"], "the same command goes on with what is there"),
-        (["bench", "decode", "-o", "d.csv"], "nothing was written; the same command starts again"),
-        ([], "the same command goes on"),
+        (["run", "stickers", "--overwrite"], "the same command with --resume in place of --overwrite goes on"),
+        (["bench", "decode", "-o", "d.csv"], "the same command starts from the beginning"),
+        (["heads", "runs/a"], "the same command starts from the beginning"),
+        (["merge", "a", "b", "--out", "c"], "the folder of --out may hold a part of the trace: remove it"),
+        ([], "the same command starts from the beginning"),
     ],
 )
 def test_what_is_said_after_a_stop_holds_for_the_command(words: list[str], said: str) -> None:

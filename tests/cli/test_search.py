@@ -10,7 +10,7 @@ import pytest
 from headscope.policy import load_policy, policy_bytes
 from headscope.policy.budget import plain_bytes
 from headscope.storage import read_json
-from tests.cli.command import headscope
+from tests.cli.command import headscope, left_by_an_overwrite
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ def test_several_limits_at_once_and_each_again(command, run: Path) -> None:
     before = read_json(run / "search" / "keep-60" / "search.json")["best"]
     assert command("search", run, "--keep", "75%, 60%", "--trials", 4).status == 0
     assert read_json(run / "search" / "keep-60" / "search.json")["best"] == before
+    assert left_by_an_overwrite(run, run.parent) == []
 
 
 def test_one_run_takes_one_limit_after_the_other(command, run: Path) -> None:
@@ -80,6 +81,7 @@ def test_a_front_gives_a_policy_for_each_share(command, run: Path) -> None:
     for keep in (80, 60):
         policy = load_policy(run / "policies" / f"front-{keep}.safetensors")
         assert policy_bytes(policy) <= keep / 100 * plain_bytes(policy.shape, prefix=policy.prefix)
+    assert left_by_an_overwrite(run, run.parent) == []
 
 
 def test_three_processes_make_the_trials_of_one_study(command, run: Path) -> None:
@@ -88,6 +90,7 @@ def test_three_processes_make_the_trials_of_one_study(command, run: Path) -> Non
     trials = pd.read_parquet(run / "search" / "trials.parquet")
     assert trials["label"].fillna("").str.endswith("trial").sum() >= 12
     assert (run / "search" / "study.journal").is_file()
+    assert left_by_an_overwrite(run, run.parent) == []
     refused = command("search", run, "--keep", "70%", "--workers", 2, "--storage", run / "mine.db")
     assert refused.status == 2
     assert "for one process" in refused.err
@@ -110,6 +113,7 @@ def test_a_definition_is_run_and_continued(command, tiny_folder: Path, tmp_path:
     anew = command("search", defined("small", "60%"), "--out", tmp_path / "anew")
     assert anew.status == 0
     assert load_policy(tmp_path / "anew" / "policies" / "small.safetensors").same_as(small)
+    assert left_by_an_overwrite(out, tmp_path) == []
     wrong = defined("wrong", "60%")
     wrong.write_text(wrong.read_text().replace("unseen = 3", "unseen = 30"))
     ended = command("search", wrong, "--out", tmp_path / "none")
@@ -136,6 +140,7 @@ def test_a_table_of_groups_and_one_of_the_trace_alone(command, run: Path) -> Non
         ended = command("search", run, "--keep", "60%", "--trials", 2, "--table", kind)
         assert ended.status == 0, ended.err
         assert says in ended.out
+    assert left_by_an_overwrite(run, run.parent) == []
     refused = command("search", run, "--table", "layers")
     assert refused.status == 2
     assert "expected one of auto, heads, groups, coverage" in refused.err

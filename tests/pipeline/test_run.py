@@ -14,7 +14,7 @@ from headscope.pipeline import Settings, run
 from headscope.pipeline.prompts import PLAIN, default_prompts, split
 from headscope.policy import kept_ratio, load_policy
 from headscope.tuning.sweep import COMPARED
-from tests.cli.command import headscope
+from tests.cli.command import headscope, left_by_an_overwrite
 
 PROMPTS = ["red apple", "dog", "blue car", "red car", "apple", "blue dog"]
 SMALL = Settings(keep="50%", trials=6, calibration=3, unseen=3, searched_pictures=3, table_pictures=2)
@@ -39,6 +39,10 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     }  # fmt: skip
     assert expected <= names
     assert not [name for name in names if ".part" in name]
+
+
+def test_everything_that_a_run_leaves_is_known_to_overwrite(finished: Path, tmp_path: Path) -> None:
+    assert left_by_an_overwrite(finished, tmp_path) == []
 
 
 def test_the_table_of_methods_is_at_equal_bytes(finished: Path) -> None:

@@ -15,7 +15,6 @@ from headscope.heads import Heads
 from headscope.policy import Policy, save_policy
 from headscope.policy.policy import ModelShape
 from headscope.storage import write_json
-from headscope.tracing.files import FACTS
 
 PROMPTS = ["red apple, noto style", "blue car, flat style", "<script>alert('x')</script> & \"cat\"", "a very long " * 12]
 # Method: replay KL and variant. The KLs differ in every printed digit, so that a test can look for each.
@@ -132,7 +131,22 @@ def _trace(path: Path, shape: ModelShape, scores: np.ndarray, rng: np.random.Gen
     curves = {"footprint": torch.from_numpy(footprint), "lag_mass": torch.from_numpy(lag)}
     (path / "trace").mkdir()
     save_file(curves, path / "trace" / "curves.safetensors")
-    meta = {**dict.fromkeys(FACTS, "x"), "model": shape.name, "geometry": shape.geometry.to_dict(), "complete": True}
+    meta = {
+        **dict.fromkeys(("architecture", "weights", "pictures"), "x"),
+        "model": shape.name,
+        "geometry": shape.geometry.to_dict(),
+        "cache": "full",
+        "complete": True,
+        "layers": shape.layers,
+        "query_heads": shape.query_heads,
+        "kv_heads": shape.kv_heads,
+        "samples": 1,
+        "guidance": 5.0,
+        "definitions": 1,
+        "selection": {},
+        "streams": ["conditional"],
+        "statistics": [],
+    }
     write_json(path / "trace" / "trace.json", meta)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.heads import FEATURES
-from headscope.reporting import plots
+from headscope.reporting import fronts, plots
 from headscope.reporting.explain import explain, parse_head
 
 mpl.use("Agg")
@@ -94,6 +95,16 @@ def test_the_same_data_give_the_same_file(table: pd.DataFrame, tmp_path: Path, k
     files = [plots.save_figure(plots.class_by_layer(table), tmp_path / f"{n}.{kind}").read_bytes() for n in "ab"]
     assert len(files[0]) > 2000
     assert files[0] == files[1]
+
+
+def test_figures_leave_nothing_open_in_pyplot(table: pd.DataFrame) -> None:
+    losses = pd.DataFrame({"budget": [0.2, 0.5], "method": "searched", "seed": 0, "trial": 1, "sampler": "tpe"})
+    losses = losses.assign(replay_kl=[0.2, 0.1], best_kl=[0.2, 0.1], seed=[0, 1])
+    fronts.budgets_figure(losses)
+    fronts.trials_figure(losses)
+    plots.pair_plot(table, plots.telling(table, 2))
+    plots.dendrogram(table)
+    assert plt.get_fignums() == []
 
 
 def test_a_figure_of_an_unknown_format_is_refused(table: pd.DataFrame, tmp_path: Path) -> None:
