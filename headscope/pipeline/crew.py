@@ -49,9 +49,7 @@ def joined(model: ImageModel, folder: RunFolder, settings: Settings, place: Plac
     Raises:
         HeadscopeError: Ray is not installed, or its cluster does not answer.
     """
-    facts = folder.read()
-    source = str(facts["model"]["source"])
-    task = (source, str(model.device), str(model.dtype).removeprefix("torch."), str(folder.path.absolute()), settings)
+    task = (folder.source(), str(model.device), str(model.dtype).removeprefix("torch."), str(folder.path.absolute()), settings)
     where = (str(place.search.absolute()), str(place.policy.absolute()))
     storage = str(crew.storage) if "://" in str(crew.storage) else str(Path(str(crew.storage)).absolute())
     arguments = (*task, where, storage)
@@ -80,7 +78,7 @@ def _quietly(*arguments: Any) -> None:
     """A worker whose errors are one line: the leader's own say what a user needs."""
     try:
         work(*arguments)
-    except (HeadscopeError, KeyboardInterrupt) as error:
+    except (HeadscopeError, KeyboardInterrupt, OSError) as error:
         print(f"worker {os.getpid()}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -36,7 +36,7 @@ from headscope.policy.budget import plain_bytes, smallest_possible
 from headscope.policy.files import load_policy, save_policy
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
-from headscope.storage import write_whole
+from headscope.storage import read_table, write_whole
 from headscope.tuning import Replay, study_replay
 from headscope.tuning.allocators import solve
 from headscope.tuning.definition import Definition
@@ -91,7 +91,7 @@ def search_many(
     for keep in keeps:
         place = place_of(folder, keep)
         search_one(model, folder, replace(settings, keep=keep, memory=None), progress, place=place, crew=crew)
-        tables.append(pd.read_csv(place.search / "methods.csv"))
+        tables.append(read_table(place.search / "methods.csv"))
         table = pd.concat(tables, ignore_index=True)
         write_whole(folder.path / "budgets.csv", partial(_to_csv, table))
     return table
@@ -218,7 +218,7 @@ def run_definition(
         trace_step(model, folder, parts[0], settings, progress)
     if not folder.done("heads"):
         heads_step(folder, model, settings)
-    place = Place(folder.search / Path(definition.policy).stem, out / "policies" / definition.policy)
+    place = Place(folder.search / Path(definition.policy).stem, folder.path / "policies" / definition.policy)
     search_one(model, folder, settings, progress, place=place, crew=crew)
     return place.policy, place
 

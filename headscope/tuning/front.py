@@ -15,16 +15,18 @@ import numpy as np
 import optuna
 import pandas as pd
 from optuna.storages import BaseStorage, InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from headscope.errors import BudgetError, HeadscopeError
+from headscope.errors import BudgetError, NumberError
 from headscope.policy.budget import Limit
 from headscope.policy.policy import Policy
+from headscope.tuning.quiet import quiet_optuna
 from headscope.tuning.replay import Measures
+from headscope.tuning.results import Checked, Result, claim, dump_policy, is_proposal
 from headscope.tuning.samplers import INCUMBENT, Reseeded
 from headscope.tuning.space import Number, TableSpace, neutral
-from headscope.tuning.storages import again, marked, reap
-from headscope.tuning.trials import ERROR, RESULT, claim, dump_policy, is_proposal, load_policy_text, quiet_optuna
+from headscope.tuning.storages import for_one
+from headscope.tuning.workers import RESULT, Watch, carried_out
 
 SHARE = "share"
 
@@ -65,38 +67,44 @@ def search_the_front(
 
     Raises:
         BudgetError: nothing fits the largest share.
+        DataError: the storage holds a study of something else, or can't be read or written.
+        NumberError: the model's logits are no numbers.
     """
+    kept = InMemoryStorage() if storage is None else storage
     low, high = min(shares.values()), max(shares.values())
     with quiet_optuna():
         made = optuna.create_study(
             study_name=f"{study}front",
-            storage=storage or InMemoryStorage(),
+            storage=kept,
             directions=["minimize", "minimize"],
             load_if_exists=True,
             sampler=Reseeded("nsga-ii", seed),
         )
-        claim(made, {"shares": sorted(shares.values()), **(identity or {})}, where)
-        reap(made)
+        claim(made, {"shares": sorted(shares.values()), **(identity or {})}, where, objectives=2)
+        checked, watch = Checked(made, Result, where), Watch(made, alone=for_one(kept))
+        checked.trials()
+        watch.reap()
     share = Number(SHARE, low, high, high)
     for name, policy in incumbents.items():
-        _incumbent(made, replay, name, policy, share, None, None)
+        _incumbent(checked, replay, name, policy, share, None, None)
     for name, asked in shares.items():
         try:
             space = space_at(asked)
             policy = space.build(neutral(space))
         except BudgetError:
             continue
-        _incumbent(made, replay, f"solver at {name}", policy, share, space, asked)
-    while (done := sum(is_proposal(trial) for trial in made.get_trials(deepcopy=False))) < trials:
+        _incumbent(checked, replay, f"solver at {name}", policy, share, space, asked)
+    while (done := sum(is_proposal(trial) for trial in checked.trials())) < trials:
         with quiet_optuna():
+            watch.reap()
             _propose(made, replay, share, space_at)
         if progress is not None:
             progress(done + 1, trials, float("nan"))
-    return _front(made, space_at(high))
+    return _front(checked, space_at(high))
 
 
 def _incumbent(
-    study: optuna.Study,
+    checked: Checked,
     replay: Measures,
     label: str,
     policy: Policy,
@@ -104,14 +112,13 @@ def _incumbent(
     space: TableSpace | None,
     asked: float | None,
 ) -> None:
-    known = study.get_trials(deepcopy=False)
-    if any(trial.user_attrs.get(RESULT, {}).get("label") == label for trial in known):
+    if any(trial.user_attrs[RESULT]["label"] == label for trial in checked.trials(TrialState.COMPLETE)):
         return
     result = {"label": label, **_measured(replay, policy)}
     values = {} if space is None or asked is None else {share.name: asked, **neutral(space)}
     numbers = () if space is None else (share, *space.numbers)
     with quiet_optuna():
-        study.add_trial(
+        checked.study.add_trial(
             optuna.trial.create_trial(
                 values=[result["kl"], result["cache_bytes"]],
                 params={n.name: int(values[n.name]) if n.whole else values[n.name] for n in numbers},
@@ -122,34 +129,29 @@ def _incumbent(
 
 
 def _propose(study: optuna.Study, replay: Measures, share: Number, space_at: Callable[[float], TableSpace]) -> None:
-    reap(study)
     trial = study.ask()
-    with marked(trial):
-        try:
-            space = space_at(share.suggest(trial))
-            policy = space.build({number.name: number.suggest(trial) for number in space.numbers})
-            result = {"label": "front trial", **_measured(replay, policy)}
-        except (HeadscopeError, RuntimeError, ValueError) as error:
-            trial.set_user_attr(ERROR, f"{type(error).__name__}: {error}")
-            study.tell(trial, state=TrialState.FAIL)
-            return
-        except BaseException:
-            study.tell(trial, state=TrialState.FAIL)
-            again(study, study.get_trials(deepcopy=False)[trial.number])
-            raise
-        trial.set_user_attr(RESULT, result)
-    study.tell(trial, [result["kl"], result["cache_bytes"]])
+
+    def measure() -> tuple[dict[str, Any], list[float]]:
+        space = space_at(share.suggest(trial))
+        policy = space.build({number.name: number.suggest(trial) for number in space.numbers})
+        found = {"label": "front trial", **_measured(replay, policy)}
+        return found, [found["kl"], found["cache_bytes"]]
+
+    carried_out(study, trial, measure)
 
 
 def _measured(replay: Measures, policy: Policy) -> dict[str, Any]:
     found = replay.measure(policy)
     if not np.isfinite(found.kl):
-        raise ValueError(f"the replay lost {found.kl} nats a token: the model's logits are not finite")
+        raise NumberError(
+            f"The replay lost {found.kl} nats a token: the model's logits are not finite; "
+            "load the model in another dtype, or another checkpoint."
+        )
     return {"kl": found.kl, "cache_bytes": found.cache_bytes, "policy": dump_policy(policy)}
 
 
-def _front(study: optuna.Study, space: TableSpace) -> Front:
-    trials: list[FrozenTrial] = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+def _front(checked: Checked, space: TableSpace) -> Front:
+    trials = checked.trials(TrialState.COMPLETE)
     results = [trial.user_attrs[RESULT] for trial in trials]
     points = pd.DataFrame(
         {
@@ -162,7 +164,7 @@ def _front(study: optuna.Study, space: TableSpace) -> Front:
     order = points.sort_values(["cache_bytes", "kl"], kind="stable")["kl"]
     best = order.cummin()
     points["on_front"] = (order <= best) & ~(best.duplicated() & (order == best))
-    return Front(points, [load_policy_text(result["policy"], space.shape) for result in results])
+    return Front(points, [checked.policy(trial, space.shape) for trial in trials])
 
 
 def limits_at(share: float, largest: Limit, plain: int) -> Limit:

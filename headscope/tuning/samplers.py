@@ -101,11 +101,17 @@ class Reseeded(BaseSampler):
 
 def turn_of(study: optuna.Study, trial: FrozenTrial) -> int:
     """Proposals made before this one; a repeated proposal has the turn of the one it repeats."""
-    number = int(trial.user_attrs.get(RETRIES, trial.number))
+    number = first_number(trial)
     return sum(
         earlier.number < number and not earlier.user_attrs.get(INCUMBENT) and RETRIES not in earlier.user_attrs
         for earlier in study.get_trials(deepcopy=False)
     )
+
+
+def first_number(trial: FrozenTrial) -> int:
+    """The number of the trial that proposed these numbers first: its own, unless it repeats an interrupted one."""
+    number = trial.user_attrs.get(RETRIES, trial.number)
+    return number if isinstance(number, int) else trial.number
 
 
 def seed_of(seed: int, turn: int) -> int:

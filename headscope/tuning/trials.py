@@ -6,11 +6,8 @@ trial carries its policy, its losses picture by picture, and the fingerprint by 
 
 from __future__ import annotations
 
-import json
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +17,18 @@ import pandas as pd
 import torch
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
-from headscope.errors import DataError, HeadscopeError
-from headscope.policy.policy import HEAD_TENSORS, ModelShape, Policy
+from headscope.errors import NumberError
+from headscope.policy.policy import ModelShape, Policy
+from headscope.tuning.quiet import quiet_optuna
 from headscope.tuning.replay import GivenUp, Measures
+from headscope.tuning.results import Checked, PictureResult, claim, dump_policy, is_proposal
 from headscope.tuning.samplers import INCUMBENT, Reseeded
 from headscope.tuning.space import Space
-from headscope.tuning.storages import again, marked, reap
+from headscope.tuning.storages import for_one
+from headscope.tuning.workers import ERROR, RESULT, Watch, carried_out
 
-# What a trial keeps in its attributes, and of a measurement what equal policies share.
-RESULT, ERROR = "result", "error"
+# What equal policies share of a measurement.
 MEASURED = ("kl", "top1", "cache_bytes", "given_up", "kl_by_picture")
 
 # A policy is given up once it is worse than the best one, picture by picture, at this level (one-sided Wilcoxon test),
@@ -66,7 +64,8 @@ class TrialBook:
         prune: give a policy up as soon as it is worse than the best one, picture by picture.
 
     Raises:
-        DataError: the file is not a study, or one of another model, limit or calibration set.
+        DataError: the file is not a study, or one of another model, limit or calibration set; it can't be read or written,
+            now or later.
     """
 
     def __init__(
@@ -85,23 +84,22 @@ class TrialBook:
         prune: bool = True,
     ) -> None:
         self.replay, self.shape, self.name, self.seed, self.measured = replay, shape, name, seed, measured
+        kept = InMemoryStorage() if storage is None else storage
         with quiet_optuna():
             pruner = optuna.pruners.WilcoxonPruner(p_threshold=PRUNED_AT, n_startup_steps=PRUNED_AFTER)
-            try:
-                self.study = optuna.create_study(
-                    study_name=study + name,
-                    storage=storage or InMemoryStorage(),
-                    direction="minimize",
-                    load_if_exists=True,
-                    sampler=Reseeded(sampler, seed),
-                    pruner=pruner if prune else optuna.pruners.NopPruner(),
-                )
-            except SQLAlchemyError as error:
-                reason = str(error).splitlines()[0]
-                raise DataError(f"{where}: not a usable study file ({reason}); choose another folder with --out.") from error
+            self.study = optuna.create_study(
+                study_name=study + name,
+                storage=kept,
+                direction="minimize",
+                load_if_exists=True,
+                sampler=Reseeded(sampler, seed),
+                pruner=pruner if prune else optuna.pruners.NopPruner(),
+            )
             claim(self.study, identity, where)
-            reap(self.study)
+            self._checked = Checked(self.study, PictureResult, where)
             self._learn()
+            self._watch = Watch(self.study, alone=for_one(kept))
+            self._watch.reap()
 
     def incumbent(self, label: str, policy: Policy, space: Space, values: Mapping[str, float] | None) -> Found:
         """Measure `policy` and keep it; where it is a point of the space (`values`), the sampler learns from it too."""
@@ -123,37 +121,33 @@ class TrialBook:
         return Found(label, self.name, policy, attributes["kl"], len(self._complete()) - 1)
 
     def propose(self, space: Space) -> Found | None:
-        """One trial: ask, build, measure, keep. None where it was given up or failed (kept so, with the reason).
+        """One trial: ask, build, measure, keep.
 
         KeyboardInterrupt leaves a study that continues: the unfinished proposal is made again next time.
+
+        Returns:
+            None where it was given up or failed (kept so, with the reason), or was another process' meanwhile.
+
+        Raises:
+            NumberError: the model's logits are no numbers.
         """
         with quiet_optuna():
-            trial = self.study.ask()
-            with marked(trial):
-                try:
-                    policy = space.build({number.name: number.suggest(trial) for number in space.numbers})
-                    attributes = {"label": f"{self.name} trial", **self._measure(policy, trial)}
-                except (HeadscopeError, RuntimeError, ValueError) as error:
-                    trial.set_user_attr(ERROR, f"{type(error).__name__}: {error}")
-                    self.study.tell(trial, state=TrialState.FAIL)
-                    return None
-                except BaseException:
-                    self.study.tell(trial, state=TrialState.FAIL)
-                    again(self.study, self.study.get_trials(deepcopy=False)[trial.number])
-                    raise
-                trial.set_user_attr(RESULT, attributes)
-            if attributes["given_up"]:
-                self.study.tell(trial, state=TrialState.PRUNED)
-                return None
-            self.study.tell(trial, attributes["kl"])
-        return Found(attributes["label"], self.name, policy, attributes["kl"], trial.number)
+            trial, built = self.study.ask(), list[Policy]()
+
+            def measure() -> tuple[dict[str, Any], list[float] | None]:
+                built.append(space.build({number.name: number.suggest(trial) for number in space.numbers}))
+                found = {"label": f"{self.name} trial", **self._measure(built[0], trial)}
+                return found, None if found["given_up"] else [found["kl"]]
+
+            result = carried_out(self.study, trial, measure)
+        return None if result is None else Found(result["label"], self.name, built[0], result["kl"], trial.number)
 
     def settled(self, quota: int) -> bool:
         """Whether `quota` proposals are finished; waits for those that other processes are at, and queues dead ones again."""
         while self.sampled < quota:
             with quiet_optuna():
-                reap(self.study)
-            running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+                self._watch.reap()
+            running = self._checked.trials(TrialState.RUNNING)
             if self.sampled + len(running) < quota:
                 return False
             time.sleep(WAIT)
@@ -162,7 +156,7 @@ class TrialBook:
     @property
     def sampled(self) -> int:
         """Proposals finished so far, given up and failed ones included, incumbents and interrupted ones not."""
-        return sum(is_proposal(trial) for trial in self.study.get_trials(deepcopy=False))
+        return sum(is_proposal(trial) for trial in self._checked.trials())
 
     def best(self) -> Found | None:
         """The least loss measured in this book; the earlier one where two are equal."""
@@ -172,7 +166,7 @@ class TrialBook:
     def unimproved(self, margin: float = 1e-3) -> int:
         """Proposals since the least loss last fell by more than `margin` of itself."""
         best, since = float("inf"), 0
-        for trial in self.study.get_trials(deepcopy=False):
+        for trial in self._checked.trials():
             if trial.state == TrialState.COMPLETE and trial.value is not None and trial.value < best * (1 - margin):
                 best, since = trial.value, 0
             elif is_proposal(trial):
@@ -197,7 +191,7 @@ class TrialBook:
         The `kl` of a proposal that was given up (state `pruned`) is that of the `pictures` that were replayed.
         """
         rows = []
-        for trial in self.study.get_trials(deepcopy=False):
+        for trial in self._checked.trials():
             result = trial.user_attrs.get(RESULT, {})
             kept = {name: result.get(name) for name in ("label", "kl", "top1", "cache_bytes", "seconds")}
             rows.append(
@@ -208,7 +202,7 @@ class TrialBook:
                     **kept,
                     "pictures": len(result.get("kl_by_picture", ())),
                     "repeated": bool(result.get("repeated", False)),
-                    "error": trial.user_attrs.get(ERROR, ""),
+                    "error": str(trial.user_attrs.get(ERROR, "")).encode(errors="replace").decode(),
                     "fingerprint": result.get("fingerprint", ""),
                     **{f"number_{name}": float(value) for name, value in trial.params.items()},
                 }
@@ -217,9 +211,9 @@ class TrialBook:
 
     def _learn(self) -> None:
         """Results that stand in the storage, so that equal policies are measured once."""
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-            result = trial.user_attrs[RESULT]
-            if not result["repeated"]:
+        for trial in self._checked.trials():
+            result = trial.user_attrs.get(RESULT, {})
+            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and not result["repeated"]:
                 self.measured[result["fingerprint"]] = {name: result[name] for name in MEASURED}
 
     def _measure(self, policy: Policy, trial: optuna.Trial | None = None) -> dict[str, Any]:
@@ -238,7 +232,10 @@ class TrialBook:
                         trial.report(loss, len(losses))
                     losses.append(loss)
                 if not np.isfinite(losses).all():
-                    raise ValueError(f"the replay lost {losses[-1]} nats a token: the model's logits are not finite")
+                    raise NumberError(
+                        f"The replay lost {losses[-1]} nats a token: the model's logits are not finite; "
+                        "load the model in another dtype, or another checkpoint."
+                    )
                 if trial is not None and trial.should_prune():
                     raise GivenUp
 
@@ -263,71 +260,12 @@ class TrialBook:
         }
 
     def _complete(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return self._checked.trials(TrialState.COMPLETE)
 
     def _found(self, trial: FrozenTrial) -> Found:
         result = trial.user_attrs[RESULT]
-        policy = load_policy_text(result["policy"], self.shape)
-        return Found(result["label"], self.name, policy, result["kl"], trial.number)
-
-
-def dump_policy(policy: Policy) -> str:
-    """A policy's numbers as JSON, for a trial's attributes (files are `policy.files`' affair)."""
-    tensors = {name: getattr(policy, name).tolist() for name in HEAD_TENSORS}
-    return json.dumps({"stride": policy.stride, "prefix": policy.prefix, **tensors})
-
-
-def load_policy_text(text: str, shape: ModelShape) -> Policy:
-    """The policy of `dump_policy`."""
-    kept = json.loads(text)
-    return Policy.uniform(
-        shape,
-        window=torch.tensor(kept["window"], dtype=torch.int32),
-        heavy=torch.tensor(kept["heavy"], dtype=torch.int32),
-        anchor=torch.tensor(kept["anchor"], dtype=torch.int32),
-        decay=torch.tensor(kept["decay"], dtype=torch.float32),
-        per_visit=torch.tensor(kept["per_visit"], dtype=torch.uint8),
-        stride=kept["stride"],
-        prefix=kept["prefix"],
-        semantic_score=torch.tensor(kept["semantic_score"], dtype=torch.float32),
-    )
-
-
-@contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Optuna's own log lines and notes on experimental arguments are not for our users; set here and put back."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
-def claim(study: optuna.Study, identity: Mapping[str, Any], where: str) -> None:
-    """Write what the study belongs to, or refuse a study of something else."""
-    text = json.dumps(dict(identity), sort_keys=True)
-    found = study.user_attrs.get("identity")
-    if found is None:
-        study.set_user_attr("identity", text)
-    elif found != text:
-        before, now = json.loads(found), json.loads(text)
-        name = next(key for key in {**before, **now} if before.get(key) != now.get(key))
-        raise DataError(
-            f"{where}: the study was made for another {name} ({before.get(name)}, now {now.get(name)}); "
-            "choose another folder with --out, or another --storage, to begin a new one."
-        )
+        return Found(result["label"], self.name, self._checked.policy(trial, self.shape), result["kl"], trial.number)
 
 
 def _plain(value: float, distribution: optuna.distributions.BaseDistribution) -> float:
     return int(value) if isinstance(distribution, optuna.distributions.IntDistribution) else float(value)
-
-
-def is_proposal(trial: FrozenTrial) -> bool:
-    """Whether a proposal was finished: measured, given up, or failed for a reason that stands in it."""
-    if trial.user_attrs.get(INCUMBENT):
-        return False
-    done = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-    return done or (trial.state == TrialState.FAIL and ERROR in trial.user_attrs)

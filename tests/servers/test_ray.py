@@ -16,7 +16,8 @@ from optuna.trial import TrialState
 
 from headscope.storage import read_json
 from headscope.tracing import TraceDataset
-from headscope.tuning.storages import WORKER, open_storage
+from headscope.tuning.storages import open_storage
+from headscope.tuning.workers import WORKER
 
 pytestmark = pytest.mark.ray
 TRIALS = 120

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from headscope.errors import DataError
+from headscope.models import load_model
 from headscope.tuning.definition import read_definition
 
 SHIPPED = sorted((Path(__file__).parents[2] / "search").glob("*.toml"))
@@ -40,6 +42,7 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
         ("search", 'sampler = "grid"', "search.sampler: grid: unknown; expected one of tpe"),
         ("search", 'trials = "many"', "search.trials: input should be a valid integer, found 'many'"),
         ("search", "strides = []", "search.strides: "),
+        ("search", "seed = 9223372036854775808", "search.seed: "),
         ("top", 'polciy = "x"', "polciy: unknown key; expected one of model, policy, dtype, limit, prompts, search"),
     ],
 )
@@ -69,3 +72,45 @@ def test_every_shipped_definition_is_good_and_names_its_policy(path: Path) -> No
 
 def test_there_are_shipped_definitions() -> None:
     assert len(SHIPPED) >= 5
+
+
+def test_paths_in_it_count_from_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+    study, elsewhere = tmp_path / "a study", tmp_path / "elsewhere"
+    shutil.copytree(tiny_folder, study / "models" / "tiny")
+    elsewhere.mkdir()
+    for folder in (study, elsewhere):
+        (folder / "p.txt").write_text(folder.name)
+    path = study / "study.toml"
+    path.write_text('model = "models/tiny"\npolicy = "p.safetensors"\n[limit]\nkeep = "20%"\n[prompts]\nfile = "p.txt"\n')
+    monkeypatch.chdir(elsewhere)
+    found = read_definition(Path("../a study/study.toml"))
+    monkeypatch.chdir(tmp_path)
+    assert found.prompts.file is not None
+    assert Path(found.prompts.file).read_text() == "a study"
+    assert load_model(found.model).name == "tiny"
+
+
+def test_a_model_of_the_working_folder_is_not_taken_for_one_beside_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cwd" / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "cwd" / "stickers").mkdir()
+    path = written(tmp_path)
+    monkeypatch.chdir(tmp_path / "cwd")
+    assert read_definition(path).model == "stickers"  # a name of ours is no folder
+    path.write_text(path.read_text().replace("stickers", "models/tiny"))
+    with pytest.raises(DataError, match=r"study\.toml: model: models/tiny is no folder beside this file"):
+        read_definition(path)
+    path.write_text(path.read_text().replace("models/tiny", "deepseek-community/Janus-Pro-1B"))
+    assert read_definition(path).model == "deepseek-community/Janus-Pro-1B"
+
+
+@pytest.mark.parametrize(
+    "name", ["../../escaped.safetensors", "/tmp/x", "a/b", "..\\\\x", "", ".", "..", ".hidden", "a\\u0000b", "a\\nb"]
+)
+def test_a_policy_is_a_bare_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(f'model = "stickers"\npolicy = "{name}"\n[limit]\nkeep = "20%"\n')
+    with pytest.raises(DataError, match=r"policy: expected the bare name of a file") as caught:
+        read_definition(path)
+    assert str(caught.value).isprintable()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import optuna
 import pandas as pd
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from headscope.errors import DataError, HeadscopeError
 from headscope.tuning import SearchResult
 from headscope.tuning.samplers import RETRIES, Reseeded, turn_of
-from headscope.tuning.storages import ALIVE, SILENT, WORKER, open_storage, reap, shared, shown, worker_name
+from headscope.tuning.storages import open_storage, shared, shown
+from headscope.tuning.workers import ALIVE, SILENT, WORKER, Watch, worker_name
 from tests.tuning.landscape import Landscape, run
 
 INCUMBENTS = 14  # or a few less: measured before the first proposal
@@ -77,21 +82,29 @@ def running(worker: str, alive: float) -> optuna.Study:
     return study
 
 
+def renumbered(worker: str, began: str) -> str:
+    """The same process number of the same machine, but another beginning."""
+    host, number, _, space = worker.rsplit(":", 3)
+    return ":".join((host, number, began, space))
+
+
 @pytest.mark.parametrize(
     ("worker", "silence", "dead"),
     [
-        (worker_name(), 1e6, False),  # this very process, however silent
-        (worker_name().rsplit(":", 1)[0] + ":1", 0.0, True),  # its number, but another process had it
+        (f"{worker_name()} as another machine calls it", SILENT / 2, False),
+        (renumbered(worker_name(), "1"), 0.0, True),  # its number, but another process had it
         ("another-machine:7:1", SILENT / 2, False),
         ("another-machine:7:1", SILENT * 2, True),
+        ("another-machine:7:1:kernel/1", SILENT * 2, True),
     ],
-    ids=["this process", "its number used again", "elsewhere, heard of", "elsewhere, silent"],
+    ids=["unseen", "its number used again", "elsewhere, heard of", "elsewhere, silent, as named before", "elsewhere, silent"],
 )
 def test_only_dead_processes_lose_their_trials(worker: str, silence: float, dead: bool) -> None:
     study = running(worker, time.time() - silence)
     before = study.trials[0].params
-    assert reap(study) == int(dead)
-    assert reap(study) == 0
+    watch = Watch(study, alone=True)
+    assert watch.reap() == int(dead)
+    assert watch.reap() == 0
     if dead:
         retry = study.ask()
         assert retry.suggest_float("x", 0, 1) == before["x"]
@@ -103,12 +116,12 @@ def test_only_dead_processes_lose_their_trials(worker: str, silence: float, dead
 
 def test_an_interrupted_interruption_keeps_its_turn() -> None:
     study = running("another-machine:7:1", 0.0)
-    reap(study)
+    Watch(study, alone=True).reap()
     second = study.ask()
     second.suggest_float("x", 0, 1)
     second.set_user_attr(WORKER, "another-machine:8:1")
     second.set_user_attr(ALIVE, 0.0)
-    assert reap(study) == 1
+    assert Watch(study, alone=True).reap() == 1
     third = study.ask()
     assert study.trials[third.number].user_attrs[RETRIES] == 0
 
@@ -148,3 +161,56 @@ def test_no_pickle_comes_from_a_storage_that_others_write_to(tmp_path: Path) -> 
 def test_an_unknown_sampler_is_refused() -> None:
     with pytest.raises(HeadscopeError, match="--sampler grid: unknown; expected one of tpe, gp, cma-es, nsga-ii, random"):
         run(1, land=Landscape(), sampler="grid")
+
+
+# What URLs, templates, shells, glob patterns and configuration files take for something else.
+names = st.text(st.sampled_from("a ?%#{}[]'\"&=+;:@$*~\\|<>\u00e9\u2028\n.-"), min_size=1, max_size=12).filter(
+    lambda name: name.strip(".") != ""
+)
+
+
+@example(["a?b"], "study")
+@example(["keep%2Fit", "{SCHEMA_VERSION}"], "100%")
+@example([":memory:"], ":memory:")
+@example(["file:x?mode=memory"], "x")
+@given(st.lists(names, min_size=1, max_size=2), names)
+@settings(max_examples=6, deadline=None)
+def test_a_study_lies_in_the_file_that_was_named_and_nowhere_else(folders: list[str], stem: str) -> None:
+    with TemporaryDirectory() as root:
+        for ending in (".db", ".journal"):
+            path = Path(root, *folders, stem + ending)
+            optuna.create_study(storage=open_storage(path), study_name=stem).ask()
+            assert path.read_bytes().startswith(b"SQLite format 3" if ending == ".db" else b'{"op_code":')
+            assert len(optuna.load_study(storage=open_storage(path), study_name=stem).trials) == 1
+        files = {file for file in Path(root).rglob("*") if file.is_file()}
+        assert {file.name.removesuffix("-wal").removesuffix("-shm") for file in files} == {f"{stem}.db", f"{stem}.journal"}
+        assert {file.parent for file in files} == {path.parent}
+
+
+def test_a_relative_name_counts_from_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = optuna.create_study(storage=open_storage("study.db"))
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir("other")
+    study._storage._backend.engine.dispose()  # type: ignore[attr-defined]  # so that the file is opened again
+    study.ask()
+    assert os.listdir() == []
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("study.db", "study.journal"):
+        with pytest.raises(DataError, match=r"file/study.*cannot be kept there"):
+            open_storage(tmp_path / "file" / name)
+        (tmp_path / name).mkdir()
+        with pytest.raises(DataError, match=name):
+            open_storage(tmp_path / name)
+
+
+def test_a_trial_that_holds_nonsense_is_named(tmp_path: Path) -> None:
+    run(1, tmp_path / "study.journal")
+    text = (tmp_path / "study.journal").read_text()
+    assert '"given_up":false' in text
+    (tmp_path / "study.journal").write_text(text.replace('"given_up":false', '"given_up":null', 1))
+    with pytest.raises(DataError, match=r"trial 0 holds .*given_up.*None"):
+        run(1, tmp_path / "study.journal")
