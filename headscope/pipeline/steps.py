@@ -144,6 +144,7 @@ def trace_step(
             selection=selection,
             progress=_as_counts(progress, "tracing"),
             resume=folder.trace.exists(),
+            beside=True,  # what --overwrite has left there
             play=partial(_draw_again, model, policy) if live or policy is not None else None,
             cache=_cache_name(policy, live),
         )

@@ -42,6 +42,7 @@ def trace(
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     resume: bool = False,
+    beside: bool = False,
     play: Callable[[Samples], object] | None = None,
     cache: str = "full",
 ) -> TraceDataset:
@@ -56,6 +57,7 @@ def trace(
         batch_size: pictures in one pass, None for TOGETHER. progress: called with (pictures done, pictures in all).
         resume: go on with a stopped trace, or return a finished one; what is not as it was written is named in a warning
             and traced again.
+        beside: other files may lie in `out`, and stay there.
         play: draws given pictures once more, step by step; then attention is what those steps saw, through whatever cache
             `play` uses, and not that of a parallel pass. cache: the name of that cache, written into the trace.
 
@@ -77,7 +79,7 @@ def trace(
         raise DataError("A live trace sees the streams that are drawn: leave the choice of streams to parallel traces.")
     streams = streams_of(samples.guidance, selection)
     meta = _meta(model, samples, selection, streams, cache)
-    _claim(out, meta, resume)
+    _claim(out, meta, resume, beside)
     if read_meta(out)["complete"]:
         finished = TraceDataset(out)
         if (damage := finished.damage()) is None:
@@ -222,7 +224,7 @@ def _choice(value: Any) -> str:
     return shown(value) if value else "all"
 
 
-def _claim(out: Path, meta: dict[str, Any], resume: bool) -> None:
+def _claim(out: Path, meta: dict[str, Any], resume: bool, beside: bool) -> None:
     """Write trace.json, or check that the one that is there is of this trace."""
     file = out / "trace.json"
     if not is_there(file):
@@ -235,7 +237,7 @@ def _claim(out: Path, meta: dict[str, Any], resume: bool) -> None:
             raise DataError(
                 f"{out}: what it holds is not readable by this user ({error.strerror}); choose another one."
             ) from None
-        if others and not resume:
+        if others and not beside:
             raise DataError(f"{out}: holds other files ({others[0]}) and no trace; choose another folder with --out.")
         write_json(file, meta)
         return

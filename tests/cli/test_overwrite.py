@@ -105,10 +105,11 @@ def test_a_run_begins_anew_beside_what_was_kept(
     asked = ("trace", tiny_folder, "--out", out, "--prompts", prompts)
     assert headscope(capsys, monkeypatch, *asked).status == 0
     (out / "search").mkdir()
-    for name in ("thesis.txt", "search/thesis.txt"):
+    kept = ("thesis.txt", "search/thesis.txt", "trace/thesis.txt")
+    for name in kept:
         (out / name).write_text("years of work")
     ended = headscope(capsys, monkeypatch, *asked, "--overwrite", "--seed", 3)
     assert ended.status == 0, ended.err
     assert json.loads((out / "run.json").read_text())["seed"] == 3
     assert TraceDataset(out / "trace").meta["complete"]
-    assert {(out / name).read_text() for name in ("thesis.txt", "search/thesis.txt")} == {"years of work"}
+    assert {(out / name).read_text() for name in kept} == {"years of work"}

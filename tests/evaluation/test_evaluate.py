@@ -216,7 +216,7 @@ def test_a_policy_may_be_called_as_nothing_is(larger: JanusModel, half: Policy, 
     page = write_evaluation(tmp_path / "e").read_text(encoding="utf-8")
     assert page.count(f'<th scope="row">{name}</th>') == 2
     (tmp_path / "e" / name / "00000-0.png").write_bytes(b"cut")
-    with pytest.raises(DataError, match=r"00000-0.png: not a readable picture .*delete it, and the same command"):
+    with pytest.raises(DataError, match=r"00000-0.png: not a readable picture"):
         write_evaluation(tmp_path / "e")
     (tmp_path / "e" / "imported.csv").write_text("")
     with pytest.raises(DataError, match=r"imported.csv: cannot be read as a CSV table"):

@@ -86,6 +86,7 @@ def test_a_process_is_seen_while_it_lives_and_missed_when_it_is_gone() -> None:
         f"{HOST}:{NUMBER}:{BEGAN}:",
         "",
     ],
+    ids=["another container", "another kernel", "an older worker", "no number", "no name of its numbers", "nothing"],
 )
 def test_a_process_that_is_numbered_elsewhere_is_not_seen(name: str) -> None:
     assert lives(name) is None
