@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from headscope.reference.tokenizer import build_tokenizer, special_ids
+from headscope.recipe.tokenizer import build_tokenizer, special_ids
 
 # The template of the published checkpoint: roles, and text parts as they are.
 CHAT_TEMPLATE = (

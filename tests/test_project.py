@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import tomllib
 import zipfile
@@ -18,22 +19,24 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "headscope"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# Imports go down only. `reference` stands apart: it may know everything, and nothing imports it.
+# Imports go down only. `recipe` stands apart: it may know everything, and nothing imports it.
 FLOORS = {
-    **dict.fromkeys(("errors", "facts", "prompt_files", "reading", "storage"), -1),
-    **dict.fromkeys(("geometry", "policy"), 0),
+    **dict.fromkeys(("errors", "facts", "prompt_files", "provenance", "reading", "storage", "words"), -2),
+    **dict.fromkeys(("geometry", "overwriting"), -1),
+    **dict.fromkeys(("policy", "run_folder", "samples", "bundled"), 0),
     "models": 1,
     **dict.fromkeys(("tracing", "runtime"), 2),
-    "heads": 3,
+    **dict.fromkeys(("heads", "stickereval"), 3),
     **dict.fromkeys(("tuning", "evaluation"), 4),
     **dict.fromkeys(("benchmarks", "reporting"), 5),
-    **dict.fromkeys(("headscope", "__main__", "cli", "pipeline"), 6),
-    "reference": 7,
+    "pipeline": 6,
+    **dict.fromkeys(("headscope", "__main__", "cli"), 7),
+    "recipe": 8,
 }
-TOP = 6
-LOWEST = -1
+TOP = 7
+LOWEST = -2
 # The one neighbour on a floor, and the one part of a room, that may be known.
-SIDEWAYS = {("policy", "geometry")}
+SIDEWAYS = {("run_folder", "policy")}
 ONLY_PART = {("heads", "tracing"): "headscope.tracing.dataset"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -70,9 +73,9 @@ def misplaced(source: str, module: str, is_package: bool = False) -> list[str]:
     room, found = room_of(module), []
     for line, name in imported(ast.parse(source), module, is_package):
         other = room_of(name)
-        if other == room or (room, other) in SIDEWAYS or room == "reference":
+        if other == room or (room, other) in SIDEWAYS or room == "recipe":
             continue
-        up = FLOORS[other] > FLOORS[room] or other == "reference"
+        up = FLOORS[other] > FLOORS[room] or other == "recipe"
         sideways = FLOORS[other] == FLOORS[room] and FLOORS[room] not in (TOP, LOWEST)
         wrong_part = (room, other) in ONLY_PART and name != ONLY_PART[room, other]
         if up or sideways or wrong_part:
@@ -109,6 +112,36 @@ def test_every_room_stands_on_a_floor() -> None:
     assert rooms - {"__pycache__"} <= set(FLOORS)
 
 
+def circle(sources: dict[str, str]) -> list[str]:
+    """Modules, by name with their source, that import each other in a circle, inside functions too; empty without one."""
+
+    def known(name: str) -> str:
+        while name and name not in sources:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {}
+    for module, source in sources.items():
+        is_package = any(other.startswith(f"{module}.") for other in sources)
+        names = {known(name) for _, name in imported(ast.parse(source), module, is_package)}
+        graph[module] = names - {module, ""}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_imports_go_nowhere_in_a_circle() -> None:
+    assert circle({module_of(path): path.read_text(encoding="utf-8") for path in SOURCES}) == []
+
+
+def test_a_circle_is_found() -> None:
+    here = {"headscope.a": "import headscope.b", "headscope.b": "def late():\n    from headscope.c import x"}
+    assert circle({**here, "headscope.c": "from headscope.d import y", "headscope.d": ""}) == []
+    assert set(circle({**here, "headscope.c": "import headscope.a"})) == {"headscope.a", "headscope.b", "headscope.c"}
+
+
 def test_imports_go_down_the_floors_only() -> None:
     found = [
         sentence
@@ -128,9 +161,9 @@ def test_imports_go_down_the_floors_only() -> None:
         ("headscope.policy.files", "from headscope import run"),
         ("headscope.policy.files", "from ..models import load_model"),
         ("headscope.heads.features", "from headscope.tracing.hooks import attach"),
-        ("headscope.tuning.study", "def late():\n    from headscope.evaluation import judge"),
+        ("headscope.tuning.search", "def late():\n    from headscope.evaluation import judge"),
         ("headscope.errors", "import headscope.geometry"),
-        ("headscope.cli.run", "from headscope.reference.presets import PRESETS"),
+        ("headscope.cli.run", "from headscope.recipe.presets import PRESETS"),
     ],
 )
 def test_an_import_upward_or_sideways_is_found(module: str, source: str) -> None:
@@ -144,7 +177,7 @@ def test_an_import_upward_or_sideways_is_found(module: str, source: str) -> None
         ("headscope.heads.features", "from headscope.tracing.dataset import TraceDataset"),
         ("headscope.cli.run", "from headscope.pipeline import run"),
         ("headscope.runtime.cache", "from .buckets import Bucket\nfrom headscope import errors"),
-        ("headscope.reference.export", "from headscope.runtime import generate"),
+        ("headscope.recipe.export", "from headscope.runtime import generate"),
     ],
 )
 def test_an_import_downward_is_allowed(module: str, source: str) -> None:
@@ -242,14 +275,15 @@ def test_the_wheel_carries_every_file_of_the_package(tmp_path: Path) -> None:
     builder = pytest.importorskip("hatchling.builders.wheel").WheelBuilder(str(ROOT))
     wheel = next(iter(builder.build(directory=str(tmp_path), versions=["standard"])))
     carried = set(zipfile.ZipFile(wheel).namelist())
-    files = {path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    files = {path for path in PACKAGE.rglob("*") if path.is_file() and not {"__pycache__", "recipe"} & set(path.parts)}
     wanted = {str(path.relative_to(ROOT)) for path in files if not path.name.startswith(".")}
     assert wanted <= carried
-    assert "headscope/reference/stickers/config.json" in carried
+    assert "headscope/bundled/stickers/config.json" in carried
+    assert not any(name.startswith("headscope/recipe") for name in carried)
 
 
 def test_the_notice_credits_every_icon_set_by_its_version() -> None:
-    from headscope.reference.icons import SETS
+    from headscope.recipe.icons import SETS
 
     notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
     assert all(f"{icon_set.package} {icon_set.version}" in notice for icon_set in SETS)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from headscope.errors import DataError
 from headscope.evaluation.layouts import read_asked
-from headscope.evaluation.prompts import read_grading_prompts
 from headscope.pipeline.prompts import read_prompts
+from headscope.stickereval.prompts import read_grading_prompts
 
 LEMON = {"tag": "single", "include": [{"class": "lemon"}]}
 

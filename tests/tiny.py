@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from headscope.models.janus import JanusModel
-from headscope.reference.tokenizer import build_tokenizer, special_ids
+from headscope.recipe.tokenizer import build_tokenizer, special_ids
 
 
 def tiny_model(side: int = 4, layers: int = 2, heads: int = 4, kv_heads: int = 2, seed: int = 0) -> JanusModel:

@@ -1,5 +1,5 @@
 """Measurements of policies against each other: losses, bytes, milliseconds."""
 
-from headscope.benchmarks.methods import MethodTable, compare_methods
+from headscope.tuning.compare import MethodTable, compare_methods
 
 __all__ = ["MethodTable", "compare_methods"]

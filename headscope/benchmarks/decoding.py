@@ -19,12 +19,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import Cache, DynamicCache, StaticCache
 
 from headscope.benchmarks.shapes import RandomDecoder
-from headscope.policy.budget import Limit, project
+from headscope.policy.footprint import Limit, project
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
 from headscope.runtime.buckets import HeavyHeads
 from headscope.runtime.cache import CompressedCache, compressed
-from headscope.runtime.llama import LlamaStep, step_for
+from headscope.runtime.decoders.llama_cpu import LlamaStep, step_for
 
 COLUMNS = ["dtype", "batch", "variant", "ms_step", "ms_last_row", "tokens_s", "cache_bytes", "peak_mb", "limit_share"]
 VARIANTS = ("dynamic", "static", "full", "50", "20", "10", "20_semantic", "20_mixed", "floor")

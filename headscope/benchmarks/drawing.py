@@ -12,7 +12,7 @@ import torch
 from headscope.benchmarks.decoding import bandwidth
 from headscope.benchmarks.shapes import SIZES, random_janus
 from headscope.models.janus import JanusModel
-from headscope.policy.budget import Limit, plain_bytes, policy_bytes, project
+from headscope.policy.footprint import Limit, plain_bytes, policy_bytes, project
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
 from headscope.runtime import generate

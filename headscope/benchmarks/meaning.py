@@ -13,9 +13,9 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from headscope.errors import DataError
-from headscope.evaluation.drawing import FULL, OTHER_SEED
 from headscope.policy import Policy, load_policy
 from headscope.policy.policy import ModelShape
+from headscope.runtime.batches import FULL, OTHER_SEED
 from headscope.storage import read_json, read_parquet, read_table
 
 COLUMNS = ["method", "budget", "category", "score", "low", "high", "replay_kl", "cache_bytes"]

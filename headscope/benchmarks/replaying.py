@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 from torch.profiler import ProfilerActivity, profile
 
-from headscope.policy.budget import Limit
+from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
 from headscope.policy.presets import H2O, Streaming
 from headscope.tuning import Replay

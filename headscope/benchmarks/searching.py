@@ -17,19 +17,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from headscope.benchmarks.methods import bootstrap, step_times
 from headscope.facts import NUMBER, Kind, check, record
 from headscope.models.protocol import ImageModel
-from headscope.models.samples import Samples
-from headscope.policy.budget import Limit
 from headscope.policy.files import save_policy
+from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
 from headscope.policy.presets import CONTROLS, make_preset
+from headscope.samples import Samples
 from headscope.storage import read_json, read_parquet, write_json, write_whole
 from headscope.tuning import Remembered, Replay, SearchResult, Sweep, measure_sensitivity, search, study_replay, sweep_presets
-from headscope.tuning.allocators import solve
-from headscope.tuning.options import ANCHOR, losses_from
-from headscope.tuning.space import fitting_strides
+from headscope.tuning.compare import bootstrap, step_times
+from headscope.tuning.measure.options import ANCHOR, losses_from
+from headscope.tuning.propose.knapsack import solve
+from headscope.tuning.propose.spaces import fitting_strides
 
 COLUMNS = ["budget", "method", "seed", "replay_kl", "cache_bytes", "trials", "seconds"]
 SOLVER, OPTUNA, SEARCHED = "solver", "optuna", "searched"

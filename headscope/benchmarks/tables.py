@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from headscope.benchmarks.methods import bootstrap
 from headscope.benchmarks.searching import Ground, Progress, Unseen
 from headscope.tuning import Replay
-from headscope.tuning.allocators import solve
-from headscope.tuning.coverage import Groups
-from headscope.tuning.options import losses_from
-from headscope.tuning.space import fitting_strides
-from headscope.tuning.table import COVERAGE, GROUPS, HEADS, sensitivity_table
+from headscope.tuning.compare import bootstrap
+from headscope.tuning.measure.coverage import Groups
+from headscope.tuning.measure.options import losses_from
+from headscope.tuning.measure.table import COVERAGE, GROUPS, HEADS, sensitivity_table
+from headscope.tuning.propose.knapsack import solve
+from headscope.tuning.propose.spaces import fitting_strides
 
 
 def bench_tables(

@@ -155,7 +155,7 @@ def samplers(
     from headscope.reporting.fronts import trials_figure
     from headscope.reporting.plots import save_figure
     from headscope.storage import write_whole
-    from headscope.tuning.samplers import SAMPLERS
+    from headscope.tuning.propose.samplers import SAMPLERS
 
     if unknown := [name for name in sampler or () if name not in SAMPLERS]:
         raise typer.BadParameter(f"sampler {unknown[0]}: expected one of {', '.join(SAMPLERS)}.")
@@ -208,8 +208,8 @@ def tables(
     """The solver by a table of every head, of groups, of the trace alone. Example: headscope bench tables runs/stickers"""
     from headscope.benchmarks.tables import bench_tables
     from headscope.cli.search import keep_list
-    from headscope.pipeline.folder import RunFolder
     from headscope.pipeline.tables import groups_of
+    from headscope.run_folder import RunFolder
     from headscope.storage import write_whole
 
     ground = _ground(run, folder)

@@ -28,8 +28,8 @@ def budget(
     from headscope.models import load_model
     from headscope.pipeline.budgets import free_memory, what_fits
     from headscope.pipeline.prompts import default_prompts
-    from headscope.policy.budget import parse_size
     from headscope.policy.files import load_policy
+    from headscope.policy.footprint import parse_size
 
     loaded = load_model(model, device=device)
     longest = prefix if prefix is not None else int(loaded.encode(default_prompts(model)).ids.shape[1])

@@ -21,7 +21,7 @@ from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from headscope.pipeline.steps import Progress as Tell
+    from headscope.pipeline.settings import Progress as Tell
 
 # Columns where there is no terminal to fit into: a table in a file or a pipe comes whole.
 WHOLE = 10_000

@@ -85,17 +85,16 @@ def _whole_images(out: Path, shape: str, dtype: str, batches: list[int], device:
     import torch
 
     from headscope.benchmarks.drawing import bench_drawing
-    from headscope.benchmarks.shapes import random_janus
     from headscope.models.registry import check_device
-    from headscope.pipeline.folder import PACKAGES, machine, version_of
+    from headscope.provenance import machine, versions
     from headscope.storage import write_json, write_whole
 
     check_device(device)
-    facts = machine(random_janus("tiny", torch.bfloat16, device))
+    facts = machine(torch.device(device), torch.bfloat16)
     settings = {"shape": shape, "dtype": dtype, "batches": batches, "guidance": 5.0}
     write_json(
         out.with_suffix(".run.json"),
-        {"machine": facts, "versions": {name: version_of(name) for name in PACKAGES}, "settings": settings},
+        {"machine": facts, "versions": versions(), "settings": settings},
     )
 
     def written(table: pd.DataFrame) -> None:

@@ -41,19 +41,19 @@ def evaluate(
     """Draw with the full cache and each policy, and compare. Example: headscope evaluate stickers-scenes --policy P --out e"""
     from headscope.benchmarks.meaning import policies_of
     from headscope.errors import DataError
-    from headscope.evaluation.drawing import FULL, OTHER_SEED
     from headscope.evaluation.evaluate import evaluate as measure
     from headscope.evaluation.features import need_packages
     from headscope.evaluation.imported import read_results
     from headscope.evaluation.layouts import LAYOUTS
-    from headscope.evaluation.prompts import PROMPTS, grading_if_ours
     from headscope.models import load_model
     from headscope.pipeline.drawing import draw_in_crew
-    from headscope.pipeline.steps import Crew
-    from headscope.policy.budget import parse_size
+    from headscope.pipeline.settings import Crew
     from headscope.policy.files import load_policy
+    from headscope.policy.footprint import parse_size
     from headscope.prompt_files import read_asked
     from headscope.reporting.evaluation import write_evaluation
+    from headscope.runtime.batches import FULL, OTHER_SEED
+    from headscope.stickereval.prompts import PROMPTS, grading_if_ours
 
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"--layout {layout}: unknown; known are {', '.join(LAYOUTS)}.")

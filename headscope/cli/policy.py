@@ -23,8 +23,8 @@ def _group() -> None:
 @app.command("show")
 def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy file.")]) -> None:
     """Print what a policy keeps, and for which model. Example: headscope policy show runs/demo/policy.safetensors"""
-    from headscope.policy.budget import kept_ratio, plain_bytes, policy_bytes
     from headscope.policy.files import load_policy
+    from headscope.policy.footprint import kept_ratio, plain_bytes, policy_bytes
 
     policy = load_policy(file)
     shape = policy.shape

@@ -32,7 +32,7 @@ from headscope.cli.console import (
 if TYPE_CHECKING:
     from headscope.models.protocol import ImageModel
     from headscope.pipeline import Settings
-    from headscope.pipeline.plan import Estimate
+    from headscope.pipeline.estimate import Estimate
 
 Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/ and the model's name).")]
 

@@ -34,8 +34,8 @@ from headscope.cli.console import (
 if TYPE_CHECKING:
     from headscope.models.protocol import ImageModel
     from headscope.pipeline import Settings
-    from headscope.pipeline.folder import RunFolder
-    from headscope.pipeline.steps import Crew
+    from headscope.pipeline.settings import Crew
+    from headscope.run_folder import RunFolder
     from headscope.tuning.smallest import Step
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -79,10 +79,10 @@ def search(
 ) -> None:
     """Search a policy; the same command goes on after a stop. Example: headscope search runs/stickers --keep 20%"""
     from headscope.pipeline import open_run, settings_of
-    from headscope.pipeline.steps import Crew
-    from headscope.tuning.samplers import SAMPLERS
-    from headscope.tuning.storages import shared
-    from headscope.tuning.table import KINDS
+    from headscope.pipeline.settings import Crew
+    from headscope.tuning.measure.table import KINDS
+    from headscope.tuning.propose.samplers import SAMPLERS
+    from headscope.tuning.study.storage import shared
 
     check_engine(engine)
     if sampler not in SAMPLERS:
@@ -144,6 +144,7 @@ def keep_list(keep: str | None) -> list[str]:
 
 def _one(model: ImageModel, folder: RunFolder, settings: Settings, crew: Crew) -> None:
     from headscope.cli.tables import methods_table
+    from headscope.models.registry import source_of
     from headscope.pipeline.searching import search_one
 
     with progress() as tell:
@@ -151,7 +152,7 @@ def _one(model: ImageModel, folder: RunFolder, settings: Settings, crew: Crew) -
     _say_table(folder.search)
     methods_table(folder.path / "methods.csv", settings.quick)
     say(f"policy: {folder.policy}")
-    model_name = _as_argument(folder.source())
+    model_name = _as_argument(source_of(folder))
     say(f"next: {pasted('headscope', 'generate', model_name, '--policy', folder.policy, '--out', 'pictures')}")
 
 

@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 
 from headscope.errors import CacheError, DataError
-from headscope.evaluation.drawing import FULL, OTHER, OTHER_SEED, Variant, batch_for, batches_to_draw, draw_variant, seconds_of
-from headscope.evaluation.grader import category_scores, paired_difference
 from headscope.evaluation.layouts import check_layout
 from headscope.evaluation.measuring import Measured, Measurer
-from headscope.evaluation.prompts import GradingPrompt
 from headscope.facts import OBJECT, check, optional
 from headscope.models.protocol import ImageModel
-from headscope.models.samples import Samples
 from headscope.models.tokens import warn_of_unknown_words
 from headscope.policy import Policy
 from headscope.prompt_files import Asked
+from headscope.runtime.batches import FULL, OTHER, OTHER_SEED, Variant, batch_for, batches_to_draw, draw_variant, seconds_of
 from headscope.runtime.cache import check_prefix
-from headscope.runtime.sampler import check_settings
+from headscope.runtime.generate import check_settings
+from headscope.samples import Samples
+from headscope.stickereval.grader import category_scores, paired_difference
+from headscope.stickereval.prompts import GradingPrompt
 from headscope.storage import read_json, write_json, write_whole
 
 MEMORY = 2 * 2**30

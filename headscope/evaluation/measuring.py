@@ -14,17 +14,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from headscope.evaluation.detector import WEIGHTS
 from headscope.evaluation.distances import distances
-from headscope.evaluation.drawing import FULL
 from headscope.evaluation.features import FeatureNetwork
-from headscope.evaluation.grader import StickerEval
 from headscope.evaluation.layouts import save_picture, write_dpg, write_facts, write_geneval
 from headscope.evaluation.likeness import cosine, likeness, token_agreement
-from headscope.evaluation.prompts import GradingPrompt
 from headscope.models.protocol import ImageModel
-from headscope.models.samples import Samples
 from headscope.prompt_files import Asked
+from headscope.runtime.batches import FULL
+from headscope.samples import Samples
+from headscope.stickereval.detector import WEIGHTS
+from headscope.stickereval.grader import StickerEval
+from headscope.stickereval.prompts import GradingPrompt
 from headscope.storage import read_json, read_parquet, write_json, write_whole
 
 GRADED = ["tag", "correct", "reason", "found"]

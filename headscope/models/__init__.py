@@ -2,6 +2,6 @@
 
 from headscope.models.protocol import ImageModel, Prefix
 from headscope.models.registry import known_models, load_model
-from headscope.models.samples import Samples
+from headscope.samples import Samples
 
 __all__ = ["ImageModel", "Prefix", "Samples", "known_models", "load_model"]

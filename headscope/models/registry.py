@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
-from headscope.errors import ModelError
+from headscope.errors import DataError, ModelError
 from headscope.models.causal_lm import is_text_family, load_causal_lm, load_smollm2
 from headscope.models.janus import load_janus
 from headscope.models.protocol import ImageModel
+from headscope.run_folder import RunFolder
 
 _BUNDLED = {
     "stickers": "bundled: draws 64 x 64 stickers from words, runs offline on a laptop",
@@ -100,6 +101,33 @@ def lasting_name(name: str) -> str:
     return str(path.resolve() if os.pardir in path.parts else path)
 
 
+def source_of(run: RunFolder) -> str:
+    """What `load_model` opens the model of a run by. A model that was a folder is never looked for on a hub.
+
+    Raises:
+        DataError: the folder is not there, or run.json, of an older headscope, names it by a relative path that leads
+            nowhere, or to several folders.
+    """
+    model = run.read()["model"]
+    source = str(model.get("source") or model.get("name"))
+    if not names_a_folder(source, str(model.get("name"))) or Path(source).is_dir():
+        return lasting_name(source)
+    if Path(source).is_absolute():
+        raise DataError(
+            f"{run.json}: the run was begun with the model folder {source}, which is not there; put it back, or write its "
+            'place as "source" of the model into this file.'
+        )
+    above = [*run.path.parents, *run.path.resolve().parents]
+    found = {folder.resolve() for folder in (parent / source for parent in above) if (folder / "config.json").is_file()}
+    if len(found) == 1:
+        return str(found.pop())
+    where = " and ".join(map(str, sorted(found))) or "neither here nor above the run"
+    raise DataError(
+        f"{run.json}: the run was begun with the model folder {source}, found {where}; give the command from the folder "
+        'that it was begun in, or write the absolute path as "source" of the model into this file.'
+    )
+
+
 def names_a_folder(source: str, model: str) -> bool:
     """Whether a model that was loaded by the name `source`, and is called `model` since, came from a folder.
 
@@ -112,7 +140,7 @@ def names_a_folder(source: str, model: str) -> bool:
 
 def bundled_folder(name: str) -> Path | None:
     """Where a bundled model lies; None for a name that is not one."""
-    return Path(str(files("headscope") / "reference" / name)) if name in _BUNDLED else None
+    return Path(str(files("headscope") / "bundled" / name)) if name in _BUNDLED else None
 
 
 def writes_text(name: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from headscope.pipeline.memory import free_bytes
-from headscope.policy.budget import plain_bytes, policy_bytes, smallest_possible
+from headscope.policy.footprint import plain_bytes, policy_bytes, smallest_possible
 from headscope.policy.policy import ModelShape, Policy
 
 # Shares shown beside the policies asked about.

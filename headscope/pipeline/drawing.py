@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from headscope.evaluation.drawing import draw_numbers
 from headscope.evaluation.evaluate import Task
 from headscope.models import load_model
 from headscope.models.protocol import ImageModel
-from headscope.pipeline.crew import spread
-from headscope.pipeline.steps import Crew
+from headscope.pipeline.settings import Crew
+from headscope.pipeline.workers import spread
+from headscope.runtime.batches import draw_numbers
 
 
 def draw_in_crew(

@@ -11,23 +11,24 @@ import pandas as pd
 
 from headscope.heads import Heads
 from headscope.models.protocol import ImageModel
-from headscope.models.samples import Samples
-from headscope.pipeline.folder import RunFolder
 from headscope.pipeline.run import read_prompts_of
 from headscope.pipeline.searching import place_of
-from headscope.pipeline.steps import Crew, Progress, Settings, limit_of, unseen_pictures
+from headscope.pipeline.settings import Crew, Progress, Settings
+from headscope.pipeline.steps import limit_of, unseen_pictures
 from headscope.pipeline.tables import table_of
-from headscope.policy.budget import parse_keep, plain_bytes
 from headscope.policy.files import load_policy, save_policy
+from headscope.policy.footprint import parse_keep, plain_bytes
 from headscope.policy.policy import Policy
 from headscope.reporting.fronts import front_figure
+from headscope.run_folder import RunFolder
+from headscope.samples import Samples
 from headscope.storage import write_text, write_whole
 from headscope.tuning import Replay, study_replay
-from headscope.tuning.front import limits_at, search_the_front
-from headscope.tuning.options import losses_from
-from headscope.tuning.sensitivity import table_identity
-from headscope.tuning.space import ClassSpace, TableSpace, fitting_strides, neutral
-from headscope.tuning.storages import open_storage, shown
+from headscope.tuning.measure.options import losses_from
+from headscope.tuning.measure.sensitivity import table_identity
+from headscope.tuning.propose.spaces import ClassSpace, TableSpace, fitting_strides, neutral
+from headscope.tuning.study.pareto import limits_at, search_the_front
+from headscope.tuning.study.storage import open_storage, shown
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from headscope.errors import BudgetError, DataError
-from headscope.evaluation.drawing import Variant, draw_variant
 from headscope.models.protocol import ImageModel
-from headscope.models.samples import Samples
 from headscope.models.tokens import warn_of_unknown_words
 from headscope.policy.policy import Policy
 from headscope.reporting import contact_sheet
+from headscope.runtime.batches import Variant, draw_variant
 from headscope.runtime.cache import check_prefix
-from headscope.runtime.sampler import check_seeds, check_settings
+from headscope.runtime.generate import check_seeds, check_settings
+from headscope.samples import Samples
 from headscope.storage import read_json, write_json, write_whole
 
 FULL, POLICY = "full", "policy"

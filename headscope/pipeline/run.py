@@ -8,20 +8,13 @@ from pathlib import Path
 from headscope.errors import DataError
 from headscope.models import load_model
 from headscope.models.protocol import ImageModel
-from headscope.pipeline.folder import RunFolder
-from headscope.pipeline.plan import Estimate, estimate
+from headscope.models.registry import source_of
+from headscope.pipeline.estimate import Estimate, estimate
 from headscope.pipeline.prompts import default_prompts, read_prompts, split
-from headscope.pipeline.steps import (
-    Progress,
-    Settings,
-    begin,
-    compare_step,
-    generate_step,
-    heads_step,
-    search_step,
-    trace_step,
-)
+from headscope.pipeline.settings import Progress, Settings
+from headscope.pipeline.steps import begin, compare_step, generate_step, heads_step, search_step, trace_step
 from headscope.reporting import write_report
+from headscope.run_folder import RunFolder
 from headscope.storage import read_json
 
 STEPS = ("trace", "heads", "search", "compare", "generate")
@@ -102,8 +95,8 @@ def open_run(path: str | Path, device: str = "cpu", dtype: str | None = None) ->
         ModelError: the model cannot be loaded.
     """
     folder = RunFolder(Path(path))
-    model = load_model(folder.source(), device=device, dtype=dtype)
-    folder.check_model(model)
+    model = load_model(source_of(folder), device=device, dtype=dtype)
+    folder.check_model(model.shape)
     return model, folder
 
 

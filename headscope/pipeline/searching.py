@@ -13,36 +13,25 @@ import pandas as pd
 from headscope.errors import BudgetError, DataError
 from headscope.models import load_model
 from headscope.models.protocol import ImageModel
-from headscope.models.samples import Samples
-from headscope.pipeline.crew import joined
-from headscope.pipeline.folder import RunFolder
 from headscope.pipeline.prompts import default_prompts, read_prompts, split
 from headscope.pipeline.run import read_prompts_of
-from headscope.pipeline.steps import (
-    Crew,
-    Place,
-    Progress,
-    Settings,
-    begin,
-    compare_step,
-    heads_step,
-    limit_of,
-    search_step,
-    trace_step,
-    unseen_pictures,
-)
+from headscope.pipeline.settings import Crew, Place, Progress, Settings
+from headscope.pipeline.steps import begin, compare_step, heads_step, limit_of, search_step, trace_step, unseen_pictures
 from headscope.pipeline.tables import table_of
-from headscope.policy.budget import plain_bytes, smallest_possible
+from headscope.pipeline.workers import joined
 from headscope.policy.files import load_policy, save_policy
+from headscope.policy.footprint import plain_bytes, smallest_possible
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
+from headscope.run_folder import RunFolder
+from headscope.samples import Samples
 from headscope.storage import read_table, write_whole
 from headscope.tuning import Replay, study_replay
-from headscope.tuning.allocators import solve
 from headscope.tuning.definition import Definition
-from headscope.tuning.options import losses_from
+from headscope.tuning.measure.options import losses_from
+from headscope.tuning.propose.knapsack import solve
+from headscope.tuning.propose.spaces import fitting_strides
 from headscope.tuning.smallest import Smallest, Step, smallest
-from headscope.tuning.space import fitting_strides
 
 
 def place_of(folder: RunFolder, keep: str) -> Place:
@@ -225,7 +214,7 @@ def run_definition(
 
 def _same_run(folder: RunFolder, model: ImageModel, parts: tuple[list[str], list[str]], settings: Settings) -> None:
     """Refuse a run folder whose pictures are not those that a definition asks for."""
-    folder.check_model(model)
+    folder.check_model(model.shape)
     found = read_prompts_of(folder)
     if (found["calibration"], found["unseen"]) != parts:
         raise DataError(f"{folder.path}: is a run of other prompts; choose another folder with --out.")

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from headscope.models import load_model
 from headscope.models.protocol import ImageModel
-from headscope.models.samples import Samples
-from headscope.pipeline.crew import spread
-from headscope.pipeline.folder import RunFolder
-from headscope.pipeline.overwriting import clear_trace, remove_empty
-from headscope.pipeline.steps import Crew, Progress, Settings, calibration_pictures, timed
+from headscope.models.registry import source_of
+from headscope.overwriting import clear_trace, remove_empty
+from headscope.pipeline.settings import Crew, Progress, Settings
+from headscope.pipeline.steps import calibration_pictures, timed
+from headscope.pipeline.workers import spread
+from headscope.run_folder import RunFolder
+from headscope.samples import Samples
 from headscope.tracing import Selection, TraceDataset, merge_traces, trace
 
 
@@ -35,7 +37,7 @@ def trace_in_shards(
         if (folder.trace / "trace.json").is_file():
             return TraceDataset(folder.trace)
         parts = min(crew.workers, len(samples))
-        source, device = folder.source(), str(model.device)
+        source, device = source_of(folder), str(model.device)
         dtype = str(model.dtype).removeprefix("torch.")
         shards = folder.path / "trace-shards"
         each = [

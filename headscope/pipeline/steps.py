@@ -6,99 +6,34 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from headscope.benchmarks.methods import COLUMNS, MethodTable, compare_methods
 from headscope.errors import DataError
 from headscope.heads import HeadClassifier, Heads, classify
 from headscope.models.protocol import ImageModel
-from headscope.models.samples import Samples
+from headscope.models.registry import lasting_name
 from headscope.models.tokens import warn_of_unknown_words
-from headscope.pipeline.folder import RunFolder
 from headscope.pipeline.memory import peak_bytes
 from headscope.pipeline.pictures import save_png
+from headscope.pipeline.settings import Crew, Place, Progress, Settings
 from headscope.pipeline.tables import groups_of
-from headscope.policy.budget import Limit, plain_bytes
 from headscope.policy.files import load_policy, save_policy
+from headscope.policy.footprint import Limit, plain_bytes
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
+from headscope.provenance import machine
 from headscope.reporting import contact_sheet
+from headscope.run_folder import RunFolder
 from headscope.runtime import generate
+from headscope.samples import Samples
 from headscope.storage import write_json, write_whole
 from headscope.tracing import Selection, TraceDataset, trace
 from headscope.tuning import Needs, Replay, Tuned, equal_options, measure_sensitivity, needs, tune
-
-# Told after each unit of work: (what is being done, units done, units in all, least loss so far or nan).
-Progress = Callable[[str, int, int, float], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a user may choose; the defaults are the demo's.
-
-    Attributes:
-        keep, memory: the byte limit, as a share of the plain cache ("20%") or a size ("12MiB"); one of the two, or none while
-            nothing is searched.
-        batch: pictures drawn together that `memory` is for. of: "all" or "image", what `keep` counts.
-        trials: of the study. calibration, unseen: pictures to search on, and to judge by.
-        searched_pictures: how many of the calibration pictures a trial replays; table_pictures: the sensitivity table.
-        quick: a dry run: no sensitivity table, presets not swept.
-        table: kind of the sensitivity table, one of `headscope.tuning.table.KINDS`.
-        sampler, prune, buckets, strides, patience: of the study, see `headscope.tuning.search`.
-        limit_dtype, limit_guidance: what the limit counts, where that is not what the model runs here: the dtype of the
-            cache, and whether there are two streams.
-        guidance: scale of classifier-free guidance, 1 for none; the model's own unless given.
-    """
-
-    keep: str | None = "20%"
-    memory: str | None = None
-    batch: int = 1
-    of: str = "all"
-    trials: int = 40
-    calibration: int = 16
-    unseen: int = 16
-    searched_pictures: int = 6
-    table_pictures: int = 2
-    quick: bool = False
-    seed: int = 0
-    batch_size: int = 16
-    guidance: float | None = None
-    sampler: str = "tpe"
-    prune: bool = True
-    buckets: int = 3
-    table: str = "auto"
-    strides: tuple[int, ...] | None = None
-    patience: int | None = 30
-    limit_dtype: str | None = None
-    limit_guidance: bool | None = None
-
-
-@dataclass(frozen=True)
-class Crew:
-    """Who works on a study.
-
-    Attributes:
-        storage: where it is kept (default: a SQLite file in the run folder, a journal for more processes).
-        workers: processes on this machine. engine: "processes", or "ray" on the cluster at `address` (None: a local one).
-    """
-
-    storage: str | None = None
-    workers: int = 1
-    engine: str = "processes"
-    address: str | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a search keeps its files, and its policy."""
-
-    search: Path
-    policy: Path
+from headscope.tuning.compare import COLUMNS, MethodTable, compare_methods
 
 
 def limit_of(model: ImageModel, settings: Settings, prefix: int) -> Limit:
@@ -415,7 +350,9 @@ def begin(
     limited = settings.keep is not None or settings.memory is not None
     facts = {"limit": _limit_facts(model, limit_of(model, settings, prefix), settings, prefix)} if limited else {}
     kept = {name: value for name, value in vars(settings).items() if name not in ("batch_size",)}
-    folder.begin(model, source, {**kept, "prompts": [*calibration, *unseen]}, resume=resume, overwrite=overwrite)
+    asked = {**kept, "prompts": [*calibration, *unseen]}
+    here = machine(model.device, model.dtype)
+    folder.begin(model.shape, lasting_name(source), asked, here, resume=resume, overwrite=overwrite)
     warn_of_unknown_words(model, [*calibration, *unseen])
     folder.note(prefix=prefix, seed=settings.seed, **facts)
     write_json(folder.path / "prompts.json", {"calibration": calibration, "unseen": unseen})

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from headscope.heads import Heads
 from headscope.heads.files import SEMANTIC
 from headscope.models.protocol import ImageModel
-from headscope.models.samples import Samples
-from headscope.pipeline.folder import RunFolder
+from headscope.pipeline.settings import Progress, Settings
+from headscope.run_folder import RunFolder
+from headscope.samples import Samples
 from headscope.tracing.dataset import TraceDataset
 from headscope.tuning import Replay
-from headscope.tuning.coverage import Coverage, Groups
-from headscope.tuning.table import HEADS, Table, kind_for, sensitivity_table
-
-if TYPE_CHECKING:
-    from headscope.pipeline.steps import Progress, Settings
+from headscope.tuning.measure.coverage import Coverage, Groups
+from headscope.tuning.measure.table import HEADS, Table, kind_for, sensitivity_table
 
 
 def groups_of(model: ImageModel, folder: RunFolder, kind: str) -> Groups | None:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from headscope.errors import DataError, HeadscopeError, PolicyMismatch
 from headscope.facts import OBJECT, TEXT, check, one_of, optional, or_null, parsed, record, whole
 from headscope.geometry import MOST_TOKENS, Geometry
-from headscope.policy.budget import CACHE_DTYPES, plain_bytes, policy_bytes
+from headscope.policy.footprint import CACHE_DTYPES, plain_bytes, policy_bytes
 from headscope.policy.policy import HEAD_TENSORS, ModelShape, Policy, check_tensor
 from headscope.policy.shipped import policy_file, shipped
 from headscope.reading import open_tensors

@@ -13,7 +13,7 @@ import torch
 
 from headscope.errors import BudgetError, HeadscopeError
 from headscope.geometry import Geometry
-from headscope.policy.budget import Limit, policy_bytes, project
+from headscope.policy.footprint import Limit, policy_bytes, project
 from headscope.policy.policy import ModelShape, Policy
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from headscope.policy import Policy
-from headscope.policy.budget import head_bytes
+from headscope.policy.footprint import head_bytes
 from headscope.reporting.svg import Axes, dot, drawing, group, heat, path, rect, text
 from headscope.reporting.words import percent, size
 

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from headscope.errors import CacheError, PolicyMismatch
 from headscope.models.attention import Group, leave_handle, may_chunk_prompts, plain_groups, split_mask, through_cache
 from headscope.models.protocol import ImageModel
-from headscope.policy.budget import policy_bytes
+from headscope.policy.footprint import policy_bytes
 from headscope.policy.policy import Policy
 from headscope.runtime.buckets import HeavyHeads, WindowHeads
 from headscope.runtime.plain import CountingLayer

@@ -22,8 +22,8 @@ import torch
 from headscope.errors import DataError
 from headscope.facts import clipped, shown
 from headscope.geometry import Geometry
-from headscope.models.samples import Samples
 from headscope.reading import is_there
+from headscope.samples import Samples
 from headscope.storage import write_json
 from headscope.tracing.files import BY_TOKEN, KEYS, column_names, read_curves, read_meta, read_table, write_curves, write_table
 from headscope.tracing.parts import Parts

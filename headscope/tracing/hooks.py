@@ -13,7 +13,7 @@ from headscope.errors import DataError
 from headscope.geometry import Geometry
 from headscope.models.attention import Group, answer, observe
 from headscope.models.protocol import ImageModel
-from headscope.models.samples import Samples
+from headscope.samples import Samples
 from headscope.tracing.accumulators import Accumulated, Accumulator
 from headscope.tracing.live import LiveAccumulator
 from headscope.tracing.selection import STREAMS, Selection

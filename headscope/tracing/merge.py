@@ -13,7 +13,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.facts import plain, shown
-from headscope.models.samples import Samples
+from headscope.samples import Samples
 from headscope.tracing.dataset import TraceDataset, write_finished
 from headscope.tracing.files import BY_TOKEN
 from headscope.tracing.trace import pictures_hash

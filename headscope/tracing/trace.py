@@ -17,8 +17,8 @@ import torch
 from headscope.errors import DataError
 from headscope.facts import shown
 from headscope.models.protocol import ImageModel
-from headscope.models.samples import Samples
 from headscope.reading import is_there
+from headscope.samples import Samples
 from headscope.storage import write_json
 from headscope.tracing import curves as _curves  # noqa: F401 - registers the curves
 from headscope.tracing import statistics as _statistics  # noqa: F401 - registers the statistics

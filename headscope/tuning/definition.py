@@ -23,9 +23,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from headscope.errors import BudgetError, DataError
 from headscope.models.registry import known_models
-from headscope.policy.budget import itemsize, parse_keep, parse_size
+from headscope.policy.footprint import itemsize, parse_keep, parse_size
 from headscope.storage import read_text
-from headscope.tuning.samplers import SAMPLERS
+from headscope.tuning.propose.samplers import SAMPLERS
 
 
 def _share(text: str) -> str:

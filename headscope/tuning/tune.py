@@ -10,17 +10,17 @@ import torch
 
 from headscope.errors import DataError
 from headscope.models.protocol import ImageModel
-from headscope.models.samples import Samples
-from headscope.policy.budget import Limit
 from headscope.policy.files import save_policy
+from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
 from headscope.policy.presets import CONTROLS
-from headscope.tuning.coverage import Groups
-from headscope.tuning.replay import Remembered, Replay
-from headscope.tuning.sensitivity import table_identity
-from headscope.tuning.study import SearchResult, search
-from headscope.tuning.sweep import Sweep, sweep_presets
-from headscope.tuning.table import HEADS, sensitivity_table
+from headscope.samples import Samples
+from headscope.tuning.measure.coverage import Groups
+from headscope.tuning.measure.replay import Remembered, Replay
+from headscope.tuning.measure.sensitivity import table_identity
+from headscope.tuning.measure.table import HEADS, sensitivity_table
+from headscope.tuning.propose.presets import Sweep, sweep_presets
+from headscope.tuning.search import SearchResult, search
 
 # Told after each unit of work: (what is being done, units done, units in all, least loss so far or nan).
 Progress = Callable[[str, int, int, float], None]

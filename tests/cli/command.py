@@ -54,7 +54,7 @@ def in_a_shell(line: str, folder: Path, **environment: str) -> Ended:
 
 def left_by_an_overwrite(run: Path, beside: Path) -> list[str]:
     """What of a copy of the run folder `--overwrite` would leave."""
-    from headscope.pipeline.overwriting import clear_run
+    from headscope.overwriting import clear_run
 
     copy = shutil.copytree(run, beside / "copy")
     clear_run(copy)

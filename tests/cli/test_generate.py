@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from headscope.models import load_model
-from headscope.models.samples import Samples
 from headscope.pipeline import budgets
 from headscope.policy import Policy, save_policy
 from headscope.runtime import generate
+from headscope.samples import Samples
 from tests.cli.command import headscope
 
 
@@ -61,7 +61,7 @@ def test_a_stopped_run_goes_on_and_draws_nothing_twice(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("headscope.evaluation.drawing.generate", stopped)
+        patch.setattr("headscope.runtime.batches.generate", stopped)
         assert command(*asked, "-o", out).status != 0
         assert len(list(out.glob("*.png"))) == 2  # the first batch is there
         (out / "0001.png").unlink()

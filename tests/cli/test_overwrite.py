@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headscope.errors import DataError
-from headscope.pipeline.overwriting import clear_run
+from headscope.overwriting import clear_run
 from headscope.tracing import TraceDataset
 from tests.cli.command import headscope
 

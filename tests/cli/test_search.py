@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from headscope.policy import load_policy, policy_bytes
-from headscope.policy.budget import plain_bytes
+from headscope.policy.footprint import plain_bytes
 from headscope.storage import read_json
 from tests.cli.command import headscope, left_by_an_overwrite
 

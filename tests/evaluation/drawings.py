@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from headscope.reference.lessons import LessonBook
-from headscope.reference.pictures import Stickers
-from headscope.reference.scenes import CLASSES
+from headscope.recipe.detector_data import LessonBook
+from headscope.recipe.pictures import Stickers
+from headscope.recipe.scenes import CLASSES
 
 
 def squares() -> LessonBook:

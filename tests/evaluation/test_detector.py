@@ -14,7 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from headscope.errors import DataError
-from headscope.evaluation.detector import (
+from headscope.models import load_model
+from headscope.recipe.detector import drawing_model, ship, targets, train_detector, trained, wholly_right, wilson
+from headscope.recipe.detector_data import LessonBook, Pool
+from headscope.recipe.scenes import Item, Scene
+from headscope.stickereval.detector import (
     LIKE,
     WEIGHTS,
     Detection,
@@ -24,10 +28,6 @@ from headscope.evaluation.detector import (
     known_names,
     overlap,
 )
-from headscope.models import load_model
-from headscope.reference.detector import drawing_model, ship, targets, train_detector, trained, wholly_right, wilson
-from headscope.reference.lessons import LessonBook, Pool
-from headscope.reference.scenes import Item, Scene
 from tests.evaluation.drawings import squares
 
 SAMPLE = Path(__file__).parent / "held_out.safetensors"
@@ -211,7 +211,7 @@ def test_a_stopped_training_goes_on_where_it_was(book: LessonBook, tmp_path: Pat
 def test_a_warm_start_goes_on_from_a_detector_file(
     book: LessonBook, detector: StickerDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.reference.detector.WARM_RATE", 0.0)  # no step changes a weight
+    monkeypatch.setattr("headscope.recipe.detector.WARM_RATE", 0.0)  # no step changes a weight
     pool = Pool(torch.zeros(1, 3, 96, 96, dtype=torch.uint8), [Scene("empty", (), "blue")])
     model = drawing_model("stickers-scenes")
     checkpoint = train_detector(book, model, [pool], tmp_path, 64, warm_start=WEIGHTS)
@@ -219,6 +219,6 @@ def test_a_warm_start_goes_on_from_a_detector_file(
 
 
 def test_a_model_that_draws_no_pictures_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headscope.reference.detector.load_model", lambda name: object())
+    monkeypatch.setattr("headscope.recipe.detector.load_model", lambda name: object())
     with pytest.raises(DataError, match="prose: draws no pictures; take `stickers-scenes`"):
         drawing_model("prose")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from headscope.evaluation.detector import StickerDetector, Thing
 from headscope.models.janus import JanusModel
-from headscope.reference.detector import drawing_model
-from headscope.reference.drawn import OTHER, drawn_pool, labelled
-from headscope.reference.lessons import kept_tokens
-from headscope.reference.scenes import Item, Scene, held_out_count, pair_held_out
+from headscope.recipe.detector import drawing_model
+from headscope.recipe.detector_data import kept_tokens
+from headscope.recipe.pseudo_labels import OTHER, drawn_pool, labelled
+from headscope.recipe.scenes import Item, Scene, held_out_count, pair_held_out
+from headscope.stickereval.detector import StickerDetector, Thing
 from tests.evaluation.drawings import squares
 
 
@@ -73,7 +73,7 @@ def model() -> JanusModel:
 def test_pictures_are_drawn_once_from_prompts_of_training(
     model: JanusModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headscope.reference.drawn.CHUNK", 2)
+    monkeypatch.setattr("headscope.recipe.pseudo_labels.CHUNK", 2)
     book, detector = squares(), StickerDetector.load()
     pool = drawn_pool(book, model, detector, tmp_path, 2)
     (path,) = tmp_path.iterdir()
@@ -84,5 +84,5 @@ def test_pictures_are_drawn_once_from_prompts_of_training(
         assert not (scene.kind == "counting" and len(names) == held_out_count(names[0]))
         assert not (scene.kind in ("two", "position") and pair_held_out(names[0], names[1]))
     assert len(pool.pictures) == len(pool.scenes) <= 2
-    monkeypatch.setattr("headscope.reference.drawn.draw", None)  # nothing is drawn a second time
+    monkeypatch.setattr("headscope.recipe.pseudo_labels.draw", None)  # nothing is drawn a second time
     assert drawn_pool(book, model, detector, tmp_path, 2).scenes == pool.scenes

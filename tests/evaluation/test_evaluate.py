@@ -13,7 +13,15 @@ import torch
 from PIL import Image
 
 from headscope.errors import DataError
-from headscope.evaluation.drawing import (
+from headscope.evaluation.evaluate import _claim, _real, evaluate
+from headscope.evaluation.likeness import likeness
+from headscope.models import load_model
+from headscope.models.janus import JanusModel
+from headscope.policy import Limit, Policy, make_preset, policy_bytes, save_policy
+from headscope.prompt_files import Asked, read_asked
+from headscope.reporting.evaluation import write_evaluation
+from headscope.runtime import generate
+from headscope.runtime.batches import (
     FIRST_SEED,
     OTHER,
     Variant,
@@ -23,15 +31,7 @@ from headscope.evaluation.drawing import (
     draw_variant,
     seconds_of,
 )
-from headscope.evaluation.evaluate import _claim, _real, evaluate
-from headscope.evaluation.likeness import likeness
-from headscope.evaluation.prompts import grading_if_ours
-from headscope.models import load_model
-from headscope.models.janus import JanusModel
-from headscope.policy import Limit, Policy, make_preset, policy_bytes, save_policy
-from headscope.prompt_files import Asked, read_asked
-from headscope.reporting.evaluation import write_evaluation
-from headscope.runtime import generate
+from headscope.stickereval.prompts import grading_if_ours
 from headscope.storage import read_json, write_json
 from tests.cli.command import headscope
 
@@ -79,7 +79,7 @@ def test_pictures_that_stand_are_not_drawn_again(
         asked.extend(arguments[2])  # type: ignore[arg-type]
         return generate(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("headscope.evaluation.drawing.generate", counted)
+    monkeypatch.setattr("headscope.runtime.batches.generate", counted)
     again = draw_variant(tiny, Variant("full"), PROMPTS, 2, tmp_path / "b", 3)  # another batch size
     assert torch.equal(again.tokens, whole.tokens)
     assert asked == [FIRST_SEED + n for n in range(2, 6)]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from headscope.errors import DataError
-from headscope.evaluation.detector import Detection
-from headscope.evaluation.grader import StickerEval, category_scores, judge, paired_difference, relations
-from headscope.evaluation.prompts import GradingPrompt, Wanted
+from headscope.stickereval.detector import Detection
+from headscope.stickereval.grader import StickerEval, category_scores, judge, paired_difference, relations
+from headscope.stickereval.prompts import GradingPrompt, Wanted
 
 
 def thing(name: str, x: float = 0.5, y: float = 0.5, style: str = "noto", side: float = 0.4, score: float = 0.9) -> Detection:

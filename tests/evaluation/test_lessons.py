@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from headscope.evaluation.detector import StickerDetector
 from headscope.models.janus import JanusModel
-from headscope.reference.detector import drawing_model
-from headscope.reference.lessons import (
+from headscope.recipe.detector import drawing_model
+from headscope.recipe.detector_data import (
     BATCH,
     KINDS,
     LessonBook,
@@ -28,8 +27,9 @@ from headscope.reference.lessons import (
     resample,
     resampled,
 )
-from headscope.reference.scenes import CLASSES, Item, Scene, held_out_count, pair_held_out
+from headscope.recipe.scenes import CLASSES, Item, Scene, held_out_count, pair_held_out
 from headscope.runtime import generate
+from headscope.stickereval.detector import StickerDetector
 from tests.evaluation.drawings import squares
 from tests.tiny import tiny_model
 

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from headscope.errors import DataError
-from headscope.evaluation.detector import known_names
-from headscope.evaluation.grader import StickerEval
-from headscope.evaluation.prompts import TAGS, Wanted, read_grading_prompts
 from headscope.models import load_model
-from headscope.reference.asked import SEEN, ceiling, grading_prompts, write_real
-from headscope.reference.detector import drawing_model
-from headscope.reference.presets import STYLES
-from headscope.reference.scenes import CLASSES, held_out_count, pair_held_out
+from headscope.recipe.detector import drawing_model
+from headscope.recipe.presets import STYLES
+from headscope.recipe.scenes import CLASSES, held_out_count, pair_held_out
+from headscope.recipe.stickereval_prompts import SEEN, ceiling, grading_prompts, write_real
+from headscope.stickereval.detector import known_names
+from headscope.stickereval.grader import StickerEval
+from headscope.stickereval.prompts import TAGS, Wanted, read_grading_prompts
 from tests.evaluation.drawings import squares
 
 LEMONS = '{"tag": "counting", "include": [{"class": "lemon", "count": 3}], "prompt": "three lemons"}'

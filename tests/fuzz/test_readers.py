@@ -12,7 +12,7 @@ from headscope.heads import Heads
 from headscope.models import Samples
 from headscope.policy import load_policy
 from headscope.tracing.files import column_names, read_curves, read_meta, read_table
-from headscope.tuning.sensitivity import load_table
+from headscope.tuning.measure.sensitivity import load_table
 
 READERS: dict[str, Callable[[Path], object]] = {
     "policy.safetensors": load_policy,

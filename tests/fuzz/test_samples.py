@@ -16,9 +16,9 @@ from headscope.models import Samples
 from headscope.models.janus import JanusModel
 from headscope.runtime import generate
 from headscope.tracing.trace import pictures_hash
-from headscope.tuning.options import COLUMNS, Option
-from headscope.tuning.replay import Replay
-from headscope.tuning.sensitivity import load_table, measure_sensitivity, table_identity
+from headscope.tuning.measure.options import COLUMNS, Option
+from headscope.tuning.measure.replay import Replay
+from headscope.tuning.measure.sensitivity import load_table, measure_sensitivity, table_identity
 from tests.fuzz.mutants import mutated_bytes, mutated_parquet, seeds, survives
 
 OPTIONS = [Option(1), Option(2, 2, 0.85)]

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from headscope.policy import make_preset
-from headscope.tuning.replay import ReplayResult
-from headscope.tuning.space import ClassSpace, fitting_strides
-from headscope.tuning.storages import open_storage
-from headscope.tuning.trials import TrialBook
+from headscope.tuning.measure.replay import ReplayResult
+from headscope.tuning.propose.spaces import ClassSpace, fitting_strides
+from headscope.tuning.study.phase import TrialBook
+from headscope.tuning.study.storage import open_storage
 from tests.fuzz.mutants import mutated_bytes, mutated_json, mutated_text, nasty, seeds, survives
 from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape
 

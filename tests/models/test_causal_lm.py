@@ -26,7 +26,7 @@ from headscope.geometry import Geometry
 from headscope.models import causal_lm, known_models, load_model
 from headscope.models.causal_lm import TEXT_TOKENS, CausalLMModel
 from headscope.policy import Policy
-from headscope.reference.tokenizer import build_tokenizer
+from headscope.recipe.tokenizer import build_tokenizer
 from headscope.runtime import generate
 from headscope.tracing.hooks import watch
 

@@ -14,7 +14,7 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration
 from headscope.errors import DataError, ModelError
 from headscope.models import Samples, load_model
 from headscope.models.janus import JanusModel
-from headscope.reference.tokenizer import build_tokenizer
+from headscope.recipe.tokenizer import build_tokenizer
 
 
 def test_a_folder_loads_and_keeps_its_fingerprints(tiny_folder: Path, tiny: JanusModel) -> None:

@@ -13,7 +13,7 @@ from headscope.models import ImageModel, Samples, load_model
 from headscope.pipeline import Settings, run
 from headscope.pipeline.prompts import PLAIN, default_prompts, split
 from headscope.policy import kept_ratio, load_policy
-from headscope.tuning.sweep import COMPARED
+from headscope.tuning.propose.presets import COMPARED
 from tests.cli.command import headscope, left_by_an_overwrite
 
 PROMPTS = ["red apple", "dog", "blue car", "red car", "apple", "blue dog"]

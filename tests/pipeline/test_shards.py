@@ -8,7 +8,8 @@ import pytest
 
 from headscope.models import ImageModel
 from headscope.pipeline import RunFolder, Settings, shards
-from headscope.pipeline.steps import Crew, begin, trace_step
+from headscope.pipeline.settings import Crew
+from headscope.pipeline.steps import begin, trace_step
 
 PROMPTS = ["red apple", "dog", "blue car"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from headscope.errors import DataError, HeadscopeError
-from headscope.pipeline import crew
-from headscope.pipeline.crew import spread
-from headscope.pipeline.steps import Crew
+from headscope.pipeline import workers as crew
+from headscope.pipeline.settings import Crew
+from headscope.pipeline.workers import spread
 
 TWO = Crew(workers=2)
 

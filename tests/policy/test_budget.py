@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headscope.errors import BudgetError
 from headscope.policy import PRESETS, Limit, Policy, kept_ratio, make_preset, plain_bytes, policy_bytes, project
-from headscope.policy.budget import head_bytes, parse_keep, parse_size, smallest_possible
+from headscope.policy.footprint import head_bytes, parse_keep, parse_size, smallest_possible
 from tests.policy.shapes import SHAPE
 
 PREFIX = 5

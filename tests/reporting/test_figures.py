@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from headscope.geometry import Geometry
 from headscope.policy import Policy
-from headscope.policy.budget import policy_bytes
+from headscope.policy.footprint import policy_bytes
 from headscope.policy.policy import ModelShape
 from headscope.reporting import figures, head_figures, words
 from headscope.reporting.svg import Axes, apart, heat, ticks

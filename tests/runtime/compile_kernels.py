@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from headscope.runtime import kernels
+from headscope.runtime.decoders import triton_kernels as kernels
 
 TARGET = GPUTarget("cuda", 90, 32)
 MODEL = ("query", "new_key", "new_value", "keys", "values", "out")  # in the model's dtype

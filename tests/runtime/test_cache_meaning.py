@@ -11,7 +11,7 @@ from torch import nn
 from headscope.geometry import Geometry
 from headscope.models.attention import Group, attend_through_cache, observe
 from headscope.models.janus import JanusModel
-from headscope.policy.budget import policy_bytes
+from headscope.policy.footprint import policy_bytes
 from headscope.policy.policy import ModelShape, Policy
 from headscope.runtime.buckets import HeavyHeads
 from headscope.runtime.cache import CompressedCache, compressed

@@ -9,13 +9,13 @@ import torch
 
 from headscope.errors import NumberError
 from headscope.models.janus import JanusModel
-from headscope.policy.budget import Limit
+from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
 from headscope.runtime import generate
 from headscope.runtime.finite import finite_choice
 from headscope.tuning import Replay, measure_sensitivity
-from headscope.tuning.options import Option
-from headscope.tuning.sweep import sweep_presets
+from headscope.tuning.measure.options import Option
+from headscope.tuning.propose.presets import sweep_presets
 from tests.tiny import tiny_model
 
 SMALL = {"window": 3, "heavy": 2, "stride": 4, "prefix": 8}

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 from headscope.policy.policy import Policy
 from headscope.runtime.cache import CompressedCache
-from headscope.runtime.flat import FlatLayer, Work, attend_flat, choose_flat
+from headscope.runtime.decoders.flat_cache import FlatLayer, Work, attend_flat, choose_flat
 from tests.runtime.test_cache_meaning import SIZE, TOKENS, Module, policies, random_states, shape_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

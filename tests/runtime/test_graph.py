@@ -9,10 +9,10 @@ pytest.importorskip("triton")
 
 from headscope.errors import NumberError
 from headscope.models.janus import JanusModel
-from headscope.models.samples import Samples
 from headscope.policy.policy import Policy
 from headscope.runtime import CompressedCache, generate
-from headscope.runtime.graph import DeviceDraw, draws_on_device
+from headscope.runtime.decoders.llama_cuda import DeviceDraw, draws_on_device
+from headscope.samples import Samples
 from tests.tiny import tiny_model
 
 PROMPTS = ["red apple", "a blue car on a red background"]  # of different length

@@ -11,8 +11,9 @@ from headscope.benchmarks.shapes import RandomDecoder
 from headscope.models.attention import observe
 from headscope.models.janus import JanusModel
 from headscope.policy.policy import Policy
-from headscope.runtime import CompressedCache, compressed, generate, llama
-from headscope.runtime.llama import LlamaStep, step_for
+from headscope.runtime import CompressedCache, compressed, generate
+from headscope.runtime.decoders import llama_cpu as llama
+from headscope.runtime.decoders.llama_cpu import LlamaStep, step_for
 from tests.runtime.test_everything_kept import PROMPTS
 from tests.tiny import tiny_model
 
@@ -96,7 +97,7 @@ def test_a_step_that_gives_something_else_is_not_used(monkeypatch: pytest.Monkey
 def test_pictures_do_not_depend_on_who_steps(tiny: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = Policy.uniform(tiny.shape, window=WINDOWS, heavy=HEAVY, stride=4, prefix=12)
     fast = generate(tiny, PROMPTS, 3, policy=policy).tokens
-    monkeypatch.setattr("headscope.runtime.sampler.step_for", lambda model: None)
+    monkeypatch.setattr("headscope.runtime.generate.step_for", lambda model: None)
     assert torch.equal(fast, generate(tiny, PROMPTS, 3, policy=policy).tokens)
 
 

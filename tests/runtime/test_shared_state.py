@@ -14,11 +14,11 @@ from headscope.models.attention import observe
 from headscope.models.janus import JanusModel
 from headscope.policy.policy import Policy
 from headscope.runtime import CompressedCache, compressed, generate
-from headscope.runtime.llama import step_for
+from headscope.runtime.decoders.llama_cpu import step_for
 from headscope.tracing import watch_live
 from headscope.tuning import Replay
-from headscope.tuning.alone import HeadsAlone
-from headscope.tuning.options import Option
+from headscope.tuning.measure.options import Option
+from headscope.tuning.measure.single_head import HeadsAlone
 from tests.tiny import tiny_model
 
 WAIT = 30.0

@@ -16,8 +16,8 @@ from optuna.trial import TrialState
 
 from headscope.storage import read_json
 from headscope.tracing import TraceDataset
-from headscope.tuning.storages import open_storage
-from headscope.tuning.workers import WORKER
+from headscope.tuning.study.storage import open_storage
+from headscope.tuning.study.workers import WORKER
 
 pytestmark = pytest.mark.ray
 TRIALS = 120

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from headscope.errors import BudgetError
 from headscope.geometry import Geometry
-from headscope.policy.budget import Limit, policy_bytes
+from headscope.policy.footprint import Limit, policy_bytes
 from headscope.policy.policy import ModelShape
-from headscope.tuning.allocators import allocate, relax, solve
-from headscope.tuning.options import Losses, Option, default_options, interpolated, table_stride
+from headscope.tuning.measure.options import Losses, Option, default_options, interpolated, table_stride
+from headscope.tuning.propose.knapsack import allocate, relax, solve
 
 SHAPE = ModelShape("toy", 2, 2, 2, 4, Geometry(4, 4), "a", "w")
 

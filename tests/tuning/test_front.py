@@ -10,11 +10,11 @@ import pytest
 
 from headscope.errors import DataError
 from headscope.policy import policy_bytes
-from headscope.policy.budget import plain_bytes
-from headscope.tuning.front import Front, limits_at, search_the_front
-from headscope.tuning.replay import ReplayResult, Watch
-from headscope.tuning.space import ClassSpace, TableSpace, fitting_strides, neutral
-from headscope.tuning.storages import open_storage
+from headscope.policy.footprint import plain_bytes
+from headscope.tuning.measure.replay import ReplayResult, Watch
+from headscope.tuning.propose.spaces import ClassSpace, TableSpace, fitting_strides, neutral
+from headscope.tuning.study.pareto import Front, limits_at, search_the_front
+from headscope.tuning.study.storage import open_storage
 from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape, table
 
 SHARES = {"80%": 0.8, "50%": 0.5, "35%": 0.35}

@@ -15,9 +15,9 @@ import optuna
 import pytest
 
 from headscope.errors import DataError
-from headscope.tuning import journal
-from headscope.tuning.journal import JournalLock, JournalStudies
-from headscope.tuning.storages import open_storage
+from headscope.tuning.study import journal
+from headscope.tuning.study.journal import JournalLock, JournalStudies
+from headscope.tuning.study.storage import open_storage
 
 
 def holder(path: str) -> multiprocessing.process.BaseProcess:

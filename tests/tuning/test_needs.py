@@ -12,12 +12,12 @@ from headscope.errors import BudgetError, DataError
 from headscope.geometry import Geometry
 from headscope.models.janus import JanusModel
 from headscope.policy import ModelShape
-from headscope.policy.budget import head_bytes, plain_bytes
+from headscope.policy.footprint import head_bytes, plain_bytes
 from headscope.runtime import generate
 from headscope.tuning import Replay, equal_options, measure_sensitivity, needs
-from headscope.tuning.alone import alone_policy
-from headscope.tuning.needs import rank_correlation
-from headscope.tuning.options import Option
+from headscope.tuning.measure.ablation import rank_correlation
+from headscope.tuning.measure.options import Option
+from headscope.tuning.measure.single_head import alone_policy
 
 SHAPE = ModelShape("toy", 3, 4, 4, 8, Geometry(6, 6), "a", "w")
 OPTIONS = {"window": Option(9), "heavy": Option(0, 8), "both": Option(4, 4)}

@@ -11,7 +11,7 @@ from headscope.models.janus import JanusModel
 from headscope.policy import Policy
 from headscope.runtime import generate
 from headscope.tuning import Replay
-from headscope.tuning.reference import Reference, kl_divergence
+from headscope.tuning.measure.full_cache import Reference, kl_divergence
 
 
 def drawn(seed: int, sharp: float, apart: float) -> tuple[torch.Tensor, torch.Tensor]:

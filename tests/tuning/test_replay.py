@@ -10,9 +10,9 @@ from headscope.models import Samples
 from headscope.models.janus import JanusModel
 from headscope.policy.policy import Policy
 from headscope.runtime import CompressedCache, compressed, generate
-from headscope.tuning.alone import HeadsAlone, alone_policy
-from headscope.tuning.options import Option
-from headscope.tuning.replay import Replay, chunks
+from headscope.tuning.measure.options import Option
+from headscope.tuning.measure.replay import Replay, chunks
+from headscope.tuning.measure.single_head import HeadsAlone, alone_policy
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_replay_in_chunks_equals_decoding_token_by_token(tiny: JanusModel, drawn
 
 
 def CompressedBytes(model: JanusModel, policy: Policy, prefix: int) -> int:  # noqa: N802
-    from headscope.policy.budget import policy_bytes
+    from headscope.policy.footprint import policy_bytes
 
     return policy_bytes(policy, batch=1, streams=2, prefix=prefix)
 

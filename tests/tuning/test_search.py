@@ -15,9 +15,9 @@ from headscope.errors import BudgetError, DataError
 from headscope.policy import PRESETS, Limit, Policy, policy_bytes
 from headscope.storage import write_json
 from headscope.tuning import search, sweep_presets
-from headscope.tuning.options import Losses
-from headscope.tuning.replay import ReplayResult, Watch
-from headscope.tuning.space import ClassSpace, GroupSpace, TableSpace, fitting_strides, merged, neutral
+from headscope.tuning.measure.options import Losses
+from headscope.tuning.measure.replay import ReplayResult, Watch
+from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, TableSpace, fitting_strides, merged, neutral
 from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape, run, table
 
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from headscope.errors import DataError, HeadscopeError
 from headscope.tuning import SearchResult
-from headscope.tuning.samplers import RETRIES, Reseeded, turn_of
-from headscope.tuning.storages import open_storage, shared, shown
-from headscope.tuning.workers import ALIVE, SILENT, WORKER, Watch, worker_name
+from headscope.tuning.propose.samplers import RETRIES, Reseeded, turn_of
+from headscope.tuning.study.storage import open_storage, shared, shown
+from headscope.tuning.study.workers import ALIVE, SILENT, WORKER, Watch, worker_name
 from tests.tuning.landscape import Landscape, run
 
 INCUMBENTS = 14  # or a few less: measured before the first proposal

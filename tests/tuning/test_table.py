@@ -10,13 +10,13 @@ import torch
 
 from headscope.errors import DataError
 from headscope.models.janus import JanusModel
-from headscope.models.samples import Samples
 from headscope.runtime import generate
+from headscope.samples import Samples
 from headscope.tuning import Replay, measure_sensitivity
-from headscope.tuning.alone import alone_policy
-from headscope.tuning.coverage import Coverage, Groups
-from headscope.tuning.options import Option, default_options
-from headscope.tuning.table import kind_for, said, sensitivity_table
+from headscope.tuning.measure.coverage import Coverage, Groups
+from headscope.tuning.measure.options import Option, default_options
+from headscope.tuning.measure.single_head import alone_policy
+from headscope.tuning.measure.table import kind_for, said, sensitivity_table
 
 
 @pytest.fixture(scope="module")

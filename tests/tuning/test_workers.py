@@ -20,16 +20,16 @@ from sqlalchemy import event
 
 from headscope.errors import DataError, NumberError
 from headscope.policy import Policy
-from headscope.tuning import workers
-from headscope.tuning.faults import StorageError
-from headscope.tuning.quiet import quiet_optuna
-from headscope.tuning.replay import ReplayResult
-from headscope.tuning.results import is_proposal
-from headscope.tuning.samplers import RETRIES
-from headscope.tuning.space import ClassSpace, fitting_strides
-from headscope.tuning.storages import open_storage
-from headscope.tuning.trials import TrialBook
-from headscope.tuning.workers import ALIVE, ERROR, WORKER, Watch, lives, marked, worker_name
+from headscope.tuning.measure.replay import ReplayResult
+from headscope.tuning.propose.samplers import RETRIES
+from headscope.tuning.propose.spaces import ClassSpace, fitting_strides
+from headscope.tuning.study import workers
+from headscope.tuning.study.faults import StorageError
+from headscope.tuning.study.phase import TrialBook
+from headscope.tuning.study.quiet import quiet_optuna
+from headscope.tuning.study.results import is_proposal
+from headscope.tuning.study.storage import open_storage
+from headscope.tuning.study.workers import ALIVE, ERROR, WORKER, Watch, lives, marked, worker_name
 from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape
 
 SPACE = ClassSpace(SHAPE, LIMIT, PREFIX, SCORES, fitting_strides(SHAPE, LIMIT, PREFIX))
@@ -186,7 +186,7 @@ def test_a_storage_that_fails_at_a_sign_of_life_ends_nothing(tmp_path: Path, mon
                 refused.append(arguments)
                 raise OSError(28, "No space left on device")
 
-            change.setattr("headscope.tuning.journal.JournalFile.append_logs", refuse)
+            change.setattr("headscope.tuning.study.journal.JournalFile.append_logs", refuse)
             while len(refused) < 3:
                 time.sleep(0.01)
 

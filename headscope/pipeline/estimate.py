@@ -1,0 +1,87 @@
+"""What a run will take, said before it begins: two quick timings and the counts of the steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from headscope.models.protocol import ImageModel
+from headscope.pipeline.settings import Settings
+from headscope.pipeline.steps import streams_of
+from headscope.runtime.plain import PlainCache
+from headscope.tuning.measure.options import default_options
+from headscope.tuning.measure.replay import BATCH_BYTES
+
+# Replays beside the trials: about 25 variants of presets and 7 answers of the solver.
+OTHER_REPLAYS = 32
+# A replay in chunks of a row against one parallel call, measured on the bundled model (1.9 to 3.1).
+CHUNKED = 2.5
+# Decoding steps that are timed.
+STEPS = 3
+# What Python with torch, transformers and pandas takes before any model is loaded.
+LIBRARIES = 700 * 2**20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Attributes: seconds: by step; nbytes: peak memory."""
+
+    seconds: dict[str, float]
+    nbytes: int
+
+    @property
+    def minutes(self) -> float:
+        """Of all steps."""
+        return sum(self.seconds.values()) / 60
+
+
+@torch.inference_mode()
+def estimate(model: ImageModel, settings: Settings, calibration: int, unseen: int, prefix: int) -> Estimate:
+    """Time one parallel pass over one picture and a few decoding steps; count the rest."""
+    tokens, streams = model.shape.geometry.tokens, streams_of(model, settings)
+    rows = streams * min(settings.batch_size, max(calibration, unseen))
+    embeds = model.embed_tokens(torch.zeros(streams, tokens, dtype=torch.int64, device=model.device))
+    model.decode(embeds[:, :8], None, None)
+    parallel = _least(lambda: model.logits(model.decode(embeds, None, None)), 2)
+    step = embeds[:1, :1].expand(rows, -1, -1)
+    cache = PlainCache(model.shape.layers, tokens // 2 + STEPS)
+    model.decode(embeds[:1, : tokens // 2].repeat(rows, 1, 1), None, cache)
+    decoding = _least(lambda: model.decode(step, None, cache), STEPS)
+    replayed = CHUNKED * parallel
+    searched = min(settings.searched_pictures, calibration)
+    heads = model.shape.layers * model.shape.kv_heads
+    cells = len(default_options(model.shape.geometry)) * heads
+    seconds = {
+        "trace": _draws(calibration, settings) * tokens * decoding + 3 * parallel * calibration,
+        "heads": 2.0,
+        "search": _search(settings, cells, searched, parallel),
+        "compare": _draws(unseen, settings) * tokens * decoding + 7 * unseen * replayed,
+        "generate": _draws(unseen, settings) * tokens * decoding,
+        "report": 5.0,
+    }
+    weights = sum(p.numel() * p.element_size() for p in model.decoder.parameters())
+    tables = 4 * tokens * model.vocabulary * max(searched + settings.table_pictures, unseen)
+    return Estimate(seconds, LIBRARIES + 2 * weights + tables + BATCH_BYTES)
+
+
+def _search(settings: Settings, cells: int, pictures: int, parallel: float) -> float:
+    """Seconds of the table (most cells skip the layers below), the presets and the trials."""
+    replays = (settings.trials + (5 if settings.quick else OTHER_REPLAYS)) * pictures * CHUNKED * parallel
+    return replays if settings.quick else replays + 0.6 * cells * min(settings.table_pictures, pictures) * parallel
+
+
+def _draws(pictures: int, settings: Settings) -> int:
+    return math.ceil(pictures / settings.batch_size)
+
+
+def _least(work: Callable[[], object], times: int) -> float:
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

@@ -1,0 +1,183 @@
+"""A crew: more processes that work on the same study, on this machine or, by Ray, on a cluster.
+
+Whoever leads measures the table, the presets and the incumbents, then calls the others in; all propose until the study has
+its trials. What one measures, the others learn from the storage. A worker that dies costs its trial, which is queued again
+by the first that notices.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from headscope.errors import HeadscopeError
+from headscope.models import load_model
+from headscope.models.protocol import ImageModel
+from headscope.models.registry import source_of
+from headscope.pipeline.settings import Crew, Place, Settings
+from headscope.pipeline.steps import limit_of, tuned_under
+from headscope.run_folder import RunFolder
+
+# How often Ray starts a worker again that died.
+RESTARTS = 3
+
+
+def work(source: str, device: str, dtype: str, folder: str, settings: Settings, place: tuple[str, str], storage: str) -> str:
+    """One worker: load the model and propose until the study has its trials. Returns which process it was."""
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+    model = load_model(source, device=device, dtype=dtype)
+    run = RunFolder(Path(folder))
+    limit = limit_of(model, settings, int(run.read()["prefix"]))
+    tuned_under(model, run, settings, Place(Path(place[0]), Path(place[1])), limit, Crew(storage=storage), joins=True)
+    return f"process {os.getpid()}"
+
+
+@contextmanager
+def joined(model: ImageModel, folder: RunFolder, settings: Settings, place: Place, crew: Crew) -> Iterator[None]:
+    """Call `crew.workers - 1` others in; they are waited for at the end of the block, unless it ends with an error.
+
+    Raises:
+        HeadscopeError: Ray is not installed, or its cluster does not answer.
+    """
+    task = (
+        source_of(folder),
+        str(model.device),
+        str(model.dtype).removeprefix("torch."),
+        str(folder.path.absolute()),
+        settings,
+    )
+    where = (str(place.search.absolute()), str(place.policy.absolute()))
+    storage = str(crew.storage) if "://" in str(crew.storage) else str(Path(str(crew.storage)).absolute())
+    arguments = (*task, where, storage)
+    with _on_ray(arguments, crew) if crew.engine == "ray" else _processes(arguments, crew.workers - 1):
+        yield
+
+
+@contextmanager
+def _processes(arguments: tuple[Any, ...], count: int) -> Iterator[None]:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_quietly, args=arguments, daemon=True) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield
+        for worker in workers:
+            worker.join()
+    finally:
+        for worker in workers:
+            worker.terminate()
+    if failed := [worker.exitcode for worker in workers if worker.exitcode not in (0, None)]:
+        print(f"{len(failed)} of {count} workers ended early; their trials were made by the others.", file=sys.stderr)
+
+
+def _quietly(*arguments: Any) -> None:
+    """A worker whose errors are one line: the leader's own say what a user needs."""
+    try:
+        work(*arguments)
+    except (HeadscopeError, KeyboardInterrupt, OSError) as error:
+        print(f"worker {os.getpid()}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@contextmanager
+def _on_ray(arguments: tuple[Any, ...], crew: Crew) -> Iterator[None]:
+    with _cluster(crew) as ray:
+        remote = ray.remote(num_cpus=1, max_retries=RESTARTS)(work)
+        running = [remote.remote(*arguments) for _ in range(crew.workers - 1)]
+        yield
+        for task in running:
+            try:
+                ray.get(task)
+            except ray.exceptions.RayError as error:
+                print(f"a Ray worker ended early ({type(error).__name__}); its trial was made by the others.", file=sys.stderr)
+
+
+def spread(job: Callable[..., str], each: Sequence[tuple[Any, ...]], crew: Crew, done: Callable[[int], None]) -> list[str]:
+    """`job(*arguments)` for every tuple of `each`, on the crew's processes or its Ray cluster; what dies is begun again.
+
+    Args:
+        done: told how many are finished.
+
+    Raises:
+        HeadscopeError: what a job raised, workers that die again and again, or Ray is missing or does not answer.
+    """
+    if crew.engine == "ray":
+        with _cluster(crew) as ray:
+            remote = ray.remote(num_cpus=1, max_retries=RESTARTS)(job)
+            waiting = every = [remote.remote(*arguments) for arguments in each]
+            while waiting:
+                _, waiting = ray.wait(waiting)
+                done(len(every) - len(waiting))
+            try:
+                return list(ray.get(every))
+            except ray.exceptions.RayTaskError as error:
+                raise HeadscopeError(str(error.cause)) from None
+    return _in_processes(job, each, crew.workers, done)
+
+
+def _in_processes(
+    job: Callable[..., str], each: Sequence[tuple[Any, ...]], workers: int, done: Callable[[int], None]
+) -> list[str]:
+    found: dict[int, str] = {}
+    for _ in range(RESTARTS + 1):
+        before = set(multiprocessing.active_children())
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_leave_stopping_to_the_leader)
+        try:
+            futures = {pool.submit(job, *arguments): n for n, arguments in enumerate(each) if n not in found}
+            for future in as_completed(futures):
+                found[futures[future]] = future.result()
+                done(len(found))
+            pool.shutdown()
+            return [found[n] for n in range(len(each))]
+        except BrokenProcessPool:
+            print("a worker ended early; what it was at is begun again.", file=sys.stderr)
+        except BaseException:  # a stop is a stop: nothing that waits is begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - before:
+                child.terminate()
+            raise
+    raise HeadscopeError(f"Workers ended early {RESTARTS + 1} times, for want of memory perhaps; try fewer --workers.")
+
+
+def _leave_stopping_to_the_leader() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _cluster(crew: Crew) -> Iterator[Any]:
+    """Ray, connected to `crew.address` or to a cluster of its own on this machine."""
+    try:
+        import ray
+    except ImportError:
+        raise HeadscopeError("--engine ray: needs the package ray; pip install 'headscope[ray]'.") from None
+    begun = not ray.is_initialized()
+    if begun:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # workers and leader share the work, so they share the machine evenly
+        try:
+            ray.init(
+                address=crew.address,
+                num_cpus=None if crew.address else crew.workers,
+                include_dashboard=None if crew.address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise HeadscopeError(f"--address {crew.address}: no Ray cluster answers ({str(error).splitlines()[0]}).") from None
+    try:
+        yield ray
+    finally:
+        if begun:
+            ray.shutdown()

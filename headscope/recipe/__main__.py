@@ -1,0 +1,223 @@
+"""The recipe's command line: `python -m headscope.recipe train --pictures FILE`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from transformers import PreTrainedTokenizerFast
+
+from headscope.errors import DataError, HeadscopeError
+from headscope.models import load_model
+from headscope.recipe import agreement as eye
+from headscope.recipe import detector as grader
+from headscope.recipe import parallel
+from headscope.recipe import stickereval_prompts as asked
+from headscope.recipe.detector_data import LessonBook, Pool
+from headscope.recipe.export import export as export_folder
+from headscope.recipe.export import scene_prompts
+from headscope.recipe.icons import build_pictures
+from headscope.recipe.pictures import load_stickers, prompts_by_seed
+from headscope.recipe.presets import PRESETS, Preset
+from headscope.recipe.pseudo_labels import drawn_pool, named_things
+from headscope.recipe.tokenizer import build_tokenizer
+from headscope.recipe.transformer import Plan, train_transformer
+from headscope.recipe.vq import train_vq
+from headscope.recipe.warm_start import take_over_vq
+from headscope.reporting import contact_sheet
+from headscope.runtime import generate
+from headscope.stickereval.detector import WEIGHTS, StickerDetector
+from headscope.stickereval.grader import StickerEval
+from headscope.stickereval.prompts import read_grading_prompts
+from headscope.storage import write_whole
+
+LONGEST_PROMPT = 64
+SHIPPED = Path(__file__).parents[1] / "bundled" / "stickers"
+SCENES = "stickers-scenes"
+STICKERS = Path("reports/stickers")
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Make the bundled model `stickers` again.")
+Pictures = Annotated[Path, typer.Option(help="Parquet file of pictures (see the `pictures` command).")]
+Folder = Annotated[Path, typer.Option(help="Folder for weights, logs and checkpoints; a stopped run goes on there.")]
+Size = Annotated[str, typer.Option("--preset", help="quick: hours on two cores; full: minutes on a GPU.")]
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise DataError(f"--preset {name}: unknown; known presets are {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def _tokenizer(pictures: Path) -> PreTrainedTokenizerFast:
+    try:
+        concepts = pd.read_parquet(pictures, columns=["concept"])["concept"]
+    except Exception as error:
+        raise DataError(f"{pictures}: not a readable picture file ({error}).") from None
+    return build_tokenizer(sorted(set(concepts)), LONGEST_PROMPT)
+
+
+@app.command("pictures")
+def pictures_of_icons(
+    packages: Annotated[Path, typer.Option(help="Folder with the icon packages, packed by npm or unpacked.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")] = Path("stickers96.parquet"),
+    size: Annotated[int, typer.Option(min=1, help="Pixels of a side.")] = 96,
+) -> None:
+    """Render the pictures from icon packages. Example: python -m headscope.recipe pictures --packages icons"""
+    print(build_pictures(packages, out, size))
+
+
+@app.command()
+def train(
+    pictures: Pictures,
+    out: Folder = Path("training"),
+    preset: Size = "quick",
+    workers: Annotated[int, typer.Option(help="Processes of one thread each (CPU); 1 on a GPU.")] = 2,
+    seed: int = 0,
+    device: str = "cpu",
+    count: Annotated[int | None, typer.Option("--count", help="Train on this many pictures instead.")] = None,
+    warm_start: Annotated[Path | None, typer.Option(help="Model or training folder to go on from, VQ model included.")] = None,
+) -> None:
+    """Train the VQ model, then the transformer. Example: python -m headscope.recipe train --pictures stickers96.parquet"""
+    size = _preset(preset)
+    stickers = load_stickers(pictures, size, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    if warm_start is not None and not (out / "vq.safetensors").exists():
+        take_over_vq(warm_start, out)
+    if not (out / "vq.safetensors").exists():
+        parallel.run(train_vq, workers, size, stickers, out, seed, device)
+    plan = Plan(out, seed, device, count, warm_start)
+    parallel.run(train_transformer, workers, size, stickers, _tokenizer(pictures), plan)
+
+
+@app.command()
+def export(
+    pictures: Pictures,
+    training: Folder = Path("training"),
+    out: Annotated[Path, typer.Option(help="The folder to fill.")] = SHIPPED,
+    preset: Size = "quick",
+    machine: Annotated[str, typer.Option(help="What it was trained on, for the model card.")] = "two CPU cores without a GPU",
+) -> None:
+    """Write the trained model as a folder. Example: python -m headscope.recipe export --pictures stickers96.parquet"""
+    size = _preset(preset)
+    print(export_folder(size, _tokenizer(pictures), load_stickers(pictures, size), training, out, machine))
+
+
+@app.command()
+def sheet(
+    pictures: Pictures,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = STICKERS / "sheet.png",
+    count: Annotated[int, typer.Option(min=1, help="Prompts.")] = 48,
+    seed: int = 1,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the model's).")] = None,
+    preset: Size = "quick",
+    model: Annotated[str, typer.Option(help="A model name or folder.")] = "stickers",
+) -> None:
+    """Draw prompts chosen by seed on one sheet. Example: python -m headscope.recipe sheet --pictures stickers96.parquet"""
+    size = _preset(preset)
+    named = scene_prompts if size.scenes else prompts_by_seed
+    prompts = named(load_stickers(pictures, size), count, seed)
+    loaded = load_model(model)
+    samples = generate(loaded, prompts, seed, guidance=guidance)
+    images = loaded.to_images(samples.tokens)
+    contact_sheet([(prompt, [image.numpy()]) for prompt, image in zip(prompts, images, strict=True)], [], out)
+    print(out)
+
+
+@app.command()
+def detector(
+    pictures: Pictures,
+    training: Folder = Path("training/detector"),
+    count: Annotated[int, typer.Option("--count", min=0, help="Train on this many pictures; 0 only tests again.")] = 51_200,
+    scenes: Annotated[int, typer.Option("--resampled", min=0, help="Scenes that the model resamples; 0 for none.")] = 3_200,
+    drawn: Annotated[int, typer.Option(min=0, help="Pictures the model draws and the --warm-start detector labels.")] = 0,
+    warm_start: Annotated[Path | None, typer.Option(help="Detector file to go on from.")] = None,
+    seed: int = 0,
+    model: Annotated[str, typer.Option(help="A name or folder: its VQ model shows a third, it resamples a third.")] = SCENES,
+    out: Annotated[Path, typer.Option(help="Detector file to write.")] = WEIGHTS,
+    report: Annotated[Path, typer.Option(help="Table of its test to write.")] = STICKERS / "detector.csv",
+    prompts: Annotated[Path | None, typer.Option(help="Also write the grading prompts anew, here.")] = None,
+    sample: Annotated[Path | None, typer.Option(help="Also keep a few pictures of its test here, as image tokens.")] = None,
+) -> None:
+    """Train and test StickerEval's detector. Example: python -m headscope.recipe detector --pictures stickers96.parquet"""
+    book = LessonBook(load_stickers(pictures, PRESETS["full"], seed))
+    if prompts is not None:
+        print(asked.write_prompts(book, prompts))
+    drawer = grader.drawing_model(model)
+    if sample is not None:
+        print(grader.write_sample(book, drawer, sample))
+    if count:
+        pools = [Pool.fill(book, drawer, training, scenes, seed)] if scenes else []
+        if drawn:
+            pools.append(drawn_pool(book, drawer, _earlier(warm_start), training, drawn, seed))
+            print("{} things of the classes and {} others in what was drawn".format(*named_things(pools[-1].scenes)))
+        checkpoint = grader.train_detector(book, drawer, pools, training, count, seed, warm_start)
+        print(grader.ship(grader.trained(checkpoint), out))
+    table = grader.examine(StickerDetector.load(out), book, drawer, grader.EXAM)
+    print(table.to_string(index=False))
+    print(write_whole(report, lambda path: table.to_csv(path, index=False, float_format="%.4f")))
+
+
+@app.command()
+def real(
+    pictures: Pictures,
+    out: Annotated[Path, typer.Option(help="Folder to fill with PNG files.")] = Path("real"),
+    seed: int = 4,
+) -> None:
+    """Compose what StickerEval asks for, as real pictures. Example: python -m headscope.recipe real --pictures F"""
+    print(asked.write_real(LessonBook(load_stickers(pictures, PRESETS["full"], 0)), out, seed))
+
+
+@app.command()
+def ceiling(
+    pictures: Pictures,
+    out: Annotated[Path, typer.Option(help="Table to write.")] = STICKERS / "ceiling.csv",
+    model: Annotated[str, typer.Option(help="A name or folder: its VQ model is looked through.")] = SCENES,
+    views: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 8,
+    seed: int = 6,
+) -> None:
+    """Grade real pictures of what StickerEval asks for. Example: python -m headscope.recipe ceiling --pictures F"""
+    book = LessonBook(load_stickers(pictures, PRESETS["full"], 0))
+    table = asked.ceiling(book, grader.drawing_model(model), StickerEval(), read_grading_prompts(), views, seed)
+    print(table.to_string(index=False))
+    print(write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.4f")))
+
+
+def _earlier(weights: Path | None) -> StickerDetector:
+    if weights is None:
+        raise DataError("--drawn: an earlier detector labels what is drawn; name its file with --warm-start.")
+    return StickerDetector.load(weights)
+
+
+@app.command()
+def agreement(
+    labels: Annotated[Path, typer.Option(help="What an eye names in each picture.")] = STICKERS / "labels.jsonl",
+    pictures: Annotated[Path, typer.Option(help="Those pictures, as image tokens.")] = STICKERS / "labelled.safetensors",
+    weights: Annotated[Path, typer.Option(help="Detector file.")] = WEIGHTS,
+    model: Annotated[str, typer.Option(help="The model that drew the pictures: a name or folder.")] = SCENES,
+    drawn: Annotated[Path | None, typer.Option(help="Folder to make the file of pictures from before.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for agreement.csv and confusion.csv.")] = STICKERS,
+) -> None:
+    """Compare StickerEval's verdicts with an eye's. Example: python -m headscope.recipe agreement"""
+    drawer = grader.drawing_model(model)
+    if drawn is not None:
+        print(eye.pack_labelled(drawn, drawer, pictures))
+    labelled = eye.read_labelled(labels, pictures)
+    shown = eye.decode_labelled(labelled, drawer)
+    detector = StickerDetector.load(weights)
+    found = detector.detect(shown)
+    tables = {"agreement": eye.agreement(eye.verdicts(labelled, found)), "confusion": eye.confusion(labelled.things, found)}
+    print(tables["agreement"].to_string(index=False))
+    print(f"\nWith other thresholds than {detector.threshold}, to know and not to choose by:")
+    print(eye.by_threshold(labelled, shown, detector).to_string(index=False))
+    for name, table in tables.items():
+        print(write_whole(out / f"{name}.csv", partial(table.to_csv, index=False, float_format="%.4f")))
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except HeadscopeError as error:
+        raise SystemExit(f"error: {error}") from None

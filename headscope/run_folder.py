@@ -1,0 +1,186 @@
+"""The run folder: where each step finds the files of the step before, and what says which run it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from headscope.errors import DataError
+from headscope.overwriting import clear_run
+from headscope.policy.policy import ModelShape
+from headscope.provenance import version_of, versions
+from headscope.storage import read_json, write_json
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run, and its `run.json`; they are absolute, so that changing the working folder later changes nothing."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path).absolute())
+
+    @property
+    def trace(self) -> Path:
+        """Folder of the trace dataset."""
+        return self.path / "trace"
+
+    @property
+    def samples(self) -> Path:
+        """The calibration pictures as tokens."""
+        return self.path / "calibration.parquet"
+
+    @property
+    def unseen(self) -> Path:
+        """Pictures of prompts that neither trace nor search saw, drawn with the full cache."""
+        return self.path / "unseen.parquet"
+
+    @property
+    def heads(self) -> Path:
+        """The head classes."""
+        return self.path / "heads.safetensors"
+
+    @property
+    def stability(self) -> Path:
+        """How far two looks at the heads agree."""
+        return self.path / "stability.csv"
+
+    @property
+    def sensitivity(self) -> Path:
+        """Losses of single heads."""
+        return self.path / "sensitivity.parquet"
+
+    @property
+    def needs(self) -> Path:
+        """What each head needs, from those losses."""
+        return self.path / "needs.csv"
+
+    @property
+    def search(self) -> Path:
+        """Folder of the search."""
+        return self.path / "search"
+
+    def table(self, pictures: int) -> Path:
+        """The sensitivity table of the search, measured on so many pictures; it belongs to no limit."""
+        return self.search / f"sensitivity-{pictures}.parquet"
+
+    @property
+    def policy(self) -> Path:
+        """The searched policy."""
+        return self.path / "policy.safetensors"
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of drawn pictures."""
+        return self.path / "pictures"
+
+    @property
+    def json(self) -> Path:
+        """What the run is: model, settings, versions, machine, seconds."""
+        return self.path / "run.json"
+
+    def read(self) -> dict[str, Any]:
+        """The content of run.json.
+
+        Raises:
+            DataError: there is none, so this is no run folder.
+        """
+        if not self.json.is_file():
+            raise DataError(f"{self.path}: no run.json here, so this is no run folder; make one with `headscope trace`.")
+        content = read_json(self.json)
+        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+            raise DataError(f"{self.json}: not a run.json of headscope; start in another folder.")
+        return content
+
+    def note(self, **facts: Any) -> dict[str, Any]:
+        """Merge facts into run.json (dictionaries one level deep) and write it whole."""
+        content = self.read()
+        for name, value in facts.items():
+            before = content.get(name)
+            content[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+        write_json(self.json, content)
+        return content
+
+    def begin(
+        self,
+        shape: ModelShape,
+        source: str,
+        settings: dict[str, Any],
+        machine: dict[str, Any],
+        *,
+        resume: bool,
+        overwrite: bool,
+    ) -> None:
+        """Make the folder a run of a model, or go on with the run that it holds.
+
+        Args:
+            shape: of the model.
+            source: what `load_model` opens it by, whichever the working folder is then.
+            settings: of the run; an earlier one's must be the same, where it had them.
+            machine: of `headscope.provenance.machine`.
+            resume: go on with the run that it holds.
+            overwrite: remove what headscope wrote there before; other files stay.
+
+        Raises:
+            DataError: it holds a run and neither `resume` nor `overwrite` was asked for, or a run of something else; or
+                other files and no run; or it is a folder that is never cleared.
+        """
+        cleared = overwrite and self.json.is_file()
+        if cleared:
+            clear_run(self.path)
+        if self.json.is_file():
+            found = self.read()
+            self.check_model(shape)
+            if not resume:
+                raise DataError(
+                    f"{self.path}: holds a run of {found['model']['name']} already; continue it with --resume, start anew with "
+                    "--overwrite, or choose another folder with --out."
+                )
+            for name, value in settings.items():
+                before = found["settings"].get(name, value)
+                if before not in (None, value):  # None: the steps so far did not need it
+                    raise DataError(
+                        f"{self.path}: was begun with {name} {_brief(before)}, now it is {_brief(value)}; use the same, or "
+                        "another folder with --out."
+                    )
+            self.note(settings=settings)
+            return
+        if not cleared and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise DataError(f"{self.path}: exists and is no run folder; choose another one with --out.")
+        write_json(
+            self.json,
+            {
+                "headscope": version_of("headscope"),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "model": {**shape.to_dict(), "source": source},
+                "settings": settings,
+                "versions": versions(),
+                "machine": machine,
+                "steps": {},
+            },
+        )
+
+    def check_model(self, shape: ModelShape) -> None:
+        """Refuse a run folder of another model.
+
+        Raises:
+            DataError: the weights differ from those the run was begun with.
+        """
+        found = self.read()["model"]
+        if found["weights"] != shape.weights:
+            raise DataError(
+                f"{self.path}: is a run of {found['name']} (weights {found['weights'][:12]}), not of {shape.name} (weights "
+                f"{shape.weights[:12]}); choose another folder with --out."
+            )
+
+    def done(self, step: str) -> bool:
+        """Whether a step has been finished."""
+        return step in self.read()["steps"]
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,1 @@
+"""Decoders: ways to take one token through a model."""

@@ -1,0 +1,1 @@
+"""StickerEval: scenes of stickers, graded by a bundled detector."""

@@ -1,0 +1,137 @@
+"""The table of methods: policies at equal bytes, on pictures that no search saw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import pandas as pd
+import torch
+
+from headscope.policy.footprint import kept_ratio
+from headscope.policy.policy import Policy
+from headscope.policy.presets import CONTROLS
+from headscope.runtime import CompressedCache, compressed
+from headscope.tuning.measure.replay import Replay, chunks
+
+TIMED_STEPS = 48
+BOOTSTRAPS = 2000
+COLUMNS = ["method", "budget", "kept_ratio", "replay_kl", "top1", "cache_bytes", "ms_per_step"]
+
+
+@dataclass(frozen=True)
+class MethodTable:
+    """What `compare_methods` measured.
+
+    Attributes:
+        methods: one row a method; COLUMNS first, then kl_low, kl_high (bootstrap 95 % over pictures), difference_low,
+            difference_high (the same of this method's KL minus the searched policy's, picture by picture), variant, and
+            control_low, control_high (of a control's KL minus that of `ssd`, whose classes it exchanges or deals anew).
+        by_row: method, row of the image, kl.
+    """
+
+    methods: pd.DataFrame
+    by_row: pd.DataFrame
+
+
+def compare_methods(
+    replay: Replay,
+    policies: Mapping[str, Policy],
+    budget: str,
+    *,
+    of: str = "all",
+    timed_pictures: int = 4,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> MethodTable:
+    """Measure every policy on the pictures of `replay`, and time a decoding step with its cache full.
+
+    Args:
+        policies: by name of the method; `searched` is what the others are paired with.
+        budget: the limit as the user gave it, for the table.
+        of: whether kept_ratio counts "all" tokens or those of the "image".
+        timed_pictures: pictures drawn together in the timed steps, times both streams.
+    """
+    rows, by_row, losses = [], [], {}
+    for done, (name, policy) in enumerate(policies.items()):
+        result = replay.measure(policy)
+        losses[name] = result.kl_by_picture.numpy()
+        low, high = bootstrap(losses[name], seed)
+        rows.append(
+            {
+                "method": name,
+                "budget": "100%" if name == "full" else budget,
+                "kept_ratio": kept_ratio(policy, of=of, dtype=str(replay.dtype).removeprefix("torch."), streams=replay.streams),
+                "replay_kl": result.kl,
+                "top1": result.top1,
+                "cache_bytes": result.cache_bytes,
+                "ms_per_step": float("nan"),
+                "kl_low": low,
+                "kl_high": high,
+                "variant": str(policy.provenance.get("variant", policy.provenance.get("origin", ""))),
+            }
+        )
+        by_row += [{"method": name, "row": row, "kl": float(kl)} for row, kl in enumerate(result.kl_by_row)]
+        if progress is not None:
+            progress(done + 1, len(policies))
+    methods = pd.DataFrame(rows)
+    if "searched" in losses:
+        pairs = [bootstrap(losses[name] - losses["searched"], seed) for name in methods["method"]]
+        methods["difference_low"], methods["difference_high"] = zip(*pairs, strict=True)
+    if "ssd" in losses:
+        controls = [
+            bootstrap(losses[n] - losses["ssd"], seed) if n in CONTROLS else (np.nan, np.nan) for n in methods["method"]
+        ]
+        methods["control_low"], methods["control_high"] = zip(*controls, strict=True)
+    times = step_times(replay, policies, timed_pictures)
+    methods["ms_per_step"] = [1e3 * times[name] for name in methods["method"]]
+    return MethodTable(methods, pd.DataFrame(by_row))
+
+
+def bootstrap(values: np.ndarray, seed: int) -> tuple[float, float]:
+    """95 % interval of the mean, by resampling pictures."""
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(0, len(values), (BOOTSTRAPS, len(values)))].mean(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+@torch.inference_mode()
+def step_times(replay: Replay, policies: Mapping[str, Policy], pictures: int) -> dict[str, float]:
+    """Median seconds of one decoding step at the end of the picture, where every cache is full.
+
+    The recorded tokens are replayed up to the last TIMED_STEPS, which are then fed one by one; methods take turns step by
+    step, so that whatever else the machine does falls on all of them alike.
+    """
+    model = replay.model
+    few = Replay(model, replay.samples.select(range(min(pictures, len(replay)))), by_stream=False)
+    batch = few.batches[0]
+    last = few.geometry.tokens - 1
+    begin = max(last - TIMED_STEPS, 0)
+    caches = {}
+    for name, policy in policies.items():
+        cache = CompressedCache(policy)
+        with compressed(model, policy):
+            model.decode(batch.prefix, batch.mask[:, : few.prefix], cache)
+            for start, end in chunks(policy, few.geometry):
+                stop = min(end, begin)
+                if start < stop:
+                    model.decode(batch.tokens[:, start:stop], batch.mask[:, : few.prefix + stop], cache)
+        caches[name] = cache
+    seconds: dict[str, list[float]] = {name: [] for name in policies}
+    for t in range(begin, last):
+        for name, policy in policies.items():
+            with compressed(model, policy):
+                started = _clock(model.device)
+                hidden = model.decode(batch.tokens[:, t : t + 1], batch.mask[:, : few.prefix + t + 1], caches[name])
+                model.logits(hidden)
+                seconds[name].append(_clock(model.device) - started)
+    return {name: median(times) for name, times in seconds.items()}
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

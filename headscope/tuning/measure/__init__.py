@@ -1,0 +1,1 @@
+"""Measuring: what a policy, a head or an option loses on recorded images."""

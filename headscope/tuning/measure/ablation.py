@@ -1,0 +1,162 @@
+"""What does each head need: the newest tokens, the heaviest, or both? Cause, not description.
+
+Each KV head in turn keeps, at equal bytes, a window only, heavy tokens only, or half of each, while all others keep
+everything; what is lost is measured by replay. If SSD's classes (2510.18716) say what heads need, spatial heads lose less with
+the window and semantic heads with the heavy tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+
+from headscope.errors import BudgetError, DataError
+from headscope.heads import SEMANTIC
+from headscope.policy.footprint import head_bytes, parse_keep, plain_bytes
+from headscope.policy.policy import ModelShape
+from headscope.tuning.measure.options import Option
+from headscope.tuning.measure.sensitivity import NEGLIGIBLE
+
+KINDS = ("window", "heavy", "both")
+_SAID = {"window": "the window", "heavy": "heavy tokens", "both": "half of each"}
+_BOOTSTRAPS = 2000
+
+
+def equal_options(
+    shape: ModelShape, keep: str | float, *, prefix: int, stride: int, dtype: str | torch.dtype = "float32", of: str = "all"
+) -> dict[str, Option]:
+    """The three choices of one head within its share of a byte limit: `window`, `heavy`, and `both`, half of each.
+
+    A heavy head pays for its scores and for the buffer of a stride, as allocated; so it keeps fewer tokens than a window does.
+
+    Raises:
+        BudgetError: the share is too small for one heavy token and one recent one.
+    """
+    limit = (
+        parse_keep(keep) * plain_bytes(shape, prefix=prefix, streams=1, dtype=dtype, of=of) / (shape.layers * shape.kv_heads)
+    )
+    most = shape.geometry.tokens - 1
+
+    def largest(kind: str) -> tuple[int, int]:
+        found = (-1, -1)
+        for tokens in range(1, most + 1):
+            window = {"window": tokens, "heavy": 0, "both": tokens // 2}[kind]
+            cost = head_bytes(window, tokens - window, 0, stride, shape=shape, prefix=prefix, dtype=dtype, of=of)
+            if int(cost) <= limit:
+                found = (window, tokens - window)
+        return found
+
+    sizes = {kind: largest(kind) for kind in KINDS}
+    if any(max(size) < 1 for size in sizes.values()):
+        raise BudgetError(
+            f"--keep {keep}: a head's share of {limit:,.0f} bytes holds no heavy token beside a buffer of {stride} tokens; "
+            "keep more, or choose a shorter --stride."
+        )
+    return {kind: Option(*size) for kind, size in sizes.items()}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the heads need at one budget.
+
+    Attributes:
+        keep: the budget as given. options: what each of KINDS was.
+        table: a row a KV head: layer, kv_head, class, semantic_score, window, heavy, both (nats a token lost by that choice
+            alone), needs = (window - heavy) / (window + heavy), 1 where only heavy tokens help and -1 where only the window
+            does, no number where neither loses anything; best, the choice of the three that loses least.
+        correlation: Spearman's of the semantic score with `needs`; low, high: 95 % by bootstrap over heads.
+        by_class, by_opposite, by_best: summed losses if each head gets what its class says, the other, or the better.
+    """
+
+    keep: str
+    options: dict[str, Option]
+    table: pd.DataFrame
+    correlation: float
+    low: float
+    high: float
+    by_class: float
+    by_opposite: float
+    by_best: float
+
+    @property
+    def right(self) -> float:
+        """Share of the heads that lose anything whose class names the better of window and heavy."""
+        felt = self.table[self.table["needs"].notna()]
+        return float(((felt["needs"] > 0) == (felt["class"] == SEMANTIC)).mean())
+
+    def sentence(self) -> str:
+        """The answer."""
+        felt = int(self.table["needs"].notna().sum())
+        between = f"rank correlation {self.correlation:.2f}, 95 % interval {self.low:.2f} to {self.high:.2f}, {felt} heads"
+        counts = self.table["best"].value_counts()
+        best = ", ".join(f"{_SAID[kind]} in {counts.get(kind, 0)} heads" for kind in KINDS)
+        if self.low > 0:
+            answer = "The semantic score predicts what a head needs"
+        elif self.high < 0:
+            answer = "The semantic score predicts the opposite of what a head needs"
+        else:
+            answer = "The semantic score does not predict what a head needs"
+        return (
+            f"At {self.keep}: {answer} ({between}). Each head given what its class says, alone, the losses sum to "
+            f"{self.by_class:.4f}, given the other {self.by_opposite:.4f}, given the better {self.by_best:.4f} nats a token; "
+            f"the class names the better for {self.right:.0%}. Of all three, most is kept by {best}."
+        )
+
+
+def needs(losses: pd.DataFrame, heads: pd.DataFrame, options: dict[str, Option], keep: str, seed: int = 0) -> Needs:
+    """Does the graded score predict which choice a head needs?
+
+    Args:
+        losses: of `measure_sensitivity` with these options. heads: of `Heads.table`.
+    Raises:
+        DataError: the losses lack a head at one of the options.
+    """
+    wide = heads[["layer", "kv_head", "class", "semantic_score"]].reset_index(drop=True)
+    for kind, option in options.items():
+        mine = losses[(losses["window"] == option.window) & (losses["heavy"] == option.heavy)]
+        wide = wide.merge(mine[["layer", "kv_head", "loss"]].rename(columns={"loss": kind}), how="left")
+    if wide[list(KINDS)].isna().any(axis=None):
+        missing = int(wide[list(KINDS)].isna().any(axis=1).sum())
+        raise DataError(
+            f"The table of losses lacks {missing} of {len(wide)} heads at {keep}; delete sensitivity.parquet from the run's "
+            "folder, and the same command measures them all."
+        )
+    wide[list(KINDS)] = wide[list(KINDS)].clip(lower=0.0)
+    either = wide["window"] + wide["heavy"]
+    wide["needs"] = ((wide["window"] - wide["heavy"]) / either).where(wide[["window", "heavy"]].max(axis=1) > NEGLIGIBLE)
+    wide["best"] = wide[list(KINDS)].idxmin(axis=1)
+    felt = wide[wide["needs"].notna()]
+    correlation, low, high = rank_correlation(felt["semantic_score"].to_numpy(), felt["needs"].to_numpy(), seed)
+    semantic = wide["class"] == SEMANTIC
+    return Needs(
+        keep,
+        options,
+        wide,
+        correlation,
+        low,
+        high,
+        by_class=float(wide["heavy"].where(semantic, wide["window"]).sum()),
+        by_opposite=float(wide["window"].where(semantic, wide["heavy"]).sum()),
+        by_best=float(wide[["window", "heavy"]].min(axis=1).sum()),
+    )
+
+
+def rank_correlation(
+    x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, seed: int = 0
+) -> tuple[float, float, float]:
+    """Spearman's correlation and its 95 % interval, by a percentile bootstrap over the pairs; no numbers below three pairs."""
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan"), float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(_BOOTSTRAPS):
+        pick = rng.integers(len(x), size=len(x))
+        if np.ptp(x[pick]) > 0 and np.ptp(y[pick]) > 0:
+            draws.append(float(spearmanr(x[pick], y[pick]).statistic))
+    return float(spearmanr(x, y).statistic), float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))

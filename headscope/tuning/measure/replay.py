@@ -1,0 +1,377 @@
+"""Replay: recorded images run, teacher forced, through the compressed cache; what is lost against the full cache.
+
+The distribution compared is the one that is sampled from: under guidance `u + s * (c - u)` of the two streams, after the
+temperature and before top-k, at the recorded scale. Forward KL(full || policy) in nats. The first image token follows
+from the prefix alone, which every policy keeps, so it does not count: an image of N tokens gives N - 1 positions, and
+position i of every array here belongs to image token i + 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from headscope.errors import DataError
+from headscope.geometry import Geometry
+from headscope.models.protocol import ImageModel
+from headscope.policy.policy import Policy
+from headscope.runtime import compressed
+from headscope.runtime.cache import CompressedCache
+from headscope.runtime.finite import no_numbers
+from headscope.samples import Samples
+from headscope.tuning.measure.full_cache import ROOM, Reference
+
+# Working memory of one batch of pictures; a default that leaves room on a machine with 3 GB.
+BATCH_BYTES = 400 * 2**20
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """What one policy loses on the recorded pictures.
+
+    Attributes:
+        divergence: float32 [pictures, N - 1], forward KL of the guided distribution, nats.
+        conditional, unconditional: the same of each stream alone (None where it was not asked for, or without guidance).
+        agreement: bool [pictures, N - 1], both distributions have the same most likely code.
+        surplus: float32 [pictures, N - 1], extra nats that the recorded token costs (may be negative).
+        geometry: of the image, for sums by row.
+        bound: by how much `kl` may be too low, nats a token: 0 unless only the top of the reference is kept.
+        cache_bytes: bytes of the cache's tensors for one picture (both streams).
+        seconds: wall clock of this measurement.
+    """
+
+    divergence: torch.Tensor
+    agreement: torch.Tensor
+    surplus: torch.Tensor
+    geometry: Geometry
+    conditional: torch.Tensor | None = None
+    unconditional: torch.Tensor | None = None
+    bound: float = 0.0
+    cache_bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def kl(self) -> float:
+        """Mean over pictures and positions: the search's objective, nats a token."""
+        return float(self.divergence.double().mean())
+
+    @property
+    def top1(self) -> float:
+        """Share of positions whose most likely code is that of the full cache."""
+        return float(self.agreement.double().mean())
+
+    @property
+    def extra_nats(self) -> float:
+        """Mean extra nats of the recorded tokens."""
+        return float(self.surplus.double().mean())
+
+    @property
+    def kl_by_picture(self) -> torch.Tensor:
+        """float64 [pictures]: losses that pair with another policy's, picture by picture."""
+        return self.divergence.double().mean(1)
+
+    @property
+    def kl_by_row(self) -> torch.Tensor:
+        """float64 [rows]: mean over pictures and the tokens of a row (row 0 without its first token)."""
+        row = self.geometry.coordinates()[0][1:]
+        totals = torch.zeros(self.geometry.rows, dtype=torch.float64).index_add_(0, row, self.divergence.double().mean(0))
+        return totals / torch.bincount(row, minlength=self.geometry.rows).clamp(min=1)
+
+    def summary(self) -> dict[str, float]:
+        """Plain numbers for tables and JSON."""
+        numbers = {"kl": self.kl, "top1": self.top1, "extra_nats": self.extra_nats}
+        for name, values in (("kl_conditional", self.conditional), ("kl_unconditional", self.unconditional)):
+            if values is not None:
+                numbers[name] = float(values.double().mean())
+        return numbers
+
+
+class GivenUp(Exception):
+    """Raised by the watcher of a replay to end it."""
+
+
+# Told the losses, float64 [pictures], of the next pictures as soon as they are known; may raise to end the measurement.
+Watch = Callable[[torch.Tensor], None]
+
+
+class Measures(Protocol):
+    """What a search needs of a replay; tests pass synthetic ones."""
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        ...
+
+    def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
+        """The loss of `policy` on the pictures this object holds; see `Replay.measure`."""
+        ...
+
+
+@dataclass
+class Remembered:
+    """A replay that measures equal policies once (key: the policy's fingerprint)."""
+
+    replay: Measures
+    results: dict[str, ReplayResult] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.replay)
+
+    def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
+        """The stored result, or a new measurement."""
+        key = policy.fingerprint()
+        if key not in self.results:
+            self.results[key] = self.replay.measure(policy, watch)
+        elif watch is not None:
+            watch(self.results[key].kl_by_picture)
+        return self.results[key]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some of the pictures, ready to run: rows are the conditional streams, then (under guidance) the unconditional ones.
+
+    Attributes:
+        prefix: [rows, P, C] embeddings; tokens: [rows, N - 1, C] embeddings of image tokens 0 .. N - 2.
+        mask: int64 [rows, P + N - 1], zero at the padding on the left.
+        pictures: which pictures of the replay these are.
+    """
+
+    prefix: torch.Tensor
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    pictures: slice
+
+
+class Replay:
+    """The recorded pictures of `samples` under the full cache, against which policies are measured.
+
+    Args:
+        model: whose tokens were recorded.
+        samples: the recorded tokens with prompts, guidance scale and temperature.
+        batch_size: pictures that run together; by default as many as fit in 400 MiB.
+        dtype: of the cache (the model's by default).
+        by_stream: also report each stream's own KL (three reference tables in memory in place of one).
+        reference_bytes: what the tables of the full cache's predictions may take; see `Reference`.
+
+    Raises:
+        DataError: no picture, tokens of another grid or outside the vocabulary, samples of another model's weights.
+        NumberError: the full cache gives NaN or infinite logits; names the token.
+    """
+
+    def __init__(
+        self,
+        model: ImageModel,
+        samples: Samples,
+        *,
+        batch_size: int | None = None,
+        dtype: torch.dtype | None = None,
+        by_stream: bool = True,
+        reference_bytes: int = ROOM,
+    ) -> None:
+        _check(model, samples)
+        self.model = model
+        self.samples = samples
+        self.geometry = model.shape.geometry
+        self.dtype = dtype or model.dtype
+        self.guidance = float(samples.guidance)
+        self.temperature = float(samples.temperature)
+        self.streams = 1 if self.guidance == 1.0 else 2
+        self.by_stream = by_stream and self.streams == 2
+        self.tokens = torch.as_tensor(samples.tokens).long().to(model.device)
+        with torch.inference_mode():
+            self._encode()
+            self.batch_size = min(batch_size or self.fitting_batch(), len(self.tokens))
+            self.batches = [self._batch(start) for start in range(0, len(self.tokens), self.batch_size)]
+            self._remember_reference(reference_bytes)
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.tokens)
+
+    def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
+        """Run the recorded tokens through the compressed cache under `policy`.
+
+        Args:
+            watch: told the losses of a batch of pictures once it is done; what it raises ends the measurement.
+
+        Raises:
+            PolicyMismatch: the policy is for another model.
+            NumberError: NaN or infinite logits; names the token.
+        """
+        started = time.perf_counter()
+        parts, nbytes = [], 0
+        with torch.inference_mode(), compressed(self.model, policy):
+            for batch in self.batches:
+                cache = CompressedCache(
+                    policy, batch=len(batch.prefix), prefix=self.prefix, dtype=self.dtype, device=self.model.device
+                )
+                hidden = self.run(batch, policy, cache)
+                nbytes = nbytes or cache.nbytes() * self.streams // len(batch.prefix)
+                parts.append(self.compare(hidden, batch.pictures))
+                divergence = parts[-1][0]
+                self._check_numbers(divergence, cache)
+                if watch is not None and divergence is not None:
+                    watch(divergence.double().mean(1))
+        joined = [None if first is None else torch.cat(column) for first, column in _columns(parts)]
+        divergence, bound, agreement, surplus, conditional, unconditional = joined
+        assert divergence is not None
+        assert bound is not None
+        assert agreement is not None
+        assert surplus is not None
+        return ReplayResult(
+            divergence,
+            agreement,
+            surplus,
+            self.geometry,
+            conditional,
+            unconditional,
+            bound=float(bound.double().mean()),
+            cache_bytes=nbytes,
+            seconds=time.perf_counter() - started,
+        )
+
+    def run(self, batch: Batch, policy: Policy, cache: CompressedCache) -> torch.Tensor:
+        """Hidden states [rows, N - 1, C] after image tokens 0 .. N - 2, computed chunk by chunk through `cache`.
+
+        Chunks never cross a stride end, where heavy heads choose; without heavy heads the image is one chunk.
+        """
+        self.model.decode(batch.prefix, batch.mask[:, : self.prefix], cache)
+        hidden = []
+        for start, end in chunks(policy, self.geometry):
+            mask = batch.mask[:, : self.prefix + end]
+            hidden.append(self.model.decode(batch.tokens[:, start:end], mask, cache))
+        return torch.cat(hidden, 1)
+
+    def compare(self, hidden: torch.Tensor, pictures: slice) -> tuple[torch.Tensor | None, ...]:
+        """(divergence, bound, agreement, surplus, conditional, unconditional) of hidden states [rows, N - 1, C]."""
+        logits = self._streams(hidden)
+        measured = torch.log_softmax(self._guided(*logits), -1)
+        recorded = self.tokens[pictures, 1:, None]
+        surplus = (self._recorded[pictures] - measured.gather(-1, recorded).squeeze(-1)).cpu()
+        agreement = (measured.argmax(-1) == self._top[pictures]).cpu()
+        own = [
+            table.divergence(torch.log_softmax(stream, -1), pictures)[0].cpu()
+            for table, stream in zip(self.references[1:], logits, strict=False)
+            if stream is not None
+        ]
+        divergence, bound = self.references[0].divergence(measured, pictures)
+        return divergence.cpu(), bound.cpu(), agreement, surplus, *(own or (None, None))
+
+    def divergence(self, hidden: torch.Tensor, pictures: slice) -> torch.Tensor:
+        """Only the guided KL, float32 [pictures, N - 1]: what the sensitivity table needs."""
+        measured = torch.log_softmax(self._guided(*self._streams(hidden)), -1)
+        found = self.references[0].divergence(measured, pictures)[0].cpu()
+        self._check_numbers(found)
+        return found
+
+    def _check_numbers(self, values: torch.Tensor | None, cache: CompressedCache | None = None) -> None:
+        """Refuse numbers [pictures, N - 1] that are none: the logits at their place were."""
+        if values is not None and bool((wrong := ~values.isfinite()).any()):
+            token = int(wrong.any(0).nonzero()[0]) + 1
+            raise no_numbers(self.model, token, () if cache is None else (layer.kept() for layer in cache.compressed_layers))
+
+    def full(self, batch: Batch) -> torch.Tensor:
+        """Hidden states [rows, N - 1, C] under the full cache: one parallel call (attention is causal)."""
+        hidden = self.model.decode(torch.cat([batch.prefix, batch.tokens], 1), batch.mask, None)
+        return hidden[:, self.prefix :]
+
+    def _encode(self) -> None:
+        prefix = self.model.encode(list(self.samples.prompts))
+        ids, mask = [prefix.ids], [prefix.mask]
+        if self.streams == 2:
+            ids.append(prefix.unconditional_ids)
+            mask.append(prefix.unconditional_mask)
+        self.prefix = int(prefix.ids.shape[1])
+        device = self.model.device
+        self._prefix = torch.stack([self.model.embed_prefix(part.to(device)) for part in ids])  # [streams, n, P, C]
+        self._mask = torch.stack(mask).to(device)  # [streams, n, P]
+
+    def fitting_batch(self) -> int:
+        """Pictures whose logits, states and attention masks fit in BATCH_BYTES."""
+        length = self.prefix + self.geometry.tokens
+        states = 24 * self._prefix.shape[-1]  # residual, projections and the wider middle of the MLP
+        masks = 3 * self.model.shape.query_heads * length
+        return max(1, BATCH_BYTES // (4 * self.streams * length * (states + masks + 5 * self.model.vocabulary)))
+
+    def _batch(self, start: int) -> Batch:
+        pictures = slice(start, min(start + self.batch_size, len(self.tokens)))
+        embedded = self.model.embed_tokens(self.tokens[pictures, :-1])
+        ones = self._mask.new_ones(self.streams * len(embedded), embedded.shape[1])
+        return Batch(
+            prefix=self._prefix[:, pictures].flatten(0, 1),
+            tokens=embedded.repeat(self.streams, 1, 1),
+            mask=torch.cat([self._mask[:, pictures].flatten(0, 1), ones], 1),
+            pictures=pictures,
+        )
+
+    def _remember_reference(self, room: int) -> None:
+        size = (len(self.tokens), self.tokens.shape[1] - 1, self.model.vocabulary)
+        count = 3 if self.by_stream else 1
+        self.references = [Reference(*size, room // count) for _ in range(count)]
+        top, recorded = [], []
+        for batch in self.batches:
+            logits = self._streams(self.full(batch))
+            guided = torch.log_softmax(self._guided(*logits), -1)
+            self.references[0].add(guided)
+            for table, stream in zip(self.references[1:], logits, strict=False):
+                if stream is not None:
+                    table.add(torch.log_softmax(stream, -1))
+            top.append(guided.argmax(-1))
+            recorded.append(guided.gather(-1, self.tokens[batch.pictures, 1:, None]).squeeze(-1))
+            self._check_numbers(recorded[-1])
+        self._top, self._recorded = torch.cat(top), torch.cat(recorded)
+
+    def _streams(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits of each stream after the temperature, float32 [pictures, N - 1, V]."""
+        logits = self.model.logits(hidden).float() / self.temperature
+        if self.streams == 1:
+            return logits, None
+        conditional, unconditional = logits.chunk(2)
+        return conditional, unconditional
+
+    def _guided(self, conditional: torch.Tensor, unconditional: torch.Tensor | None) -> torch.Tensor:
+        if unconditional is None:
+            return conditional
+        return torch.lerp(unconditional, conditional, self.guidance)
+
+
+def chunks(policy: Policy, geometry: Geometry) -> Iterator[tuple[int, int]]:
+    """(start, end) of the chunks in which image tokens 0 .. N - 2 are replayed.
+
+    Example: 4 x 4 cells, stride 8, heavy heads: a row at a time, (0, 4) (4, 8) (8, 12) (12, 15).
+    """
+    last = geometry.tokens - 1
+    step = min(policy.stride, geometry.row_length) if bool((policy.heavy > 0).any()) else last
+    for start in range(0, last, step):
+        yield start, min(start + step, last)
+
+
+def _columns(parts: list[tuple[torch.Tensor | None, ...]]) -> Iterator[tuple[torch.Tensor | None, list[torch.Tensor]]]:
+    for column in zip(*parts, strict=True):
+        yield column[0], [part for part in column if part is not None]
+
+
+def _check(model: ImageModel, samples: Samples) -> None:
+    tokens = torch.as_tensor(samples.tokens)
+    if len(tokens) == 0:
+        raise DataError("No recorded picture to replay: the samples are empty; trace at least one prompt first.")
+    if tokens.shape[1] != model.shape.geometry.tokens:
+        raise DataError(
+            f"The recorded pictures have {tokens.shape[1]} image tokens, {model.name} draws "
+            f"{model.shape.geometry.tokens}: they were recorded with another model; trace this one again."
+        )
+    if int(tokens.min()) < 0 or int(tokens.max()) >= model.vocabulary:
+        raise DataError(
+            f"A recorded token is outside 0..{model.vocabulary - 1}, the image codes of {model.name}: the samples are "
+            "damaged or of another model; trace this one again."
+        )
+    if samples.weights and samples.weights != model.shape.weights:
+        raise DataError(
+            f"The recorded pictures are of other weights ({samples.weights[:12]}) than {model.name} has "
+            f"({model.shape.weights[:12]}): trace this model again."
+        )

@@ -1,0 +1,230 @@
+"""The loss of one head alone, without running the whole image through the cache for each head.
+
+While one head of layer l is compressed and everything else is full,
+
+- nothing below layer l changes, and a layer's heads do not see each other: what head h writes under an option depends
+  only on the layer's input under the full cache. So one replay per option, in which every layer is handed its recorded
+  full-cache input, yields what *every* head of *every* layer writes when it alone is compressed;
+- from layer l on, one parallel call under the full cache with that head's output put in its place gives the loss.
+
+The replay goes through the runtime's own cache, so heavy heads choose exactly as they do when drawing. A test holds the
+result equal to `Replay.measure` of the policy that compresses only that head.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import cast
+
+import torch
+from torch import nn
+
+from headscope.policy.policy import Policy
+from headscope.runtime import compressed
+from headscope.runtime.cache import CompressedCache
+from headscope.tuning.measure.options import Option
+from headscope.tuning.measure.replay import Batch, Replay
+
+
+def full_policy(replay: Replay, stride: int) -> Policy:
+    """Every head keeps everything: the base that single heads deviate from."""
+    shape = replay.model.shape
+    return Policy.uniform(shape, window=shape.geometry.tokens - 1, stride=stride, prefix=replay.prefix)
+
+
+def alone_policy(
+    replay: Replay, layer: int, kv_heads: int | Sequence[int], option: Option, stride: int, anchor: int = 0
+) -> Policy:
+    """One head, or several of one layer, have `option` and the first `anchor` tokens, all others keep everything."""
+    full = full_policy(replay, stride)
+    window, heavy, decay, anchors = full.window.clone(), full.heavy.clone(), full.decay.clone(), full.anchor.clone()
+    heads = list(_several(kv_heads))
+    window[layer, heads], heavy[layer, heads], decay[layer, heads] = option.window, option.heavy, option.decay
+    anchors[layer, heads] = anchor
+    return Policy.uniform(
+        full.shape, window=window, heavy=heavy, decay=decay, anchor=anchors, stride=stride, prefix=full.prefix
+    )
+
+
+class HeadsAlone:
+    """Losses of single heads, or of several of one layer together, at a stride; they keep the first `anchor` tokens too.
+
+    By the shortcut where the decoder allows it, and by plain replays elsewhere.
+
+    The shortcut needs a decoder with `layers`, each with `self_attn.o_proj` (Llama and its relatives); whether it
+    gives the same loss as a plain replay is tried on the first heads asked for, before it is relied on.
+    """
+
+    def __init__(self, replay: Replay, stride: int, anchor: int = 0) -> None:
+        self.replay = replay
+        self.stride, self.anchor = stride, anchor
+        self.shortcut = _projections(replay.model.decoder) is not None
+        self._inputs: list[list[torch.Tensor]] = []
+        self._option: Option | None = None
+        self._written: list[list[torch.Tensor]] = []
+        self._tried = False
+
+    def loss(self, layer: int, kv_heads: int | Sequence[int], option: Option) -> float:
+        """Mean guided KL in nats a token; cheapest when asked for all heads of an option in turn."""
+        heads = _several(kv_heads)
+        if self.shortcut and not self._tried:
+            plain, short = self._plain(layer, heads, option), self._short(layer, heads, option)
+            self._tried = plain > 1e-6  # a head that loses nothing says nothing about the shortcut
+            self.shortcut = abs(plain - short) <= 1e-6 + 0.02 * abs(plain)
+            return plain
+        return self._short(layer, heads, option) if self.shortcut else self._plain(layer, heads, option)
+
+    def _plain(self, layer: int, heads: Sequence[int], option: Option) -> float:
+        return self.replay.measure(alone_policy(self.replay, layer, heads, option, self.stride, self.anchor)).kl
+
+    def _short(self, layer: int, heads: Sequence[int], option: Option) -> float:
+        with torch.inference_mode():
+            if not self._inputs:
+                self._inputs = [self._record_inputs(batch) for batch in self.replay.batches]
+            if option != self._option:
+                self._written = self._record_outputs(option)
+                self._option = option
+            total, count = 0.0, 0
+            for number, batch in enumerate(self.replay.batches):
+                divergence = self._spliced(number, batch, layer, heads)
+                total, count = total + float(divergence.double().sum()), count + divergence.numel()
+        return total / count
+
+    def _record_inputs(self, batch: Batch) -> list[torch.Tensor]:
+        """Each layer's input under the full cache, [rows, P + N - 1, C]."""
+        inputs: list[torch.Tensor] = []
+        with _before(_layers(self.replay), lambda layer, hidden: inputs.append(hidden)):
+            self.replay.full(batch)
+        return inputs
+
+    def _record_outputs(self, option: Option) -> list[list[torch.Tensor]]:
+        """For each batch and layer, what all heads write under `option` given full inputs: [rows, N - 1, heads * D]."""
+        replay, shape = self.replay, self.replay.model.shape
+        policy = Policy.uniform(
+            shape,
+            window=option.window,
+            heavy=option.heavy,
+            decay=option.decay,
+            anchor=self.anchor,
+            stride=self.stride,
+            prefix=replay.prefix,
+        )
+        projections = _projections(replay.model.decoder)
+        assert projections is not None
+        outputs = []
+        for batch, inputs in zip(replay.batches, self._inputs, strict=True):
+            written: list[list[torch.Tensor]] = [[] for _ in range(shape.layers)]
+            seen = [0] * shape.layers
+
+            def hand_over(
+                layer: int, hidden: torch.Tensor, seen: list[int] = seen, inputs: list[torch.Tensor] = inputs
+            ) -> torch.Tensor:
+                start, seen[layer] = seen[layer], seen[layer] + hidden.shape[1]
+                return inputs[layer][:, start : seen[layer]]
+
+            def keep(layer: int, heads: torch.Tensor, written: list[list[torch.Tensor]] = written) -> None:
+                written[layer].append(heads)
+
+            with (
+                compressed(replay.model, policy),
+                _before(_layers(replay), hand_over),
+                _before(projections, keep),
+            ):
+                cache = CompressedCache(
+                    policy,
+                    batch=len(batch.prefix),
+                    prefix=replay.prefix,
+                    dtype=replay.dtype,
+                    device=replay.model.device,
+                )
+                replay.run(batch, policy, cache)
+            outputs.append([torch.cat(parts, 1)[:, replay.prefix :] for parts in written])
+        return outputs
+
+    def _spliced(self, number: int, batch: Batch, layer: int, kv_heads: Sequence[int]) -> torch.Tensor:
+        """Guided KL [pictures, N - 1] with these heads' output in layer `layer` put in place of the full one."""
+        replay, shape = self.replay, self.replay.model.shape
+        group = shape.query_heads // shape.kv_heads * shape.head_dim
+        columns = torch.cat([torch.arange(head * group, (head + 1) * group) for head in kv_heads])
+        projections = _projections(replay.model.decoder)
+        assert projections is not None
+
+        def splice(_: int, heads: torch.Tensor) -> torch.Tensor:
+            heads = heads.clone()
+            heads[:, replay.prefix :, columns] = self._written[number][layer][:, :, columns]
+            return heads
+
+        with _skipping(replay.model.decoder, layer), _before([projections[layer]], splice):
+            hidden = replay.model.decode(self._inputs[number][layer], batch.mask, None)
+        return replay.divergence(hidden[:, replay.prefix :], batch.pictures)
+
+
+def _several(kv_heads: int | Sequence[int]) -> Sequence[int]:
+    return (kv_heads,) if isinstance(kv_heads, int) else kv_heads
+
+
+class _Skip(nn.Module):
+    """A decoder layer that hands its input on, in the thread that made it; in others the layer that it stands for runs."""
+
+    def __init__(self, replaced: nn.Module) -> None:
+        super().__init__()
+        self._replaced, self._thread = (replaced,), threading.get_ident()
+        for name in ("attention_type", "layer_type"):  # read by decoders that mix kinds of attention
+            if hasattr(replaced, name):
+                setattr(self, name, getattr(replaced, name))
+
+    def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        if threading.get_ident() != self._thread:
+            return self._replaced[0](hidden_states, *args, **kwargs)
+        return hidden_states
+
+
+@contextmanager
+def _skipping(decoder: nn.Module, below: int) -> Iterator[None]:
+    """The layers under `below` hand on what they get; their number and order stay."""
+    layers = cast(nn.ModuleList, decoder.layers)
+    decoder.layers = nn.ModuleList([_Skip(layer) if i < below else layer for i, layer in enumerate(layers)])
+    try:
+        yield
+    finally:
+        decoder.layers = layers
+
+
+@contextmanager
+def _before(
+    modules: list[nn.Module] | nn.ModuleList, act: Callable[[int, torch.Tensor], torch.Tensor | None]
+) -> Iterator[None]:
+    """Call `act(index, first input)` before each module runs in this thread; a tensor returned takes the input's place."""
+    thread = threading.get_ident()
+
+    def hook(index: int) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict] | None]:
+        def replace(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            if threading.get_ident() != thread:
+                return None
+            if args:
+                given = act(index, args[0])
+                return None if given is None else ((given, *args[1:]), kwargs)
+            given = act(index, kwargs["hidden_states"])
+            return None if given is None else (args, {**kwargs, "hidden_states": given})
+
+        return replace
+
+    with ExitStack() as stack:
+        for index, module in enumerate(modules):
+            handle = module.register_forward_pre_hook(hook(index), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _layers(replay: Replay) -> nn.ModuleList:
+    return cast(nn.ModuleList, replay.model.decoder.layers)
+
+
+def _projections(decoder: nn.Module) -> list[nn.Module] | None:
+    """Each layer's output projection of the attention, or None where the decoder is built otherwise."""
+    layers = getattr(decoder, "layers", None)
+    found = [getattr(getattr(layer, "self_attn", None), "o_proj", None) for layer in layers or []]
+    modules = [module for module in found if isinstance(module, nn.Module)]
+    return modules if modules and len(modules) == len(found) else None

@@ -1,0 +1,1 @@
+"""Proposing: which policy to measure next, by a solver, a preset or a sampler."""

@@ -1,0 +1,254 @@
+"""Allocators: spend a byte limit on the options of a sensitivity table. Pure functions; no model is run.
+
+The losses of single heads nearly add up (sum .0126 against .0131 measured together, design.md), so the allocation with
+the least sum is a multiple-choice knapsack: one option a head, bytes below the limit, and at most `buckets` distinct
+options in a layer, because the cache stores one dense bucket for each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+from headscope.errors import BudgetError
+from headscope.policy.footprint import Limit, head_bytes
+from headscope.policy.policy import ModelShape, Policy
+from headscope.tuning.measure.options import ANCHOR, Losses, interpolated, losses_from
+
+# The exact solver may stop this close to the optimum: far below what the table's own noise is worth.
+GAP = 2e-3
+# Branches of the exact solver: enough to prove 64 heads x 20 options. Seconds that no such problem came near.
+NODES, PATIENCE = 500, 120.0
+# Subsets of options enumerated a layer in the relaxation; above it, options are thinned out first.
+SUBSETS = 4000
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Which option each head got.
+
+    Attributes:
+        choice: int64 [layers, kv_heads], index into the table's options.
+        loss: sum of the chosen losses; nbytes: sum of the chosen costs.
+        exact: the optimum was proved (up to GAP).
+    """
+
+    choice: np.ndarray
+    loss: float
+    nbytes: float
+    exact: bool
+
+
+def solve(
+    table: pd.DataFrame | Losses,
+    shape: ModelShape,
+    limit: Limit,
+    prefix: int,
+    stride: int,
+    buckets: int = 3,
+    *,
+    anchor: int = ANCHOR,
+    fading: float = 1.0,
+    interpolate: bool = True,
+    nodes: int = NODES,
+    semantic_score: torch.Tensor | None = None,
+    provenance: dict | None = None,
+) -> Policy:
+    """The policy whose summed table loss is least under `limit`.
+
+    Args:
+        table: of `measure_sensitivity`, or its arrays; measured at another stride, it is carried over
+            (`Losses.at_stride`).
+        buckets: most distinct options in a layer.
+        anchor: first image tokens kept by every head, on top of its option (default: as tables are measured).
+        fading: times the decay of each head's option.
+        interpolate: also offer sizes between the measured ones.
+        nodes: branches that the exact solver may try; 0 leaves it to the relaxation, 0.1 to 1.5 % above the optimum and
+            forty times faster. Counted in branches, not in seconds, so that the answer is the same on every machine.
+
+    Raises:
+        BudgetError: no choice of options fits the limit.
+        DataError: the table is empty or of another model.
+    """
+    geometry = shape.geometry
+    losses = table if isinstance(table, Losses) else losses_from(table, shape.layers, shape.kv_heads, geometry)
+    losses = losses.at_stride(stride)
+    if interpolate:
+        losses = interpolated(losses)
+    cost = option_bytes(losses, shape, limit, prefix, stride, anchor)
+    room = limit.per_sequence
+    allocation = allocate(losses.loss, cost, room, buckets, nodes=nodes)
+    if allocation is None:
+        smallest = float(cost.min()) * shape.layers * shape.kv_heads
+        raise BudgetError(
+            f"No choice of options fits {room:,.0f} bytes a sequence at stride {stride}: the smallest takes "
+            f"{smallest:,.0f}; expected a limit of at least that, or a smaller stride."
+        )
+    fields = np.array([(option.window, option.heavy, option.decay) for option in losses.options])[allocation.choice]
+    heavy = torch.from_numpy(fields[..., 1]).to(torch.int32)
+    faded = fading * torch.from_numpy(fields[..., 2]).float()
+    return Policy.uniform(
+        shape,
+        window=torch.from_numpy(fields[..., 0]).to(torch.int32),
+        heavy=heavy,
+        anchor=anchor,
+        # The score of a head without heavy tokens is never read: one value, so that such heads share a bucket.
+        decay=torch.where(heavy > 0, faded, torch.ones_like(faded)),
+        stride=stride,
+        prefix=prefix,
+        semantic_score=semantic_score,
+        provenance={"method": "solver", "predicted_loss": allocation.loss, **(provenance or {})},
+    )
+
+
+def option_bytes(losses: Losses, shape: ModelShape, limit: Limit, prefix: int, stride: int, anchor: int = 0) -> np.ndarray:
+    """float64 [O]: bytes a sequence of one head with each option."""
+    window = np.array([option.window for option in losses.options])
+    heavy = np.array([option.heavy for option in losses.options])
+    anchors = np.where(window + heavy >= shape.geometry.tokens - 1, 0, anchor)
+    nbytes = head_bytes(window, heavy, anchors, stride, shape=shape, prefix=prefix, dtype=limit.dtype, of=limit.of)
+    return np.asarray(nbytes, dtype=np.float64)
+
+
+def allocate(loss: np.ndarray, cost: np.ndarray, room: float, buckets: int, *, nodes: int = NODES) -> Allocation | None:
+    """Least sum of `loss` [L, H, O] with the sum of `cost` [O] within `room` and at most `buckets` options a layer.
+
+    Exact by `scipy.optimize.milp` (HiGHS) within `nodes` branches; the relaxation (`relax`) is the fallback and the check.
+    None where nothing fits.
+    """
+    finite = np.where(np.isfinite(loss), loss, 1e3 + np.nanmax(loss[np.isfinite(loss)]))
+    kept = _undominated(finite, cost)
+    finite, cost = finite[:, :, kept], cost[kept]
+    quick = relax(finite, cost, room, buckets)
+    exact = _milp(finite, cost, room, buckets, nodes) if nodes else None
+    found = [allocation for allocation in (exact, quick) if allocation is not None]
+    if not found:
+        return None
+    best = min(found, key=lambda allocation: allocation.loss)
+    proved = exact is not None and exact.exact
+    return Allocation(kept[best.choice], best.loss, best.nbytes, proved)
+
+
+def _undominated(loss: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Indices of the options that are not beaten in every head by one that costs no more."""
+    order = np.lexsort((loss.sum((0, 1)), cost))
+    kept: list[int] = []
+    for number in order:
+        if not any((loss[:, :, other] <= loss[:, :, number]).all() for other in kept):
+            kept.append(int(number))
+    return np.array(sorted(kept))
+
+
+def _milp(loss: np.ndarray, cost: np.ndarray, room: float, buckets: int, nodes: int) -> Allocation | None:
+    """Binary x[l, h, o] (head has option) and u[l, o] (layer uses option), x <= u, sum of u a layer <= buckets."""
+    layers, heads, options = loss.shape
+    chosen = np.arange(loss.size).reshape(loss.shape)
+    used = loss.size + np.arange(layers * options).reshape(layers, options)
+    size = loss.size + used.size
+    constraints = [
+        _rows([(chosen[layer, head], 1.0) for layer in range(layers) for head in range(heads)], size, 1, 1),
+        _rows([(chosen.ravel(), np.tile(cost, layers * heads))], size, -np.inf, room),
+    ]
+    if buckets < min(heads, options):
+        pairs = np.stack([chosen.ravel(), np.broadcast_to(used[:, None, :], loss.shape).ravel()], 1)
+        constraints.append(_rows([(pair, np.array([1.0, -1.0])) for pair in pairs], size, -np.inf, 0))
+        constraints.append(_rows([(used[layer], 1.0) for layer in range(layers)], size, -np.inf, buckets))
+    result = milp(
+        np.concatenate([loss.ravel(), np.zeros(used.size)]),
+        integrality=np.ones(size),
+        bounds=Bounds(0, 1),
+        constraints=constraints,
+        options={"node_limit": nodes, "time_limit": PATIENCE, "mip_rel_gap": GAP},
+    )
+    if result.x is None:
+        return None
+    choice = result.x[: loss.size].reshape(loss.shape).argmax(-1)
+    allocation = _allocation(choice, loss, cost, exact=result.status == 0)
+    fits = allocation.nbytes <= room and max(len(set(row)) for row in choice.tolist()) <= buckets
+    return allocation if fits else None
+
+
+def _rows(rows: list[tuple[np.ndarray, np.ndarray | float]], size: int, low: float, high: float) -> LinearConstraint:
+    """One constraint a row, given as (columns, coefficients)."""
+    columns = np.concatenate([np.asarray(indices) for indices, _ in rows])
+    values = np.concatenate([np.broadcast_to(value, len(indices)) for indices, value in rows])
+    lines = np.repeat(np.arange(len(rows)), [len(indices) for indices, _ in rows])
+    return LinearConstraint(coo_array((values, (lines, columns)), shape=(len(rows), size)).tocsr(), low, high)
+
+
+def _allocation(choice: np.ndarray, loss: np.ndarray, cost: np.ndarray, *, exact: bool) -> Allocation:
+    chosen = np.take_along_axis(loss, choice[..., None], -1)
+    return Allocation(choice, float(chosen.sum()), float(cost[choice].sum()), exact)
+
+
+def relax(loss: np.ndarray, cost: np.ndarray, room: float, buckets: int) -> Allocation | None:
+    """Lagrangian relaxation: a price a byte, for which every layer picks its best set of `buckets` options on its own.
+
+    The price is bisected until the sum fits, then what is left is spent on the upgrades worth most a byte.
+    """
+    layers = len(loss)
+    if cost.min() * loss[..., 0].size > room:
+        return None
+    sets = _subsets(loss, cost, buckets)
+    low, high = 0.0, 2.0 * float(loss.max()) / max(float(np.diff(np.unique(cost)).min(initial=1.0)), 1e-12) + 1e-12
+    best: np.ndarray | None = None
+    for _ in range(60):
+        price = (low + high) / 2 if low == 0.0 else float(np.sqrt(low * high))
+        choice = np.stack([_priced(loss[layer] + price * cost, sets) for layer in range(layers)])
+        if cost[choice].sum() <= room:
+            best, high = choice, price
+        else:
+            low = price
+        if high - low <= 1e-4 * high:
+            break
+    if best is None:
+        best = np.full(loss.shape[:2], int(cost.argmin()))
+    return _allocation(_topped_up(best, loss, cost, room, buckets), loss, cost, exact=False)
+
+
+def _subsets(loss: np.ndarray, cost: np.ndarray, buckets: int) -> np.ndarray:
+    """int64 [K, size]: the sets of options that a layer may use; options are thinned evenly by cost if K is too large."""
+    order = np.argsort(cost, kind="stable")
+    size = min(buckets, len(order))
+    while True:
+        count = int(np.prod([(len(order) - i) / (i + 1) for i in range(size)]))
+        if count <= SUBSETS or len(order) <= size:
+            return np.array(list(combinations(sorted(order.tolist()), size)))
+        order = np.delete(order, len(order) // 2) if len(order) % 2 else np.delete(order, len(order) // 3)
+
+
+def _priced(priced: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    """int64 [H]: the options of the best set for one layer's priced losses [H, O]."""
+    offered = priced[:, sets]  # [H, K, size]
+    best = offered.min(-1).sum(0).argmin()
+    return sets[best][offered[:, best].argmin(-1)]
+
+
+def _topped_up(choice: np.ndarray, loss: np.ndarray, cost: np.ndarray, room: float, buckets: int) -> np.ndarray:
+    """Greedy upgrades within the options that a layer uses (or may still take), the largest gain a byte first."""
+    choice = choice.copy()
+    heads = np.arange(choice.shape[1])
+    while True:
+        left = room - cost[choice].sum()
+        best_rate = 0.0
+        best_move: tuple[int, int, int] | None = None
+        for layer, chosen in enumerate(choice):
+            extra = cost[None] - cost[chosen][:, None]
+            gain = loss[layer, heads, chosen][:, None] - loss[layer]
+            allowed = (extra <= left) & (gain > 0)
+            used = set(chosen.tolist())
+            if len(used) >= buckets:
+                allowed &= np.isin(np.arange(len(cost)), list(used))[None]
+            rate = np.where(allowed, gain / np.maximum(extra, 1e-9), 0.0)
+            if rate.max() > best_rate:
+                head, option = np.unravel_index(rate.argmax(), rate.shape)
+                best_rate, best_move = rate.max(), (layer, int(head), int(option))
+        if best_move is None:
+            return choice
+        choice[best_move[:2]] = best_move[2]

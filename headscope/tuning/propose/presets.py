@@ -1,0 +1,160 @@
+"""Presets at equal bytes, and fairly: the free number of each is swept on the calibration pictures, its best stands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from headscope.errors import BudgetError
+from headscope.geometry import Geometry
+from headscope.policy.footprint import Limit
+from headscope.policy.policy import ModelShape, Policy
+from headscope.policy.presets import CONTROLS, PRESETS, Preset, tighter
+from headscope.storage import read_json, write_json, write_whole
+from headscope.tuning.measure.replay import GivenUp, Measures, chunks
+
+# What a searched policy is compared with, and what SSD's classes are.
+COMPARED = ("streaming", "h2o", "linear", "pyramid", "ssd", *CONTROLS)
+
+ROUNDING = 1.000001
+_UNMEASURED = {"kl": float("nan"), "at_least": float("nan"), "seconds": 0.0}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Attributes: best: preset name -> its best policy; table: one row a variant that was tried."""
+
+    best: dict[str, Policy]
+    table: pd.DataFrame
+
+
+def sweep_presets(
+    replay: Measures,
+    shape: ModelShape,
+    limit: Limit,
+    semantic_score: torch.Tensor,
+    *,
+    prefix: int,
+    names: Sequence[str] = COMPARED,
+    quick: bool = False,
+    path: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sweep:
+    """Measure every variant of every preset at the largest size that fits `limit`.
+
+    Args:
+        replay: the calibration pictures.
+        semantic_score: float32 [layers, kv_heads], for the presets that tell classes apart.
+        quick: one variant a preset, of those that replay in chunks of a row: a dry run, no fair comparison.
+        path: JSON file of losses by fingerprint; what stands in it is not measured again.
+        progress: called with (variants done, variants in all).
+
+    A variant whose buffer does not fit the limit is left out, and said in the table (`fits` False). A preset of which none
+    fits is tried with a shorter stride, where it has one; and is left out where that does not help.
+
+    The cheapest variants go first. A variant that has lost more on some of the pictures than the best of its preset on all of
+    them can't become the best any more, as no picture gains: it is given up, its `kl` is nan, and `at_least` stands for it.
+
+    Raises:
+        BudgetError: no preset fits.
+    """
+
+    def build(variant: Preset) -> Policy | None:
+        try:
+            return variant.build(shape, limit, prefix=prefix, semantic_score=semantic_score)
+        except BudgetError:
+            return None
+
+    variants = []
+    for name in names:
+        usual = _variants(name, shape.geometry, quick)
+        shorter = [] if any(build(variant) for variant in usual) else tighter(name, shape.geometry)
+        variants += [(name, variant) for variant in [*usual, *(shorter[:1] if quick else shorter)]]
+    losses = _read_losses(path)
+    policies = [build(variant) for _, variant in variants]
+    for done, index in enumerate(_cheap_first(policies, shape.geometry)):
+        policy = policies[index]
+        if policy is not None:
+            rivals = [other for (name, _), other in zip(variants, policies, strict=True) if name == variants[index][0]]
+            least = _least(losses.get(other.fingerprint(), {}) for other in rivals if other is not None)
+            known = losses.get(policy.fingerprint(), {})
+            if "kl" not in known and known.get("at_least", 0.0) <= least:
+                losses[policy.fingerprint()] = _measured(replay, policy, least)
+                if path is not None:
+                    write_json(path, losses)
+        if progress is not None:
+            progress(done + 1, len(variants))
+    rows, best, least_of = [], {}, dict.fromkeys(names, float("inf"))
+    for (name, variant), policy in zip(variants, policies, strict=True):
+        key = "" if policy is None else policy.fingerprint()
+        row = {"method": name, "variant": _described(variant), "fits": policy is not None, **_UNMEASURED, "fingerprint": key}
+        rows.append(row)
+        if policy is not None:
+            found = losses[key]
+            row |= {column: found[column] for column in _UNMEASURED if column in found}
+            if found.get("kl", float("inf")) < least_of[name]:
+                least_of[name] = found["kl"]
+                best[name] = policy.replace(provenance={**policy.provenance, "variant": row["variant"]})
+    if not best:
+        raise BudgetError(f"No variant of {', '.join(names)} fits {limit.bytes:,} bytes; expected a larger limit.")
+    table = pd.DataFrame(rows)
+    if path is not None:
+        write_whole(Path(path).with_name("presets.parquet"), lambda target: table.to_parquet(target, index=False))
+    return Sweep(best, table)
+
+
+def _cheap_first(policies: Sequence[Policy | None], geometry: Geometry) -> list[int]:
+    """Indices by the number of chunks a policy is replayed in."""
+    pieces = [0 if policy is None else sum(1 for _ in chunks(policy, geometry)) for policy in policies]
+    return sorted(range(len(policies)), key=lambda index: pieces[index])
+
+
+def _least(rivals: Iterable[Mapping[str, float]]) -> float:
+    """The least loss among a preset's variants so far, a hair above it for sums in another order."""
+    return min((rival["kl"] for rival in rivals if "kl" in rival), default=float("inf")) * ROUNDING
+
+
+def _measured(replay: Measures, policy: Policy, least: float) -> dict[str, float]:
+    """Loss and seconds of one variant; in place of the loss only `at_least`, once that is above `least`."""
+    began = time.perf_counter()
+    lost, seen = 0.0, 0
+
+    def watch(by_picture: torch.Tensor) -> None:
+        nonlocal lost, seen
+        lost, seen = lost + float(by_picture.sum()), seen + len(by_picture)
+        if seen < len(replay) and lost / len(replay) > least:
+            raise GivenUp
+
+    try:
+        found = replay.measure(policy, watch)
+    except GivenUp:
+        return {"at_least": lost / len(replay), "seconds": time.perf_counter() - began}
+    return {"kl": found.kl, "at_least": found.kl, "seconds": found.seconds}
+
+
+def _variants(name: str, geometry: Geometry, quick: bool) -> list[Preset]:
+    everything = PRESETS[name].sweep(geometry)
+    if not quick:
+        return everything
+    by_row = [variant for variant in everything if getattr(variant, "by_row", True)]
+    return [by_row[len(by_row) // 2]]
+
+
+def _read_losses(path: str | Path | None) -> dict[str, dict[str, float]]:
+    return dict(read_json(path)) if path is not None and Path(path).exists() else {}
+
+
+def _described(variant: object) -> str:
+    """`split 0.5, by row` for a preset's dataclass."""
+    said = []
+    for name, value in asdict(variant).items():  # type: ignore[call-overload]
+        if name == "strides_a_row" and value == 1:  # as its paper has it
+            continue
+        word = name.replace("_", " ")
+        said.append(f"{word} {value}" if not isinstance(value, bool) else word if value else f"not {word}")
+    return ", ".join(said)

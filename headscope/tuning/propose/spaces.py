@@ -1,0 +1,371 @@
+"""Spaces: the few numbers that a study varies, and the policy that each point of them stands for.
+
+`ClassSpace` holds eight numbers for the two classes of heads; every preset is a point of it. `TableSpace` holds eight
+numbers around the allocator's answer: where single-head losses do not add up (early layers against late, semantic heads
+against spatial), the table is re-weighted and solved again, so that an allocation keeps the sizes that were measured in
+place of scaling a row-above head off its cliff. `GroupSpace` multiplies what groups of heads keep, around the best policy
+so far. All build policies within the byte limit at every point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
+
+from headscope.errors import BudgetError
+from headscope.policy.footprint import Limit, project
+from headscope.policy.policy import ModelShape, Policy
+from headscope.tuning.measure.options import ANCHOR, Losses
+from headscope.tuning.propose.knapsack import solve
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a space: continuous, or whole with step 1; `neutral` is where it changes nothing."""
+
+    name: str
+    low: float
+    high: float
+    neutral: float
+    whole: bool = False
+
+    def distribution(self) -> BaseDistribution:
+        """Optuna's description of it (never a categorical: not every sampler can use those)."""
+        if self.whole:
+            return IntDistribution(int(self.low), int(self.high))
+        return FloatDistribution(self.low, self.high)
+
+    def suggest(self, trial: Trial) -> float:
+        """Ask the trial's sampler for a value."""
+        if self.whole:
+            return trial.suggest_int(self.name, int(self.low), int(self.high))
+        return trial.suggest_float(self.name, self.low, self.high)
+
+
+class Space(Protocol):
+    """What the study needs: the numbers, and the policy at a point."""
+
+    numbers: tuple[Number, ...]
+
+    def build(self, values: Mapping[str, float]) -> Policy:
+        """The policy at `values`, within the byte limit."""
+        ...
+
+
+def neutral(space: Space) -> dict[str, float]:
+    """The point of a space where no number changes anything."""
+    return {number.name: number.neutral for number in space.numbers}
+
+
+def fitting_strides(shape: ModelShape, limit: Limit, prefix: int, strides: Sequence[int] | None = None) -> list[int]:
+    """The strides to search: those asked for, or a quarter, half, whole and two rows, whose buffer fits the limit.
+
+    Choosing at every token (stride 1) is left out unless asked for: on the bundled model a quarter of a row lost no more
+    (.0529 against .0533 nats a token at 20 %), and a step with it takes nearly half the time.
+
+    A stride is dropped where not even every head with one heavy token fits: then no class could use it.
+    """
+    geometry = shape.geometry
+    row = geometry.span
+    wanted = strides or [max(row // 4, 1), max(row // 2, 1), row, 2 * row]
+    valid = sorted(set(wanted) & set(geometry.strides()))
+    one = torch.ones(shape.layers, shape.kv_heads)
+    fitting = []
+    for stride in valid:
+        try:
+            project(0 * one, one, limit, shape, stride=stride, anchor=0, prefix=prefix)
+        except BudgetError:
+            continue
+        fitting.append(stride)
+    return fitting or valid[:1]
+
+
+@dataclass
+class ClassSpace:
+    """Sizes by class and layer.
+
+    A head's size (window + heavy, before projection) is `2 ** ratio` for semantic heads and 1 for spatial ones, times
+    `1 + slope * (1 - 2 * layer / (layers - 1))` (positive: early layers keep more); of it `heavy_spatial` or
+    `heavy_semantic` is heavy. Heads whose semantic score exceeds `threshold` are semantic.
+
+    Attributes:
+        semantic_score: float32 [layers, kv_heads]; strides: what the number `stride` is an index into.
+    """
+
+    shape: ModelShape
+    limit: Limit
+    prefix: int
+    semantic_score: torch.Tensor
+    strides: Sequence[int]
+    numbers: tuple[Number, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.numbers = (
+            Number("threshold", 0.0, 1.0, 0.5),
+            Number("ratio", -3.0, 3.0, 0.0),
+            Number("heavy_spatial", 0.0, 1.0, 0.0),
+            Number("heavy_semantic", 0.0, 1.0, 0.5),
+            Number("slope", -0.9, 0.9, 0.0),
+            Number("decay", 0.0, 1.0, 1.0),
+            Number("anchor", 0, self.shape.geometry.span, 0, whole=True),
+            Number("stride", 0, len(self.strides) - 1, len(self.strides) - 1, whole=True),
+        )
+
+    def build(self, values: Mapping[str, float]) -> Policy:
+        """The class-level policy at `values`, projected onto the limit."""
+        semantic = self.semantic_score > values["threshold"]
+        size = torch.where(semantic, 2.0 ** values["ratio"], 1.0) * _falling(self.shape, values["slope"])
+        share = torch.where(semantic, values["heavy_semantic"], values["heavy_spatial"])
+        return fit(
+            size * (1 - share),
+            size * share,
+            self.shape,
+            self.limit,
+            self.prefix,
+            stride=self.strides[int(values["stride"])],
+            anchor=int(values["anchor"]),
+            decay=values["decay"],
+            semantic_score=self.semantic_score,
+        )
+
+    def locate(self, policy: Policy) -> dict[str, float] | None:
+        """The point whose policy keeps what `policy` keeps, to one token a head; None where there is none.
+
+        Every preset with a stride in `strides` is such a point, so that the sampler learns from presets too.
+        """
+        size = (policy.window + policy.heavy).double()
+        if policy.stride not in self.strides or bool((size == 0).any()) or len(policy.anchor.unique()) > 1:
+            return None
+        heavy, share = policy.heavy > 0, policy.heavy.double() / size
+        uniform = bool(heavy.all()) or not bool(heavy.any())
+        threshold, ratio = 0.5, 0.0
+        if not uniform:
+            low, high = self.semantic_score[~heavy].max(), self.semantic_score[heavy].min()
+            if low >= high:
+                return None
+            threshold = float((low + high) / 2)
+            ratio = float(torch.log2(size[heavy].mean() / size[~heavy].mean()).clamp(-3, 3))
+        by_layer = size.mean(1)
+        values: dict[str, float] = {
+            "threshold": threshold,
+            "ratio": ratio,
+            "heavy_spatial": float(share.mean()) if uniform else 0.0,
+            "heavy_semantic": float(share[heavy].mean()) if bool(heavy.any()) else 0.0,
+            "slope": float(((by_layer[0] - by_layer[-1]) / (by_layer[0] + by_layer[-1])).clamp(-0.9, 0.9)) if uniform else 0.0,
+            "decay": float(policy.decay[heavy].mean()) if bool(heavy.any()) else 1.0,
+            "anchor": int(policy.anchor.max()),
+            "stride": list(self.strides).index(policy.stride),
+        }
+        try:
+            there = self.build(values)
+        except BudgetError:
+            return None
+        near = (there.window - policy.window).abs().max() <= 1 and (there.heavy - policy.heavy).abs().max() <= 1
+        return values if near else None
+
+
+@dataclass
+class TableSpace:
+    """Around the allocator's answer.
+
+    `early`, `late`, `semantic` and `heavy` are log2 weights on the table's losses of the first and last third of the
+    layers, of semantic heads (times score minus mean score) and of options with heavy tokens; the knapsack is solved
+    again with them (by the relaxation, unless `nodes` lets the exact solver try). `decay` multiplies the decay of each head's
+    option. `blend` moves every head's tokens that share of the way to `towards`, the best class-level policy.
+    """
+
+    shape: ModelShape
+    limit: Limit
+    prefix: int
+    semantic_score: torch.Tensor
+    strides: Sequence[int]
+    losses: Losses
+    towards: Policy
+    buckets: int = 3
+    nodes: int = 0
+    numbers: tuple[Number, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        nearest = min(range(len(self.strides)), key=lambda index: abs(self.strides[index] - self.losses.stride))
+        self.numbers = (
+            Number("early", -1.0, 1.0, 0.0),
+            Number("late", -1.0, 1.0, 0.0),
+            Number("semantic", -1.5, 1.5, 0.0),
+            Number("heavy", -1.0, 1.0, 0.0),
+            Number("blend", 0.0, 0.3, 0.0),
+            Number("decay", 0.0, 1.0, 1.0),
+            Number("anchor", 0, 4, ANCHOR, whole=True),
+            Number("stride", 0, len(self.strides) - 1, nearest, whole=True),
+        )
+
+    def build(self, values: Mapping[str, float]) -> Policy:
+        """The allocator's policy for the re-weighted table, blended."""
+        solved = solve(
+            self.losses.reweighted(self._weight(values)),
+            self.shape,
+            self.limit,
+            self.prefix,
+            self.strides[int(values["stride"])],
+            self.buckets,
+            anchor=int(values["anchor"]),
+            fading=values["decay"],
+            semantic_score=self.semantic_score,
+            nodes=self.nodes,
+        )
+        blend = values["blend"]
+        if blend == 0.0:
+            return solved
+        window = torch.lerp(solved.window.float(), self.towards.window.float(), blend)
+        heavy = torch.lerp(solved.heavy.float(), self.towards.heavy.float(), blend)
+        decay = torch.where(solved.heavy > 0, solved.decay, values["decay"] * self.towards.decay)
+        window, heavy, decay = merged(window.round(), heavy.round(), self.buckets, decay)
+        return fit(
+            window,
+            heavy,
+            self.shape,
+            self.limit,
+            self.prefix,
+            stride=solved.stride,
+            anchor=int(values["anchor"]),
+            decay=decay,
+            semantic_score=self.semantic_score,
+        )
+
+    def _weight(self, values: Mapping[str, float]) -> np.ndarray:
+        layers = np.arange(self.shape.layers) / max(self.shape.layers - 1, 1)
+        third = np.where(layers < 1 / 3, values["early"], np.where(layers > 2 / 3, values["late"], 0.0))
+        score = self.semantic_score.double().numpy()
+        head = third[:, None] + values["semantic"] * (score - score.mean())
+        option = np.array([values["heavy"] if option.heavy else 0.0 for option in self.losses.options])
+        return np.exp2(head[:, :, None] + option)
+
+
+@dataclass
+class GroupSpace:
+    """Around a policy, by groups of heads: log2 multipliers of what they keep, then the projection onto the limit.
+
+    `window_1` .. and `heavy_1` .. multiply the windows and the heavy sets of a group: the semantic or the spatial heads of
+    one of at most PARTS runs of layers. `decay` is the mean decay of heads with heavy tokens: all move by the same factor.
+
+    Attributes:
+        around: the policy that no multiplier changes.
+    """
+
+    PARTS = 3
+
+    shape: ModelShape
+    limit: Limit
+    prefix: int
+    semantic_score: torch.Tensor
+    around: Policy
+    buckets: int = 3
+    numbers: tuple[Number, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.groups = self._groups()
+        count = int(self.groups.max()) + 1
+        sizes = [Number(f"{what}_{group}", -1.0, 1.0, 0.0) for what in ("window", "heavy") for group in range(count)]
+        heavy = self.around.heavy > 0
+        self.decay = float(self.around.decay[heavy].mean()) if bool(heavy.any()) else 1.0
+        self.numbers = (*sizes, Number("decay", 0.0, 1.0, self.decay))
+
+    def build(self, values: Mapping[str, float]) -> Policy:
+        """The policy at `values`: sizes multiplied, then projected onto the limit."""
+        factors = {
+            what: torch.tensor([2.0 ** values[f"{what}_{group}"] for group in range(int(self.groups.max()) + 1)])[self.groups]
+            for what in ("window", "heavy")
+        }
+        window, heavy = self.around.window * factors["window"], self.around.heavy * factors["heavy"]
+        mean = values["decay"]
+        decay = (self.around.decay * (mean / self.decay)).clamp(max=1.0) if self.decay else torch.full_like(window, mean)
+        window, heavy, decay = merged(window.round(), heavy.round(), self.buckets, decay)
+        return fit(
+            window,
+            heavy,
+            self.shape,
+            self.limit,
+            self.prefix,
+            stride=self.around.stride,
+            anchor=int(self.around.anchor.max()),
+            decay=decay,
+            semantic_score=self.semantic_score,
+        )
+
+    def _groups(self) -> torch.Tensor:
+        """int64 [layers, kv_heads]: consecutive numbers of (run of layers, class)."""
+        parts = min(self.PARTS, self.shape.layers)
+        run = (torch.arange(self.shape.layers) * parts // self.shape.layers)[:, None].expand_as(self.semantic_score)
+        return torch.unique(2 * run + (self.semantic_score > 0.5), return_inverse=True)[1]
+
+
+def fit(
+    window: torch.Tensor,
+    heavy: torch.Tensor,
+    shape: ModelShape,
+    limit: Limit,
+    prefix: int,
+    *,
+    stride: int,
+    anchor: int,
+    decay: float | torch.Tensor,
+    semantic_score: torch.Tensor,
+) -> Policy:
+    """Project float weights [layers, kv_heads] onto the limit and make them a policy; `decay`: one, or [layers, kv_heads]."""
+    try:
+        kept_window, kept_heavy = project(window, heavy, limit, shape, stride=stride, anchor=anchor, prefix=prefix)
+    except BudgetError:  # no room for so many anchors beside the buffers: a point without them stands for this one
+        anchor = 0
+        kept_window, kept_heavy = project(window, heavy, limit, shape, stride=stride, anchor=anchor, prefix=prefix)
+    return Policy.uniform(
+        shape,
+        window=kept_window,
+        heavy=kept_heavy,
+        anchor=anchor,
+        # Without heavy tokens the score is never read: one decay, so that such heads share a bucket.
+        decay=torch.where(kept_heavy > 0, torch.as_tensor(decay, dtype=torch.float32), 1.0),
+        stride=stride,
+        prefix=prefix,
+        semantic_score=semantic_score,
+    )
+
+
+def merged(
+    window: torch.Tensor, heavy: torch.Tensor, buckets: int, decay: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """At most `buckets` distinct (window, heavy, decay) a layer: the two closest become the larger of each, repeatedly.
+
+    How far two are apart is counted in tokens: a difference in decay counts as that share of the heavy tokens that both have.
+    Without heavy tokens the decay is 1, as it is never read. Without `decay`, all decays are 1.
+
+    Example: windows 1, 2, 20 without heavy tokens and two buckets: 2, 2, 20.
+    """
+    window, heavy = window.clone(), heavy.clone()
+    decay = torch.ones_like(window, dtype=torch.float32) if decay is None else torch.where(heavy > 0, decay.float(), 1.0)
+
+    def apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+        return abs(a[0] - b[0]) + abs(a[1] - b[1]) + abs(a[2] - b[2]) * min(a[1], b[1])
+
+    for layer in range(len(window)):
+        while True:
+            triples = list(zip(window[layer].tolist(), heavy[layer].tolist(), decay[layer].tolist(), strict=True))
+            if len(kinds := sorted(set(triples))) <= buckets:
+                break
+            closest = min(((a, b) for i, a in enumerate(kinds) for b in kinds[i + 1 :]), key=lambda two: apart(*two))
+            both = torch.tensor([triple in closest for triple in triples], device=window.device)
+            more = max(closest, key=lambda kind: kind[1])  # whose scores choose more tokens says how they fade
+            window[layer][both] = max(kind[0] for kind in closest)
+            heavy[layer][both] = max(kind[1] for kind in closest)
+            decay[layer][both] = more[2]
+    return window, heavy, decay
+
+
+def _falling(shape: ModelShape, slope: float) -> torch.Tensor:
+    """float32 [layers, 1]: 1 + slope at the first layer, 1 - slope at the last."""
+    place = torch.linspace(1.0, -1.0, shape.layers) if shape.layers > 1 else torch.zeros(1)
+    return (1 + slope * place)[:, None]

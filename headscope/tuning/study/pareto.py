@@ -1,0 +1,172 @@
+"""The front: the least loss for every number of bytes, by one two-objective study over the limit itself.
+
+A point of the space is a share of the plain cache and a point of `TableSpace` at that share; NSGA-II keeps what no other
+policy beats in both loss and bytes. The solver's answers at every asked share, and whatever else was found there, come
+first, so the front is never above them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState
+
+from headscope.errors import BudgetError, NumberError
+from headscope.policy.footprint import Limit
+from headscope.policy.policy import Policy
+from headscope.tuning.measure.replay import Measures
+from headscope.tuning.propose.samplers import INCUMBENT, Reseeded
+from headscope.tuning.propose.spaces import Number, TableSpace, neutral
+from headscope.tuning.study.quiet import quiet_optuna
+from headscope.tuning.study.results import Checked, Result, claim, dump_policy, is_proposal
+from headscope.tuning.study.storage import for_one
+from headscope.tuning.study.workers import RESULT, Watch, carried_out
+
+SHARE = "share"
+
+
+@dataclass(frozen=True)
+class Front:
+    """Attributes: points: one row a measured policy: label, kl, cache_bytes, share, on_front. policies: by row."""
+
+    points: pd.DataFrame
+    policies: list[Policy]
+
+    def under(self, nbytes: int) -> int | None:
+        """The row of the least loss within `nbytes` a picture; None where nothing is that small."""
+        fits = self.points[self.points["cache_bytes"] <= nbytes]
+        return None if fits.empty else int(fits["kl"].idxmin())
+
+
+def search_the_front(
+    replay: Measures,
+    space_at: Callable[[float], TableSpace],
+    shares: Mapping[str, float],
+    incumbents: Mapping[str, Policy],
+    *,
+    trials: int = 100,
+    seed: int = 0,
+    storage: BaseStorage | None = None,
+    study: str = "",
+    identity: Mapping[str, Any] | None = None,
+    where: str = "the study",
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Front:
+    """Measure the incumbents and the solver's answer at every share, then let NSGA-II propose.
+
+    Args:
+        space_at: share of the plain cache -> the space under that limit. shares: asked ones, by name.
+        incumbents: policies by name that are measured first.
+        storage, study, where, identity: as for `TrialBook`; the same call continues.
+
+    Raises:
+        BudgetError: nothing fits the largest share.
+        DataError: the storage holds a study of something else, or can't be read or written.
+        NumberError: the model's logits are no numbers.
+    """
+    kept = InMemoryStorage() if storage is None else storage
+    low, high = min(shares.values()), max(shares.values())
+    with quiet_optuna():
+        made = optuna.create_study(
+            study_name=f"{study}front",
+            storage=kept,
+            directions=["minimize", "minimize"],
+            load_if_exists=True,
+            sampler=Reseeded("nsga-ii", seed),
+        )
+        claim(made, {"shares": sorted(shares.values()), **(identity or {})}, where, objectives=2)
+        checked, watch = Checked(made, Result, where), Watch(made, alone=for_one(kept))
+        checked.trials()
+        watch.reap()
+    share = Number(SHARE, low, high, high)
+    for name, policy in incumbents.items():
+        _incumbent(checked, replay, name, policy, share, None, None)
+    for name, asked in shares.items():
+        try:
+            space = space_at(asked)
+            policy = space.build(neutral(space))
+        except BudgetError:
+            continue
+        _incumbent(checked, replay, f"solver at {name}", policy, share, space, asked)
+    while (done := sum(is_proposal(trial) for trial in checked.trials())) < trials:
+        with quiet_optuna():
+            watch.reap()
+            _propose(made, replay, share, space_at)
+        if progress is not None:
+            progress(done + 1, trials, float("nan"))
+    return _front(checked, space_at(high))
+
+
+def _incumbent(
+    checked: Checked,
+    replay: Measures,
+    label: str,
+    policy: Policy,
+    share: Number,
+    space: TableSpace | None,
+    asked: float | None,
+) -> None:
+    if any(trial.user_attrs[RESULT]["label"] == label for trial in checked.trials(TrialState.COMPLETE)):
+        return
+    result = {"label": label, **_measured(replay, policy)}
+    values = {} if space is None or asked is None else {share.name: asked, **neutral(space)}
+    numbers = () if space is None else (share, *space.numbers)
+    with quiet_optuna():
+        checked.study.add_trial(
+            optuna.trial.create_trial(
+                values=[result["kl"], result["cache_bytes"]],
+                params={n.name: int(values[n.name]) if n.whole else values[n.name] for n in numbers},
+                distributions={number.name: number.distribution() for number in numbers},
+                user_attrs={INCUMBENT: True, RESULT: result},
+            )
+        )
+
+
+def _propose(study: optuna.Study, replay: Measures, share: Number, space_at: Callable[[float], TableSpace]) -> None:
+    trial = study.ask()
+
+    def measure() -> tuple[dict[str, Any], list[float]]:
+        space = space_at(share.suggest(trial))
+        policy = space.build({number.name: number.suggest(trial) for number in space.numbers})
+        found = {"label": "front trial", **_measured(replay, policy)}
+        return found, [found["kl"], found["cache_bytes"]]
+
+    carried_out(study, trial, measure)
+
+
+def _measured(replay: Measures, policy: Policy) -> dict[str, Any]:
+    found = replay.measure(policy)
+    if not np.isfinite(found.kl):
+        raise NumberError(
+            f"The replay lost {found.kl} nats a token: the model's logits are not finite; "
+            "load the model in another dtype, or another checkpoint."
+        )
+    return {"kl": found.kl, "cache_bytes": found.cache_bytes, "policy": dump_policy(policy)}
+
+
+def _front(checked: Checked, space: TableSpace) -> Front:
+    trials = checked.trials(TrialState.COMPLETE)
+    results = [trial.user_attrs[RESULT] for trial in trials]
+    points = pd.DataFrame(
+        {
+            "label": [result["label"] for result in results],
+            "kl": [result["kl"] for result in results],
+            "cache_bytes": [result["cache_bytes"] for result in results],
+            "share": [trial.params.get(SHARE, np.nan) for trial in trials],
+        }
+    )
+    order = points.sort_values(["cache_bytes", "kl"], kind="stable")["kl"]
+    best = order.cummin()
+    points["on_front"] = (order <= best) & ~(best.duplicated() & (order == best))
+    return Front(points, [checked.policy(trial, space.shape) for trial in trials])
+
+
+def limits_at(share: float, largest: Limit, plain: int) -> Limit:
+    """The limit of a share, on the terms of another one."""
+    return Limit(int(share * plain + 1e-6), largest.batch, largest.streams, largest.dtype, largest.of, share)
