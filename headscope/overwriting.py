@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headscope.errors import DataError
+from headscope.policy import PRESETS
 
 # Files that are being written (see headscope.storage), left by a process that was killed.
 _UNFINISHED = r"\..+\.\d+\.(part|probe)(\.[^.]+)?"
@@ -22,13 +23,14 @@ class Written:
     folders: Mapping[str, Written] = field(default_factory=dict)
 
 
-_PARTS = Written(r"\d{6,}\.parquet|curves-\d{4,}\.safetensors")
+_PARTS = Written(r"\d{6}\.parquet|curves-\d{4}\.safetensors")
 _TRACE = Written(r"(heads|prefix|samples)\.parquet|curves\.safetensors|trace\.json", {"parts": _PARTS})
-_PRESETS = Written(r"[a-z0-9_]+\.safetensors")
+_PRESETS = Written(rf"({'|'.join(map(re.escape, PRESETS))})\.safetensors")
 _STUDY = r"(study|front)\.db(-wal|-shm|-journal)?|study\.journal(\.lock.*)?"
 _TABLES = r"presets\.(json|parquet)|trials\.parquet|search\.json|methods\.csv|kl_by_row\.parquet"
 _SEARCH = Written(rf"{_STUDY}|{_TABLES}|sensitivity(-\d+)?(-groups)?\.parquet", {"presets": _PRESETS})
-_KEEP = r"keep-[\d. ]+"
+_SHARE = r"\d+(\.\d+)?"
+_KEEP = rf"keep-{_SHARE}"
 _BENCH = Written(
     r"unseen\.json|sensitivity(-groups)?\.parquet|sensitivity\.json",
     {_KEEP: Written(r"presets\.(json|parquet)|[a-z]+(-[a-z-]+)?-\d+(-whole)?\.(db(-wal|-shm|-journal)?|parquet|safetensors)")},
@@ -104,7 +106,7 @@ def _written_in(run: Path) -> Written:
     search = run / "search"
     found = sorted(search.iterdir()) if search.is_dir() and not search.is_symlink() else []
     defined = [re.escape(each.name) for each in found if (each / "presets.json").is_file()]
-    policies = "|".join([r"(keep|front)-[\d. ]+", *defined])
+    policies = "|".join([rf"(keep|front)-{_SHARE}", *defined])
     return Written(
         _TOP,
         {

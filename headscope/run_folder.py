@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from headscope.errors import DataError
+from headscope.facts import OBJECT, TEXT, check, optional, record, whole
 from headscope.overwriting import clear_run
-from headscope.policy.policy import ModelShape
+from headscope.policy.shape import ModelShape
 from headscope.provenance import version_of, versions
 from headscope.storage import read_json, write_json
+
+# What others read of a run.json.
+_FACTS = {
+    "model": record({"name": TEXT, "weights": TEXT, "source": optional(TEXT)}),
+    "settings": OBJECT,
+    "steps": OBJECT,
+    "prefix": optional(whole()),
+    "seed": optional(whole(-(2**63), 2**63 - 1)),
+    "limit": optional(OBJECT),
+}
 
 
 @dataclass(frozen=True)
@@ -90,10 +101,7 @@ class RunFolder:
         """
         if not self.json.is_file():
             raise DataError(f"{self.path}: no run.json here, so this is no run folder; make one with `headscope trace`.")
-        content = read_json(self.json)
-        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-            raise DataError(f"{self.json}: not a run.json of headscope; start in another folder.")
-        return content
+        return check(read_json(self.json), _FACTS, str(self.json), advice="start in another folder")
 
     def note(self, **facts: Any) -> dict[str, Any]:
         """Merge facts into run.json (dictionaries one level deep) and write it whole."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,23 +23,16 @@ def _group() -> None:
 @app.command("show")
 def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy file.")]) -> None:
     """Print what a policy keeps, and for which model. Example: headscope policy show runs/demo/policy.safetensors"""
-    from headscope.policy.files import load_policy
-    from headscope.policy.footprint import kept_ratio, plain_bytes, policy_bytes
+    from headscope.policy import counted_for, load_policy
 
     policy = load_policy(file)
     shape = policy.shape
-    limit = policy.provenance.get("limit") or {}
-    terms: dict[str, Any] = {"batch": int(limit.get("batch", 1)), "streams": int(limit.get("streams", 2))}
-    terms["dtype"] = str(limit.get("dtype", "float32"))
-    nbytes = policy_bytes(policy, **terms)
-    plain = plain_bytes(shape, prefix=policy.prefix, **terms)
+    spec = counted_for(policy)
     geometry = shape.geometry
     say(f"model      {shape.name}, {shape.layers} layers, {shape.kv_heads} KV heads, {geometry} tokens")
     say(f"weights    {shape.weights[:16]}")
     say(f"stride     {policy.stride} tokens; prompts up to {policy.prefix} tokens")
-    ratio = kept_ratio(policy, dtype=terms["dtype"], streams=terms["streams"])
-    rows = f"{terms['batch']} x {terms['streams']} streams in {terms['dtype']}"
-    say(f"bytes      {nbytes:,} of {plain:,} ({ratio:.1%}) for {rows}")
+    say(f"bytes      {spec.bytes_of(policy):,} of {spec.full_bytes:,} ({spec.share_of(policy):.1%}) for {spec.words()}")
     say(f"made by    {policy.provenance.get('method', 'hand')} {policy.provenance.get('origin', '')}")
     for name, value in policy.results.items():
         say(f"{name:10} {value}")

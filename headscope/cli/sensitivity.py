@@ -15,7 +15,7 @@ def sensitivity(
     pictures: Annotated[int, typer.Option(min=1, help="Calibration pictures to replay.")] = 8,
     stride: Annotated[int, typer.Option(min=1, help="Tokens between two choices of a heavy head.")] = 1,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = None,
 ) -> None:
     """Give each head alone a window, heavy tokens, or both, at equal bytes; all others keep everything.
@@ -24,8 +24,8 @@ def sensitivity(
     """
     from headscope.pipeline import open_run
     from headscope.pipeline.steps import sensitivity_step
-    from headscope.reporting.needs import needs_figure
-    from headscope.reporting.plots import save_figure
+    from headscope.reporting.charts import needs_panels
+    from headscope.reporting.style import save_figure
 
     keeps = [part.strip() for part in keep.split(",") if part.strip()]
     if not keeps:
@@ -38,7 +38,7 @@ def sensitivity(
         sizes = ", ".join(f"{kind} {option.window} + {option.heavy}" for kind, option in one.options.items())
         say(f"{one.keep}: tokens a head, recent + heavy: {sizes}")
         say(one.sentence())
-    figure = save_figure(needs_figure(found), folder.path / "figures" / "needs.png")
+    figure = save_figure(needs_panels(found), folder.path / "figures" / "needs.png")
     say(f"losses: {folder.sensitivity}")
     say(f"table: {folder.needs}")
     say(f"figure: {figure}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import Any
 
 import torch
 
 from headscope.pipeline.memory import free_bytes
-from headscope.policy.footprint import plain_bytes, policy_bytes, smallest_possible
-from headscope.policy.policy import ModelShape, Policy
+from headscope.policy.footprint import CacheSpec
+from headscope.policy.policy import Policy
 
 # Shares shown beside the policies asked about.
 SHARES = (1.0, 0.5, 0.3, 0.2, 0.15, 0.1)
@@ -36,37 +35,27 @@ class Fits:
     sentence: str
 
 
-def what_fits(
-    shape: ModelShape,
-    room: int,
-    *,
-    batch: int,
-    policies: Mapping[str, Policy],
-    prefix: int,
-    streams: int,
-    dtype: str,
-    of: str = "all",
-    shares: Sequence[float] = SHARES,
-) -> Fits:
+def what_fits(spec: CacheSpec, room: int, policies: Mapping[str, Policy], shares: Sequence[float] = SHARES) -> Fits:
     """Count pictures by everything that is allocated for a cache; the weights and the work of a step come on top.
 
     Args:
-        room: bytes for the cache. batch: pictures to draw together.
+        spec: what a cache is counted for, and how many images are to be generated together.
+        room: bytes for the cache.
         policies: by name, beside the plain cache and the usual shares of it.
+        shares: of the plain cache.
     """
-    terms: dict[str, Any] = {"streams": streams, "dtype": dtype, "of": of}
-    plain = plain_bytes(shape, prefix=prefix, **terms)
-    smallest = smallest_possible(shape, prefix=prefix, batch=1, **terms)
+    one = spec.replace(batch=1)
+    plain, smallest = one.full_bytes, one.smallest_bytes
     rows = [
         Row("plain" if share == 1.0 else f"--keep {100 * share:g}%", share, floor(share * plain), room // floor(share * plain))
         for share in shares
         if share * plain >= smallest
     ]
     for name, policy in policies.items():
-        nbytes = policy_bytes(policy, prefix=max(prefix, policy.prefix), **terms)
+        nbytes = one.replace(prefix=max(spec.prefix, policy.prefix)).bytes_of(policy)
         rows.append(Row(name, nbytes / plain, nbytes, room // nbytes))
-    allowed = room / (batch * plain)
-    return Fits(tuple(rows), allowed, _sentence(batch, allowed, smallest / plain))
+    allowed = room / (spec.batch * plain)
+    return Fits(tuple(rows), allowed, _sentence(spec.batch, allowed, smallest / plain))
 
 
 def _sentence(batch: int, allowed: float, smallest: float) -> str:

@@ -17,17 +17,18 @@ from headscope.pipeline.settings import Crew, Progress, Settings
 from headscope.pipeline.steps import limit_of, unseen_pictures
 from headscope.pipeline.tables import table_of
 from headscope.policy.files import load_policy, save_policy
-from headscope.policy.footprint import parse_keep, plain_bytes
+from headscope.policy.footprint import parse_share
 from headscope.policy.policy import Policy
-from headscope.reporting.fronts import front_figure
+from headscope.reporting.charts import front as front_chart
+from headscope.reporting.style import save_figure
 from headscope.run_folder import RunFolder
 from headscope.samples import Samples
-from headscope.storage import write_text, write_whole
+from headscope.storage import write_whole
 from headscope.tuning import Replay, study_replay
 from headscope.tuning.measure.options import losses_from
 from headscope.tuning.measure.sensitivity import table_identity
 from headscope.tuning.propose.spaces import ClassSpace, TableSpace, fitting_strides, neutral
-from headscope.tuning.study.pareto import limits_at, search_the_front
+from headscope.tuning.study.pareto import search_the_front
 from headscope.tuning.study.storage import open_storage, shown
 
 
@@ -54,11 +55,10 @@ def search_front(
     prefix = int(folder.read()["prefix"])
     shape, scores = model.shape, Heads.load(folder.heads).scores()
     samples = Samples.load(folder.samples)
-    shares = {keep: parse_keep(keep) for keep in keeps}
+    shares = {keep: parse_share(keep) for keep in keeps}
     limits = {keep: limit_of(model, replace(settings, keep=keep, memory=None), prefix) for keep in keeps}
     largest = max(limits.values(), key=lambda limit: limit.bytes)
-    terms = {"batch": largest.batch, "streams": largest.streams, "dtype": largest.dtype, "of": largest.of}
-    plain = plain_bytes(shape, prefix=prefix, **terms)  # type: ignore[arg-type]
+    spec = largest.spec
 
     def counts(what: str, done: int, total: int) -> None:
         if progress is not None:
@@ -68,11 +68,11 @@ def search_front(
     losses = losses_from(table.losses, shape.layers, shape.kv_heads, shape.geometry)
 
     def space_at(share: float) -> TableSpace:
-        limit = limits_at(share, largest, plain)
-        strides = fitting_strides(shape, limits_at(min(shares.values()), largest, plain), prefix, settings.strides)
-        classes = ClassSpace(shape, limit, prefix, scores, strides)
+        limit = largest.at(share)
+        strides = fitting_strides(largest.at(min(shares.values())), settings.strides)
+        classes = ClassSpace(limit, scores, strides)
         towards = classes.build(neutral(classes))
-        return TableSpace(shape, limit, prefix, scores, strides, losses, towards=towards, buckets=settings.buckets)
+        return TableSpace(limit, scores, strides, losses, towards=towards, buckets=settings.buckets)
 
     calibration = study_replay(model, samples.select(range(min(settings.searched_pictures, len(samples)))))
     where = (crew.storage if crew else None) or folder.search / "front.db"
@@ -85,7 +85,7 @@ def search_front(
         seed=settings.seed,
         storage=open_storage(where),
         study=f"{shape.name}, seed {settings.seed}: " if "://" in str(where) else "",
-        identity={"weights": shape.weights, "prefix": prefix, "seed": settings.seed, **table_identity(calibration, 1), **terms},
+        identity={"weights": shape.weights, "seed": settings.seed, **table_identity(calibration, 1), **spec.to_dict()},
         where=shown(where),
         progress=lambda done, total, _: counts("trials of the front", done, total),
     )
@@ -94,24 +94,20 @@ def search_front(
     points, judged = found.points.copy(), {}
     rows = []
     for keep, limit in limits.items():
-        number = found.under(limit.bytes // limit.batch)
+        number = found.under(limit.bytes // spec.batch)
         if number is None:
             continue
         judged[number] = unseen.measure(found.policies[number]).kl
         row = points.loc[number]
-        file = place_of(folder, keep).policy.with_name(f"front-{keep.removesuffix('%')}.safetensors")
+        file = place_of(folder, keep).policy
+        file = file.with_name(file.name.replace("keep-", "front-"))
         results = {"calibration_kl": float(row["kl"]), "unseen": {"replay_kl": judged[number]}}
-        origin = {
-            "method": "front",
-            "origin": str(row["label"]),
-            "seed": settings.seed,
-            "limit": {"bytes": limit.bytes, **terms},
-        }
-        save_policy(found.policies[number].replace(provenance=origin, results=results), file)
+        origin = {"method": "front", "origin": str(row["label"]), "seed": settings.seed}
+        save_policy(found.policies[number].replace(limit=limit, provenance=origin, results=results), file)
         rows.append(
             {
                 "keep": keep,
-                "kept_ratio": float(row["cache_bytes"]) / (plain / largest.batch),
+                "kept_ratio": float(row["cache_bytes"]) / (spec.full_bytes / spec.batch),
                 "kl": float(row["kl"]),
                 "unseen_kl": judged[number],
                 "file": str(file),
@@ -120,7 +116,7 @@ def search_front(
     points["unseen_kl"] = pd.Series(judged, dtype="float64")
     chosen = pd.DataFrame(rows)
     write_whole(folder.path / "front.csv", partial(_to_csv, points))
-    write_text(folder.path / "front.svg", front_figure(points, chosen, plain / largest.batch))
+    save_figure(front_chart(points, chosen, spec.full_bytes / spec.batch), folder.path / "front.svg")
     return FrontRun(points, chosen)
 
 

@@ -16,11 +16,20 @@ from headscope.models.protocol import ImageModel
 from headscope.pipeline.prompts import default_prompts, read_prompts, split
 from headscope.pipeline.run import read_prompts_of
 from headscope.pipeline.settings import Crew, Place, Progress, Settings
-from headscope.pipeline.steps import begin, compare_step, heads_step, limit_of, search_step, trace_step, unseen_pictures
+from headscope.pipeline.steps import (
+    begin,
+    compare_step,
+    counted_for,
+    heads_step,
+    limit_of,
+    search_step,
+    trace_step,
+    unseen_pictures,
+)
 from headscope.pipeline.tables import table_of
 from headscope.pipeline.workers import joined
 from headscope.policy.files import load_policy, save_policy
-from headscope.policy.footprint import plain_bytes, smallest_possible
+from headscope.policy.footprint import parse_share
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
 from headscope.run_folder import RunFolder
@@ -36,7 +45,7 @@ from headscope.tuning.smallest import Smallest, Step, smallest
 
 def place_of(folder: RunFolder, keep: str) -> Place:
     """Where a search for one share of several keeps its files: search/keep-20/ and policies/keep-20.safetensors."""
-    name = f"keep-{keep.strip().removesuffix('%')}"
+    name = f"keep-{100 * parse_share(keep):g}"  # 20% and 0.2 are the same share
     return Place(folder.search / name, folder.path / "policies" / f"{name}.safetensors")
 
 
@@ -119,12 +128,12 @@ def search_smallest(
         best = float("inf")
         try:
             limit = limit_of(model, under(share), prefix)
-            strides = fitting_strides(model.shape, limit, prefix, settings.strides)
+            strides = fitting_strides(limit, settings.strides)
         except BudgetError:
             return best
         for stride in strides:
             try:
-                policy = solve(losses, model.shape, limit, prefix, stride, settings.buckets)
+                policy = solve(losses, limit, stride, settings.buckets)
             except BudgetError:
                 continue
             best = min(best, calibration.measure(policy).kl)
@@ -133,14 +142,14 @@ def search_smallest(
     def searched(share: float) -> tuple[float, float]:
         limit = limit_of(model, under(share), prefix)
         if share >= 1.0:
-            found[share] = make_preset("full", model.shape, limit, prefix=prefix)
+            found[share] = make_preset("full", limit)
         else:
             place = place_of(folder, str(under(share).keep))
             found[share] = search_one(model, folder, under(share), progress, place=place, crew=crew)
         return calibration.measure(found[share]).kl, unseen.measure(found[share]).kl
 
-    full = plain_bytes(model.shape, prefix=prefix)
-    least = smallest_possible(model.shape, prefix=prefix, batch=1, streams=2, dtype="float32") / full
+    spec = counted_for(model, settings, prefix)
+    least = spec.smallest_bytes / spec.full_bytes
     result = smallest(max_loss, least, solved, searched, told)
     policy = found[result.keep]
     save_policy(policy, folder.policy)
@@ -174,7 +183,7 @@ def settings_from(definition: Definition) -> Settings:
 
 
 def run_definition(
-    definition: Definition, out: Path, device: str = "cpu", progress: Progress | None = None, crew: Crew | None = None
+    definition: Definition, out: Path, device: str = "auto", progress: Progress | None = None, crew: Crew | None = None
 ) -> tuple[Path, Place]:
     """Trace, classify, search and compare as a study definition says, in the run folder `out`; goes on after a stop.
 

@@ -22,13 +22,13 @@ from headscope.pipeline.pictures import save_png
 from headscope.pipeline.settings import Crew, Place, Progress, Settings
 from headscope.pipeline.tables import groups_of
 from headscope.policy.files import load_policy, save_policy
-from headscope.policy.footprint import Limit, plain_bytes
+from headscope.policy.footprint import CacheSpec, Limit
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
 from headscope.provenance import machine
 from headscope.reporting import contact_sheet
 from headscope.run_folder import RunFolder
-from headscope.runtime import generate
+from headscope.runtime import Sampling, generate
 from headscope.samples import Samples
 from headscope.storage import write_json, write_whole
 from headscope.tracing import Selection, TraceDataset, trace
@@ -42,10 +42,21 @@ def limit_of(model: ImageModel, settings: Settings, prefix: int) -> Limit:
     Raises:
         BudgetError: below the smallest possible, or above the full cache.
     """
-    terms = _terms(model, settings, prefix)
-    if settings.memory is not None:
-        return Limit.from_memory(settings.memory, shape=model.shape, **terms)
-    return Limit.from_keep(model.shape, settings.keep or "20%", **terms)
+    spec = counted_for(model, settings, prefix)
+    return Limit.of_share(settings.keep or "20%", spec) if settings.memory is None else Limit.of_memory(settings.memory, spec)
+
+
+def counted_for(model: ImageModel, settings: Settings, prefix: int) -> CacheSpec:
+    """What the byte limit counts; the dtype and the streams that the model runs with here, unless the settings say others."""
+    guided = settings.limit_guidance
+    return CacheSpec(
+        model.shape,
+        prefix,
+        batch=settings.batch,
+        streams=streams_of(model, settings) if guided is None else 1 + guided,
+        dtype=settings.limit_dtype or str(model.dtype),
+        count_prefix=settings.of == "all",
+    )
 
 
 def streams_of(model: ImageModel, settings: Settings) -> int:
@@ -104,9 +115,7 @@ def _draw_again(model: ImageModel, policy: Policy | None, samples: Samples) -> N
         samples.prompts,
         samples.seeds.tolist(),
         policy=policy,
-        guidance=samples.guidance,
-        temperature=samples.temperature,
-        top_k=samples.top_k,
+        sampling=Sampling(samples.guidance, samples.temperature, samples.top_k),
         batch_size=len(samples),
     )
 
@@ -158,7 +167,7 @@ def search_step(
     prefix = int(folder.read()["prefix"])
     limit = limit_of(model, settings, prefix)
     if place is None:
-        folder.note(limit=_limit_facts(model, limit, settings, prefix))
+        folder.note(limit=_limit_facts(limit, settings))
     here = place or Place(folder.search, folder.policy)
     with timed(folder, "search"):
         tuned = tuned_under(model, folder, settings, here, limit, crew or Crew(), ready=ready, progress=progress)
@@ -192,7 +201,6 @@ def tuned_under(
         place.search,
         trials=settings.trials,
         table_pictures=settings.table_pictures,
-        prefix=int(folder.read()["prefix"]),
         strides=settings.strides,
         buckets=settings.buckets,
         sampler=settings.sampler,
@@ -230,8 +238,8 @@ def sensitivity_step(
     samples = Samples.load(folder.samples)
     heads = Heads.load(folder.heads)
     prefix = int(folder.read()["prefix"])
-    dtype = str(model.dtype).removeprefix("torch.")
-    asked = {keep: equal_options(model.shape, keep, prefix=prefix, stride=stride, dtype=dtype) for keep in keeps}
+    spec = CacheSpec(model.shape, prefix, streams=1, dtype=str(model.dtype))
+    asked = {keep: equal_options(keep, spec, stride) for keep in keeps}
     with timed(folder, "sensitivity"):
         losses = measure_sensitivity(
             Replay(model, samples.select(range(min(pictures, len(samples)))), by_stream=False),
@@ -271,9 +279,8 @@ def compare_step(
     with timed(folder, "compare"):
         samples = unseen_pictures(model, folder, prompts, settings, progress)
         searched = load_policy(here.policy, model.shape)
-        prefix = searched.prefix
-        full = Limit.from_keep(model.shape, "100%", **_terms(model, settings, prefix))
-        policies = {"full": make_preset("full", model.shape, full, prefix=prefix), "searched": searched}
+        full = Limit.of_share("100%", counted_for(model, settings, searched.prefix))
+        policies = {"full": make_preset("full", full), "searched": searched}
         for path in sorted((here.search / "presets").glob("*.safetensors")):
             policies[path.stem] = load_policy(path, model.shape)
         replay = Replay(model, samples, by_stream=False)
@@ -281,7 +288,7 @@ def compare_step(
             replay,
             policies,
             settings.memory or settings.keep or "",
-            of=settings.of,
+            count_prefix=settings.of == "all",
             seed=settings.seed,
             progress=_as_counts(progress, "methods on unseen prompts"),
         )
@@ -304,9 +311,7 @@ def generate_step(model: ImageModel, folder: RunFolder, settings: Settings, prog
             full.prompts,
             full.seeds.tolist(),
             policy=policy,
-            guidance=full.guidance,
-            temperature=full.temperature,
-            top_k=full.top_k,
+            sampling=Sampling(full.guidance, full.temperature, full.top_k),
             batch_size=settings.batch_size,
             progress=_as_counts(progress, "drawing with the policy"),
         )
@@ -348,7 +353,7 @@ def begin(
     calibration, unseen = parts
     prefix = model.encode([*calibration, *unseen]).ids.shape[1]
     limited = settings.keep is not None or settings.memory is not None
-    facts = {"limit": _limit_facts(model, limit_of(model, settings, prefix), settings, prefix)} if limited else {}
+    facts = {"limit": _limit_facts(limit_of(model, settings, prefix), settings)} if limited else {}
     kept = {name: value for name, value in vars(settings).items() if name not in ("batch_size",)}
     asked = {**kept, "prompts": [*calibration, *unseen]}
     here = machine(model.device, model.dtype)
@@ -358,26 +363,15 @@ def begin(
     write_json(folder.path / "prompts.json", {"calibration": calibration, "unseen": unseen})
 
 
-def _terms(model: ImageModel, settings: Settings, prefix: int) -> dict[str, Any]:
-    guided = settings.limit_guidance
-    return {
-        "prefix": prefix,
-        "batch": settings.batch,
-        "streams": streams_of(model, settings) if guided is None else 1 + guided,
-        "dtype": (settings.limit_dtype or str(model.dtype)).removeprefix("torch."),
-        "of": settings.of,
-    }
-
-
-def _limit_facts(model: ImageModel, limit: Limit, settings: Settings, prefix: int) -> dict[str, Any]:
+def _limit_facts(limit: Limit, settings: Settings) -> dict[str, Any]:
     return {
         "text": settings.memory or settings.keep,
         "bytes": limit.bytes,
-        "batch": limit.batch,
-        "streams": limit.streams,
-        "dtype": limit.dtype,
-        "of": limit.of,
-        "plain_bytes": plain_bytes(model.shape, **_terms(model, settings, prefix)),
+        "batch": limit.spec.batch,
+        "streams": limit.spec.streams,
+        "dtype": limit.spec.dtype,
+        "of": settings.of,
+        "plain_bytes": limit.spec.full_bytes,
     }
 
 
@@ -403,7 +397,7 @@ def _drawn(
         model,
         prompts,
         seed,
-        guidance=settings.guidance,
+        sampling=Sampling(guidance=settings.guidance),
         batch_size=settings.batch_size,
         progress=shown,
         policy=policy,

@@ -1,22 +1,31 @@
 """Policies: what each head keeps, in how many bytes, in which file, and the known methods as presets."""
 
-from headscope.policy.files import load_policy, save_policy
-from headscope.policy.footprint import Limit, kept_ratio, plain_bytes, policy_bytes, project
-from headscope.policy.policy import Bucket, ModelShape, Policy
-from headscope.policy.presets import CONTROLS, PRESETS, make_preset
+from headscope.policy.files import accounting, counted_for, load_policy, save_policy
+from headscope.policy.footprint import CacheSpec, Limit, dtype_name, parse_share, parse_size
+from headscope.policy.policy import Bucket, Policy
+from headscope.policy.presets import CONTROLS, PRESETS, Preset, make_preset, register_preset, tighter
+from headscope.policy.project import fit, project
+from headscope.policy.shape import ModelShape
 
 __all__ = [
     "CONTROLS",
     "PRESETS",
     "Bucket",
+    "CacheSpec",
     "Limit",
     "ModelShape",
     "Policy",
-    "kept_ratio",
+    "Preset",
+    "accounting",
+    "counted_for",
+    "dtype_name",
+    "fit",
     "load_policy",
     "make_preset",
-    "plain_bytes",
-    "policy_bytes",
+    "parse_share",
+    "parse_size",
     "project",
+    "register_preset",
     "save_policy",
+    "tighter",
 ]

@@ -1,8 +1,20 @@
 """The policy file: one safetensors file that executes nothing and is checked entirely before it is believed.
 
-Tensors [layers, kv_heads] as in `Policy`; metadata, all JSON strings: headscope_schema, model, stride, prefix, accounting,
-provenance, results. A reader of schema n refuses a file of a later schema and ignores metadata it does not know, such as the
-`format` that other tools write.
+Tensors [layers, kv_heads]: those of `Policy`, and `bits` and `prompt`, of which this version knows one value each: 16, and 1
+(the whole prompt is kept). Metadata, all JSON strings:
+
+    headscope_schema  2; a reader refuses a later one
+    needs             names of features without which the file is not understood; a reader refuses those it does not know
+    model             shape and fingerprints; weights null: made for any weights of this shape
+    stride, prefix    as in `Policy`
+    lead              columns between rows that are generated at once; a row's whole length: one after the other
+    score             how heavy tokens are chosen: received
+    limit             bytes, share, and what they are counted for; or null
+    accounting        the policy's bytes and the plain cache's, counted for the same
+    provenance, results
+
+Metadata of other names is ignored, such as the `format` that other tools write. Schema 1 had no needs, bits, prompt, lead and
+score, and its limit in the provenance.
 """
 
 from __future__ import annotations
@@ -18,15 +30,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from headscope.errors import DataError, HeadscopeError, PolicyMismatch
-from headscope.facts import OBJECT, TEXT, check, one_of, optional, or_null, parsed, record, whole
+from headscope.facts import FLAG, NUMBER, OBJECT, TEXT, TEXTS, check, one_of, optional, or_null, parsed, record, shown, whole
 from headscope.geometry import MOST_TOKENS, Geometry
-from headscope.policy.footprint import CACHE_DTYPES, plain_bytes, policy_bytes
-from headscope.policy.policy import HEAD_TENSORS, ModelShape, Policy, check_tensor
+from headscope.policy.footprint import CACHE_DTYPES, CacheSpec, Limit
+from headscope.policy.policy import HEAD_TENSORS, Policy, check_tensor
+from headscope.policy.shape import ModelShape
 from headscope.policy.shipped import policy_file, shipped
 from headscope.reading import open_tensors
 from headscope.storage import write_whole
 
-SCHEMA = 1
+SCHEMA = 2
+# Features of a later version that this one knows.
+KNOWN_NEEDS: frozenset[str] = frozenset()
+SCORE = "received"
+# Tensors of which this version knows one value.
+FIXED = {"bits": 16, "prompt": 1}
 # Far above every model there is, and low enough that the bytes of a head fit 64 bits.
 _MOST_HEADS = 2**12
 _MOST_SIZE = 2**16
@@ -38,22 +56,29 @@ _MODEL = {
     "head_dim": whole(1, _MOST_SIZE),
     "geometry": OBJECT,  # `Geometry.from_dict` knows its fields
     "architecture": TEXT,
-    "weights": TEXT,
+    "weights": or_null(TEXT),
 }
-_LIMIT = {
-    "bytes": whole(0, 2**63 - 1),
-    "batch": whole(1),
-    "streams": whole(1),
-    "dtype": replace(one_of(*CACHE_DTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHE_DTYPES),
-    "of": one_of("all", "image"),
-}
-_FIELDS = {
+_DTYPE = replace(one_of(*CACHE_DTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHE_DTYPES)
+_COUNTED = {"bytes": whole(0, 2**63 - 1), "batch": whole(1), "streams": whole(1), "dtype": _DTYPE}
+_LIMIT = {**_COUNTED, "share": or_null(NUMBER), "prefix": whole(0, MOST_TOKENS), "count_prefix": FLAG}
+_COMMON = {
     "model": record(_MODEL),
     "stride": whole(1, MOST_TOKENS),
     "prefix": whole(0, MOST_TOKENS),
     "accounting": optional(OBJECT),
-    "provenance": optional(record({"limit": or_null(record(_LIMIT))})),
     "results": optional(OBJECT),
+}
+# By schema.
+_FIELDS = {
+    1: {**_COMMON, "provenance": optional(record({"limit": or_null(record({**_COUNTED, "of": one_of("all", "image")}))}))},
+    2: {
+        **_COMMON,
+        "needs": TEXTS,
+        "lead": whole(1, MOST_TOKENS),
+        "score": one_of(SCORE),
+        "limit": or_null(record(_LIMIT)),
+        "provenance": optional(OBJECT),
+    },
 }
 _DTYPES = {"I32": torch.int32, "F32": torch.float32, "U8": torch.uint8}
 
@@ -70,9 +95,13 @@ def save_policy(policy: Policy, path: str | Path, overwrite: bool = True) -> Pat
         raise DataError(f"{path}: exists already; choose another name.")
     shape = policy.shape
     metadata = {
-        "model": shape.to_dict(),
+        "needs": [],
+        "model": {**shape.to_dict(), "weights": shape.weights or None},
         "stride": policy.stride,
         "prefix": policy.prefix,
+        "lead": shape.geometry.row_length,
+        "score": SCORE,
+        "limit": None if policy.limit is None else policy.limit.to_dict(),
         "provenance": dict(policy.provenance),
         "results": dict(policy.results),
     }
@@ -80,24 +109,25 @@ def save_policy(policy: Policy, path: str | Path, overwrite: bool = True) -> Pat
         metadata = json.loads(json.dumps(metadata))
     except (TypeError, ValueError) as error:
         raise PolicyMismatch(f"{path}: provenance and results have to be JSON values ({error}).") from None
-    check(metadata, _FIELDS, str(path), PolicyMismatch)
+    check(metadata, _FIELDS[SCHEMA], str(path), PolicyMismatch)
     metadata |= {"headscope_schema": SCHEMA, "accounting": accounting(policy)}
     tensors = {name: getattr(policy, name).contiguous() for name in HEAD_TENSORS}
+    tensors |= {name: torch.full_like(policy.per_visit, value) for name, value in FIXED.items()}
     strings = {name: json.dumps(value) for name, value in metadata.items()}
     return write_whole(path, lambda target: save_file(tensors, target, metadata=strings))
 
 
+def counted_for(policy: Policy) -> CacheSpec:
+    """What the policy's bytes are counted for: as its limit is, or one guided float32 image without one."""
+    spec = CacheSpec(policy.shape, policy.prefix) if policy.limit is None else policy.limit.spec
+    return spec.replace(shape=policy.shape, prefix=policy.prefix)
+
+
 def accounting(policy: Policy) -> dict[str, Any]:
-    """Bytes of the policy and of the plain cache, on the terms of its limit (one guided float32 picture without one)."""
-    limit = policy.provenance.get("limit") or {}
-    terms: dict[str, Any] = {
-        "batch": int(limit.get("batch", 1)),
-        "streams": int(limit.get("streams", 2)),
-        "dtype": str(limit.get("dtype", "float32")),
-        "of": str(limit.get("of", "all")),
-    }
-    kept, plain = policy_bytes(policy, **terms), plain_bytes(policy.shape, prefix=policy.prefix, **terms)
-    return {"bytes": kept, "plain_bytes": plain, "kept_ratio": kept / plain, **terms}
+    """Bytes of the policy and of the plain cache, and what they are counted for."""
+    spec = counted_for(policy)
+    sizes = {"bytes": spec.bytes_of(policy), "plain_bytes": spec.full_bytes, "kept_ratio": spec.share_of(policy)}
+    return {**sizes, **spec.to_dict()}
 
 
 def load_policy(path: str | Path, shape: ModelShape | None = None, accept_other_weights: bool = False) -> Policy:
@@ -124,9 +154,12 @@ def load_policy(path: str | Path, shape: ModelShape | None = None, accept_other_
                 stride=metadata["stride"],
                 prefix=metadata["prefix"],
                 shape=made,
-                provenance=metadata.get("provenance", {}),
+                limit=_limit(metadata, made),
+                provenance={name: value for name, value in metadata.get("provenance", {}).items() if name != "limit"},
                 results=metadata.get("results", {}),
             )
+            if metadata["headscope_schema"] > 1:
+                _check_fixed(file, metadata, made)
         except HeadscopeError as error:
             raise PolicyMismatch(f"{path}: {error}") from None
     return policy if shape is None else _fitted(policy, shape, path, accept_other_weights)
@@ -140,8 +173,36 @@ def _metadata(path: Path, strings: dict[str, str]) -> dict[str, Any]:
     check({"headscope_schema": schema}, {"headscope_schema": whole(1)}, str(path), PolicyMismatch)
     if schema > SCHEMA:  # nothing else of it is known
         raise PolicyMismatch(f"{path}: written in schema {schema}, this headscope reads up to {SCHEMA}; install a newer one.")
-    facts = {name: parsed(strings[name], f"{path}: {name}") for name in _FIELDS if name in strings}
-    return check(facts, _FIELDS, str(path), PolicyMismatch)
+    fields = _FIELDS[schema]
+    facts = {name: parsed(strings[name], f"{path}: {name}") for name in fields if name in strings}
+    unknown = sorted(set(check(facts, {"needs": optional(TEXTS)}, str(path), PolicyMismatch).get("needs", ())) - KNOWN_NEEDS)
+    if unknown:  # before anything else of it, which they may change the meaning of
+        raise PolicyMismatch(f"{path}: needs {shown(unknown)}, which this headscope does not know; install a newer one.")
+    return {**check(facts, fields, str(path), PolicyMismatch), "headscope_schema": schema}
+
+
+def _limit(metadata: dict[str, Any], shape: ModelShape) -> Limit | None:
+    """The limit, of either schema."""
+    if metadata["headscope_schema"] > 1:
+        return None if metadata.get("limit") is None else Limit.from_dict(metadata["limit"], shape)
+    old = metadata.get("provenance", {}).get("limit")
+    if old is None:
+        return None
+    counted = {"batch": old["batch"], "streams": old["streams"], "dtype": old["dtype"], "count_prefix": old["of"] == "all"}
+    return Limit(old["bytes"], CacheSpec(shape, metadata["prefix"], **counted))
+
+
+def _check_fixed(file: safe_open, metadata: dict[str, Any], shape: ModelShape) -> None:
+    """Refuse values of a later version: bits, prompts of heads, rows at once."""
+    for name, value in FIXED.items():
+        wrong = (_tensor(file, name, shape) != value).nonzero()
+        if len(wrong):
+            layer, head = wrong[0].tolist()
+            raise PolicyMismatch(f"layer {layer} head {head}: {name} is not {value}, which is all that this headscope knows.")
+    if metadata["lead"] != shape.geometry.row_length:
+        raise PolicyMismatch(
+            f"lead is {metadata['lead']}, expected {shape.geometry.row_length}, which generates row after row."
+        )
 
 
 def _shape(model: dict[str, Any]) -> ModelShape:
@@ -149,8 +210,8 @@ def _shape(model: dict[str, Any]) -> ModelShape:
         raise PolicyMismatch(
             f"model.query_heads is {model['query_heads']}, expected a multiple of model.kv_heads, {model['kv_heads']}."
         )
-    facts = {name: model[name] for name in _MODEL if name != "geometry"}
-    return ModelShape(**facts, geometry=Geometry.from_dict(model["geometry"]))
+    facts = {name: model[name] for name in _MODEL if name not in ("geometry", "weights")}
+    return ModelShape(**facts, weights=model.get("weights") or "", geometry=Geometry.from_dict(model["geometry"]))
 
 
 def _tensor(file: safe_open, name: str, shape: ModelShape) -> torch.Tensor:
@@ -181,12 +242,13 @@ def _fitted(policy: Policy, shape: ModelShape, path: Path, accept_other_weights:
                 f"{path}: made for {getattr(made, name)} {name.replace('_', ' ')}, {shape.name} has {getattr(shape, name)}: "
                 "search one for it."
             )
-    if made.weights == shape.weights:
-        return policy
+    fitted = policy.replace(shape=shape, limit=None if policy.limit is None else policy.limit.for_model(shape))
+    if made.weights in ("", shape.weights):
+        return fitted
     if not accept_other_weights:
         raise PolicyMismatch(
             f"{path}: made for other weights of this architecture ({made.name}, {made.weights[:12]}) than {shape.name} "
             f"({shape.weights[:12]}): search again, or use it as it is with --accept-other-weights."
         )
     noted = {**policy.provenance, "accepted_other_weights": {"made_for": made.weights, "used_on": shape.weights}}
-    return policy.replace(shape=shape, provenance=noted)
+    return fitted.replace(provenance=noted)

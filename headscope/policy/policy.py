@@ -11,7 +11,8 @@ import torch
 
 from headscope.errors import HeadscopeError, PolicyMismatch
 from headscope.facts import clipped
-from headscope.geometry import Geometry
+from headscope.policy.footprint import Limit
+from headscope.policy.shape import ModelShape
 
 HEAD_TENSORS = ("window", "heavy", "anchor", "decay", "per_visit", "semantic_score")
 DTYPES = {
@@ -21,29 +22,10 @@ DTYPES = {
     "decay": torch.float32,
     "per_visit": torch.uint8,
     "semantic_score": torch.float32,
+    # Of the file alone: this version knows one value of each.
+    "bits": torch.uint8,
+    "prompt": torch.uint8,
 }
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What a policy must know of a model.
-
-    Attributes:
-        architecture, weights: fingerprints (hex). A policy of another architecture is always refused.
-    """
-
-    name: str
-    layers: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    geometry: Geometry
-    architecture: str
-    weights: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """As policy files and run.json tell it: JSON values by attribute."""
-        return {**vars(self), "geometry": self.geometry.to_dict()}
 
 
 def check_tensor(name: str, found: tuple[int, ...], dtype: torch.dtype | str, shape: ModelShape) -> None:
@@ -87,7 +69,10 @@ class Policy:
         decay: float32 [layers, kv_heads] in [0, 1]; per_visit: uint8 [layers, kv_heads], 0 or 1: how the score adds up.
         semantic_score: float32 [layers, kv_heads] in [0, 1], 1 is semantic; information for readers.
         stride: tokens between two choices of the heavy set. prefix: prompt length that the byte accounting assumes.
-        shape: the model. provenance, results: JSON values, where it came from and what was measured.
+        shape: the model.
+        limit: the byte limit that it was made for, or None.
+        provenance: JSON values, where it came from.
+        results: JSON values, what was measured.
 
     Raises:
         PolicyMismatch: on construction; names the tensor, layer and head, what was found and what was expected.
@@ -102,6 +87,7 @@ class Policy:
     stride: int
     prefix: int
     shape: ModelShape
+    limit: Limit | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
 

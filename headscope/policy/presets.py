@@ -13,8 +13,9 @@ import torch
 
 from headscope.errors import BudgetError, HeadscopeError
 from headscope.geometry import Geometry
-from headscope.policy.footprint import Limit, policy_bytes, project
-from headscope.policy.policy import ModelShape, Policy
+from headscope.policy.footprint import Limit
+from headscope.policy.policy import Policy
+from headscope.policy.project import fit
 
 
 class Preset(Protocol):
@@ -22,7 +23,7 @@ class Preset(Protocol):
 
     name: ClassVar[str]
 
-    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
         """The policy at the largest size that fits `limit`.
 
         Raises:
@@ -42,19 +43,19 @@ class Full:
 
     name: ClassVar[str] = "full"
 
-    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
+        spec = limit.spec
         policy = Policy.uniform(
-            shape,
-            window=shape.geometry.tokens - 1,
+            spec.shape,
+            window=spec.shape.geometry.tokens - 1,
             stride=1,
-            prefix=prefix,
+            prefix=spec.prefix,
             semantic_score=semantic_score,
             provenance={"method": self.name},
         )
-        needed = policy_bytes(policy, batch=limit.batch, streams=limit.streams, dtype=limit.dtype, of=limit.of)
-        if needed > limit.bytes:
-            raise BudgetError(f"preset full: takes {needed:,} bytes, the limit is {limit.bytes:,}; give --keep 100%.")
+        if (needed := spec.bytes_of(policy)) > limit.bytes:
+            raise BudgetError(f"preset full: takes {needed:,} bytes, the limit is {limit.bytes:,}; expected keep 100%.")
         return policy
 
     @classmethod
@@ -70,10 +71,10 @@ class Streaming:
     name: ClassVar[str] = "streaming"
     anchor: int = 4
 
-    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
-        one = torch.ones(shape.layers, shape.kv_heads)
-        return _built(self.name, shape, limit, prefix, semantic_score, one, 0 * one, 1, self.anchor, 1.0)
+        one = _ones(limit)
+        return _built(self, limit, semantic_score, (one, 0 * one), anchor=self.anchor)
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
@@ -93,11 +94,11 @@ class H2O:
     split: float = 0.5
     by_row: bool = False
 
-    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
-        one = torch.ones(shape.layers, shape.kv_heads)
-        stride = shape.geometry.span if self.by_row else 1
-        return _built(self.name, shape, limit, prefix, semantic_score, self.split * one, (1 - self.split) * one, stride, 0, 1.0)
+        one = _ones(limit)
+        weights = (self.split * one, (1 - self.split) * one)
+        return _built(self, limit, semantic_score, weights, stride=_row(limit) if self.by_row else 1)
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
@@ -115,14 +116,13 @@ class Linear:
     anchored: bool = False
     strides_a_row: int = 1
 
-    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
-        one = torch.ones(shape.layers, shape.kv_heads)
-        row = shape.geometry.span
+        one = _ones(limit)
         weights = (self.recent * one, (1 - self.recent) * one)
-        anchor = row if self.anchored else 0
-        stride = _part_of_row(row, self.strides_a_row)
-        return _built(self.name, shape, limit, prefix, semantic_score, *weights, stride, anchor, 0.0)
+        anchor = _row(limit) if self.anchored else 0
+        stride = _part_of_row(_row(limit), self.strides_a_row)
+        return _built(self, limit, semantic_score, weights, stride=stride, anchor=anchor, decay=0.0)
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
@@ -145,14 +145,14 @@ class Pyramid:
     recent: float = 0.5
     strides_a_row: int = 1
 
-    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
-        place = torch.linspace(1.0, -1.0, shape.layers) if shape.layers > 1 else torch.zeros(1)
-        size = (1 + self.slope * place)[:, None].expand(shape.layers, shape.kv_heads)
-        row = shape.geometry.span
+        layers = limit.spec.shape.layers
+        place = torch.linspace(1.0, -1.0, layers) if layers > 1 else torch.zeros(1)
+        size = (1 + self.slope * place)[:, None] * _ones(limit)
         weights = (self.recent * size, (1 - self.recent) * size)
-        stride = _part_of_row(row, self.strides_a_row)
-        return _built(self.name, shape, limit, prefix, semantic_score, *weights, stride, 0, 0.0)
+        stride = _part_of_row(_row(limit), self.strides_a_row)
+        return _built(self, limit, semantic_score, weights, stride=stride, decay=0.0)
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
@@ -176,14 +176,13 @@ class SSD:
     ratio: float = 1.0
     by_row: bool = False
 
-    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
         if semantic_score is None:
             raise HeadscopeError(f"preset {self.name}: needs the heads' semantic scores; run `headscope heads` first.")
         semantic = self.semantic(semantic_score).float()
-        stride = shape.geometry.span if self.by_row else 1
         weights = (1 - semantic, self.ratio * semantic)
-        return _built(self.name, shape, limit, prefix, semantic_score, *weights, stride, 0, 1.0)
+        return _built(self, limit, semantic_score, weights, stride=_row(limit) if self.by_row else 1)
 
     def semantic(self, score: torch.Tensor) -> torch.Tensor:
         """bool [layers, kv_heads]: the heads that get heavy hitters."""
@@ -227,12 +226,13 @@ class Random:
     name: ClassVar[str] = "random"
     seed: int = 0
 
-    def build(self, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None) -> Policy:
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
         generator = torch.Generator().manual_seed(self.seed)
-        size = 0.25 + torch.rand(shape.layers, shape.kv_heads, generator=generator)
-        share = torch.rand(shape.layers, shape.kv_heads, generator=generator)
-        return _built(self.name, shape, limit, prefix, semantic_score, size * share, size * (1 - share), 1, 0, 1.0)
+        heads = (limit.spec.shape.layers, limit.spec.shape.kv_heads)
+        size = 0.25 + torch.rand(heads, generator=generator)
+        share = torch.rand(heads, generator=generator)
+        return _built(self, limit, semantic_score, (size * share, size * (1 - share)))
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
@@ -245,17 +245,43 @@ _ALL: tuple[type[Preset], ...] = (Full, Streaming, H2O, Linear, Pyramid, SSD, Ra
 PRESETS: dict[str, type[Preset]] = {preset.name: preset for preset in _ALL}
 
 
-def make_preset(
-    name: str, shape: ModelShape, limit: Limit, *, prefix: int, semantic_score: torch.Tensor | None = None
-) -> Policy:
-    """The preset called `name` with its default numbers.
+def register_preset(preset: type[Preset]) -> type[Preset]:
+    """Add a method of one's own: `make_preset` knows it by its name, and searches may be compared with it.
+
+    Args:
+        preset: a class as `Preset` says, whose `sweep` has at least one setting.
+
+    Returns:
+        The class, so that this decorates it.
+
+    Raises:
+        HeadscopeError: the name is no identifier or is taken, or `build` or `sweep` is missing.
+    """
+    name = getattr(preset, "name", None)
+    if not isinstance(name, str) or not name.isidentifier() or name in PRESETS:
+        raise HeadscopeError(
+            f"preset {name!r}: expected a name of its own, letters, digits and _; taken are {', '.join(PRESETS)}."
+        )
+    if missing := [method for method in ("build", "sweep") if not callable(getattr(preset, method, None))]:
+        raise HeadscopeError(f"preset {name}: lacks the method {missing[0]}; see headscope.policy.Preset.")
+    PRESETS[name] = preset
+    return preset
+
+
+def make_preset(name: str, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
+    """The preset called `name` with its default numbers, at the largest size that fits.
+
+    Args:
+        name: one of PRESETS.
+        limit: what has to hold it, and what that is counted for.
+        semantic_score: float32 [layers, kv_heads] in [0, 1], for presets that tell classes of heads apart.
 
     Raises:
         HeadscopeError: unknown name. BudgetError: it does not fit.
     """
     if name not in PRESETS:
         raise HeadscopeError(f"preset {name}: unknown; known presets are {', '.join(PRESETS)}.")
-    return PRESETS[name]().build(shape, limit, prefix=prefix, semantic_score=semantic_score)
+    return PRESETS[name]().build(limit, semantic_score)
 
 
 def tighter(name: str, geometry: Geometry) -> list[Preset]:
@@ -269,27 +295,25 @@ def _part_of_row(row: int, parts: int) -> int:
     return next(stride for stride in range(max(row // parts, 1), 0, -1) if row % stride == 0)
 
 
+def _ones(limit: Limit) -> torch.Tensor:
+    """float32 [layers, kv_heads]."""
+    return torch.ones(limit.spec.shape.layers, limit.spec.shape.kv_heads)
+
+
+def _row(limit: Limit) -> int:
+    """The stride of a row."""
+    return limit.spec.shape.geometry.span
+
+
 def _built(
-    name: str,
-    shape: ModelShape,
+    preset: Preset,
     limit: Limit,
-    prefix: int,
     semantic_score: torch.Tensor | None,
-    weights_window: torch.Tensor,
-    weights_heavy: torch.Tensor,
-    stride: int,
-    anchor: int,
-    decay: float,
+    weights: tuple[torch.Tensor, torch.Tensor],
+    *,
+    stride: int = 1,
+    anchor: int = 0,
+    decay: float = 1.0,
 ) -> Policy:
-    window, heavy = project(weights_window, weights_heavy, limit, shape, stride=stride, anchor=anchor, prefix=prefix)
-    return Policy.uniform(
-        shape,
-        window=window,
-        heavy=heavy,
-        anchor=anchor,
-        decay=torch.where(heavy > 0, decay, 1.0),
-        stride=stride,
-        prefix=prefix,
-        semantic_score=semantic_score,
-        provenance={"method": name},
-    )
+    """Weights of window and heavy tokens, at the largest size that fits."""
+    return fit(*weights, limit, stride=stride, anchor=anchor, decay=decay, semantic_score=semantic_score, method=preset.name)

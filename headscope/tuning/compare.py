@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from headscope.policy.footprint import kept_ratio
+from headscope.policy.footprint import CacheSpec
 from headscope.policy.policy import Policy
 from headscope.policy.presets import CONTROLS
 from headscope.runtime import CompressedCache, compressed
@@ -42,7 +42,7 @@ def compare_methods(
     policies: Mapping[str, Policy],
     budget: str,
     *,
-    of: str = "all",
+    count_prefix: bool = True,
     timed_pictures: int = 4,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -52,10 +52,11 @@ def compare_methods(
     Args:
         policies: by name of the method; `searched` is what the others are paired with.
         budget: the limit as the user gave it, for the table.
-        of: whether kept_ratio counts "all" tokens or those of the "image".
+        count_prefix: whether kept_ratio counts the prompt on both sides.
         timed_pictures: pictures drawn together in the timed steps, times both streams.
     """
     rows, by_row, losses = [], [], {}
+    spec = CacheSpec(replay.model.shape, 0, streams=replay.streams, dtype=str(replay.dtype), count_prefix=count_prefix)
     for done, (name, policy) in enumerate(policies.items()):
         result = replay.measure(policy)
         losses[name] = result.kl_by_picture.numpy()
@@ -64,7 +65,7 @@ def compare_methods(
             {
                 "method": name,
                 "budget": "100%" if name == "full" else budget,
-                "kept_ratio": kept_ratio(policy, of=of, dtype=str(replay.dtype).removeprefix("torch."), streams=replay.streams),
+                "kept_ratio": spec.replace(prefix=policy.prefix).share_of(policy),
                 "replay_kl": result.kl,
                 "top1": result.top1,
                 "cache_bytes": result.cache_bytes,

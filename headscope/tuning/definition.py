@@ -23,16 +23,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from headscope.errors import BudgetError, DataError
 from headscope.models.registry import known_models
-from headscope.policy.footprint import itemsize, parse_keep, parse_size
+from headscope.policy.footprint import dtype_name, parse_share, parse_size
 from headscope.storage import read_text
 from headscope.tuning.propose.samplers import SAMPLERS
 
 
 def _share(text: str) -> str:
     try:
-        parse_keep(text)
+        parse_share(text)
     except BudgetError as error:
-        raise ValueError(str(error).removeprefix("--keep ")) from None
+        raise ValueError(str(error).removeprefix("keep ")) from None
     return text
 
 
@@ -40,13 +40,13 @@ def _size(text: str) -> str:
     try:
         parse_size(text)
     except BudgetError as error:
-        raise ValueError(str(error).removeprefix("--memory ")) from None
+        raise ValueError(str(error).removeprefix("memory ")) from None
     return text
 
 
 def _dtype(text: str) -> str:
     try:
-        itemsize(text)
+        dtype_name(text)
     except BudgetError as error:
         raise ValueError(str(error)) from None
     return text

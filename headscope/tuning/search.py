@@ -24,7 +24,7 @@ from optuna.storages import BaseStorage
 
 from headscope.errors import BudgetError, DataError
 from headscope.policy.footprint import Limit
-from headscope.policy.policy import ModelShape, Policy
+from headscope.policy.policy import Policy
 from headscope.storage import write_json, write_whole
 from headscope.tuning.measure.options import ANCHOR, Losses, losses_from
 from headscope.tuning.measure.replay import Measures
@@ -92,12 +92,10 @@ class SearchResult:
 
 def search(
     replay: Measures,
-    shape: ModelShape,
     limit: Limit,
     table: pd.DataFrame | Losses | None,
     semantic_score: torch.Tensor,
     *,
-    prefix: int,
     trials: int = 40,
     seed: int = 0,
     storage: str | Path | BaseStorage | None = None,
@@ -118,7 +116,6 @@ def search(
         replay: the calibration pictures; figures to report come from others.
         table: sensitivity table (None: Optuna alone, by classes and by groups of heads).
         semantic_score: float32 [layers, kv_heads] in [0, 1], from the head classes.
-        prefix: prefix length that the byte limit assumes.
         trials: proposals in all, on top of the incumbents; a continued study makes only what is missing.
         storage: see `open_storage`; the same call continues it. study: its name there, where a storage keeps several.
         presets: swept presets by name, measured first.
@@ -141,10 +138,10 @@ def search(
         )
     started = time.monotonic()
     semantic_score = semantic_score.float()
-    fitting = fitting_strides(shape, limit, prefix, strides)
-    belongs = {"definitions": DEFINITIONS, "weights": shape.weights, "bytes": limit.bytes, "batch": limit.batch}
-    belongs |= {"streams": limit.streams, "dtype": str(limit.dtype), "of": limit.of, "prefix": prefix, "seed": seed}
-    belongs |= {"sampler": sampler, "buckets": buckets, "prune": prune, **(identity or {})}
+    shape, spec = limit.spec.shape, limit.spec
+    fitting = fitting_strides(limit, strides)
+    belongs = {"definitions": DEFINITIONS, "weights": shape.weights, "bytes": limit.bytes, **spec.to_dict()}
+    belongs |= {"seed": seed, "sampler": sampler, "buckets": buckets, "prune": prune, **(identity or {})}
     where = shown(storage) if isinstance(storage, (str, Path)) else "the study"
     kept = storage if isinstance(storage, BaseStorage) else open_storage(storage)
     measured: dict[str, dict[str, Any]] = {}
@@ -159,7 +156,7 @@ def search(
     books: list[tuple[TrialBook, Space]] = []
 
     by_class = book(CLASSES)
-    class_space = ClassSpace(shape, limit, prefix, semantic_score, fitting)
+    class_space = ClassSpace(limit, semantic_score, fitting)
     books.append((by_class, class_space))
     for name, policy in (presets or {}).items():
         found = by_class.incumbent(f"preset {name}", policy, class_space, class_space.locate(policy))
@@ -170,7 +167,7 @@ def search(
     if table is not None:
         losses = table if isinstance(table, Losses) else losses_from(table, shape.layers, shape.kv_heads, shape.geometry)
         towards = next(iter((presets or {}).values()), None) or class_space.build(neutral(class_space))
-        table_space = TableSpace(shape, limit, prefix, semantic_score, fitting, losses, towards=towards, buckets=buckets)
+        table_space = TableSpace(limit, semantic_score, fitting, losses, towards=towards, buckets=buckets)
         by_table = book(TABLE)
         books.append((by_table, table_space))
         solved = _solver_answers(by_table, table_space)
@@ -186,7 +183,7 @@ def search(
             table_space.towards = best_class.policy
         _propose(by_table, table_space, trials - first - last, made, patience)
     best = _best(books)
-    group_space = GroupSpace(shape, limit, prefix, semantic_score, best.policy, buckets)
+    group_space = GroupSpace(limit, semantic_score, best.policy, buckets)
     name = f"{GROUPS} {best.policy.fingerprint()[:8]}"
     phases = [other.removeprefix(study) for other in optuna.get_all_study_names(kept) if other.startswith(study)]
     others = [phase for phase in phases if phase.startswith(GROUPS) and phase != name]
@@ -287,8 +284,8 @@ def _signed(best: Found, measured: Mapping[str, Mapping[str, Any]], seed: int, l
     """The policy with its origin and its calibration results."""
     result = measured.get(best.policy.fingerprint(), {})
     origin = {"method": "searched", "origin": best.label, "study": best.phase, "trial": best.number, "seed": seed}
-    terms = {"bytes": limit.bytes, "batch": limit.batch, "streams": limit.streams, "dtype": str(limit.dtype), "of": limit.of}
     return best.policy.replace(
-        provenance={**best.policy.provenance, **origin, "limit": terms},
+        limit=limit,
+        provenance={**best.policy.provenance, **origin},
         results={"calibration_kl": best.kl, **({"calibration_top1": result["top1"]} if result.get("top1") is not None else {})},
     )

@@ -54,7 +54,6 @@ def tune(
     *,
     trials: int = 40,
     table_pictures: int = 2,
-    prefix: int | None = None,
     strides: Sequence[int] | None = None,
     buckets: int = 3,
     sampler: str = "tpe",
@@ -86,7 +85,6 @@ def tune(
         storage: where the study is kept (default: study.db in `out`); see `open_storage`.
         buckets, sampler, prune, patience, strides, ready: see `search`.
         joins: another process leads this search: propose, and leave its files alone.
-        prefix: longest prompt, in tokens, that the limit is for (default: the longest of the samples).
 
     Raises:
         BudgetError: nothing fits. DataError: the folder belongs to another model, limit or calibration set.
@@ -113,14 +111,11 @@ def tune(
         )
         losses = measured.losses
     replay = study_replay(model, samples, batch_size)
-    prefix = replay.prefix if prefix is None else prefix
     remembered = Remembered(replay)  # the study begins with presets that the sweep has just measured
     presets = sweep_presets(
         remembered,
-        model.shape,
         limit,
         semantic_score,
-        prefix=prefix,
         quick=quick,
         path=out / "presets.json",
         progress=tell("presets at the same bytes"),
@@ -131,11 +126,9 @@ def tune(
     by = "" if measured is None or measured.kind == HEADS else f", table of {measured.kind}"
     result = search(
         remembered,
-        model.shape,
         limit,
         losses,
         semantic_score,
-        prefix=prefix,
         trials=trials,
         seed=seed,
         storage=kept,

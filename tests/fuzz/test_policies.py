@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from headscope.policy import Policy, load_policy, save_policy
+from headscope.policy import CacheSpec, Limit, Policy, load_policy, save_policy
 from headscope.policy.files import accounting
 from headscope.runtime.cache import check_prefix
 from tests.fuzz.mutants import mutated_bytes, mutated_safetensors, seeds, survives
@@ -18,16 +18,12 @@ from tests.policy.shapes import SHAPE
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     window = torch.arange(12).view(3, 4)
-    limit = {"bytes": 50_000, "batch": 1, "streams": 2, "dtype": "float32", "of": "all"}
-    policy = Policy.uniform(
-        SHAPE,
-        window=window,
-        heavy=window % 3,
-        decay=0.25,
-        stride=6,
-        prefix=5,
-        provenance={"method": "searched", "limit": limit},
-    ).replace(results={"calibration_kl": 0.5, "unseen": {"replay_kl": 0.6}})
+    made = Policy.uniform(
+        SHAPE, window=window, heavy=window % 3, decay=0.25, stride=6, prefix=5, provenance={"method": "searched"}
+    )
+    policy = made.replace(
+        limit=Limit(50_000, CacheSpec(SHAPE, 5)), results={"calibration_kl": 0.5, "unseen": {"replay_kl": 0.6}}
+    )
     return save_policy(policy, tmp_path_factory.mktemp("good") / "policy.safetensors").read_bytes()
 
 

@@ -18,10 +18,10 @@ from headscope.tuning.propose.spaces import ClassSpace, fitting_strides
 from headscope.tuning.study.phase import TrialBook
 from headscope.tuning.study.storage import open_storage
 from tests.fuzz.mutants import mutated_bytes, mutated_json, mutated_text, nasty, seeds, survives
-from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape
+from tests.tuning.landscape import LIMIT, SCORES, SHAPE, Landscape
 
-SPACE = ClassSpace(SHAPE, LIMIT, PREFIX, SCORES, fitting_strides(SHAPE, LIMIT, PREFIX))
-POLICY = make_preset("streaming", SHAPE, LIMIT, prefix=PREFIX)
+SPACE = ClassSpace(LIMIT, SCORES, fitting_strides(LIMIT))
+POLICY = make_preset("streaming", LIMIT)
 
 
 class Failing(Landscape):

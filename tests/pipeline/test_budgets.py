@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headscope.models.janus import JanusModel
 from headscope.pipeline.budgets import what_fits
-from headscope.policy import Limit, Policy, load_policy, make_preset, save_policy
+from headscope.policy import CacheSpec, Limit, Policy, load_policy, make_preset, save_policy
 from headscope.policy.shipped import policy_file
 from headscope.runtime import CompressedCache, compressed
 
@@ -30,10 +30,8 @@ def allocated(model: JanusModel, policy: Policy, pictures: int) -> int:
 @settings(max_examples=15, deadline=None)
 def test_the_largest_batch_fits_and_one_more_does_not(tiny: JanusModel, room: int, name: str, keep: float) -> None:
     prefix = tiny.encode(["red apple"]).ids.shape[1]
-    policy = make_preset(name, tiny.shape, Limit.from_keep(tiny.shape, keep, prefix=prefix), prefix=prefix)
-    fits = what_fits(
-        tiny.shape, room, batch=3, policies={"mine": policy}, prefix=prefix, streams=2, dtype="float32", shares=(1.0,)
-    )
+    policy = make_preset(name, Limit.of_share(keep, CacheSpec(tiny.shape, prefix)))
+    fits = what_fits(CacheSpec(tiny.shape, prefix, batch=3), room, {"mine": policy}, shares=(1.0,))
     mine = next(row for row in fits.rows if row.name == "mine")
     if mine.pictures:
         assert allocated(tiny, policy, mine.pictures) <= room
@@ -45,7 +43,7 @@ def test_the_largest_batch_fits_and_one_more_does_not(tiny: JanusModel, room: in
 
 def test_the_sentence_says_what_to_do(tiny: JanusModel) -> None:
     def said(room: int, batch: int) -> str:
-        return what_fits(tiny.shape, room, batch=batch, policies={}, prefix=4, streams=2, dtype="float32").sentence
+        return what_fits(CacheSpec(tiny.shape, 4, batch=batch), room, {}).sentence
 
     assert said(10**9, 4) == "A batch of 4 pictures fits with the plain cache: no policy is needed."
     assert said(8_000, 1).startswith("A batch of 1 picture may keep 78.1%: headscope search RUN --keep 78.1%")

@@ -12,7 +12,7 @@ import torch
 from headscope.models import ImageModel, Samples, load_model
 from headscope.pipeline import Settings, run
 from headscope.pipeline.prompts import PLAIN, default_prompts, split
-from headscope.policy import kept_ratio, load_policy
+from headscope.policy import CacheSpec, load_policy
 from headscope.tuning.propose.presets import COMPARED
 from tests.cli.command import headscope, left_by_an_overwrite
 
@@ -73,9 +73,10 @@ def test_calibration_and_unseen_prompts_share_nothing(finished: Path) -> None:
 def test_the_policy_says_where_it_comes_from(finished: Path, tiny_folder: Path) -> None:
     model = load_model(str(tiny_folder))
     policy = load_policy(finished / "policy.safetensors", model.shape)
-    assert kept_ratio(policy) <= 0.5
+    assert CacheSpec(policy.shape, policy.prefix).share_of(policy) <= 0.5
     assert policy.provenance["method"] == "searched"
-    assert policy.provenance["limit"]["streams"] == 2
+    assert policy.limit is not None
+    assert policy.limit.spec.streams == 2
     assert policy.results["unseen"]["replay_kl"] >= 0
 
 

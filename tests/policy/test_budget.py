@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headscope.errors import BudgetError
-from headscope.policy import PRESETS, Limit, Policy, kept_ratio, make_preset, plain_bytes, policy_bytes, project
-from headscope.policy.footprint import head_bytes, parse_keep, parse_size, smallest_possible
+from headscope.policy import PRESETS, CacheSpec, Limit, Policy, make_preset, project
+from headscope.policy.footprint import parse_share, parse_size
 from tests.policy.shapes import SHAPE
 
 PREFIX = 5
@@ -22,18 +22,20 @@ TOKEN = 2 * 8 * 4  # keys and values of one token in one head, float32
 def test_bytes_by_hand() -> None:
     policy = Policy.uniform(SHAPE, window=4, heavy=3, anchor=1, stride=6, prefix=PREFIX)
     head = (5 + 1 + 4 + 3 + 6) * TOKEN + (4 + 3 + 6) * 8
-    assert policy_bytes(policy, batch=3, streams=2) == 3 * 2 * 12 * head
-    assert policy_bytes(policy, dtype="bfloat16") == 2 * 12 * ((5 + 1 + 4 + 3 + 6) * TOKEN // 2 + 13 * 8)
-    assert policy_bytes(policy, of="image") == 2 * 12 * (head - 5 * TOKEN)
-    assert plain_bytes(SHAPE, prefix=PREFIX) == 2 * 12 * 41 * TOKEN
-    assert plain_bytes(SHAPE, prefix=PREFIX, of="image") == 2 * 12 * 36 * TOKEN
+    assert CacheSpec(policy.shape, policy.prefix, batch=3).bytes_of(policy) == 3 * 2 * 12 * head
+    assert CacheSpec(policy.shape, policy.prefix, dtype="bfloat16").bytes_of(policy) == 2 * 12 * (
+        (5 + 1 + 4 + 3 + 6) * TOKEN // 2 + 13 * 8
+    )
+    assert CacheSpec(policy.shape, policy.prefix, count_prefix=False).bytes_of(policy) == 2 * 12 * (head - 5 * TOKEN)
+    assert CacheSpec(SHAPE, PREFIX).full_bytes == 2 * 12 * 41 * TOKEN
+    assert CacheSpec(SHAPE, PREFIX, count_prefix=False).full_bytes == 2 * 12 * 36 * TOKEN
     full = Policy.uniform(SHAPE, window=35, stride=1, prefix=PREFIX)
-    assert kept_ratio(full) == 1.0
+    assert CacheSpec(full.shape, full.prefix).share_of(full) == 1.0
 
 
 @pytest.mark.parametrize(("text", "share"), [("20%", 0.2), ("0.2", 0.2), (0.2, 0.2), (" 100% ", 1.0), ("12.5%", 0.125)])
 def test_shares_are_read(text: str | float, share: float) -> None:
-    assert parse_keep(text) == pytest.approx(share)
+    assert parse_share(text) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
@@ -45,28 +47,46 @@ def test_sizes_are_read(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["twenty", "", "-5%", "0%", "120%", "nan"])
 def test_what_is_no_share_is_refused(text: str) -> None:
-    with pytest.raises(BudgetError, match="--keep"):
-        parse_keep(text)
+    with pytest.raises(BudgetError, match=r"^keep "):
+        parse_share(text)
 
 
 @pytest.mark.parametrize("text", ["12 apples", "", "-4", "1.2.3MB", "MiB"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(BudgetError, match="--memory"):
+    with pytest.raises(BudgetError, match=r"^memory "):
         parse_size(text)
 
 
 def test_a_limit_below_the_smallest_says_what_that_is() -> None:
-    smallest = smallest_possible(SHAPE, prefix=PREFIX, batch=1, streams=2, dtype="float32")
+    smallest = CacheSpec(SHAPE, PREFIX).smallest_bytes
     assert smallest == 2 * 12 * 6 * TOKEN
     with pytest.raises(BudgetError, match=r"the smallest possible is 14\.7% \(9,216 bytes\)"):
-        Limit.from_keep(SHAPE, "14%", prefix=PREFIX)
+        Limit.of_share("14%", CacheSpec(SHAPE, PREFIX))
     with pytest.raises(BudgetError, match="the smallest possible is 9,216 bytes"):
-        Limit.from_memory(9_000, shape=SHAPE, prefix=PREFIX)
-    assert Limit.from_memory(smallest, shape=SHAPE, prefix=PREFIX).bytes == smallest
+        Limit.of_memory(9_000, CacheSpec(SHAPE, PREFIX))
+    assert Limit.of_memory(smallest, CacheSpec(SHAPE, PREFIX)).bytes == smallest
     with pytest.raises(BudgetError, match="more than the full cache"):
-        Limit.from_memory("1MiB", shape=SHAPE, prefix=PREFIX)
-    with pytest.raises(BudgetError, match="--keep-of cells"):
-        Limit.from_keep(SHAPE, "50%", prefix=PREFIX, of="cells")
+        Limit.of_memory("1MiB", CacheSpec(SHAPE, PREFIX))
+
+
+@pytest.mark.parametrize(("text", "nbytes"), [("50%", 31488), ("0.5", 31488), (0.5, 31488), ("30KiB", 30720), (20_000, 20_000)])
+def test_a_limit_is_a_share_or_a_size(text: str | float, nbytes: int) -> None:
+    limit = Limit.parse(text, CacheSpec(SHAPE, PREFIX))
+    assert limit.bytes == nbytes
+    assert limit.share == (0.5 if nbytes == 31488 else None)
+    assert Limit.from_dict(limit.to_dict(), SHAPE) == limit
+
+
+@pytest.mark.parametrize("text", ["120%", "half", "0.1%", "1GiB"])
+def test_a_limit_that_is_neither_is_refused(text: str) -> None:
+    with pytest.raises(BudgetError):
+        Limit.parse(text, CacheSpec(SHAPE, PREFIX))
+
+
+@pytest.mark.parametrize(("name", "value"), [("prefix", -1), ("batch", 0), ("streams", 0), ("dtype", "int4")])
+def test_what_no_cache_is_counted_for_is_refused(name: str, value: object) -> None:
+    with pytest.raises(BudgetError, match=f"^{name} "):
+        CacheSpec(SHAPE, PREFIX).replace(**{name: value})
 
 
 weights = st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0]), min_size=12, max_size=12)
@@ -75,8 +95,7 @@ strides = st.sampled_from([1, 3, 6, 12])
 
 def spent(window: torch.Tensor, heavy: torch.Tensor, stride: int, limit: Limit, anchor: int) -> int:
     anchors = np.where((window + heavy).numpy() >= 35, 0, anchor)
-    sizes = head_bytes(window.numpy(), heavy.numpy(), anchors, stride, shape=SHAPE, prefix=PREFIX, dtype="float32", of=limit.of)
-    return int(sizes.sum())
+    return int(limit.spec.head_bytes(window.numpy(), heavy.numpy(), anchors, stride).sum())
 
 
 @given(weights, weights, strides, st.floats(0.2, 1.0), st.sampled_from([0, 2]))
@@ -84,15 +103,15 @@ def spent(window: torch.Tensor, heavy: torch.Tensor, stride: int, limit: Limit, 
 def test_a_projection_fits_and_wastes_less_than_a_step(
     window: list[float], heavy: list[float], stride: int, keep: float, anchor: int
 ) -> None:
-    limit = Limit.from_keep(SHAPE, keep, prefix=PREFIX)
+    limit = Limit.of_share(keep, CacheSpec(SHAPE, PREFIX))
     ww, wh = torch.tensor(window).view(3, 4), torch.tensor(heavy).view(3, 4)
     try:
-        kept_window, kept_heavy = project(ww, wh, limit, SHAPE, stride=stride, anchor=anchor, prefix=PREFIX)
+        kept_window, kept_heavy = project(ww, wh, limit, stride=stride, anchor=anchor)
     except BudgetError:
         least = spent(torch.zeros(3, 4, dtype=torch.int32), (wh > 0).int(), stride, limit, anchor)
-        assert least > limit.per_sequence
+        assert least > limit.per_row
         return
-    assert spent(kept_window, kept_heavy, stride, limit, anchor) <= limit.per_sequence
+    assert spent(kept_window, kept_heavy, stride, limit, anchor) <= limit.per_row
     assert bool((kept_window[ww == 0] == 0).all())
     assert bool((kept_heavy[wh == 0] == 0).all())
     for layer in range(3):
@@ -101,7 +120,7 @@ def test_a_projection_fits_and_wastes_less_than_a_step(
     full = (kept_window + kept_heavy >= 35) | ((ww == 0) & (wh == 0))
     if not bool(full.all()):
         largest_step = 4 * 2 * (TOKEN + 8)  # a group of four heads takes one window and one heavy token each
-        assert limit.per_sequence - spent(kept_window, kept_heavy, stride, limit, anchor) < largest_step
+        assert limit.per_row - spent(kept_window, kept_heavy, stride, limit, anchor) < largest_step
 
 
 @given(weights, weights, strides, st.lists(st.floats(0.2, 1.0), min_size=2, max_size=2))
@@ -112,10 +131,10 @@ def test_a_larger_limit_never_takes_a_token_away(
     ww, wh = torch.tensor(window).view(3, 4), torch.tensor(heavy).view(3, 4)
     small, large = sorted(keeps)
     try:
-        less = project(ww, wh, Limit.from_keep(SHAPE, small, prefix=PREFIX), SHAPE, stride=stride, prefix=PREFIX)
+        less = project(ww, wh, Limit.of_share(small, CacheSpec(SHAPE, PREFIX)), stride=stride)
     except BudgetError:
         return
-    more = project(ww, wh, Limit.from_keep(SHAPE, large, prefix=PREFIX), SHAPE, stride=stride, prefix=PREFIX)
+    more = project(ww, wh, Limit.of_share(large, CacheSpec(SHAPE, PREFIX)), stride=stride)
     assert bool((more[0] + more[1] >= less[0] + less[1]).all())
 
 
@@ -124,20 +143,20 @@ def test_a_larger_limit_never_takes_a_token_away(
 def test_projecting_a_projection_changes_nothing(
     window: list[float], heavy: list[float], stride: int, keep: float, anchor: int
 ) -> None:
-    limit = Limit.from_keep(SHAPE, keep, prefix=PREFIX)
+    limit = Limit.of_share(keep, CacheSpec(SHAPE, PREFIX))
     ww, wh = torch.tensor(window).view(3, 4), torch.tensor(heavy).view(3, 4)
     try:
-        once = project(ww, wh, limit, SHAPE, stride=stride, anchor=anchor, prefix=PREFIX)
+        once = project(ww, wh, limit, stride=stride, anchor=anchor)
     except BudgetError:
         return
-    twice = project(*once, limit, SHAPE, stride=stride, anchor=anchor, prefix=PREFIX)
+    twice = project(*once, limit, stride=stride, anchor=anchor)
     assert torch.equal(twice[0], once[0])
     assert torch.equal(twice[1], once[1])
 
 
 def test_whole_tokens_grow_where_the_limit_leaves_more_than_a_step() -> None:
     counts = torch.full((3, 4), 2), torch.ones(3, 4)
-    window, heavy = project(*counts, Limit.from_keep(SHAPE, 0.9, prefix=PREFIX), SHAPE, stride=3, prefix=PREFIX)
+    window, heavy = project(*counts, Limit.of_share(0.9, CacheSpec(SHAPE, PREFIX)), stride=3)
     assert int(window.min()) > 10
     assert int((heavy - window // 2).abs().max()) <= 1
 
@@ -146,25 +165,25 @@ def test_whole_tokens_grow_where_the_limit_leaves_more_than_a_step() -> None:
 @pytest.mark.parametrize("keep", [0.35, 0.5, 0.8])
 def test_presets_fill_their_limit(name: str, keep: float) -> None:
     scores = torch.linspace(0, 1, 12).view(3, 4)
-    limit = Limit.from_keep(SHAPE, keep, prefix=PREFIX)
+    limit = Limit.of_share(keep, CacheSpec(SHAPE, PREFIX))
     variants = PRESETS[name].sweep(SHAPE.geometry)
     assert len(variants) >= 5
     fitting = 0
     for variant in variants:
         try:
-            policy = variant.build(SHAPE, limit, prefix=PREFIX, semantic_score=scores)
+            policy = variant.build(limit, scores)
         except BudgetError:
             continue
         fitting += 1
-        assert 0.9 * limit.bytes < policy_bytes(policy) <= limit.bytes
+        assert 0.9 * limit.bytes < CacheSpec(policy.shape, policy.prefix).bytes_of(policy) <= limit.bytes
         assert policy.provenance["method"] == name
     assert fitting >= 2
 
 
 def test_presets_are_what_their_papers_say() -> None:
     scores = torch.linspace(0, 1, 12).view(3, 4)
-    limit = Limit.from_keep(SHAPE, 0.6, prefix=PREFIX)
-    made = {name: make_preset(name, SHAPE, limit, prefix=PREFIX, semantic_score=scores) for name in PRESETS if name != "full"}
+    limit = Limit.of_share(0.6, CacheSpec(SHAPE, PREFIX))
+    made = {name: make_preset(name, limit, scores) for name in PRESETS if name != "full"}
     assert made["streaming"].heavy.sum() == 0
     assert (made["streaming"].anchor == 4).all()
     assert (made["h2o"].window == made["h2o"].heavy).all()
@@ -177,7 +196,7 @@ def test_presets_are_what_their_papers_say() -> None:
     semantic = scores > 0.5
     assert (made["ssd"].window[semantic] == 0).all()
     assert (made["ssd"].heavy[~semantic] == 0).all()
-    full = make_preset("full", SHAPE, replace(limit, bytes=plain_bytes(SHAPE, prefix=PREFIX)), prefix=PREFIX)
+    full = make_preset("full", replace(limit, bytes=CacheSpec(SHAPE, PREFIX).full_bytes))
     assert full.keeps_everything
     with pytest.raises(BudgetError, match="preset full: takes"):
-        make_preset("full", SHAPE, limit, prefix=PREFIX)
+        make_preset("full", limit)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from headscope.errors import DataError, PolicyMismatch
 from headscope.geometry import Geometry
-from headscope.policy import Policy, load_policy, save_policy
+from headscope.policy import CacheSpec, Limit, Policy, load_policy, save_policy
 from headscope.policy.files import accounting
 from headscope.policy.shipped import shipped
 from tests.policy.shapes import SHAPE
@@ -22,10 +22,8 @@ from tests.policy.shapes import SHAPE
 @pytest.fixture
 def policy() -> Policy:
     window = torch.arange(12).view(3, 4)
-    limit = {"bytes": 50_000, "batch": 1, "streams": 2, "dtype": "float32", "of": "all"}
-    return Policy.uniform(
-        SHAPE, window=window, heavy=window % 3, decay=0.25, stride=6, prefix=5, provenance={"method": "test", "limit": limit}
-    ).replace(results={"kl": 0.5})
+    made = Policy.uniform(SHAPE, window=window, heavy=window % 3, decay=0.25, stride=6, prefix=5, provenance={"method": "test"})
+    return made.replace(limit=Limit(50_000, CacheSpec(SHAPE, 5)), results={"kl": 0.5})
 
 
 @pytest.fixture
@@ -53,6 +51,7 @@ def test_a_policy_comes_back_as_it_was(policy: Policy, file: Path) -> None:
     assert back.same_as(policy)
     assert back.shape == SHAPE
     assert (dict(back.provenance), dict(back.results)) == (policy.provenance, policy.results)
+    assert back.limit == policy.limit
     with safe_open(file, framework="pt") as opened:
         accounting = json.loads(opened.metadata()["accounting"])
     assert 0 < accounting["kept_ratio"] < 1
@@ -88,8 +87,8 @@ def test_impossible_tensors_are_refused(file: Path, tensors: dict, says: str) ->
 
 
 def test_later_schemas_and_garbled_metadata_are_refused(file: Path, policy: Policy) -> None:
-    with pytest.raises(PolicyMismatch, match="written in schema 2, this headscope reads up to 1"):
-        load_policy(rewritten(file, headscope_schema=2))
+    with pytest.raises(PolicyMismatch, match="written in schema 3, this headscope reads up to 2"):
+        load_policy(rewritten(file, headscope_schema=3))
     save_policy(policy, file)
     with pytest.raises(PolicyMismatch, match="stride 5"):
         load_policy(rewritten(file, stride=5))
@@ -110,7 +109,7 @@ def test_notes_of_other_tools_are_left_alone(file: Path, policy: Policy, name: s
     assert load_policy(with_metadata(file, name, text), SHAPE).same_as(policy)
 
 
-LIMIT = {"bytes": 50_000, "batch": 1, "streams": 2, "dtype": "float32", "of": "all"}
+LIMIT = {"bytes": 50_000, "share": None, "prefix": 5, "batch": 1, "streams": 2, "dtype": "float32", "count_prefix": True}
 
 
 @pytest.mark.parametrize(
@@ -134,11 +133,16 @@ LIMIT = {"bytes": 50_000, "batch": 1, "streams": 2, "dtype": "float32", "of": "a
         ("model", {**SHAPE.to_dict(), "geometry": {"rows": 6}}, "geometry: lacks cols"),
         ("accounting", 3, "accounting is 3"),
         ("provenance", [1], r"provenance is \[1\]"),
-        ("provenance", {"limit": "20%"}, 'provenance.limit is "20%"'),
-        ("provenance", {"limit": {"bytes": 5}}, "lacks provenance.limit.batch"),
-        ("provenance", {"limit": {**LIMIT, "streams": 0}}, "provenance.limit.streams is 0"),
-        ("provenance", {"limit": {**LIMIT, "dtype": "int4"}}, 'provenance.limit.dtype is "int4"'),
-        ("provenance", {"limit": {**LIMIT, "of": None}}, "provenance.limit.of is null"),
+        ("limit", "20%", 'limit is "20%"'),
+        ("limit", {"bytes": 5}, "lacks limit.batch"),
+        ("limit", {**LIMIT, "streams": 0}, "limit.streams is 0"),
+        ("limit", {**LIMIT, "dtype": "int4"}, 'limit.dtype is "int4"'),
+        ("limit", {**LIMIT, "count_prefix": None}, "limit.count_prefix is null"),
+        ("limit", {**LIMIT, "share": "a fifth"}, 'limit.share is "a fifth"'),
+        ("needs", ["bits"], r'needs \["bits"\], which this headscope does not know'),
+        ("needs", None, "needs is null"),
+        ("lead", 3, "lead is 3, expected 6"),
+        ("score", "expected", 'score is "expected", expected one of received'),
         ("results", "good", 'results is "good"'),
     ],
 )
@@ -153,7 +157,48 @@ def test_a_known_field_that_is_no_json_is_named(file: Path, text: str) -> None:
         load_policy(with_metadata(file, "stride", text))
 
 
-@pytest.mark.parametrize("provenance", [{}, {"limit": None}, {"method": "hand", "limit": LIMIT}, {"note": float("nan")}])
+@pytest.mark.parametrize(("tensor", "value"), [("bits", 8), ("prompt", 0)])
+def test_what_only_a_later_version_can_do_is_refused(file: Path, tensor: str, value: int) -> None:
+    changed = load_file(file)[tensor]
+    changed[1, 2] = value
+    with pytest.raises(PolicyMismatch, match=f"layer 1 head 2: {tensor} is not"):
+        load_policy(rewritten(file, {tensor: changed}))
+    with pytest.raises(PolicyMismatch, match=f"lacks the tensor {tensor}"):
+        load_policy(rewritten(file, {tensor: None}))
+
+
+def test_a_policy_for_any_weights_fits_them_all(policy: Policy, tmp_path: Path) -> None:
+    file = save_policy(policy.replace(shape=replace(SHAPE, weights="")), tmp_path / "q.safetensors")
+    with safe_open(file, framework="pt") as opened:
+        assert json.loads(opened.metadata()["model"])["weights"] is None
+    for weights in ("w", "others"):
+        assert load_policy(file, replace(SHAPE, weights=weights)).shape.weights == weights
+
+
+def old(file: Path, **provenance: object) -> Path:
+    """The file as schema 1 had it."""
+    kept = {name: tensor for name, tensor in load_file(file).items() if name not in ("bits", "prompt")}
+    with safe_open(file, framework="pt") as opened:
+        strings = {name: text for name, text in opened.metadata().items() if name not in ("needs", "lead", "score", "limit")}
+    save_file(kept, file, metadata={**strings, "headscope_schema": "1", "provenance": json.dumps(provenance)})
+    return file
+
+
+def test_files_of_schema_1_are_read(policy: Policy, file: Path) -> None:
+    limit = {"bytes": 40_000, "batch": 3, "streams": 1, "dtype": "bfloat16", "of": "image"}
+    made = load_policy(old(file, method="hand", limit=limit), SHAPE)
+    assert made.same_as(policy)
+    assert made.provenance == {"method": "hand"}
+    spec = CacheSpec(SHAPE, 5, batch=3, streams=1, dtype="bfloat16", count_prefix=False)
+    assert made.limit == Limit(40_000, spec)
+    assert accounting(made)["bytes"] == spec.bytes_of(policy)
+    assert load_policy(old(file), SHAPE).limit is None
+    for name, value in (("of", "cells"), ("batch", 0), ("bytes", None)):
+        with pytest.raises(PolicyMismatch, match=f"provenance.limit.{name}"):
+            load_policy(old(file, limit={**limit, name: value}))
+
+
+@pytest.mark.parametrize("provenance", [{}, {"method": "hand"}, {"note": float("nan")}])
 def test_what_was_valid_stays_valid(policy: Policy, tmp_path: Path, provenance: dict) -> None:
     made = load_policy(save_policy(policy.replace(provenance=provenance), tmp_path / "q.safetensors"))
     assert accounting(made)["bytes"] > 0
@@ -163,10 +208,11 @@ def test_what_was_valid_stays_valid(policy: Policy, tmp_path: Path, provenance: 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_shipped_policies_are_of_use(name: str) -> None:
     policy = load_policy(name)
-    assert accounting(policy)["bytes"] <= policy.provenance["limit"]["bytes"]
+    assert policy.limit is not None
+    assert accounting(policy)["bytes"] <= policy.limit.bytes
 
 
-@pytest.mark.parametrize("wrong", [{"limit": "20%"}, {"limit": {"bytes": 5}}, {"seed": torch.zeros(1)}])
+@pytest.mark.parametrize("wrong", [{"seed": torch.zeros(1)}])
 def test_what_could_not_be_read_back_is_not_written(policy: Policy, tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(PolicyMismatch, match="provenance"):
         save_policy(policy.replace(provenance=wrong), tmp_path / "q.safetensors")

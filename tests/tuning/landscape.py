@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from headscope.geometry import Geometry
-from headscope.policy import Limit, ModelShape, Policy
+from headscope.policy import CacheSpec, Limit, ModelShape, Policy
 from headscope.tuning import SearchResult, search, sweep_presets
 from headscope.tuning.measure.options import Losses, Option
 from headscope.tuning.measure.replay import ReplayResult, Watch
@@ -24,7 +24,7 @@ from headscope.tuning.measure.replay import ReplayResult, Watch
 SHAPE = ModelShape("toy", 3, 4, 4, 8, Geometry(6, 6), "a", "w")
 PREFIX = 5
 SCORES = torch.linspace(0, 1, 12).view(3, 4)
-LIMIT = Limit.from_keep(SHAPE, 0.5, prefix=PREFIX)
+LIMIT = Limit.of_share(0.5, CacheSpec(SHAPE, PREFIX))
 
 
 class Landscape:
@@ -67,11 +67,9 @@ def run(
     trials: int, storage: Path | str | None = None, land: Landscape | None = None, **changes
 ) -> tuple[SearchResult, Landscape]:
     land = land or Landscape()
-    presets = sweep_presets(Landscape(), SHAPE, LIMIT, SCORES, prefix=PREFIX).best
-    given = {"prefix": PREFIX, "trials": trials, "seed": 3, "storage": storage, "presets": presets, **changes}
-    return search(
-        land, SHAPE, changes.pop("limit", LIMIT), table(), SCORES, **{k: v for k, v in given.items() if k != "limit"}
-    ), land
+    presets = sweep_presets(Landscape(), LIMIT, SCORES).best
+    given = {"trials": trials, "seed": 3, "storage": storage, "presets": presets, **changes}
+    return search(land, changes.pop("limit", LIMIT), table(), SCORES, **{k: v for k, v in given.items() if k != "limit"}), land
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from headscope.errors import BudgetError
 from headscope.geometry import Geometry
-from headscope.policy.footprint import Limit, policy_bytes
-from headscope.policy.policy import ModelShape
+from headscope.policy import CacheSpec
+from headscope.policy.footprint import Limit
+from headscope.policy.shape import ModelShape
 from headscope.tuning.measure.options import Losses, Option, default_options, interpolated, table_stride
 from headscope.tuning.propose.knapsack import allocate, relax, solve
 
@@ -59,16 +60,16 @@ def test_a_solved_policy_keeps_to_the_limit(seed: int, keep: float, stride: int)
     options = (Option(0), Option(2), Option(5), Option(1, 3), Option(4, 6), Option(15))
     loss = np.sort(rng.random((2, 2, len(options))))[..., ::-1].copy()
     loss[..., -1] = 0.0
-    limit = Limit.from_keep(SHAPE, keep, prefix=3, streams=2)
-    policy = solve(Losses(options, loss, stride), SHAPE, limit, 3, stride, buckets=2, anchor=1)
-    assert policy_bytes(policy, streams=2) <= limit.bytes
+    limit = Limit.of_share(keep, CacheSpec(SHAPE, 3))
+    policy = solve(Losses(options, loss, stride), limit, stride, buckets=2, anchor=1)
+    assert CacheSpec(policy.shape, policy.prefix).bytes_of(policy) <= limit.bytes
     assert all(len(policy.buckets(layer)) <= 2 for layer in range(2))
 
 
 def test_a_limit_below_every_option_says_what_is_needed() -> None:
     losses = Losses((Option(8), Option(15)), np.array([[[1.0, 0.0]] * 2] * 2), 1)
     with pytest.raises(BudgetError, match="smallest takes"):
-        solve(losses, SHAPE, Limit.from_keep(SHAPE, 0.3, prefix=3), 3, 1)
+        solve(losses, Limit.of_share(0.3, CacheSpec(SHAPE, 3)), 1)
 
 
 def test_the_head_that_needs_most_gets_most() -> None:
@@ -76,7 +77,7 @@ def test_the_head_that_needs_most_gets_most() -> None:
     loss = np.zeros((2, 2, 3))
     loss[..., 0], loss[..., 1] = 0.1, 0.05
     loss[1, 0] = [9.0, 5.0, 0.0]
-    policy = solve(Losses(options, loss, 1), SHAPE, Limit.from_keep(SHAPE, 0.5, prefix=3), 3, 1, interpolate=False)
+    policy = solve(Losses(options, loss, 1), Limit.of_share(0.5, CacheSpec(SHAPE, 3)), 1, interpolate=False)
     assert policy.window.argmax() == 2
     assert torch.equal(policy.window[1, 0], torch.tensor(15, dtype=torch.int32))
 

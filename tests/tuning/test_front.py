@@ -9,29 +9,28 @@ import pandas as pd
 import pytest
 
 from headscope.errors import DataError
-from headscope.policy import policy_bytes
-from headscope.policy.footprint import plain_bytes
+from headscope.policy import CacheSpec
 from headscope.tuning.measure.replay import ReplayResult, Watch
 from headscope.tuning.propose.spaces import ClassSpace, TableSpace, fitting_strides, neutral
-from headscope.tuning.study.pareto import Front, limits_at, search_the_front
+from headscope.tuning.study.pareto import Front, search_the_front
 from headscope.tuning.study.storage import open_storage
 from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape, table
 
 SHARES = {"80%": 0.8, "50%": 0.5, "35%": 0.35}
-PLAIN = plain_bytes(SHAPE, prefix=PREFIX)
+PLAIN = CacheSpec(SHAPE, PREFIX).full_bytes
 
 
 class Weighed(Landscape):
     """Also says what a policy takes, as a replay does."""
 
     def measure(self, policy, watch: Watch | None = None) -> ReplayResult:  # type: ignore[no-untyped-def]
-        return replace(super().measure(policy, watch), cache_bytes=policy_bytes(policy))
+        return replace(super().measure(policy, watch), cache_bytes=CacheSpec(policy.shape, policy.prefix).bytes_of(policy))
 
 
 def space_at(share: float) -> TableSpace:
-    limit = limits_at(share, LIMIT, PLAIN)
-    classes = ClassSpace(SHAPE, limit, PREFIX, SCORES, fitting_strides(SHAPE, limits_at(0.35, LIMIT, PLAIN), PREFIX))
-    return TableSpace(SHAPE, limit, PREFIX, SCORES, classes.strides, table(), classes.build(neutral(classes)))
+    limit = LIMIT.at(share)
+    classes = ClassSpace(limit, SCORES, fitting_strides(LIMIT.at(0.35)))
+    return TableSpace(limit, SCORES, classes.strides, table(), classes.build(neutral(classes)))
 
 
 def found(trials: int, storage: Path | None = None, land: Weighed | None = None, seed: int = 1) -> Front:
@@ -60,7 +59,10 @@ def test_what_is_chosen_fits_and_is_the_best_that_does() -> None:
     for share in SHARES.values():
         number = front.under(int(share * PLAIN))
         assert number is not None
-        assert policy_bytes(front.policies[number]) <= share * PLAIN
+        assert (
+            CacheSpec(front.policies[number].shape, front.policies[number].prefix).bytes_of(front.policies[number])
+            <= share * PLAIN
+        )
         fits = front.points[front.points["cache_bytes"] <= share * PLAIN]
         assert front.points.loc[number, "kl"] == fits["kl"].min()
     assert front.under(10) is None

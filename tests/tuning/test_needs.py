@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from headscope.errors import BudgetError, DataError
 from headscope.geometry import Geometry
 from headscope.models.janus import JanusModel
-from headscope.policy import ModelShape
-from headscope.policy.footprint import head_bytes, plain_bytes
+from headscope.policy import CacheSpec, ModelShape
 from headscope.runtime import generate
 from headscope.tuning import Replay, equal_options, measure_sensitivity, needs
 from headscope.tuning.measure.ablation import rank_correlation
@@ -31,13 +30,13 @@ OPTIONS = {"window": Option(9), "heavy": Option(0, 8), "both": Option(4, 4)}
 )
 def test_each_choice_is_the_largest_within_the_head_s_share(keep: float, stride: int, prefix: int, dtype: str) -> None:
     try:
-        options = equal_options(SHAPE, keep, prefix=prefix, stride=stride, dtype=dtype)
+        options = equal_options(keep, CacheSpec(SHAPE, prefix, dtype=dtype, streams=1), stride)
     except BudgetError:
         assume(False)
-    share = keep * plain_bytes(SHAPE, prefix=prefix, streams=1, dtype=dtype) / 12
+    share = keep * CacheSpec(SHAPE, prefix, streams=1, dtype=dtype).full_bytes / 12
 
     def cost(window: int, heavy: int) -> int:
-        return int(head_bytes(window, heavy, 0, stride, shape=SHAPE, prefix=prefix, dtype=dtype))
+        return int(CacheSpec(SHAPE, prefix, dtype=dtype).head_bytes(window, heavy, 0, stride))
 
     window, heavy, both = (options[kind] for kind in ("window", "heavy", "both"))
     assert (window.heavy, heavy.window) == (0, 0)
@@ -50,7 +49,7 @@ def test_each_choice_is_the_largest_within_the_head_s_share(keep: float, stride:
 
 def test_a_share_without_room_for_a_heavy_token_is_refused() -> None:
     with pytest.raises(BudgetError, match="holds no heavy token beside a buffer of 6 tokens"):
-        equal_options(SHAPE, "20%", prefix=2, stride=6)
+        equal_options("20%", CacheSpec(SHAPE, 2, streams=1), 6)
 
 
 def table(losses: list[tuple[float, float, float]]) -> pd.DataFrame:
@@ -119,7 +118,7 @@ def test_an_interval_holds_the_correlation_and_shrinks_with_more_pairs() -> None
 
 def test_the_table_is_what_replay_measures_head_by_head(tiny: JanusModel) -> None:
     replay = Replay(tiny, generate(tiny, ["red apple", "a blue car"], 3))
-    options = equal_options(tiny.shape, "60%", prefix=replay.prefix, stride=1)
+    options = equal_options("60%", CacheSpec(tiny.shape, replay.prefix, streams=1), 1)
     losses = measure_sensitivity(replay, list(options.values()), stride=1, negligible=0.0)
     for kind in ("window", "heavy", "both"):
         mine = losses[(losses["window"] == options[kind].window) & (losses["heavy"] == options[kind].heavy)]

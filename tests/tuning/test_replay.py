@@ -8,6 +8,7 @@ import torch
 from headscope.errors import DataError
 from headscope.models import Samples
 from headscope.models.janus import JanusModel
+from headscope.policy import CacheSpec
 from headscope.policy.policy import Policy
 from headscope.runtime import CompressedCache, compressed, generate
 from headscope.tuning.measure.options import Option
@@ -70,9 +71,8 @@ def test_replay_in_chunks_equals_decoding_token_by_token(tiny: JanusModel, drawn
 
 
 def CompressedBytes(model: JanusModel, policy: Policy, prefix: int) -> int:  # noqa: N802
-    from headscope.policy.footprint import policy_bytes
 
-    return policy_bytes(policy, batch=1, streams=2, prefix=prefix)
+    return CacheSpec(policy.shape, prefix).bytes_of(policy)
 
 
 def test_everything_kept_loses_nothing(tiny: JanusModel, replay: Replay) -> None:

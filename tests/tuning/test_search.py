@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headscope.errors import BudgetError, DataError
-from headscope.policy import PRESETS, Limit, Policy, policy_bytes
+from headscope.policy import PRESETS, CacheSpec, Limit, Policy
 from headscope.storage import write_json
 from headscope.tuning import search, sweep_presets
 from headscope.tuning.measure.options import Losses
@@ -27,9 +27,9 @@ def test_the_result_is_the_best_of_everything_measured() -> None:
     assert result.kl == pytest.approx(min(losses))
     assert result.kl <= min(result.incumbents.values()) + 1e-12
     assert {f"preset {name}" for name in ("streaming", "h2o", "linear", "pyramid", "ssd")} <= set(result.incumbents)
-    assert all(policy_bytes(policy) <= LIMIT.bytes for policy in land.measured)
+    assert all(CacheSpec(policy.shape, policy.prefix).bytes_of(policy) <= LIMIT.bytes for policy in land.measured)
     assert (result.trials["state"] == "complete").all()
-    assert result.policy.provenance["limit"]["bytes"] == LIMIT.bytes
+    assert result.policy.limit == LIMIT
 
 
 def test_equal_policies_are_measured_once() -> None:
@@ -61,7 +61,7 @@ def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_an_interrupted_proposal_is_made_again(tmp_path: Path) -> None:
     whole, _ = run(10, tmp_path / "whole.db")
     land = Landscape()
-    presets = sweep_presets(Landscape(), SHAPE, LIMIT, SCORES, prefix=PREFIX).best
+    presets = sweep_presets(Landscape(), LIMIT, SCORES).best
     measure = land.measure
 
     def stop_at_the_twentieth(policy: Policy, watch: Watch | None = None) -> ReplayResult:
@@ -72,7 +72,7 @@ def test_an_interrupted_proposal_is_made_again(tmp_path: Path) -> None:
     land.measure = stop_at_the_twentieth  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         search(
-            land, SHAPE, LIMIT, table(), SCORES, prefix=PREFIX, trials=10, seed=3, storage=tmp_path / "s.db", presets=presets
+            land, LIMIT, table(), SCORES, trials=10, seed=3, storage=tmp_path / "s.db", presets=presets
         )  # fmt: skip
     rest, _ = run(10, tmp_path / "s.db")
     assert rest.policy.same_as(whole.policy)
@@ -84,16 +84,16 @@ numbers = st.floats(0, 1, allow_nan=False)
 @given(st.lists(numbers, min_size=16, max_size=16), st.floats(0.3, 1.0), st.sampled_from(["classes", "table", "groups"]))
 @settings(max_examples=90, deadline=None)
 def test_every_point_of_a_space_fits_the_limit(shares: list[float], keep: float, kind: str) -> None:
-    limit = Limit.from_keep(SHAPE, keep, prefix=PREFIX)
-    strides = fitting_strides(SHAPE, limit, PREFIX)
+    limit = Limit.of_share(keep, CacheSpec(SHAPE, PREFIX))
+    strides = fitting_strides(limit)
     space: ClassSpace | TableSpace | GroupSpace
-    classes = ClassSpace(SHAPE, limit, PREFIX, SCORES, strides)
+    classes = ClassSpace(limit, SCORES, strides)
     if kind == "classes":
         space = classes
     elif kind == "table":
-        space = TableSpace(SHAPE, limit, PREFIX, SCORES, strides, table(), classes.build(neutral(classes)))
+        space = TableSpace(limit, SCORES, strides, table(), classes.build(neutral(classes)))
     else:
-        space = GroupSpace(SHAPE, limit, PREFIX, SCORES, classes.build(neutral(classes)))
+        space = GroupSpace(limit, SCORES, classes.build(neutral(classes)))
     values = {}
     for number, share in zip(space.numbers, shares, strict=False):
         value = number.low + share * (number.high - number.low)
@@ -103,18 +103,18 @@ def test_every_point_of_a_space_fits_the_limit(shares: list[float], keep: float,
     except BudgetError:
         assert kind == "table"  # a stride may leave the measured options no room
         return
-    assert policy_bytes(policy) <= limit.bytes
+    assert CacheSpec(policy.shape, policy.prefix).bytes_of(policy) <= limit.bytes
     if kind != "classes":
         assert all(len(policy.buckets(layer)) <= space.buckets for layer in range(SHAPE.layers))
 
 
 @pytest.mark.parametrize("name", ["streaming", "h2o", "linear", "pyramid", "ssd"])
 def test_presets_are_points_of_the_class_space(name: str) -> None:
-    strides = fitting_strides(SHAPE, LIMIT, PREFIX)
-    space = ClassSpace(SHAPE, LIMIT, PREFIX, SCORES, strides)
+    strides = fitting_strides(LIMIT)
+    space = ClassSpace(LIMIT, SCORES, strides)
     found = 0
     for variant in PRESETS[name].sweep(SHAPE.geometry):
-        policy = variant.build(SHAPE, LIMIT, prefix=PREFIX, semantic_score=SCORES)
+        policy = variant.build(LIMIT, SCORES)
         values = space.locate(policy)
         if values is not None:
             found += 1
@@ -123,9 +123,9 @@ def test_presets_are_points_of_the_class_space(name: str) -> None:
 
 
 def test_a_stride_that_does_not_fit_is_dropped() -> None:
-    tight = Limit.from_keep(SHAPE, 0.3, prefix=PREFIX)
-    assert 12 not in fitting_strides(SHAPE, tight, PREFIX)
-    assert fitting_strides(SHAPE, LIMIT, PREFIX) == [1, 3, 6, 12]
+    tight = Limit.of_share(0.3, CacheSpec(SHAPE, PREFIX))
+    assert 12 not in fitting_strides(tight)
+    assert fitting_strides(LIMIT) == [1, 3, 6, 12]
 
 
 def test_the_closest_sizes_become_one() -> None:
@@ -153,15 +153,15 @@ def fading_table() -> Losses:
 
 
 def test_spaces_keep_how_each_head_fades() -> None:
-    strides = fitting_strides(SHAPE, LIMIT, PREFIX)
-    towards = ClassSpace(SHAPE, LIMIT, PREFIX, SCORES, strides)
-    near = TableSpace(SHAPE, LIMIT, PREFIX, SCORES, strides, fading_table(), towards.build(neutral(towards)), buckets=4)
+    strides = fitting_strides(LIMIT)
+    towards = ClassSpace(LIMIT, SCORES, strides)
+    near = TableSpace(LIMIT, SCORES, strides, fading_table(), towards.build(neutral(towards)), buckets=4)
     policy = near.build(neutral(near))
     heavy = policy.heavy > 0
     assert policy.decay[heavy].unique().tolist() == [0.5, 1.0]
     faster = near.build({**neutral(near), "decay": 0.5})
     assert torch.equal(faster.decay[heavy], policy.decay[heavy] / 2)
-    groups = GroupSpace(SHAPE, LIMIT, PREFIX, SCORES, policy, buckets=SHAPE.kv_heads)
+    groups = GroupSpace(LIMIT, SCORES, policy, buckets=SHAPE.kv_heads)
     assert torch.equal(groups.build(neutral(groups)).decay[heavy], policy.decay[heavy])
     for decay in (0.0, 0.3, 1.0):
         moved = groups.build({**neutral(groups), "decay": decay})
@@ -171,13 +171,13 @@ def test_spaces_keep_how_each_head_fades() -> None:
 
 def test_a_sweep_keeps_the_best_of_at_least_five(tmp_path: Path) -> None:
     land = Landscape()
-    sweep = sweep_presets(land, SHAPE, LIMIT, SCORES, prefix=PREFIX, path=tmp_path / "presets.json")
+    sweep = sweep_presets(land, LIMIT, SCORES, path=tmp_path / "presets.json")
     tried = sweep.table[sweep.table["fits"]].groupby("method")["kl"]
     assert (tried.count() >= 5).all()
     for name, policy in sweep.best.items():
         assert Landscape().measure(policy).kl == pytest.approx(tried.min()[name])
     again = Landscape()
-    resumed = sweep_presets(again, SHAPE, LIMIT, SCORES, prefix=PREFIX, path=tmp_path / "presets.json")
+    resumed = sweep_presets(again, LIMIT, SCORES, path=tmp_path / "presets.json")
     assert again.measured == []
     assert all(resumed.best[name].same_as(policy) for name, policy in sweep.best.items())
 
@@ -188,8 +188,8 @@ def test_a_sweep_gives_up_what_has_lost_already_and_finds_the_same_best(tmp_path
             return super().measure(policy)
 
     land, whole = Landscape(pictures=32), Whole(pictures=32)
-    sweep = sweep_presets(land, SHAPE, LIMIT, SCORES, prefix=PREFIX, path=tmp_path / "presets.json")
-    slow = sweep_presets(whole, SHAPE, LIMIT, SCORES, prefix=PREFIX)
+    sweep = sweep_presets(land, LIMIT, SCORES, path=tmp_path / "presets.json")
+    slow = sweep_presets(whole, LIMIT, SCORES)
     assert sweep.best.keys() == slow.best.keys()
     assert all(sweep.best[name].same_as(policy) for name, policy in slow.best.items())
     assert land.replayed < whole.replayed
@@ -199,23 +199,23 @@ def test_a_sweep_gives_up_what_has_lost_already_and_finds_the_same_best(tmp_path
     assert (sweep.table["at_least"] > least)[given_up].all()
     assert (sweep.table["at_least"] <= slow.table["kl"] * 1.000001)[sweep.table["fits"]].all()
     again = Landscape(pictures=32)
-    resumed = sweep_presets(again, SHAPE, LIMIT, SCORES, prefix=PREFIX, path=tmp_path / "presets.json")
+    resumed = sweep_presets(again, LIMIT, SCORES, path=tmp_path / "presets.json")
     assert again.measured == []
     assert resumed.table.drop(columns="seconds").equals(sweep.table.drop(columns="seconds"))
 
 
 def test_a_policy_that_one_preset_gives_up_may_be_the_best_of_another(tmp_path: Path) -> None:
     land = Landscape(pictures=32)
-    alone = sweep_presets(land, SHAPE, LIMIT, SCORES, prefix=PREFIX, names=["ssd"])
+    alone = sweep_presets(land, LIMIT, SCORES, names=["ssd"])
     path = tmp_path / "presets.json"
     write_json(path, {alone.best["ssd"].fingerprint(): {"at_least": 1e-9, "seconds": 0.0}})  # as another preset left it
-    again = sweep_presets(land, SHAPE, LIMIT, SCORES, prefix=PREFIX, names=["ssd"], path=path)
+    again = sweep_presets(land, LIMIT, SCORES, names=["ssd"], path=path)
     assert again.best["ssd"].same_as(alone.best["ssd"])
 
 
 def test_no_multiplier_changes_nothing() -> None:
     result, _ = run(8)
-    space = GroupSpace(SHAPE, LIMIT, PREFIX, SCORES, result.policy)
+    space = GroupSpace(LIMIT, SCORES, result.policy)
     again = space.build(neutral(space))
     assert bool((again.window + again.heavy >= result.policy.window + result.policy.heavy).all())  # what was left is spent
     assert (again.window - result.policy.window).abs().max() <= 1
@@ -238,7 +238,7 @@ def test_a_policy_that_is_worse_is_given_up_and_never_the_result() -> None:
 
 
 def test_without_a_table_optuna_is_alone() -> None:
-    alone = search(Landscape(), SHAPE, LIMIT, None, SCORES, prefix=PREFIX, trials=12, seed=3)
+    alone = search(Landscape(), LIMIT, None, SCORES, trials=12, seed=3)
     assert set(alone.trials["phase"].str.split(" ").str[0]) == {"classes", "groups"}
     assert alone.solver is None
     assert alone.incumbents == {}

@@ -30,9 +30,9 @@ from headscope.tuning.study.quiet import quiet_optuna
 from headscope.tuning.study.results import is_proposal
 from headscope.tuning.study.storage import open_storage
 from headscope.tuning.study.workers import ALIVE, ERROR, WORKER, Watch, lives, marked, worker_name
-from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape
+from tests.tuning.landscape import LIMIT, SCORES, SHAPE, Landscape
 
-SPACE = ClassSpace(SHAPE, LIMIT, PREFIX, SCORES, fitting_strides(SHAPE, LIMIT, PREFIX))
+SPACE = ClassSpace(LIMIT, SCORES, fitting_strides(LIMIT))
 STORAGES = ("study.db", "study.journal")
 HOST, NUMBER, BEGAN, SPACE_OF_NUMBERS = worker_name().rsplit(":", 3)
 

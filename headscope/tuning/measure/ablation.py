@@ -12,13 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import spearmanr
 
 from headscope.errors import BudgetError, DataError
 from headscope.heads import SEMANTIC
-from headscope.policy.footprint import head_bytes, parse_keep, plain_bytes
-from headscope.policy.policy import ModelShape
+from headscope.policy.footprint import CacheSpec, parse_share
 from headscope.tuning.measure.options import Option
 from headscope.tuning.measure.sensitivity import NEGLIGIBLE
 
@@ -27,35 +25,36 @@ _SAID = {"window": "the window", "heavy": "heavy tokens", "both": "half of each"
 _BOOTSTRAPS = 2000
 
 
-def equal_options(
-    shape: ModelShape, keep: str | float, *, prefix: int, stride: int, dtype: str | torch.dtype = "float32", of: str = "all"
-) -> dict[str, Option]:
+def equal_options(keep: str | float, spec: CacheSpec, stride: int) -> dict[str, Option]:
     """The three choices of one head within its share of a byte limit: `window`, `heavy`, and `both`, half of each.
 
     A heavy head pays for its scores and for the buffer of a stride, as allocated; so it keeps fewer tokens than a window does.
 
+    Args:
+        keep: share of the plain cache, "20%" or 0.2.
+        spec: what it is counted for.
+        stride: of heavy heads, in tokens.
+
     Raises:
         BudgetError: the share is too small for one heavy token and one recent one.
     """
-    limit = (
-        parse_keep(keep) * plain_bytes(shape, prefix=prefix, streams=1, dtype=dtype, of=of) / (shape.layers * shape.kv_heads)
-    )
+    shape = spec.shape
+    limit = parse_share(keep) * spec.full_bytes / (spec.rows * shape.layers * shape.kv_heads)
     most = shape.geometry.tokens - 1
 
     def largest(kind: str) -> tuple[int, int]:
         found = (-1, -1)
         for tokens in range(1, most + 1):
             window = {"window": tokens, "heavy": 0, "both": tokens // 2}[kind]
-            cost = head_bytes(window, tokens - window, 0, stride, shape=shape, prefix=prefix, dtype=dtype, of=of)
-            if int(cost) <= limit:
+            if int(spec.head_bytes(window, tokens - window, 0, stride)) <= limit:
                 found = (window, tokens - window)
         return found
 
     sizes = {kind: largest(kind) for kind in KINDS}
     if any(max(size) < 1 for size in sizes.values()):
         raise BudgetError(
-            f"--keep {keep}: a head's share of {limit:,.0f} bytes holds no heavy token beside a buffer of {stride} tokens; "
-            "keep more, or choose a shorter --stride."
+            f"keep {keep}: a head's share of {limit:,.0f} bytes holds no heavy token beside a buffer of {stride} tokens; "
+            "keep more, or choose a shorter stride."
         )
     return {kind: Option(*size) for kind, size in sizes.items()}
 

@@ -16,7 +16,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.facts import check, parsed, plain, said, shown
-from headscope.policy.policy import ModelShape
+from headscope.policy.shape import ModelShape
 from headscope.reading import read_parquet, to_frame
 from headscope.storage import write_whole
 from headscope.tuning.measure.coverage import Groups

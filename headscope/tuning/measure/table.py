@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from headscope.policy.policy import ModelShape
+from headscope.policy.shape import ModelShape
 from headscope.tuning.measure.coverage import Groups
 from headscope.tuning.measure.options import ANCHOR, default_options, table_stride
 from headscope.tuning.measure.replay import Replay

@@ -7,6 +7,11 @@ options in a layer, because the cache stores one dense bucket for each.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -17,8 +22,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from headscope.errors import BudgetError
-from headscope.policy.footprint import Limit, head_bytes
-from headscope.policy.policy import ModelShape, Policy
+from headscope.policy.footprint import Limit
+from headscope.policy.policy import Policy
 from headscope.tuning.measure.options import ANCHOR, Losses, interpolated, losses_from
 
 # The exact solver may stop this close to the optimum: far below what the table's own noise is worth.
@@ -47,9 +52,7 @@ class Allocation:
 
 def solve(
     table: pd.DataFrame | Losses,
-    shape: ModelShape,
     limit: Limit,
-    prefix: int,
     stride: int,
     buckets: int = 3,
     *,
@@ -76,18 +79,18 @@ def solve(
         BudgetError: no choice of options fits the limit.
         DataError: the table is empty or of another model.
     """
-    geometry = shape.geometry
+    shape, geometry = limit.spec.shape, limit.spec.shape.geometry
     losses = table if isinstance(table, Losses) else losses_from(table, shape.layers, shape.kv_heads, geometry)
     losses = losses.at_stride(stride)
     if interpolate:
         losses = interpolated(losses)
-    cost = option_bytes(losses, shape, limit, prefix, stride, anchor)
-    room = limit.per_sequence
+    cost = option_bytes(losses, limit, stride, anchor)
+    room = limit.per_row
     allocation = allocate(losses.loss, cost, room, buckets, nodes=nodes)
     if allocation is None:
         smallest = float(cost.min()) * shape.layers * shape.kv_heads
         raise BudgetError(
-            f"No choice of options fits {room:,.0f} bytes a sequence at stride {stride}: the smallest takes "
+            f"No choice of options fits {room:,.0f} bytes a row at stride {stride}: the smallest takes "
             f"{smallest:,.0f}; expected a limit of at least that, or a smaller stride."
         )
     fields = np.array([(option.window, option.heavy, option.decay) for option in losses.options])[allocation.choice]
@@ -101,19 +104,18 @@ def solve(
         # The score of a head without heavy tokens is never read: one value, so that such heads share a bucket.
         decay=torch.where(heavy > 0, faded, torch.ones_like(faded)),
         stride=stride,
-        prefix=prefix,
+        prefix=limit.spec.prefix,
         semantic_score=semantic_score,
         provenance={"method": "solver", "predicted_loss": allocation.loss, **(provenance or {})},
     )
 
 
-def option_bytes(losses: Losses, shape: ModelShape, limit: Limit, prefix: int, stride: int, anchor: int = 0) -> np.ndarray:
-    """float64 [O]: bytes a sequence of one head with each option."""
+def option_bytes(losses: Losses, limit: Limit, stride: int, anchor: int = 0) -> np.ndarray:
+    """float64 [O]: bytes a row of one head with each option."""
     window = np.array([option.window for option in losses.options])
     heavy = np.array([option.heavy for option in losses.options])
-    anchors = np.where(window + heavy >= shape.geometry.tokens - 1, 0, anchor)
-    nbytes = head_bytes(window, heavy, anchors, stride, shape=shape, prefix=prefix, dtype=limit.dtype, of=limit.of)
-    return np.asarray(nbytes, dtype=np.float64)
+    anchors = np.where(window + heavy >= limit.spec.shape.geometry.tokens - 1, 0, anchor)
+    return limit.spec.head_bytes(window, heavy, anchors, stride).astype(np.float64)
 
 
 def allocate(loss: np.ndarray, cost: np.ndarray, room: float, buckets: int, *, nodes: int = NODES) -> Allocation | None:
@@ -145,6 +147,27 @@ def _undominated(loss: np.ndarray, cost: np.ndarray) -> np.ndarray:
     return np.array(sorted(kept))
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """HiGHS writes a line of its own debugging to file descriptor 1 at times, whatever its options say."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output
+        yield
+        return
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    try:
+        yield
+    finally:
+        with suppress(OSError, TypeError, AttributeError):  # C's own buffer, which is else written after the block
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(sink)
+        os.close(kept)
+
+
 def _milp(loss: np.ndarray, cost: np.ndarray, room: float, buckets: int, nodes: int) -> Allocation | None:
     """Binary x[l, h, o] (head has option) and u[l, o] (layer uses option), x <= u, sum of u a layer <= buckets."""
     layers, heads, options = loss.shape
@@ -159,13 +182,14 @@ def _milp(loss: np.ndarray, cost: np.ndarray, room: float, buckets: int, nodes: 
         pairs = np.stack([chosen.ravel(), np.broadcast_to(used[:, None, :], loss.shape).ravel()], 1)
         constraints.append(_rows([(pair, np.array([1.0, -1.0])) for pair in pairs], size, -np.inf, 0))
         constraints.append(_rows([(used[layer], 1.0) for layer in range(layers)], size, -np.inf, buckets))
-    result = milp(
-        np.concatenate([loss.ravel(), np.zeros(used.size)]),
-        integrality=np.ones(size),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"node_limit": nodes, "time_limit": PATIENCE, "mip_rel_gap": GAP},
-    )
+    with _silent():
+        result = milp(
+            np.concatenate([loss.ravel(), np.zeros(used.size)]),
+            integrality=np.ones(size),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"node_limit": nodes, "time_limit": PATIENCE, "mip_rel_gap": GAP},
+        )
     if result.x is None:
         return None
     choice = result.x[: loss.size].reshape(loss.shape).argmax(-1)

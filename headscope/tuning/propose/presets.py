@@ -13,7 +13,7 @@ import torch
 from headscope.errors import BudgetError
 from headscope.geometry import Geometry
 from headscope.policy.footprint import Limit
-from headscope.policy.policy import ModelShape, Policy
+from headscope.policy.policy import Policy
 from headscope.policy.presets import CONTROLS, PRESETS, Preset, tighter
 from headscope.storage import read_json, write_json, write_whole
 from headscope.tuning.measure.replay import GivenUp, Measures, chunks
@@ -35,11 +35,9 @@ class Sweep:
 
 def sweep_presets(
     replay: Measures,
-    shape: ModelShape,
     limit: Limit,
     semantic_score: torch.Tensor,
     *,
-    prefix: int,
     names: Sequence[str] = COMPARED,
     quick: bool = False,
     path: str | Path | None = None,
@@ -64,20 +62,22 @@ def sweep_presets(
         BudgetError: no preset fits.
     """
 
+    geometry = limit.spec.shape.geometry
+
     def build(variant: Preset) -> Policy | None:
         try:
-            return variant.build(shape, limit, prefix=prefix, semantic_score=semantic_score)
+            return variant.build(limit, semantic_score)
         except BudgetError:
             return None
 
     variants = []
     for name in names:
-        usual = _variants(name, shape.geometry, quick)
-        shorter = [] if any(build(variant) for variant in usual) else tighter(name, shape.geometry)
+        usual = _variants(name, geometry, quick)
+        shorter = [] if any(build(variant) for variant in usual) else tighter(name, geometry)
         variants += [(name, variant) for variant in [*usual, *(shorter[:1] if quick else shorter)]]
     losses = _read_losses(path)
     policies = [build(variant) for _, variant in variants]
-    for done, index in enumerate(_cheap_first(policies, shape.geometry)):
+    for done, index in enumerate(_cheap_first(policies, geometry)):
         policy = policies[index]
         if policy is not None:
             rivals = [other for (name, _), other in zip(variants, policies, strict=True) if name == variants[index][0]]

@@ -19,8 +19,10 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import Trial
 
 from headscope.errors import BudgetError
-from headscope.policy.footprint import Limit, project
-from headscope.policy.policy import ModelShape, Policy
+from headscope.policy.footprint import Limit
+from headscope.policy.policy import Policy
+from headscope.policy.project import fit, project
+from headscope.policy.shape import ModelShape
 from headscope.tuning.measure.options import ANCHOR, Losses
 from headscope.tuning.propose.knapsack import solve
 
@@ -63,7 +65,7 @@ def neutral(space: Space) -> dict[str, float]:
     return {number.name: number.neutral for number in space.numbers}
 
 
-def fitting_strides(shape: ModelShape, limit: Limit, prefix: int, strides: Sequence[int] | None = None) -> list[int]:
+def fitting_strides(limit: Limit, strides: Sequence[int] | None = None) -> list[int]:
     """The strides to search: those asked for, or a quarter, half, whole and two rows, whose buffer fits the limit.
 
     Choosing at every token (stride 1) is left out unless asked for: on the bundled model a quarter of a row lost no more
@@ -71,7 +73,7 @@ def fitting_strides(shape: ModelShape, limit: Limit, prefix: int, strides: Seque
 
     A stride is dropped where not even every head with one heavy token fits: then no class could use it.
     """
-    geometry = shape.geometry
+    shape, geometry = limit.spec.shape, limit.spec.shape.geometry
     row = geometry.span
     wanted = strides or [max(row // 4, 1), max(row // 2, 1), row, 2 * row]
     valid = sorted(set(wanted) & set(geometry.strides()))
@@ -79,7 +81,7 @@ def fitting_strides(shape: ModelShape, limit: Limit, prefix: int, strides: Seque
     fitting = []
     for stride in valid:
         try:
-            project(0 * one, one, limit, shape, stride=stride, anchor=0, prefix=prefix)
+            project(0 * one, one, limit, stride=stride)
         except BudgetError:
             continue
         fitting.append(stride)
@@ -98,9 +100,7 @@ class ClassSpace:
         semantic_score: float32 [layers, kv_heads]; strides: what the number `stride` is an index into.
     """
 
-    shape: ModelShape
     limit: Limit
-    prefix: int
     semantic_score: torch.Tensor
     strides: Sequence[int]
     numbers: tuple[Number, ...] = field(init=False)
@@ -113,21 +113,19 @@ class ClassSpace:
             Number("heavy_semantic", 0.0, 1.0, 0.5),
             Number("slope", -0.9, 0.9, 0.0),
             Number("decay", 0.0, 1.0, 1.0),
-            Number("anchor", 0, self.shape.geometry.span, 0, whole=True),
+            Number("anchor", 0, self.limit.spec.shape.geometry.span, 0, whole=True),
             Number("stride", 0, len(self.strides) - 1, len(self.strides) - 1, whole=True),
         )
 
     def build(self, values: Mapping[str, float]) -> Policy:
         """The class-level policy at `values`, projected onto the limit."""
         semantic = self.semantic_score > values["threshold"]
-        size = torch.where(semantic, 2.0 ** values["ratio"], 1.0) * _falling(self.shape, values["slope"])
+        size = torch.where(semantic, 2.0 ** values["ratio"], 1.0) * _falling(self.limit.spec.shape, values["slope"])
         share = torch.where(semantic, values["heavy_semantic"], values["heavy_spatial"])
-        return fit(
+        return fit_near(
             size * (1 - share),
             size * share,
-            self.shape,
             self.limit,
-            self.prefix,
             stride=self.strides[int(values["stride"])],
             anchor=int(values["anchor"]),
             decay=values["decay"],
@@ -180,9 +178,7 @@ class TableSpace:
     option. `blend` moves every head's tokens that share of the way to `towards`, the best class-level policy.
     """
 
-    shape: ModelShape
     limit: Limit
-    prefix: int
     semantic_score: torch.Tensor
     strides: Sequence[int]
     losses: Losses
@@ -208,9 +204,7 @@ class TableSpace:
         """The allocator's policy for the re-weighted table, blended."""
         solved = solve(
             self.losses.reweighted(self._weight(values)),
-            self.shape,
             self.limit,
-            self.prefix,
             self.strides[int(values["stride"])],
             self.buckets,
             anchor=int(values["anchor"]),
@@ -225,12 +219,10 @@ class TableSpace:
         heavy = torch.lerp(solved.heavy.float(), self.towards.heavy.float(), blend)
         decay = torch.where(solved.heavy > 0, solved.decay, values["decay"] * self.towards.decay)
         window, heavy, decay = merged(window.round(), heavy.round(), self.buckets, decay)
-        return fit(
+        return fit_near(
             window,
             heavy,
-            self.shape,
             self.limit,
-            self.prefix,
             stride=solved.stride,
             anchor=int(values["anchor"]),
             decay=decay,
@@ -238,7 +230,7 @@ class TableSpace:
         )
 
     def _weight(self, values: Mapping[str, float]) -> np.ndarray:
-        layers = np.arange(self.shape.layers) / max(self.shape.layers - 1, 1)
+        layers = np.arange(self.limit.spec.shape.layers) / max(self.limit.spec.shape.layers - 1, 1)
         third = np.where(layers < 1 / 3, values["early"], np.where(layers > 2 / 3, values["late"], 0.0))
         score = self.semantic_score.double().numpy()
         head = third[:, None] + values["semantic"] * (score - score.mean())
@@ -259,9 +251,7 @@ class GroupSpace:
 
     PARTS = 3
 
-    shape: ModelShape
     limit: Limit
-    prefix: int
     semantic_score: torch.Tensor
     around: Policy
     buckets: int = 3
@@ -285,12 +275,10 @@ class GroupSpace:
         mean = values["decay"]
         decay = (self.around.decay * (mean / self.decay)).clamp(max=1.0) if self.decay else torch.full_like(window, mean)
         window, heavy, decay = merged(window.round(), heavy.round(), self.buckets, decay)
-        return fit(
+        return fit_near(
             window,
             heavy,
-            self.shape,
             self.limit,
-            self.prefix,
             stride=self.around.stride,
             anchor=int(self.around.anchor.max()),
             decay=decay,
@@ -299,40 +287,27 @@ class GroupSpace:
 
     def _groups(self) -> torch.Tensor:
         """int64 [layers, kv_heads]: consecutive numbers of (run of layers, class)."""
-        parts = min(self.PARTS, self.shape.layers)
-        run = (torch.arange(self.shape.layers) * parts // self.shape.layers)[:, None].expand_as(self.semantic_score)
+        layers = self.limit.spec.shape.layers
+        parts = min(self.PARTS, layers)
+        run = (torch.arange(layers) * parts // layers)[:, None].expand_as(self.semantic_score)
         return torch.unique(2 * run + (self.semantic_score > 0.5), return_inverse=True)[1]
 
 
-def fit(
+def fit_near(
     window: torch.Tensor,
     heavy: torch.Tensor,
-    shape: ModelShape,
     limit: Limit,
-    prefix: int,
     *,
     stride: int,
     anchor: int,
     decay: float | torch.Tensor,
     semantic_score: torch.Tensor,
 ) -> Policy:
-    """Project float weights [layers, kv_heads] onto the limit and make them a policy; `decay`: one, or [layers, kv_heads]."""
+    """As `headscope.policy.fit`; where so many anchors have no room beside the buffers, the policy without them."""
     try:
-        kept_window, kept_heavy = project(window, heavy, limit, shape, stride=stride, anchor=anchor, prefix=prefix)
-    except BudgetError:  # no room for so many anchors beside the buffers: a point without them stands for this one
-        anchor = 0
-        kept_window, kept_heavy = project(window, heavy, limit, shape, stride=stride, anchor=anchor, prefix=prefix)
-    return Policy.uniform(
-        shape,
-        window=kept_window,
-        heavy=kept_heavy,
-        anchor=anchor,
-        # Without heavy tokens the score is never read: one decay, so that such heads share a bucket.
-        decay=torch.where(kept_heavy > 0, torch.as_tensor(decay, dtype=torch.float32), 1.0),
-        stride=stride,
-        prefix=prefix,
-        semantic_score=semantic_score,
-    )
+        return fit(window, heavy, limit, stride=stride, anchor=anchor, decay=decay, semantic_score=semantic_score)
+    except BudgetError:
+        return fit(window, heavy, limit, stride=stride, decay=decay, semantic_score=semantic_score)
 
 
 def merged(

@@ -18,7 +18,6 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
 from headscope.errors import BudgetError, NumberError
-from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
 from headscope.tuning.measure.replay import Measures
 from headscope.tuning.propose.samplers import INCUMBENT, Reseeded
@@ -164,9 +163,4 @@ def _front(checked: Checked, space: TableSpace) -> Front:
     order = points.sort_values(["cache_bytes", "kl"], kind="stable")["kl"]
     best = order.cummin()
     points["on_front"] = (order <= best) & ~(best.duplicated() & (order == best))
-    return Front(points, [checked.policy(trial, space.shape) for trial in trials])
-
-
-def limits_at(share: float, largest: Limit, plain: int) -> Limit:
-    """The limit of a share, on the terms of another one."""
-    return Limit(int(share * plain + 1e-6), largest.batch, largest.streams, largest.dtype, largest.of, share)
+    return Front(points, [checked.policy(trial, space.limit.spec.shape) for trial in trials])

@@ -19,7 +19,8 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from headscope.errors import NumberError
-from headscope.policy.policy import ModelShape, Policy
+from headscope.policy.policy import Policy
+from headscope.policy.shape import ModelShape
 from headscope.tuning.measure.replay import GivenUp, Measures
 from headscope.tuning.propose.samplers import INCUMBENT, Reseeded
 from headscope.tuning.propose.spaces import Space

@@ -13,7 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from headscope.errors import DataError
-from headscope.policy.policy import HEAD_TENSORS, ModelShape, Policy
+from headscope.policy.policy import HEAD_TENSORS, Policy
+from headscope.policy.shape import ModelShape
 from headscope.tuning.propose.samplers import INCUMBENT, RETRIES
 from headscope.tuning.study.workers import ERROR, RESULT
 

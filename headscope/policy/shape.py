@@ -1,0 +1,37 @@
+"""ModelShape: what a policy must know of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from headscope.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a policy must know of a model.
+
+    Attributes:
+        name: what the model is called.
+        layers: decoder layers.
+        query_heads: a layer.
+        kv_heads: a layer; what is cached.
+        head_dim: numbers of a key or a value.
+        geometry: of the image.
+        architecture: fingerprint (hex); a policy of another architecture is always refused.
+        weights: fingerprint (hex); "" in a policy that was made for any weights of this shape.
+    """
+
+    name: str
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    geometry: Geometry
+    architecture: str
+    weights: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As policy files and run.json tell it: JSON values by attribute."""
+        return {**vars(self), "geometry": self.geometry.to_dict()}
