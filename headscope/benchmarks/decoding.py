@@ -10,27 +10,31 @@ import gc
 import os
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
-import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import Cache, DynamicCache, StaticCache
 
 from headscope.benchmarks.shapes import RandomDecoder
-from headscope.policy.footprint import Limit, project
+from headscope.models.registry import resolve_device
+from headscope.policy.footprint import CacheSpec, Limit
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
+from headscope.policy.project import project
 from headscope.runtime.buckets import HeavyHeads
 from headscope.runtime.cache import CompressedCache, compressed
-from headscope.runtime.decoders.llama_cpu import LlamaStep, step_for
+from headscope.runtime.decoders.llama_cpu import LlamaCpuDecoder, LlamaStep, step_for
+from headscope.runtime.decoders.transformers import TransformersDecoder
 
-COLUMNS = ["dtype", "batch", "variant", "ms_step", "ms_last_row", "tokens_s", "cache_bytes", "peak_mb", "limit_share"]
+COLUMNS = ["dtype", "batch", "variant", "ms_step", "ms_last_row", "tokens_s", "cache_bytes", "peak_mb", "limit_share",
+           "ms_median", "ms_least", "decoder"]  # fmt: skip
 VARIANTS = ("dynamic", "static", "full", "50", "20", "10", "20_semantic", "20_mixed", "floor")
 _MARK = "headscope: a decoding step"
 # Told after each unit of work: (what is being done, units done, units in all, nan).
 Progress = Callable[[str, int, int, float], None]
+Row = dict[str, Any]
 
 
 def bench_decode(
@@ -39,64 +43,70 @@ def bench_decode(
     batches: Sequence[int] = (16, 64),
     *,
     rows: int = 4,
-    device: str = "cpu",
+    device: str = "auto",
     progress: Progress | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A row a dtype, batch and variant, and the times of every timed row of the picture.
+) -> tuple[list[Row], list[Row]]:
+    """A row a dtype, batch and variant, and the times of every timed row of the image.
 
     Variants: transformers' `dynamic` and `static` caches in its own forward; `full` and shares kept in ours, see `policies`;
     `floor` has no past at all.
 
     Args:
-        rows: timed rows of the picture before its last, in equal parts of it.
+        shape: a name of SIZES.
+        dtypes: of the weights, "float32" or "bfloat16".
+        batches: rows of the batch.
+        rows: timed rows of the image before its last, in equal parts of it.
+        device: where the weights are.
+        progress: see Progress.
 
     Returns:
-        COLUMNS, then ms_median and ms_least of the last row, of which ms_last_row is the mean. ms_step: over the image.
+        Rows of COLUMNS. ms_step: over the image; ms_last_row, ms_median and ms_least: mean, median and least of its last row.
         limit_share: the time that weights and live cache need at the measured bandwidth, over the time of the last row.
+        decoder: the one that takes the step.
         The second: dtype, batch, variant, row, ms (mean), ms_least.
     """
-    found, curves = [], []
+    found: list[Row] = []
+    curves: list[Row] = []
+    device = resolve_device(device)
     speed = bandwidth(device)
     for dtype in dtypes:
         model = RandomDecoder(shape, getattr(torch, dtype), device)
         for batch in batches:
-            what = f"{dtype}, batch {batch}"
             runs = [_Run(model, name, batch) for name in VARIANTS]
 
-            def tell(done: int, total: int, what: str = what) -> None:
+            def tell(done: int, total: int, what: str = f"{dtype}, batch {batch}") -> None:
                 if progress is not None:
                     progress(what, done, total, float("nan"))
 
             timed = _time(model, runs, rows, tell)
             for run in runs:
-                by_row = timed[run.name]
-                last = by_row[max(by_row)]
-                image = sum(sum(times) / len(times) for row, times in by_row.items() if row != max(by_row)) / (len(by_row) - 1)
-                limit = (model.weight_bytes() + run.nbytes()) / speed
-                mean = sum(last) / len(last)
-                found.append(
-                    {
-                        "dtype": dtype,
-                        "batch": batch,
-                        "variant": run.name,
-                        "ms_step": 1e3 * image,
-                        "ms_last_row": 1e3 * mean,
-                        "tokens_s": batch / image,
-                        "cache_bytes": run.nbytes(),
-                        "peak_mb": (model.weight_bytes() + run.nbytes() + run.extra_bytes()) / 1e6,
-                        "limit_share": limit / mean,
-                        "ms_median": 1e3 * median(last),
-                        "ms_least": 1e3 * min(last),
-                    }
-                )
                 facts = {"dtype": dtype, "batch": batch, "variant": run.name}
+                found.append({**facts, **_measures(run, timed[run.name], speed)})
                 curves += [
-                    {**facts, "row": row, "ms": 1e3 * sum(times) / len(times), "ms_least": 1e3 * min(times)}
-                    for row, times in sorted(by_row.items())
+                    {**facts, "row": row, "ms": 1e3 * mean(times), "ms_least": 1e3 * min(times)}
+                    for row, times in sorted(timed[run.name].items())
                 ]
             del runs
             gc.collect()
-    return pd.DataFrame(found), pd.DataFrame(curves)
+    return found, curves
+
+
+def _measures(run: _Run, by_row: dict[int, list[float]], speed: float) -> Row:
+    """COLUMNS from "ms_step" on, of the seconds by row of the image."""
+    last = by_row[max(by_row)]
+    image = mean([mean(times) for row, times in by_row.items() if row != max(by_row)])
+    weights = run.model.weight_bytes()
+    return {
+        "ms_step": 1e3 * image,
+        "ms_last_row": 1e3 * mean(last),
+        "tokens_s": run.batch / image,
+        "cache_bytes": run.nbytes(),
+        "peak_mb": (weights + run.nbytes() + run.extra_bytes()) / 1e6,
+        "limit_share": (weights + run.nbytes()) / speed / mean(last),
+        "ms_median": 1e3 * median(last),
+        "ms_least": 1e3 * min(last),
+        "decoder": run.decoder,
+    }
 
 
 def policies(model: RandomDecoder) -> dict[str, Policy]:
@@ -104,16 +114,15 @@ def policies(model: RandomDecoder) -> dict[str, Policy]:
     tokens in every head, chosen at row ends; in `20_mixed` every second head is of either kind."""
     shape, prefix = model.shape, model.size.prefix
     stride = shape.geometry.row_length
-    dtype = str(model.dtype).removeprefix("torch.")
+    spec = CacheSpec(shape, prefix, dtype=str(model.dtype))
     found = {}
     for name in ("50", "20", "10", "20_semantic", "20_mixed"):
-        limit = Limit.from_keep(shape, int(name.partition("_")[0]) / 100, prefix=prefix, dtype=dtype)
+        limit = Limit.of_share(int(name.partition("_")[0]) / 100, spec)
         semantic = torch.zeros(shape.layers, shape.kv_heads)
         semantic[:, {"20_semantic": slice(None), "20_mixed": slice(0, None, 2)}.get(name, slice(0, 0))] = 1
-        window, heavy = project(1 - semantic, semantic, limit, shape, stride=stride, prefix=prefix)
+        window, heavy = project(1 - semantic, semantic, limit, stride=stride)
         found[name] = Policy.uniform(shape, window=window, heavy=heavy, stride=stride, prefix=prefix)
-    limit = Limit.from_keep(shape, 1.0, prefix=prefix, dtype=dtype)
-    found["full"] = make_preset("full", shape, limit, prefix=prefix)
+    found["full"] = make_preset("full", Limit.of_share(1.0, spec))
     found["floor"] = Policy.uniform(shape, window=0, stride=stride, prefix=1)
     return found
 
@@ -130,12 +139,17 @@ class _Run:
         self.cache: Cache
         if self.policy is not None:
             self.cache = CompressedCache(self.policy)
-            self.step = step_for(model)  # type: ignore[arg-type]
+            self.step = step_for(model)  # type: ignore[arg-type]  # a decoder without embeddings and codes
         elif name == "static":
             self.cache = StaticCache(config=model.decoder.config, max_cache_len=tokens)  # type: ignore[arg-type]
         else:
             self.cache = DynamicCache(config=model.decoder.config)  # type: ignore[arg-type]
         self.seen = 0
+
+    @property
+    def decoder(self) -> str:
+        """The name of what takes the step."""
+        return TransformersDecoder.name if self.step is None else LlamaCpuDecoder.name
 
     def take(self, embeds: torch.Tensor) -> None:
         """Embeddings [B, T, C] of the prefix or of a row."""
@@ -197,7 +211,7 @@ class _Run:
                 layer.seen -= 1
                 for bucket in layer.buckets:
                     if isinstance(bucket, HeavyHeads):
-                        bucket.settle()
+                        bucket.flush_scores()
                         bucket.live -= 1
         else:
             for plain in self.cache.layers:
@@ -238,7 +252,7 @@ def _time(
             for t in range(length):
                 for run in runs:
                     if row == last and t == length - 1:
-                        continue  # nothing looks at the last token of a picture
+                        continue  # nothing looks at the last token of an image
                     began = _clock(model.device)
                     run.one(embeds[:, t])
                     seconds[run.name][row].append(_clock(model.device) - began)
@@ -257,16 +271,27 @@ def bandwidth(device: str = "cpu", megabytes: int = 256) -> float:
     return x.numel() * 4 / best
 
 
-def break_even(curves: pd.DataFrame, variant: str = "20") -> pd.DataFrame:
-    """From which row of the picture on a share is faster than the full cache in the same runtime: dtype, batch, row (no number:
-    never), gain (ms of the full cache over ms of the share, in the last row)."""
-    rows = []
-    for (dtype, batch), part in curves.groupby(["dtype", "batch"], sort=False):
-        wide = part.pivot(index="row", columns="variant", values="ms")
-        faster = wide.index[(wide[variant] < wide["full"])[::-1].cumprod()[::-1].astype(bool)]
-        gain = float(wide["full"].iloc[-1] / wide[variant].iloc[-1])
-        rows.append({"dtype": dtype, "batch": batch, "row": int(faster[0]) if len(faster) else None, "gain": gain})
-    return pd.DataFrame(rows)
+def break_even(curves: Sequence[Row], variant: str = "20") -> list[Row]:
+    """From which row of the image on a share is faster than the full cache in the same runtime.
+
+    Args:
+        curves: the second table of `bench_decode`.
+        variant: the share.
+
+    Returns:
+        By dtype and batch: dtype, batch, row (None: never), gain (ms of the full cache over ms of the share, in the last row).
+    """
+    times: dict[tuple[str, int], dict[str, dict[int, float]]] = {}
+    for one in curves:
+        times.setdefault((one["dtype"], one["batch"]), {}).setdefault(one["variant"], {})[one["row"]] = one["ms"]
+    found = []
+    for (dtype, batch), by_variant in times.items():
+        ours, full = by_variant[variant], by_variant["full"]
+        slower = [row for row in full if ours[row] >= full[row]]
+        faster = [row for row in full if row > max(slower, default=-1)]
+        gain = full[max(full)] / ours[max(full)]
+        found.append({"dtype": dtype, "batch": batch, "row": min(faster, default=None), "gain": gain})
+    return found
 
 
 def _clock(device: torch.device) -> float:

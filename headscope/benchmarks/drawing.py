@@ -6,20 +6,20 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 
-import pandas as pd
 import torch
 
-from headscope.benchmarks.decoding import bandwidth
+from headscope.benchmarks.decoding import Progress, Row, bandwidth
 from headscope.benchmarks.shapes import SIZES, random_janus
 from headscope.models.janus import JanusModel
-from headscope.policy.footprint import Limit, plain_bytes, policy_bytes, project
+from headscope.policy import CacheSpec, Limit, project
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
-from headscope.runtime import generate
+from headscope.runtime import Sampling, generate
+from headscope.runtime.decoders import decoder_name
+from headscope.runtime.decoders.transformers import TransformersDecoder
 
-COLUMNS = ["shape", "dtype", "batch", "variant", "ms_step", "tokens_s", "cache_bytes", "peak_mb", "limit_share"]
+COLUMNS = ["shape", "dtype", "batch", "variant", "ms_step", "tokens_s", "cache_bytes", "peak_mb", "limit_share", "decoder"]
 VARIANTS = ("generate", "full", "20")
-Progress = Callable[[str, int, int, float], None]
 
 
 def bench_drawing(
@@ -31,40 +31,42 @@ def bench_drawing(
     repeats: int = 2,
     memories: Sequence[int] = (24, 80),
     progress: Progress | None = None,
-    after: Callable[[pd.DataFrame], None] | None = None,
-) -> pd.DataFrame:
+    after: Callable[[list[Row]], None] | None = None,
+) -> list[Row]:
     """A row a batch and variant: COLUMNS.
 
-    Guidance is on, so a batch of n pictures is 2 n rows. ms_step is the mean over a whole image of the fastest of `repeats`;
-    tokens_s counts image tokens of pictures, not of rows; limit_share is the time that weights and the live cache need at the
-    measured bandwidth, over that. Then, for cards of so many GB (`memories`), `20` and `full` once each at the largest batch
-    that fits beside the weights, with the variant named so: `20@24GB`.
+    Guidance is on, so a batch of n images is 2 n rows. ms_step is the mean over a whole image of the fastest of `repeats`;
+    tokens_s counts image tokens of images, not of rows; limit_share is the time that weights and the live cache need at the
+    measured bandwidth, over that; decoder is the one that ran. Then, for cards of so many GB (`memories`), `20` and `full` once
+    each at the largest batch that fits beside the weights, with the variant named so: `20@24GB`.
 
     Args:
+        shape: a name of SIZES.
+        batches: images generated together.
+        dtype: of the weights, "float32" or "bfloat16".
+        device: where the weights are.
+        repeats: images that are timed, of which the fastest counts.
+        memories: GB of the cards.
+        progress: as of `bench_decode`.
         after: called with the rows so far whenever there is a new one.
     """
     model = random_janus(shape, getattr(torch, dtype), device)
     policies = _policies(model)
     speed = bandwidth(device)
     weights = sum(p.numel() * p.element_size() for p in model.decoder.parameters())
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     work = [(batch, name, name, repeats) for batch in batches for name in VARIANTS]
-    for memory in memories:
-        for name in ("full", "20"):
-            a_picture = policy_bytes(policies[name], streams=2, dtype=dtype) + 40 * model.vocabulary
-            batch = int((memory * 1e9 * 0.95 - weights - 1.5e9) // a_picture)
-            if batch > 0 and device != "cpu":
-                work.append((batch, name, f"{name}@{memory}GB", 1))
+    if device != "cpu":
+        work += _largest(model, policies, weights, memories)
     for done, (batch, name, label, times) in enumerate(work):
         try:
             seconds, peak = _timed(model, policies.get(name), batch, times)
         except torch.cuda.OutOfMemoryError:
             seconds, peak = float("nan"), float("nan")
-        streams = {"streams": 2, "batch": batch, "dtype": dtype}
-        plain = plain_bytes(model.shape, prefix=SIZES[shape].prefix, **streams)  # type: ignore[arg-type]
-        kept = policy_bytes(policies[name], **streams) if name in policies else plain  # type: ignore[arg-type]
+        plain = CacheSpec(model.shape, SIZES[shape].prefix, batch=batch, dtype=dtype)
+        kept = plain.bytes_of(policies[name]) if name in policies else plain.full_bytes
         tokens = model.shape.geometry.tokens
-        live = kept if name == "20" else plain / 2  # what is filled grows from nothing to all
+        live = kept if name == "20" else plain.full_bytes / 2  # what is filled grows from nothing to all
         rows.append(
             {
                 "shape": shape,
@@ -76,25 +78,41 @@ def bench_drawing(
                 "cache_bytes": kept,
                 "peak_mb": peak,
                 "limit_share": (weights + live) / speed * tokens / seconds,
+                "decoder": decoder_name(model, policies[name]) if name in policies else TransformersDecoder.name,
             }
         )
         if after is not None:
-            after(pd.DataFrame(rows))
+            after(rows)
         if progress is not None:
             progress("batches and variants", done + 1, len(work), float("nan"))
-    return pd.DataFrame(rows)
+    return rows
+
+
+def _largest(
+    model: JanusModel, policies: dict[str, Policy], weights: int, memories: Sequence[int]
+) -> list[tuple[int, str, str, int]]:
+    """The largest batches beside the weights on cards of so many GB: (batch, policy, variant, images timed)."""
+    found = []
+    for memory in memories:
+        for name in ("full", "20"):
+            one = CacheSpec(model.shape, policies[name].prefix, dtype=str(model.dtype))
+            an_image = one.bytes_of(policies[name]) + 40 * model.vocabulary
+            batch = int((memory * 1e9 * 0.95 - weights - 1.5e9) // an_image)
+            if batch > 0:
+                found.append((batch, name, f"{name}@{memory}GB", 1))
+    return found
 
 
 def _policies(model: JanusModel) -> dict[str, Policy]:
     """Everything, and a fifth: in every layer half of the heads with a window, half with heavy tokens chosen at row ends."""
     shape, prefix = model.shape, SIZES[model.name].prefix
-    dtype = str(model.dtype).removeprefix("torch.")
     semantic = torch.zeros(shape.layers, shape.kv_heads)
     semantic[:, ::2] = 1
     row = shape.geometry.row_length
-    limit = Limit.from_keep(shape, 0.2, prefix=prefix, dtype=dtype)
-    window, heavy = project(1 - semantic, semantic, limit, shape, stride=row, prefix=prefix)
-    everything = make_preset("full", shape, Limit.from_keep(shape, 1.0, prefix=prefix, dtype=dtype), prefix=prefix)
+    spec = CacheSpec(shape, prefix, dtype=str(model.dtype))
+    limit = Limit.of_share(0.2, spec)
+    window, heavy = project(1 - semantic, semantic, limit, stride=row)
+    everything = make_preset("full", Limit.of_share(1.0, spec))
     return {"full": everything, "20": Policy.uniform(shape, window=window, heavy=heavy, stride=row, prefix=prefix)}
 
 
@@ -119,7 +137,7 @@ def _timed(model: JanusModel, policy: Policy | None, batch: int, repeats: int) -
                 max_length=prefix.ids.shape[1] + model.shape.geometry.tokens,
             )
         else:
-            generate(model, ["a"] * batch, number, policy=policy, guidance=5.0, batch_size=batch)
+            generate(model, ["a"] * batch, number, sampling=Sampling(guidance=5.0), policy=policy, batch_size=batch)
         if cuda:
             torch.cuda.synchronize()
         if number or repeats == 1:

@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from headscope.geometry import Geometry
+from headscope.models.cache_name import cache_name
 from headscope.models.janus import JanusModel
-from headscope.policy.policy import ModelShape
+from headscope.policy.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class RandomDecoder:
 
     def decode(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
         """See `ImageModel.decode`."""
-        past = {"past_key_values": cache, "use_cache": cache is not None}
+        past = {cache_name(): cache, "use_cache": cache is not None}
         return self.decoder(inputs_embeds=embeds, attention_mask=mask, **past).last_hidden_state
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,17 +24,20 @@ def decode(
     batch: Annotated[
         str | None, typer.Option(help="Rows of the batch, several with commas (default: 1,16,64; on a GPU 32,64,128).")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the picture to time, beside the last (CPU).")] = 4,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the image to time, beside the last (CPU).")] = 4,
     threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu: steps with each cache. cuda: whole images, --shape janus-pro-1b.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu: steps with each cache. cuda: whole images.")] = "auto",
 ) -> None:
     """A decoding step with each cache, taking turns. Example: headscope bench decode -o decode.csv"""
+    import pandas as pd
     import torch
 
     from headscope.benchmarks.decoding import bench_decode, break_even
     from headscope.benchmarks.shapes import SIZES
+    from headscope.models.registry import resolve_device
     from headscope.storage import check_writable, write_whole
 
+    device = resolve_device(device) if device == "auto" else device  # one that is named is looked at last
     gpu = device != "cpu"
     shape = shape or ("janus-pro-1b" if gpu else "laptop")
     dtype = dtype or ("bfloat16" if gpu else "float32,bfloat16")
@@ -55,17 +58,18 @@ def decode(
         return
     torch.set_num_threads(threads)
     with progress() as tell:
-        table, curves = bench_decode(shape, dtypes, batches, rows=rows, progress=tell)
+        measured, curves = bench_decode(shape, dtypes, batches, rows=rows, device=device, progress=tell)
+    table, by_rows = pd.DataFrame(measured), pd.DataFrame(curves)
     write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.5g"))
-    by_row = write_whole(out.with_suffix(".rows.csv"), lambda path: curves.to_csv(path, index=False, float_format="%.5g"))
+    by_row = write_whole(out.with_suffix(".rows.csv"), lambda path: by_rows.to_csv(path, index=False, float_format="%.5g"))
     _show(table)
-    for found in break_even(curves).itertuples(index=False):
-        where = f"{found.dtype}, batch {found.batch}"
-        if found.row != found.row:
+    for found in break_even(curves):
+        where = f"{found['dtype']}, batch {found['batch']}"
+        if found["row"] is None:
             say(f"{where}: 20 % is not faster than the full cache at any length; keep the full cache.")
         else:
-            gain = f"{found.gain:.2f} times in the last row"
-            say(f"{where}: 20 % is faster than the full cache from row {found.row + 1:.0f} of the picture on, {gain}.")
+            gain = f"{found['gain']:.2f} times in the last row"
+            say(f"{where}: 20 % is faster than the full cache from row {found['row'] + 1} of the image on, {gain}.")
     say(f"table: {out}, by row: {by_row}")
 
 
@@ -82,14 +86,15 @@ def _show(table: pd.DataFrame) -> None:
 
 def _whole_images(out: Path, shape: str, dtype: str, batches: list[int], device: str) -> None:
     """On a GPU: transformers' generate, our full cache, and a fifth of it; a table and run.json beside it."""
+    import pandas as pd
     import torch
 
     from headscope.benchmarks.drawing import bench_drawing
-    from headscope.models.registry import check_device
+    from headscope.models.registry import resolve_device
     from headscope.provenance import machine, versions
     from headscope.storage import write_json, write_whole
 
-    check_device(device)
+    resolve_device(device)
     facts = machine(torch.device(device), torch.bfloat16)
     settings = {"shape": shape, "dtype": dtype, "batches": batches, "guidance": 5.0}
     write_json(
@@ -97,10 +102,10 @@ def _whole_images(out: Path, shape: str, dtype: str, batches: list[int], device:
         {"machine": facts, "versions": versions(), "settings": settings},
     )
 
-    def written(table: pd.DataFrame) -> None:
-        write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.5g"))
+    def written(rows: list[dict[str, Any]]) -> None:
+        write_whole(out, lambda path: pd.DataFrame(rows).to_csv(path, index=False, float_format="%.5g"))
 
     with progress() as tell:
         table = bench_drawing(shape, batches, dtype=dtype, device=device, progress=tell, after=written)
-    _show(table)
+    _show(pd.DataFrame(table))
     say(f"table: {out}, machine: {out.with_suffix('.run.json')}")

@@ -1,4 +1,4 @@
-"""`headscope generate`: pictures, with a policy, with the full cache, or with both side by side."""
+"""`headscope generate`: images, with a policy, with the full cache, or with both side by side."""
 
 from __future__ import annotations
 
@@ -12,30 +12,36 @@ from headscope.cli.console import Device, Dtype, ModelName, PromptFile, Seed, pr
 
 def generate(
     model: ModelName,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to draw.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to generate.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Policy file, or a shipped one by name; none: the full cache.")] = None,
     prompts: PromptFile = None,
     prompt: Annotated[list[str] | None, typer.Option(help="As PROMPT; may be given several times.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures; goes on with what is there.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images; goes on with what is there.")] = Path(
         "pictures"
     ),
-    each: Annotated[int, typer.Option("-n", min=1, help="Pictures of each prompt.")] = 1,
-    count: Annotated[int | None, typer.Option(min=1, help="Draw only the first so many prompts.")] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Draw with the full cache too, and a sheet side by side.")] = False,
-    batch: Annotated[str, typer.Option(help="Pictures drawn together: a number, or auto for what fits.")] = "auto",
+    each: Annotated[int, typer.Option("-n", min=1, help="Images of each prompt.")] = 1,
+    count: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Generate with the full cache too, and a sheet side by side.")
+    ] = False,
+    batch: Annotated[str, typer.Option(help="Images generated together: a number, or auto for what fits.")] = "auto",
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the model's).")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the most likely code (default: the model's).")] = None,
     accept_other_weights: Annotated[bool, typer.Option(help="Use the policy on a fine-tune of its model.")] = False,
+    decoder: Annotated[
+        str, typer.Option(help="transformers, llama_cpu or llama_cuda; auto: the fastest that can run.")
+    ] = "auto",
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = None,
 ) -> None:
-    """Draw pictures. Example: headscope generate stickers "red apple, noto style" --policy stickers-20 -n 4 -o pictures"""
+    """Generate images. Example: headscope generate stickers "red apple, noto style" --policy stickers-20 -n 4 -o pictures"""
     from headscope.models import load_model
     from headscope.pipeline.budgets import free_memory
-    from headscope.pipeline.pictures import draw_pictures, plan_pictures
+    from headscope.pipeline.pictures import Request, generate_images, plan_images
     from headscope.pipeline.prompts import default_prompts, read_prompts
     from headscope.policy.files import load_policy
+    from headscope.runtime.sampling import Sampling
 
     together = _batch(batch)
     if compare and policy is None:
@@ -43,28 +49,19 @@ def generate(
     wanted = [*(texts or []), *(prompt or []), *(read_prompts(prompts) if prompts is not None else [])]
     wanted = wanted or default_prompts(model)
     wanted = wanted[: count or len(wanted)]
+    sampling = Sampling(guidance, temperature, seed=seed)  # what is out of range is told before the model is read
     settle_threads(model)
     loaded = load_model(model, device=device, dtype=dtype)
     kept = None if policy is None else load_policy(policy, loaded.shape, accept_other_weights=accept_other_weights)
-    plan = plan_pictures(
-        loaded,
-        wanted,
-        free=free_memory(device),
-        each=each,
-        seed=seed,
-        policy=kept,
-        compare=compare,
-        batch=together,
-        guidance=guidance,
-        temperature=temperature,
-    )
+    request = Request(tuple(wanted), each, sampling, kept, compare, decoder)
+    plan = plan_images(loaded, request, free=free_memory(str(loaded.device)), batch=together)
     say(plan.sentence())
     with progress() as tell:
-        table = draw_pictures(loaded, plan, out, tell)
+        table = generate_images(loaded, plan, out, tell)
     if table is None:
-        say(f"pictures: {out}")
+        say(f"images: {out}, by {plan.decoded_by()}")
         return
-    say(f"tokens that agree: {table['token_agreement'].mean():.1%}")
+    say(f"tokens that agree: {table['token_agreement'].mean():.1%}, by {plan.decoded_by()}")
     say(f"side by side: {out / 'sheet.png'}")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import Cache
 
-from headscope.policy.policy import ModelShape
+from headscope.policy.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,16 @@ class Prefix:
     unconditional_ids: torch.Tensor
     unconditional_mask: torch.Tensor
     texts: list[str]
+
+    def stacked(self, guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids and mask, int64 [streams * B, P], of all streams as rows of one batch, the conditional ones first.
+
+        Args:
+            guided: whether the unconditional stream runs too.
+        """
+        if not guided:
+            return self.ids, self.mask
+        return torch.cat([self.ids, self.unconditional_ids]), torch.cat([self.mask, self.unconditional_mask])
 
 
 class ImageModel(Protocol):

@@ -10,6 +10,7 @@ from headscope.models import load_model
 from headscope.models.protocol import ImageModel
 from headscope.pipeline.settings import Crew
 from headscope.pipeline.workers import spread
+from headscope.runtime import Sampling
 from headscope.runtime.batches import draw_numbers
 
 
@@ -37,7 +38,8 @@ def draw_in_crew(
 
 
 def _draw(source: str, device: str, task: Task, prompts: list[str], seeds: int, guidance: float | None) -> str:
-    draw_numbers(_loaded(source, device, task.dtype), task.variant, prompts, seeds, task.folder, task.numbers, guidance)
+    model = _loaded(source, device, task.dtype)
+    draw_numbers(model, task.variant, prompts, seeds, task.folder, task.numbers, Sampling(guidance))
     return str(task.folder)
 
 

@@ -1,9 +1,10 @@
-"""Pictures into a folder: batches that fit into memory, each written when it is done, gone on with after a stop."""
+"""Images into a folder: batches that fit into memory, each written when it is done, gone on with after a stop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,251 +17,268 @@ from headscope.models.protocol import ImageModel
 from headscope.models.tokens import warn_of_unknown_words
 from headscope.policy.policy import Policy
 from headscope.reporting import contact_sheet
-from headscope.runtime.batches import Variant, draw_variant
+from headscope.runtime.batches import Variant, each_batch
 from headscope.runtime.cache import check_prefix
-from headscope.runtime.generate import check_seeds, check_settings
+from headscope.runtime.decoders import AUTO, decoder_name
+from headscope.runtime.sampling import Sampling
 from headscope.samples import Samples
 from headscope.storage import read_json, write_json, write_whole
+from headscope.words import size
 
 FULL, POLICY = "full", "policy"
-_NAMES = {"each": "-n", "compare": "--compare", "weights": "other weights:"}
 # Above this a larger batch is not faster on a CPU; a GPU gains until its memory is full.
 MOST_ON_CPU = 64
+# Told after each batch: (what is being done, images done, images in all, nan).
+Progress = Callable[[str, int, int, float], None]
+
+
+# What a folder of images holds at its top, beside pictures.json.
+_OURS = rf"\d{{4,}}\.png|sheet\.png|pictures\.parquet|tokens|{FULL}|{POLICY}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a folder of images is to hold.
+
+    Attributes:
+        prompts: texts.
+        each: images of each prompt.
+        sampling: guidance, temperature, top-k and the first image's seed; the model's own where they are not given.
+        policy: of the cache; None keeps everything.
+        compare: generate with the full cache too.
+        decoder: "auto", or the name of the one that generates with the policy (without one: with the full cache).
+    """
+
+    prompts: tuple[str, ...]
+    each: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    policy: Policy | None = None
+    compare: bool = False
+    decoder: str = AUTO
+
+    @property
+    def total(self) -> int:
+        """Images with either cache."""
+        return len(self.prompts) * self.each
+
+    def variants(self) -> list[Variant]:
+        """With the full cache, with the policy, or with both in this order; only one of them is told which decoder to use."""
+        (seed,) = self.sampling.seeds(1)
+        if self.policy is None:
+            return [Variant(FULL, None, seed, self.decoder)]
+        full = [Variant(FULL, None, seed)] if self.compare else []
+        return [*full, Variant(POLICY, self.policy, seed, self.decoder)]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a folder of pictures is drawn.
+    """How a folder of images is generated.
 
     Attributes:
-        texts: prompts; each: pictures of each prompt. policy: of the cache, None for the full one.
-        compare: draw with the full cache too. batch: pictures drawn together.
-        cache_bytes: of one picture with the policy; full_bytes: with the full cache. free: bytes free on the device.
+        request: what it is to hold, sampling filled in.
+        batch: images generated together.
+        cache_bytes: of one image with the policy, or the full cache where there is none.
+        full_bytes: of one image with the full cache.
+        free: bytes free on the device.
+        decoders: by variant, the name of the one that runs.
     """
 
-    texts: tuple[str, ...]
-    each: int
-    seed: int
-    policy: Policy | None
-    compare: bool
+    request: Request
     batch: int
     cache_bytes: int
     full_bytes: int
     free: int
-    guidance: float
-    temperature: float
-
-    @property
-    def total(self) -> int:
-        """Pictures with either cache."""
-        return len(self.texts) * self.each
+    decoders: dict[str, str]
 
     def sentence(self) -> str:
-        """What the caches will take."""
-        largest = self.full_bytes if self.compare or self.policy is None else self.cache_bytes
-        kept = "" if self.policy is None else f", {self.cache_bytes / self.full_bytes:.1%} of the full one with the policy"
+        """What the caches will take, and which decoder runs."""
+        policy = self.request.policy
+        largest = self.full_bytes if self.request.compare or policy is None else self.cache_bytes
+        kept = "" if policy is None else f", {self.cache_bytes / self.full_bytes:.1%} of the full one with the policy"
         text = (
-            f"cache: {size(largest)} a picture{kept}; {self.batch} at a time take {size(self.batch * largest)} "
-            f"of {size(self.free)} that are free."
+            f"cache: {size(largest)} an image{kept}; {self.batch} at a time take {size(self.batch * largest)} "
+            f"of {size(self.free)} that are free; {self.decoded_by()}."
         )
-        if self.policy is not None and self.batch == 1:  # reports/runtime: 1.1 to 1.15 times, for the weights are read anyway
-            text += " One at a time, a policy saves memory and hardly any time; it pays when several are drawn together."
+        if policy is not None and self.batch == 1:  # reports/runtime: 1.1 to 1.15 times, for the weights are read anyway
+            text += " One at a time, a policy saves memory and hardly any time; it pays when several are generated together."
         return text
 
+    def decoded_by(self) -> str:
+        """`decoder llama_cpu`, or of both caches."""
+        if len(self.decoders) == 1:
+            return f"decoder {next(iter(self.decoders.values()))}"
+        return "decoders " + ", ".join(f"{name} ({kind})" for kind, name in self.decoders.items())
 
-def plan_pictures(
-    model: ImageModel,
-    texts: Sequence[str],
-    *,
-    free: int,
-    each: int = 1,
-    seed: int = 0,
-    policy: Policy | None = None,
-    compare: bool = False,
-    batch: int | None = None,
-    guidance: float | None = None,
-    temperature: float | None = None,
-) -> Plan:
-    """Fit a batch into `free` bytes, before anything is drawn.
+
+def plan_images(model: ImageModel, request: Request, *, free: int, batch: int | None = None) -> Plan:
+    """Fit a batch into `free` bytes, before anything is generated.
 
     Args:
-        batch: pictures drawn together; None for as many as fit and help.
+        model: the image model.
+        request: what is asked for.
+        free: bytes free on the device.
+        batch: images generated together; None for as many as fit and help.
 
     Raises:
-        BudgetError: not one picture fits, or not so many as asked. CacheError: a prompt too long for the policy's limit.
-        DataError: guidance, temperature or a seed out of range.
+        BudgetError: not one image fits, or not so many as asked.
+        CacheError: a prompt too long for the policy's limit.
+        DataError: guidance, temperature or a seed out of range, or a decoder that cannot run here.
     """
-    guidance = model.guidance if guidance is None else float(guidance)
-    temperature = model.temperature if temperature is None else float(temperature)
-    check_settings(guidance, temperature, None, model.vocabulary)
-    check_seeds([text for text in texts for _ in range(each)], seed)
+    sampling, policy, texts = request.sampling.of(model), request.policy, request.prompts
+    sampling.seeds(request.total)
+    decoders = {kind.name: decoder_name(model, kind.policy, kind.decoder) for kind in request.variants()}
     warn_of_unknown_words(model, texts)
-    streams = 1 if guidance == 1.0 else 2
     encoded = model.encode(list(texts))
-    prefix = encoded.ids.shape[1]
+    prefix, streams = encoded.ids.shape[1], sampling.streams
     if policy is not None:
         check_prefix(policy, prefix, texts[int(encoded.mask.sum(1).argmax())])
     small = Variant(POLICY, policy).cache_bytes(model, prefix, streams)
     full = Variant(FULL).cache_bytes(model, prefix, streams)
-    largest = full if compare or policy is None else small
-    a_picture = largest + _work_bytes(model, prefix, streams)
-    fits = free // a_picture
+    an_image = (full if request.compare else small) + _work_bytes(model, prefix, streams)
+    fits = free // an_image
     if fits < 1:
         raise BudgetError(
-            f"A picture of {model.name} takes {size(a_picture)} beside the weights, {size(free)} are free: use a policy that "
+            f"An image of {model.name} takes {size(an_image)} beside the weights, {size(free)} are free: use a policy that "
             "keeps less, or another device."
         )
     if batch is not None and batch > fits:
         raise BudgetError(
-            f"--batch {batch}: takes {size(batch * a_picture)}, {size(free)} are free; at most {fits} pictures fit: use "
-            f"--batch {fits}, or auto."
+            f"batch {batch}: takes {size(batch * an_image)}, {size(free)} are free; at most {fits} images fit: generate so "
+            "many at a time."
         )
     most = MOST_ON_CPU if model.device.type == "cpu" else fits
-    chosen = min(fits, most, len(texts) * each) if batch is None else batch
-    return Plan(
-        tuple(texts),
-        each,
-        seed,
-        policy,
-        compare,
-        chosen,
-        small,
-        full,
-        free,
-        guidance,
-        temperature,
-    )
+    chosen = min(fits, most, request.total) if batch is None else batch
+    return Plan(replace(request, sampling=sampling), chosen, small, full, free, decoders)
 
 
-def draw_pictures(
-    model: ImageModel, plan: Plan, out: Path, progress: Callable[[str, int, int, float], None] | None = None
-) -> pd.DataFrame | None:
-    """Draw what is missing: 0000.png ..., or with both caches full/0000.png, policy/0000.png, sheet.png, pictures.parquet.
+def generate_images(model: ImageModel, plan: Plan, out: Path, progress: Progress | None = None) -> pd.DataFrame | None:
+    """Generate what is missing: 0000.png ..., or with both caches full/0000.png, policy/0000.png, sheet.png, pictures.parquet.
 
-    Picture p * each + s is prompt p with seed `seed` + that number. Tokens are kept in tokens/, so that a stopped run loses a
-    batch at most; pictures.json says what the folder holds.
+    Image p * each + s is prompt p with seed `seed` + that number. Tokens are kept in tokens/, so that a stopped run loses a
+    batch at most; pictures.json says what the folder holds, and which decoder it came from.
+
+    Args:
+        model: the image model.
+        plan: see `plan_images`.
+        out: the folder; goes on with what is there.
+        progress: see Progress.
 
     Returns:
         With both caches the table: index, prompt, seed, token_agreement.
 
     Raises:
-        DataError: the folder holds other pictures.
+        DataError: the folder holds other images.
     """
     _claim(model, plan, out)
-    kinds = [Variant(POLICY, plan.policy, plan.seed)] if plan.policy is not None else []
-    if plan.compare or plan.policy is None:
-        kinds.insert(0, Variant(FULL, None, plan.seed))
+    request = plan.request
+    kinds = request.variants()
     found = {}
     for kind in kinds:
         folder = out / kind.name if len(kinds) > 1 else out
-
-        def tell(done: int, total: int, name: str = kind.name) -> None:
+        what = f"{FULL} cache" if kind.name == FULL else kind.name
+        parts: dict[int, Samples] = {}
+        if progress is not None:
+            progress(what, 0, request.total, float("nan"))
+        tokens = out / "tokens" / kind.name
+        for numbers, samples in each_batch(model, kind, request.prompts, request.each, tokens, plan.batch, request.sampling):
+            for place, number in enumerate(numbers):
+                parts[number] = samples.select([place])
+                if not (folder / f"{number:04d}.png").is_file():
+                    save_png(model.to_images(parts[number].tokens)[0], folder / f"{number:04d}.png")
             if progress is not None:
-                progress(f"{name} cache" if name == FULL else name, done, total, float("nan"))
-
-        def done(numbers: Sequence[int], samples: Samples, folder: Path = folder) -> None:
-            missing = [place for place, number in enumerate(numbers) if not (folder / f"{number:04d}.png").is_file()]
-            for place in missing:
-                save_png(model.to_images(samples.tokens[place : place + 1])[0], folder / f"{numbers[place]:04d}.png")
-
-        found[kind.name] = draw_variant(
-            model,
-            kind,
-            plan.texts,
-            plan.each,
-            out / "tokens" / kind.name,
-            plan.batch,
-            plan.guidance,
-            tell,
-            temperature=plan.temperature,
-            drawn=done,
-        )
+                progress(what, len(parts), request.total, float("nan"))
+        found[kind.name] = parts
     return _compared(found[FULL], found[POLICY], out) if len(found) > 1 else None
 
 
 def _claim(model: ImageModel, plan: Plan, out: Path) -> None:
-    """Write pictures.json, or refuse a folder of other pictures."""
+    """Write pictures.json, or refuse a folder of other images."""
     if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file; choose a folder with --out.")
-    wanted: dict[str, Any] = {
-        "model": model.name,
-        "weights": model.shape.weights,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "policy": None if plan.policy is None else plan.policy.fingerprint(),
-        "compare": plan.compare,
-        "prompts": list(plan.texts),
-        "each": plan.each,
-        "seed": plan.seed,
-        "guidance": plan.guidance,
-        "temperature": plan.temperature,
-    }
-    file = out / "pictures.json"
+        raise DataError(f"{out}: is a file; choose another folder.")
+    request, file = plan.request, out / "pictures.json"
+    wanted = _facts(model, plan)
     if file.is_file():
         held = read_json(file)
         if not isinstance(held, dict):
             raise DataError(
-                f"{file}: no table of names and values, so what the folder holds is unknown; choose another folder with --out."
+                f"{file}: no table of names and values, so what the folder holds is unknown; choose another folder."
             )
-        differing = [name for name, value in wanted.items() if held.get(name) != value]
-        fewer = isinstance(held.get("each"), int) and held["each"] < plan.each
-        more = differing == ["each"] and len(plan.texts) == 1 and fewer  # the pictures' numbers stay the same
+        # An earlier version did not name the decoder.
+        differing = [name for name, value in wanted.items() if held.get(name) != value and (name != "decoder" or name in held)]
+        fewer = isinstance(held.get("each"), int) and held["each"] < request.each
+        more = differing == ["each"] and len(request.prompts) == 1 and fewer  # the images' numbers stay the same
         begun = any(out.rglob("*.png")) or any(out.rglob("*.parquet"))
         if differing and begun and not more:
             name = differing[0]
             there, asked = (_short(one.get(name)) for one in (held, wanted))
-            with_what = f"{_NAMES.get(name, name)} {there}, not {asked}"
-            raise DataError(f"{out}: holds pictures drawn with {with_what}; choose another folder with --out.")
+            raise DataError(f"{out}: holds images generated with {name} {there}, not {asked}; choose another folder.")
         if differing:
             write_json(file, wanted)
-    elif (out / "0000.png").exists() or (out / "tokens").exists():
-        raise DataError(f"{out}: holds pictures, but no pictures.json that says which; choose another folder with --out.")
+    elif (taken := _taken(out)) is not None:
+        raise DataError(f"{out}: holds {taken} and no pictures.json that says whose it is; choose another folder.")
     else:
         write_json(file, wanted)
 
 
+def _taken(out: Path) -> str | None:
+    """The first name in `out` that images and their tables would be written to."""
+    names = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
+    return next((name for name in names if re.fullmatch(_OURS, name)), None)
+
+
+def _facts(model: ImageModel, plan: Plan) -> dict[str, Any]:
+    """What images of one folder have in common."""
+    request, sampling = plan.request, plan.request.sampling
+    return {
+        "model": model.name,
+        "weights": model.shape.weights,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "decoder": plan.decoders,
+        "policy": None if request.policy is None else request.policy.fingerprint(),
+        "compare": request.compare,
+        "prompts": list(request.prompts),
+        "each": request.each,
+        "seed": sampling.seeds(1)[0],
+        "guidance": sampling.guidance,
+        "temperature": sampling.temperature,
+    }
+
+
 def _short(value: Any) -> str:
     """A setting in a few words."""
+    if isinstance(value, dict):
+        value = list(value.values())
     text = ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _compared(full: Samples, small: Samples, out: Path) -> pd.DataFrame:
-    rows = []
-    for number, prompt in enumerate(full.prompts):
-        pair = [_opened(out / kind / f"{number:04d}.png") for kind in (FULL, POLICY)]
-        rows.append((prompt, pair))
+def _compared(full: dict[int, Samples], small: dict[int, Samples], out: Path) -> pd.DataFrame:
+    """sheet.png and pictures.parquet of the samples by number."""
+    rows, table = [], []
+    for number, one in sorted(full.items()):
+        rows.append((one.prompts[0], [_opened(out / kind / f"{number:04d}.png") for kind in (FULL, POLICY)]))
+        agreement = (one.tokens == small[number].tokens).float().mean().item()
+        table.append({"index": number, "prompt": one.prompts[0], "seed": int(one.seeds[0]), "token_agreement": agreement})
     contact_sheet(rows, ["full cache", "policy"], out / "sheet.png")
-    agreement = (full.tokens == small.tokens).float().mean(1)
-    facts = {"index": range(len(full)), "prompt": full.prompts, "seed": full.seeds.tolist()}
-    table = pd.DataFrame({**facts, "token_agreement": agreement.tolist()})
-    write_whole(out / "pictures.parquet", lambda path: table.to_parquet(path, index=False))
-    return table
+    found = pd.DataFrame(table)
+    write_whole(out / "pictures.parquet", lambda path: found.to_parquet(path, index=False))
+    return found
 
 
 def _opened(path: Path) -> Image.Image:
     try:
         return Image.open(path).convert("RGB")
     except OSError:
-        raise DataError(f"{path}: not a readable picture; without that file the same command writes it.") from None
+        raise DataError(f"{path}: not a readable image; without that file the same command writes it.") from None
 
 
 def _work_bytes(model: ImageModel, prefix: int, streams: int) -> int:
-    """What a picture needs beside its cache: the prompt's activations, and logits and noise of a step, generously."""
+    """What an image needs beside its cache: the prompt's activations, and logits and noise of a step, generously."""
     width = model.shape.query_heads * model.shape.head_dim
     size = torch.empty((), dtype=model.dtype).element_size()
     return streams * (16 * prefix * width * size + 3 * 4 * model.vocabulary) + 4 * 4 * model.vocabulary
 
 
-def save_png(picture: torch.Tensor, path: Path) -> Path:
-    """picture: uint8 [height, width, 3]."""
-    return write_whole(path, lambda target: Image.fromarray(picture.numpy()).save(target, format="PNG"))
-
-
-def size(nbytes: int) -> str:
-    """`12.3 MiB`."""
-    value, unit = float(nbytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+def save_png(image: torch.Tensor, path: Path) -> Path:
+    """image: uint8 [height, width, 3]."""
+    return write_whole(path, lambda target: Image.fromarray(image.numpy()).save(target, format="PNG"))

@@ -1,11 +1,11 @@
-"""Draw the same prompts and seeds with every cache, batch after batch; what is drawn stays, whatever happens."""
+"""The same prompts and seeds generated with every cache, batch after batch; what is done stays, whatever happens."""
 
 from __future__ import annotations
 
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,10 @@ import torch
 
 from headscope.errors import DataError
 from headscope.models.protocol import ImageModel
-from headscope.policy import Policy, plain_bytes, policy_bytes
-from headscope.runtime import generate
+from headscope.policy import CacheSpec, Policy
+from headscope.runtime.decoders.registry import AUTO
+from headscope.runtime.generate import generate
+from headscope.runtime.sampling import Sampling
 from headscope.samples import Samples
 from headscope.storage import read_json, write_json
 
@@ -25,26 +27,34 @@ OTHER = 500_000  # the floor of another seed begins there
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to draw: its name, the policy of its cache (None: everything is kept), and where its seeds begin."""
+    """One way to generate images.
+
+    Attributes:
+        name: letters, digits, '.', '-', '_' and '+'; names a folder.
+        policy: of its cache; None keeps everything.
+        first_seed: where its seeds begin.
+        decoder: "auto", or the name of one.
+    """
 
     name: str
     policy: Policy | None = None
     first_seed: int = FIRST_SEED
+    decoder: str = AUTO
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.+-]+", self.name):
             raise DataError(f"policy name {self.name!r}: expected letters, digits, '.', '-' and '_', for it names a folder.")
 
     def cache_bytes(self, model: ImageModel, prefix: int, streams: int) -> int:
-        """Bytes of the cache of one picture."""
-        dtype = str(model.dtype).removeprefix("torch.")
+        """Bytes of the cache of one image."""
+        spec = CacheSpec(model.shape, prefix, streams=streams, dtype=str(model.dtype))
         if self.policy is None:
-            return plain_bytes(model.shape, prefix=prefix, streams=streams, dtype=dtype)
-        return policy_bytes(self.policy, prefix=prefix, streams=streams, dtype=dtype)
+            return spec.full_bytes
+        return spec.bytes_of(self.policy)
 
 
 def batch_for(model: ImageModel, variants: Sequence[Variant], prefix: int, streams: int, memory: int, most: int = 64) -> int:
-    """Pictures drawn together: as many as have room for their caches in `memory` bytes, the same for every variant.
+    """Images generated together: as many as have room for their caches in `memory` bytes, the same for every variant.
 
     Raises:
         DataError: there is no room for one.
@@ -52,7 +62,7 @@ def batch_for(model: ImageModel, variants: Sequence[Variant], prefix: int, strea
     largest = max(variant.cache_bytes(model, prefix, streams) for variant in variants)
     if largest > memory:
         raise DataError(
-            f"--memory: {memory:,} bytes for a worker's batch hold no cache of one picture, which takes {largest:,}; give more."
+            f"memory: {memory:,} bytes for a worker's batch hold no cache of one image, which takes {largest:,}; give more."
         )
     return min(memory // largest, most)
 
@@ -64,37 +74,53 @@ def draw_variant(
     seeds: int,
     folder: Path,
     batch_size: int,
-    guidance: float | None = None,
+    sampling: Sampling | None = None,
     progress: Callable[[int, int], None] | None = None,
-    *,
-    temperature: float | None = None,
-    drawn: Callable[[Sequence[int], Samples], None] | None = None,
 ) -> Samples:
-    """Pictures of each prompt and seed, prompt by prompt; those that stand in `folder` are not drawn again.
+    """Images of each prompt and seed, prompt by prompt; those that stand in `folder` are not generated again.
 
     Args:
-        drawn: called with the numbers and samples of every batch, of those that stood there first.
+        model: the image model.
+        variant: the policy, where seeds begin, and the decoder.
+        prompts: texts.
+        seeds: images of each prompt.
+        folder: for the batches, a parquet file each.
+        batch_size: images generated together.
+        sampling: guidance, temperature and top-k; its seed is the variant's affair.
+        progress: called with (images done, images in all).
 
     Returns:
         len(prompts) * seeds samples; number p * seeds + s is prompt p with seed `first_seed` + that number.
     """
     total = len(prompts) * seeds
-    done = dict(_drawn(folder, total))
-    todo = [number for number in range(total) if number not in done]
-    if drawn is not None:
-        for number, sample in sorted(done.items()):
-            drawn([number], sample)
+    done: dict[int, Samples] = {}
+    if progress is not None:
+        progress(0, total)
+    for numbers, samples in each_batch(model, variant, prompts, seeds, folder, batch_size, sampling):
+        done |= {number: samples.select([place]) for place, number in enumerate(numbers)}
+        if progress is not None:
+            progress(len(done), total)
+    return _joined([done[number] for number in range(total)])
+
+
+def each_batch(
+    model: ImageModel,
+    variant: Variant,
+    prompts: Sequence[str],
+    seeds: int,
+    folder: Path,
+    batch_size: int,
+    sampling: Sampling | None = None,
+) -> Iterator[tuple[list[int], Samples]]:
+    """What `draw_variant` joins, batch by batch: numbers and samples, of those that stood in `folder` first."""
+    total = len(prompts) * seeds
+    there = dict(sorted(dict(_drawn(folder, total)).items()))
+    if there:
+        yield list(there), _joined(list(there.values()))
+    todo = [number for number in range(total) if number not in there]
     for start in range(0, len(todo), batch_size):
         numbers = todo[start : start + batch_size]
-        if progress is not None:
-            progress(total - len(todo) + start, total)
-        samples = draw_numbers(model, variant, prompts, seeds, folder, numbers, guidance, temperature=temperature)
-        done |= {number: samples.select([place]) for place, number in enumerate(numbers)}
-        if drawn is not None:
-            drawn(numbers, samples)
-    if progress is not None:
-        progress(total, total)
-    return _joined([done[number] for number in range(total)])
+        yield numbers, draw_numbers(model, variant, prompts, seeds, folder, numbers, sampling)
 
 
 def draw_numbers(
@@ -104,20 +130,18 @@ def draw_numbers(
     seeds: int,
     folder: Path,
     numbers: Sequence[int],
-    guidance: float | None = None,
-    *,
-    temperature: float | None = None,
+    sampling: Sampling | None = None,
 ) -> Samples:
-    """One batch of `draw_variant`: the pictures of these following numbers, and their seconds, into files of their own."""
+    """One batch of `draw_variant`: the images of these following numbers, and their seconds, into files of their own."""
     began = time.monotonic()
     samples = generate(
         model,
         [prompts[number // seeds] for number in numbers],
         [variant.first_seed + number for number in numbers],
+        sampling=sampling,
         policy=variant.policy,
-        guidance=guidance,
-        temperature=temperature,
         batch_size=len(numbers),
+        decoder=variant.decoder,
     )
     samples.save(folder / f"{numbers[0]:06d}.parquet")
     write_json(folder / f"{numbers[0]:06d}.json", {"seconds": time.monotonic() - began, "pictures": len(numbers)})
@@ -125,7 +149,7 @@ def draw_numbers(
 
 
 def batches_to_draw(folder: Path, total: int, batch_size: int) -> list[list[int]]:
-    """Numbers of the pictures that `folder` lacks, in batches of following ones."""
+    """Numbers of the images that `folder` lacks, in batches of following ones."""
     there = {number for number, _ in _drawn(folder, total)}
     batches: list[list[int]] = []
     for number in range(total):
@@ -138,7 +162,7 @@ def batches_to_draw(folder: Path, total: int, batch_size: int) -> list[list[int]
 
 
 def seconds_of(folder: Path) -> float:
-    """Seconds a picture of `draw_variant`, of several processes each its own; NaN where they were not noted."""
+    """Seconds an image of `draw_variant`, of several processes each its own; NaN where they were not noted."""
     try:
         noted = [read_json(path) for path in folder.glob("[0-9]*.json")]
         return sum(float(one["seconds"]) for one in noted) / sum(int(one["pictures"]) for one in noted)
@@ -147,13 +171,15 @@ def seconds_of(folder: Path) -> float:
 
 
 def _drawn(folder: Path, total: int) -> list[tuple[int, Samples]]:
-    """(number, sample) of what was drawn before; a picture's number follows from its seed."""
+    """(number, sample) of what was generated before; an image's number follows from its seed."""
     found = []
     for path in sorted(path for path in folder.glob("*.parquet") if path.stem.isdigit()):
         try:
             samples = Samples.load(path)
         except DataError as error:
-            raise DataError(f"{str(error).rstrip('.')}; without that file the same command draws its pictures anew.") from None
+            raise DataError(
+                f"{str(error).rstrip('.')}; without that file the same command generates its images anew."
+            ) from None
         first = int(path.stem)
         begin = int(samples.seeds[0]) - first
         for place, seed in enumerate(samples.seeds.tolist()):

@@ -7,6 +7,8 @@ Slots of a bucket, from the left:
 In a window bucket `image` is a ring of `window + 1` slots; in a heavy bucket it is `window + heavy` kept slots and then a
 buffer of one stride. Slots fill from the left without holes, so what is attended to is always one slice. Which slot holds
 what does not matter to attention, because rotary embedding is applied before.
+
+Long, because both kinds answer the same calls, and are compared side by side.
 """
 
 from __future__ import annotations
@@ -204,8 +206,8 @@ class HeavyHeads(KeptHeads):
 
     Scores are needed at stride ends only, and between two of them no slot changes. So a step that brings one token computes its
     output with the fused kernel, which reveals no attention, and leaves its query in slots that later tokens of the stride
-    will take: from the end of the keys, then of the values, in turn. `settle` adds the attention of all these queries at once,
-    before their slots are needed: for a stride of 24, a few times in place of 24.
+    will take: from the end of the keys, then of the values, in turn. `flush_scores` adds the attention of all these queries
+    at once, before their slots are needed: for a stride of 24, a few times in place of 24.
     """
 
     def __init__(self, bucket: Bucket, start: int, prefix: int, stride: int, like: torch.Tensor) -> None:
@@ -216,7 +218,7 @@ class HeavyHeads(KeptHeads):
         self.scores = torch.zeros(shape, dtype=torch.float32, device=like.device)
         self.positions = torch.full(shape, -1, dtype=torch.int32, device=like.device)
         self.live = 0
-        self._owed = 0  # queries of the newest tokens that the scores still lack, by tokens
+        self._deferred = 0  # queries of the newest tokens that the scores still lack, by tokens
         self._terms: tuple[torch.Tensor | None, float, int] = (None, 1.0, 1)  # padding, scale and query heads of those
 
     def tensors(self) -> list[torch.Tensor]:
@@ -234,8 +236,8 @@ class HeavyHeads(KeptHeads):
         """As `WindowHeads.step`; also adds up scores, and chooses where t ends a stride."""
         anchor, groups, total = self.numbers.anchor, query.shape[2], self.keys.shape[2]
         start = self.prefix + t if t < anchor else self.first + self.live
-        if self._owed and start >= total - (self._owed + 1) // 2 * groups:
-            self.settle()
+        if self._deferred and start >= total - (self._deferred + 1) // 2 * groups:
+            self.flush_scores()
         stop = start + 1
         self.keys[:, :, start:stop] = key
         self.values[:, :, start:stop] = value
@@ -247,37 +249,37 @@ class HeavyHeads(KeptHeads):
             query, self.keys[:, :, :stop], self.values[:, :, :stop], attn_mask=mask, scale=scale
         )
         if self.live:
-            self._owe(query, stop, bias, scale)
+            self._defer(query, stop, bias, scale)
         if (t + 1) % self.stride == 0:
-            self.settle()
+            self.flush_scores()
             self._choose(t)
         return out
 
-    def _owe(self, query: torch.Tensor, stop: int, bias: torch.Tensor | None, scale: float) -> None:
+    def _defer(self, query: torch.Tensor, stop: int, bias: torch.Tensor | None, scale: float) -> None:
         """Leave the newest token's query [B, h, G, D] in free slots; where there are none, add its attention now."""
         groups, total = query.shape[2], self.keys.shape[2]
-        place = total - (self._owed // 2 + 1) * groups
-        if place < stop and self._owed:  # settled as of the token before, the newest is in no stored query's past
-            self.settle(newer=1)
+        place = total - (self._deferred // 2 + 1) * groups
+        if place < stop and self._deferred:  # flushed as of the token before, the newest is in no stored query's past
+            self.flush_scores(newer=1)
             place = total - groups
         self._terms = (bias, scale, groups)
         if place < stop:
             self._add(query, 1, self.live)
             return
-        stored = self.values if self._owed % 2 else self.keys
+        stored = self.values if self._deferred % 2 else self.keys
         stored[:, :, place : place + groups] = query
-        self._owed += 1
+        self._deferred += 1
 
-    def settle(self, newer: int = 0) -> None:
+    def flush_scores(self, newer: int = 0) -> None:
         """Add to the scores what the queries left in free slots attended to; the `newer` newest tokens came after them."""
-        count, groups = self._owed, self._terms[2]
+        count, groups = self._deferred, self._terms[2]
         if not count:
             return
         in_values = count // 2 * groups
         query = self.keys[:, :, -((count + 1) // 2 * groups) :]
         if in_values:
             query = torch.cat([query, self.values[:, :, -in_values:]], 2)
-        self._owed = 0
+        self._deferred = 0
         self._add(query, count, self.live - newer)
 
     def _add(self, query: torch.Tensor, count: int, live: int) -> None:
@@ -297,7 +299,7 @@ class HeavyHeads(KeptHeads):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, t: int, bias: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
         """As `WindowHeads.chunk`; the chunk must not cross a stride end."""
-        self.settle()
+        self.flush_scores()
         length, anchor = key.shape[2], self.numbers.anchor
         start = self.prefix + t if t < anchor else self.first + self.live
         stop = start + length
@@ -347,7 +349,7 @@ class HeavyHeads(KeptHeads):
             self.scores.mul_(self.numbers.decay)
 
     def _values(self, t: int) -> torch.Tensor:
-        """What each live token is worth [B, h, live]; those in the window are beyond price."""
+        """What each live token is worth [B, h, live]; those in the window are worth +inf, so that they stay."""
         positions = self.positions[:, :, : self.live]
         value = self.scores[:, :, : self.live]
         if self.numbers.per_visit:

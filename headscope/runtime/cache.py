@@ -1,4 +1,7 @@
-"""CompressedCache: a transformers `Cache` that is as small as its policy says."""
+"""CompressedCache: a transformers `Cache` that is as small as its policy says.
+
+Long, because a layer and the cache of layers speak one protocol, that of transformers, and what each refuses is read together.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from headscope.errors import CacheError, PolicyMismatch
 from headscope.models.attention import Group, leave_handle, may_chunk_prompts, plain_groups, split_mask, through_cache
 from headscope.models.protocol import ImageModel
-from headscope.policy.footprint import policy_bytes
 from headscope.policy.policy import Policy
 from headscope.runtime.buckets import HeavyHeads, WindowHeads
 from headscope.runtime.plain import CountingLayer
@@ -42,7 +44,7 @@ class CompressedLayer(CountingLayer):
         self.number = number
         self.told = prefix
         self.stride = min(policy.stride, policy.shape.geometry.tokens)
-        self.groups_of = policy.shape.query_heads // policy.shape.kv_heads
+        self.queries_per_kv = policy.shape.query_heads // policy.shape.kv_heads
         self._numbers = policy.buckets(number)
         order = [head for bucket in self._numbers for head in bucket.heads]
         self._order = None if order == sorted(order) else torch.tensor(order)
@@ -66,8 +68,8 @@ class CompressedLayer(CountingLayer):
             start = bucket.stop
         if self._order is not None:
             self._order = self._order.to(key_states.device)
-            of_queries = self._order[:, None] * self.groups_of + torch.arange(self.groups_of, device=key_states.device)
-            self._query_order = of_queries.flatten()
+            in_group = torch.arange(self.queries_per_kv, device=key_states.device)
+            self._query_order = (self._order[:, None] * self.queries_per_kv + in_group).flatten()
             self._query_back = self._query_order.argsort()
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
@@ -108,7 +110,7 @@ class CompressedLayer(CountingLayer):
         if t + length > tokens:
             raise CacheError(
                 f"Layer {self.number}: image token {t + length - 1} is outside the image of {tokens} tokens; make a new "
-                "CompressedCache for a new picture."
+                "CompressedCache for a new image."
             )
         crosses = t // self.stride != (t + length - 1) // self.stride
         if crosses and any(numbers.heavy for numbers in self._numbers):
@@ -133,7 +135,7 @@ class CompressedLayer(CountingLayer):
         batch, heads, length, size = query.shape
         if self._order is not None:
             query = query.index_select(1, self._query_order)
-        packed = query.reshape(batch, heads // self.groups_of, self.groups_of * length, size)
+        packed = query.reshape(batch, heads // self.queries_per_kv, self.queries_per_kv * length, size)
         parts = []
         for bucket in self.buckets:
             rows = slice(bucket.start, bucket.stop)
@@ -229,7 +231,7 @@ class CompressedLayer(CountingLayer):
             self._check_chunk(keys[:, :, None])
             raise CacheError(f"Layer {self.number}: no prefix was taken in; call the model on the prompt first.")
         batch, heads, size = query.shape
-        packed = query.view(batch, heads // self.groups_of, self.groups_of, size)
+        packed = query.view(batch, heads // self.queries_per_kv, self.queries_per_kv, size)
         parts = []
         for bucket in self.buckets:
             rows = slice(bucket.start, bucket.stop)
@@ -250,7 +252,7 @@ class CompressedLayer(CountingLayer):
         groups = []
         for bucket in self.buckets:
             kv_heads = torch.tensor(bucket.numbers.heads, device=query.device)
-            heads = (kv_heads[:, None] * self.groups_of + torch.arange(self.groups_of, device=query.device)).flatten()
+            heads = (kv_heads[:, None] * self.queries_per_kv + torch.arange(self.queries_per_kv, device=query.device)).flatten()
             keys, tokens, seen = bucket.looked_at(self._pending[0][:, kv_heads], t)
             seen = seen.expand(len(keys), -1, -1, -1).clone()
             seen[..., : self.prefix] &= real.to(seen.device)
@@ -313,7 +315,7 @@ class CompressedLayer(CountingLayer):
 
 
 class CompressedCache(Cache):
-    """A cache that keeps, for every layer and head, what the policy says; works in `model.generate(past_key_values=...)`.
+    """A cache that keeps, for every layer and head, what the policy says; works in `model.generate(cache=...)`.
 
     Use it inside `with compressed(model, policy)`. Buckets are allocated at the first call, in the dtype and on the device
     of the keys, for its batch (both guidance streams are rows of it) and its prefix.
@@ -418,14 +420,13 @@ def check_prefix(policy: Policy, prefix: int, prompt: str | None = None) -> None
     Raises:
         CacheError: with the bytes.
     """
-    limit = policy.provenance.get("limit")
-    if prefix <= policy.prefix or not isinstance(limit, dict):
+    limit = policy.limit
+    if limit is None or prefix <= policy.prefix:
         return
-    terms: dict[str, Any] = {"batch": int(limit["batch"]), "streams": int(limit["streams"]), "dtype": str(limit["dtype"])}
-    needed = policy_bytes(policy, prefix=prefix, of=str(limit["of"]), **terms)
-    if needed > int(limit["bytes"]):
+    needed = limit.spec.replace(prefix=prefix).bytes_of(policy)
+    if needed > limit.bytes:
         words = "" if prompt is None else f" ('{prompt}')"
         raise CacheError(
             f"A prompt of {prefix} tokens{words} takes {needed:,} bytes under this policy, which was made for prompts of "
-            f"{policy.prefix} and at most {int(limit['bytes']):,} bytes: shorten the prompt or search with a larger limit."
+            f"{policy.prefix} and at most {limit.bytes:,} bytes: shorten the prompt or search with a larger limit."
         )

@@ -1,4 +1,4 @@
-"""Numbers that are none: NaN or infinite logits end a picture with the token, and the layer where it can be told."""
+"""Numbers that are none: NaN or infinite logits end an image with the token, and the layer where it can be told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headscope.models.protocol import ImageModel
 
 
 def finite_choice(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best code of each picture, and whether it was found among numbers.
+    """The best code of each image, and whether it was found among numbers.
 
     The largest of a row is NaN where any of them is, infinite where one is, and -inf where none is left to choose.
 

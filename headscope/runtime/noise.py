@@ -1,6 +1,6 @@
 """Gumbel noise as a function of (seed, token, code): argmax(logits / temperature + noise) is a draw from the softmax.
 
-No generator has a state, so that a picture's noise depends neither on its place in a batch nor on what was drawn before, on any
+No generator has a state, so that an image's noise depends neither on its place in a batch nor on what came before, on any
 device, and a captured graph may compute it. The hash is two rounds of a 32-bit finalizer with avalanche (Wang and Jenkins'
 construction with the constants that Wellons found by search, "lowbias32"), keyed by 64 bits from splitmix64 (Steele et al.,
 OOPSLA 2014) of seed and token.
@@ -21,10 +21,13 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 class Noise:
-    """The noise of a batch of pictures.
+    """The noise of a batch of images.
 
     Args:
-        seeds: one a picture. tokens: of a picture. vocabulary: number of codes.
+        seeds: one an image, n of them.
+        tokens: of an image.
+        vocabulary: number of codes.
+        device: where the noise is computed.
     """
 
     AT_ONCE = 1 << 19  # numbers computed ahead, to save calls where a step needs few
@@ -42,7 +45,7 @@ class Noise:
         self._first = 0
 
     def at(self, token: int) -> torch.Tensor:
-        """float32 [pictures, codes], finite."""
+        """float32 [n, vocabulary], finite."""
         if self._block is None or not self._first <= token < self._first + len(self._block):
             self._first = token
             part = slice(token, token + self._ahead)

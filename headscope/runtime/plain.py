@@ -1,4 +1,4 @@
-"""PlainCache: everything kept, in memory that is allocated once for the whole picture."""
+"""PlainCache: everything kept, in memory that is allocated once for the whole image."""
 
 from __future__ import annotations
 
@@ -74,6 +74,10 @@ class PlainLayer(CountingLayer):
         """Keys and values [B, H, seen, D]."""
         return [part[:, :, : self.seen] for part in self._kept] if self.is_initialized else []
 
+    def nbytes(self) -> int:
+        """Bytes of keys and values, of tokens to come too."""
+        return sum(part.numel() * part.element_size() for part in self._kept)
+
     def get_max_length(self) -> int:
         """Tokens there is room for."""
         return self.tokens
@@ -83,4 +87,9 @@ class PlainCache(Cache):
     """The model's own cache for `layers` layers, with room for `tokens` tokens, prefix included, and not one more."""
 
     def __init__(self, layers: int, tokens: int) -> None:
-        super().__init__(layers=[PlainLayer(tokens) for _ in range(layers)])
+        self.plain_layers = [PlainLayer(tokens) for _ in range(layers)]
+        super().__init__(layers=list(self.plain_layers))
+
+    def nbytes(self) -> int:
+        """Bytes of all keys and values, of tokens to come too. 0 before the first call."""
+        return sum(layer.nbytes() for layer in self.plain_layers)

@@ -71,7 +71,7 @@ def test_a_stopped_run_goes_on_and_draws_nothing_twice(
         assert (out / path.name).read_bytes() == path.read_bytes()
     other = command(*asked, "--seed", 1, "-o", out)
     assert other.status == 2
-    assert "holds pictures drawn with seed 0, not 1;" in other.err
+    assert "generated with seed 0, not 1;" in other.err
 
 
 def test_both_caches_side_by_side(command, tiny_folder: Path, policy: Path, tmp_path: Path) -> None:
@@ -106,6 +106,27 @@ def test_what_does_not_fit_is_said_before_it_is_tried(
     monkeypatch.setattr(budgets, "free_memory", lambda device: 100)
     assert "use a policy that keeps less" in command(*asked, "-o", tmp_path / "none").err
     assert "expected a number from 1, or auto" in command(*asked, "--batch", "many").err
+
+
+def test_the_decoder_can_be_named_and_is_told(command, tiny_folder: Path, policy: Path, tmp_path: Path) -> None:
+    asked = ("generate", tiny_folder, "dog", "--policy", policy, "--compare")
+    out = tmp_path / "auto"
+    ended = command(*asked, "-o", out)
+    assert ended.status == 0, ended.err
+    assert json.loads((out / "pictures.json").read_text())["decoder"] == {"full": "transformers", "policy": "llama_cpu"}
+    assert "decoders transformers (full), llama_cpu (policy)" in ended.out
+    named = command("generate", tiny_folder, "dog", "--policy", policy, "--decoder", "transformers", "-o", tmp_path / "named")
+    assert "decoder transformers" in named.out
+    assert (tmp_path / "named" / "0000.png").read_bytes() == (out / "policy" / "0000.png").read_bytes()
+    other = command(*asked, "--decoder", "transformers", "-o", out)
+    assert "decoder transformers, llama_cpu, not transformers, transformers;" in other.err
+    refused = command("generate", tiny_folder, "dog", "--decoder", "llama_cpu", "-o", tmp_path / "none")
+    assert refused.status == 2
+    assert "needs a policy; use one that can run here: auto, transformers." in refused.err
+    assert not (tmp_path / "none").exists()
+    facts = json.loads((out / "pictures.json").read_text())
+    (out / "pictures.json").write_text(json.dumps({name: value for name, value in facts.items() if name != "decoder"}))
+    assert command(*asked, "-o", out).status == 0  # of an earlier version
 
 
 def test_a_folder_of_other_things_is_left_alone(command, tiny_folder: Path, tmp_path: Path) -> None:
@@ -152,9 +173,9 @@ def test_more_pictures_of_one_prompt_go_into_the_same_folder(command, tiny_folde
     assert command("generate", tiny_folder, "dog", "-n", 3, "-o", tmp_path / "at-once").status == 0
     np.testing.assert_array_equal(pixels(out / "0002.png"), pixels(tmp_path / "at-once" / "0002.png"))
     ended = command("generate", tiny_folder, "dog", "fox", "-n", 3, "-o", out)
-    assert "holds pictures drawn with prompts dog, not dog, fox; choose another folder" in ended.err
+    assert "generated with prompts dog, not dog, fox; choose another folder" in ended.err
     ended = command("generate", tiny_folder, "dog", "-n", 2, "-o", out)
-    assert "holds pictures drawn with -n 3, not 2; choose another folder" in ended.err
+    assert "generated with each 3, not 2; choose another folder" in ended.err
 
 
 def test_a_prompt_too_long_for_the_policy_is_named_before_anything_is_drawn(command, tmp_path: Path) -> None:
@@ -181,12 +202,12 @@ def test_damaged_files_of_a_folder_are_named(command, tiny_folder: Path, policy:
     assert command(*asked).status == 0
     (out / "full" / "0000.png").write_bytes(b"")
     ended = command(*asked)
-    assert f"{out / 'full' / '0000.png'}: not a readable picture" in ended.err
+    assert f"{out / 'full' / '0000.png'}: not a readable image" in ended.err
     (out / "full" / "0000.png").unlink()
     assert command(*asked).status == 0
     facts = json.loads((out / "pictures.json").read_text())
     (out / "pictures.json").write_text(json.dumps({**facts, "each": None}))
-    assert "drawn with -n none, not 1" in command(*asked).err
+    assert "generated with each none, not 1" in command(*asked).err
     (out / "pictures.json").write_text("[]")
     assert "pictures.json: no table of names and values" in command(*asked).err
 
@@ -202,3 +223,17 @@ def test_unknown_words_are_named_once_before_anything_is_drawn(command, tiny_fol
     assert ended.err.count("dinosaur") == 1
     assert "does not know these words" in ended.err
     assert "dinosaur, unicorn" in ended.err
+
+
+@pytest.mark.parametrize(
+    "theirs", ["sheet.png", "pictures.parquet", "full/0000.png", "policy/notes.txt", "0003.png", "tokens/a"]
+)
+def test_a_folder_with_files_of_such_names_is_refused(command, tiny_folder: Path, tmp_path: Path, theirs: str) -> None:
+    out = tmp_path / "out"
+    (out / theirs).parent.mkdir(parents=True)
+    (out / theirs).write_text("years of work")
+    ended = command("generate", tiny_folder, "dog", "-o", out)
+    assert ended.status == 2
+    assert theirs.split("/")[0] in ended.err
+    assert [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()] == [theirs]
+    assert (out / theirs).read_text() == "years of work"

@@ -11,8 +11,9 @@ from torch import nn
 from headscope.geometry import Geometry
 from headscope.models.attention import Group, attend_through_cache, observe
 from headscope.models.janus import JanusModel
-from headscope.policy.footprint import policy_bytes
-from headscope.policy.policy import ModelShape, Policy
+from headscope.policy import CacheSpec
+from headscope.policy.policy import Policy
+from headscope.policy.shape import ModelShape
 from headscope.runtime.buckets import HeavyHeads
 from headscope.runtime.cache import CompressedCache, compressed
 from tests.runtime.oracle import OracleHead
@@ -138,7 +139,7 @@ def test_window_heads_equal_full_attention_under_a_band(window: int, anchor: int
 @given(policies(), st.integers(0, 2**16))
 @settings(max_examples=40, deadline=None)
 def test_scores_are_those_of_every_query_when_asked_for(policy: Policy, seed: int) -> None:
-    """Single tokens settle late, chunks at once: between stride ends, too, both have received the same."""
+    """Single tokens are added up late, chunks at once: between stride ends, too, both have received the same."""
     q, k, v = random_states(seed, 2, 6, 3, 3 + TOKENS)
     fed = 7  # in the middle of every stride above 1
     found = []
@@ -150,7 +151,7 @@ def test_scores_are_those_of_every_query_when_asked_for(policy: Policy, seed: in
             at += length
         heavy = [bucket for bucket in cache.layers[0].buckets if isinstance(bucket, HeavyHeads)]
         for bucket in heavy:
-            bucket.settle()
+            bucket.flush_scores()
         found.append([bucket.scores[:, :, : bucket.live] for bucket in heavy])
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
 
@@ -166,7 +167,7 @@ def test_bfloat16_attends_to_what_the_oracle_says(stride: int) -> None:
     assert float((found.double() - expected).abs().mean()) < 2.0**-7  # a few roundings of numbers around 1
 
 
-def test_scores_stay_right_over_a_long_picture() -> None:
+def test_scores_stay_right_over_a_long_image() -> None:
     """576 tokens in bfloat16, nothing dropped: what every token received, against float64, and in all one a query."""
     tokens, prefix = 576, 8
     shape = ModelShape("long", 1, 2, 2, SIZE, Geometry(24, 24), "a", "w")
@@ -235,7 +236,7 @@ def test_bytes_are_those_of_the_policy(stride: int) -> None:
     cache.update(k, k, 0)
     by_hand = 4 * ((3 + 3 + 1) + (3 + 2 + 2 + 5 + stride)) * 2 * SIZE * 4 + 4 * (7 + stride) * 8
     assert cache.nbytes() == by_hand
-    assert policy_bytes(policy, batch=2, streams=2, dtype="float32") == by_hand
+    assert CacheSpec(policy.shape, policy.prefix, batch=2).bytes_of(policy) == by_hand
 
 
 def test_an_observer_is_shown_what_the_oracle_sees(tiny: JanusModel) -> None:

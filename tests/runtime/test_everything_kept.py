@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from headscope.models import ImageModel
+from headscope.models.cache_name import cache_name
 from headscope.models.janus import JanusModel
 from headscope.policy.policy import Policy
-from headscope.runtime import CompressedCache, compressed, generate
+from headscope.runtime import CompressedCache, Sampling, compressed, generate
 from tests.tiny import tiny_model
 
 PROMPTS = ["red apple", "a blue car on a red background"]
+GREEDY = Sampling(guidance=3.0, temperature=0.0)
 
 
 def everything(model: ImageModel, kind: str) -> Policy:
@@ -48,20 +50,20 @@ def own_tokens(model: JanusModel, prompts: list[str], guidance: float) -> torch.
 
 @pytest.mark.parametrize("kind", ["window", "half", "heavy", "mixed"])
 def test_greedy_tokens_are_those_of_generate(tiny: JanusModel, kind: str) -> None:
-    drawn = generate(tiny, PROMPTS, 0, policy=everything(tiny, kind), temperature=0.0, guidance=3.0)
+    drawn = generate(tiny, PROMPTS, 0, policy=everything(tiny, kind), sampling=GREEDY)
     expected = own_tokens(tiny, PROMPTS, 3.0)
-    assert len(expected.unique()) > 3  # a constant picture would prove little
+    assert len(expected.unique()) > 3  # a constant image would prove little
     assert torch.equal(drawn.tokens.long(), expected)
 
 
 def test_our_loop_without_a_policy_gives_the_tokens_of_generate(tiny: JanusModel) -> None:
-    drawn = generate(tiny, PROMPTS, 0, temperature=0.0, guidance=3.0)
+    drawn = generate(tiny, PROMPTS, sampling=GREEDY)
     assert torch.equal(drawn.tokens.long(), own_tokens(tiny, PROMPTS, 3.0))
 
 
 def test_the_bundled_model_draws_the_tokens_of_generate(stickers: JanusModel) -> None:
     prompts = ["red apple, noto style", "cat face, twemoji style, blue background"]
-    drawn = generate(stickers, prompts, 0, policy=everything(stickers, "mixed"), temperature=0.0, guidance=3.0)
+    drawn = generate(stickers, prompts, 0, policy=everything(stickers, "mixed"), sampling=GREEDY)
     assert torch.equal(drawn.tokens.long(), own_tokens(stickers, prompts, 3.0))
 
 
@@ -115,7 +117,7 @@ def test_the_cache_works_inside_the_models_own_generate(tiny: JanusModel) -> Non
             generation_mode="image",
             do_sample=False,
             guidance_scale=3.0,
-            past_key_values=CompressedCache(policy),
+            **{cache_name(): CompressedCache(policy)},
             max_length=prefix.ids.shape[1] + 16,
         )
     assert torch.equal(tokens, own_tokens(tiny, PROMPTS, 3.0))

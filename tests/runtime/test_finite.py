@@ -9,9 +9,10 @@ import torch
 
 from headscope.errors import NumberError
 from headscope.models.janus import JanusModel
+from headscope.policy import CacheSpec
 from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
-from headscope.runtime import generate
+from headscope.runtime import Sampling, generate
 from headscope.runtime.finite import finite_choice
 from headscope.tuning import Replay, measure_sensitivity
 from headscope.tuning.measure.options import Option
@@ -44,12 +45,12 @@ def head(model: JanusModel) -> torch.Tensor:
 @pytest.mark.parametrize("policy", [False, True], ids=["full cache", "with a policy"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_picture_of_logits_that_are_none_is_not_drawn(policy: bool, guidance: float, temperature: float) -> None:
+def test_an_image_of_logits_that_are_none_is_not_drawn(policy: bool, guidance: float, temperature: float) -> None:
     for where, layer in ((last_mlp, None), (second_keys, 1), (head, None)):
         model = broken(where)
         kept = Policy.uniform(model.shape, **SMALL) if policy else None
         with pytest.raises(NumberError, match="image token 0") as told:
-            generate(model, ["red apple", "dog"], 0, policy=kept, guidance=guidance, temperature=temperature)
+            generate(model, ["red apple", "dog"], 0, policy=kept, sampling=Sampling(guidance, temperature))
         assert ("layer 1" in str(told.value)) == (layer == 1)
 
 
@@ -95,8 +96,8 @@ def test_a_search_on_such_a_model_stops_with_the_token() -> None:
         last_mlp(model)[0, 0] = float("nan")
     with pytest.raises(NumberError, match="image token 1"):
         Replay(model, samples)
-    limit = Limit.from_keep(model.shape, "70%", prefix=replay.prefix, batch=1, streams=2, dtype="float32")
+    limit = Limit.of_share("70%", CacheSpec(model.shape, replay.prefix))
     with pytest.raises(NumberError, match="image token 1"):
-        sweep_presets(replay, model.shape, limit, torch.full((2, 2), 0.5), prefix=replay.prefix)
+        sweep_presets(replay, limit, torch.full((2, 2), 0.5))
     with pytest.raises(NumberError, match="image token 1"):
         measure_sensitivity(replay, [Option(window=2, heavy=0)], None, stride=4)

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 from headscope.policy.policy import Policy
 from headscope.runtime.cache import CompressedCache
-from headscope.runtime.decoders.flat_cache import FlatLayer, Work, attend_flat, choose_flat
+from headscope.runtime.decoders.flat_cache import FlatLayer, KernelScratch, attend_flat, choose_flat
 from tests.runtime.test_cache_meaning import SIZE, TOKENS, Module, policies, random_states, shape_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,16 +40,17 @@ def run_flat(policy: Policy, q, k, v, splits: int, padding: list[int]) -> tuple[
     q, k, v = (tensor.to(DEVICE) for tensor in (q, k, v))
     layer = FlatLayer(policy, 0, k[:, :, :PREFIX], torch.tensor(padding, dtype=torch.int32, device=DEVICE))
     layer.fill_prefix(k[:, :, :PREFIX], v[:, :, :PREFIX])
-    work, outputs = Work([layer], splits), []
+    scratch, outputs = KernelScratch([layer], splits), []
     for t in range(TOKENS):
         now = torch.tensor([t], dtype=torch.int32, device=DEVICE)
         one = [tensor[:, :, PREFIX + t].contiguous() for tensor in (q, k, v)]
-        outputs.append(attend_flat(layer, work, *one, now, 0.7))
+        outputs.append(attend_flat(layer, scratch, *one, now, 0.7))
         if (t + 1) % layer.stride == 0:
-            choose_flat(layer, work, now)
+            choose_flat(layer, scratch, now)
     return torch.stack(outputs, 1).cpu(), layer
 
 
+@pytest.mark.triton
 @given(policies(), st.integers(0, 2**16), st.sampled_from([1, 3]))
 @settings(max_examples=8, deadline=None)
 def test_it_gives_what_the_cpu_gives(policy: Policy, seed: int, splits: int) -> None:

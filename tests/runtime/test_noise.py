@@ -1,4 +1,4 @@
-"""The noise of a picture is a function of seed, token and code, and as good as a random generator's."""
+"""The noise of an image is a function of seed, token and code, and as good as a random generator's."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_codes_are_drawn_as_often_as_they_are_likely() -> None:
     assert stats.chisquare(np.bincount(codes.numpy(), minlength=5), expected, sum_check=False).pvalue > 0.01
 
 
-def test_a_picture_does_not_hang_on_its_place_in_the_batch(tiny: JanusModel) -> None:
+def test_an_image_does_not_hang_on_its_place_in_the_batch(tiny: JanusModel) -> None:
     prompts = ["red apple", "dog", "blue car", "red car"]
     together = generate(tiny, prompts, [5, 6, 7, 8])
     other = generate(tiny, [prompts[i] for i in (3, 1)], [8, 6], batch_size=1)

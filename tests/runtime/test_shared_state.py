@@ -13,7 +13,7 @@ from torch import nn
 from headscope.models.attention import observe
 from headscope.models.janus import JanusModel
 from headscope.policy.policy import Policy
-from headscope.runtime import CompressedCache, compressed, generate
+from headscope.runtime import CompressedCache, Sampling, compressed, generate
 from headscope.runtime.decoders.llama_cpu import step_for
 from headscope.tracing import watch_live
 from headscope.tuning import Replay
@@ -22,6 +22,7 @@ from headscope.tuning.measure.single_head import HeadsAlone
 from tests.tiny import tiny_model
 
 WAIT = 30.0
+GREEDY = Sampling(temperature=0.0)
 
 
 def together(*work: Callable[[], Any]) -> list[Any]:
@@ -148,12 +149,12 @@ def exchange(layer: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [wrap, subclass, override, exchange])
-def test_a_module_that_changed_after_a_first_picture_is_followed(change: Callable[[Any], None]) -> None:
+def test_a_module_that_changed_after_a_first_image_is_followed(change: Callable[[Any], None]) -> None:
     model = tiny_model()
     everything = Policy.uniform(model.shape, window=15, stride=4, prefix=8)
 
     def drawn(policy: Policy | None) -> torch.Tensor:
-        return generate(model, ["red apple", "dog"], 0, policy=policy, temperature=0.0).tokens
+        return generate(model, ["red apple", "dog"], 0, policy=policy, sampling=GREEDY).tokens
 
     before = drawn(everything)
     assert torch.equal(before, drawn(None))
@@ -170,8 +171,8 @@ def test_quantised_layers_draw_with_a_policy_too() -> None:
     model = tiny_model()
     torch.ao.quantization.quantize_dynamic(model.decoder, {nn.Linear}, inplace=True)
     everything = Policy.uniform(model.shape, window=15, stride=4, prefix=8)
-    full = generate(model, ["dog"], 0, temperature=0.0).tokens
-    assert torch.equal(generate(model, ["dog"], 0, policy=everything, temperature=0.0).tokens, full)
+    full = generate(model, ["dog"], 0, sampling=GREEDY).tokens
+    assert torch.equal(generate(model, ["dog"], 0, policy=everything, sampling=GREEDY).tokens, full)
 
 
 def test_what_a_search_leaves_behind_works_with_gradients() -> None:

@@ -1,8 +1,8 @@
 """A layer's compressed cache for a GPU: all heads in one flat tensor, and tables that say where every token goes.
 
 Which slot a token takes and how many slots a head then sees follows from the policy alone, so both are tables over the tokens
-of the picture. Only who stays at a stride end is decided on the device (kernels.py), without a word to the host. What is kept,
-and what is allocated, is the same as in buckets.py, which is the reference for the tests.
+of the image. Only who stays at a stride end is decided on the device (triton_kernels.py), without waiting for the host. What is
+kept, and what is allocated, is the same as in buckets.py, which is the reference for the tests.
 """
 
 from __future__ import annotations
@@ -16,15 +16,23 @@ from headscope.policy.policy import Policy
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Where the tokens of a picture go in one layer; int32, on the device.
+class SlotTables:
+    """Where the tokens of an image go in one layer; int32, on the device.
 
     Attributes:
-        begins, firsts, score_begins: [H], a head's first slot, its slots before the image area (prefix and anchors), the first
-            of its scores (-1 for a head without).
-        writes, lengths: [N, H], slot of token t, and slots that t sees, itself counted.
-        heavy: [heads with heavy tokens]. windows, kepts, per_visits [H]; decays float32 [H].
-        slots, score_slots: of a row of the batch. live_most: most image slots of a heavy head.
+        begins: [H], a head's first slot.
+        firsts: [H], its slots before the image area (prefix and anchors).
+        score_begins: [H], the first of its scores; -1 for a head without.
+        writes: [N, H], slot of token t.
+        lengths: [N, H], slots that t sees, itself counted.
+        heavy: [heads with heavy tokens], their numbers.
+        windows: [H], the policy's.
+        kepts: [H], window + heavy.
+        per_visits: [H], the policy's, 0 or 1.
+        decays: float32 [H], the policy's.
+        slots: of a row of the batch.
+        score_slots: of a row of the batch.
+        live_most: most image slots of a heavy head.
     """
 
     begins: torch.Tensor
@@ -42,7 +50,7 @@ class Tables:
     live_most: int
 
     @classmethod
-    def of(cls, policy: Policy, layer: int, prefix: int, device: torch.device | str = "cpu") -> Tables:
+    def of(cls, policy: Policy, layer: int, prefix: int, device: torch.device | str = "cpu") -> SlotTables:
         """The tables of a layer for prompts of `prefix` tokens."""
         tokens = policy.shape.geometry.tokens
         stride = min(policy.stride, tokens)
@@ -101,6 +109,8 @@ class FlatLayer:
     """One layer's slots, scores and tables.
 
     Args:
+        policy: what to keep.
+        layer: its number.
         like: keys [B, H, P, D] of the prefix, for batch, prefix, head size, dtype and device.
         padding: int32 [B], tokens of the prefix that no query sees, from the left.
     """
@@ -108,8 +118,8 @@ class FlatLayer:
     def __init__(self, policy: Policy, layer: int, like: torch.Tensor, padding: torch.Tensor) -> None:
         batch, self.heads, prefix, self.size = like.shape
         self.stride = min(policy.stride, policy.shape.geometry.tokens)
-        self.groups = policy.shape.query_heads // policy.shape.kv_heads
-        self.tables = Tables.of(policy, layer, prefix, like.device)
+        self.queries_per_kv = policy.shape.query_heads // policy.shape.kv_heads
+        self.tables = SlotTables.of(policy, layer, prefix, like.device)
         self.padding = padding
         self.batch, self.prefix = batch, prefix
         tables, device = self.tables, like.device
@@ -125,7 +135,7 @@ class FlatLayer:
             self.values[:, begin : begin + self.prefix] = values[:, head]
 
     def tensors(self) -> list[torch.Tensor]:
-        """Everything that a picture's cache takes; tables and work are shared by all rows of the batch."""
+        """Everything that an image's cache takes; tables and scratch are shared by all rows of the batch."""
         return [self.keys, self.values, self.scores, self.positions]
 
     def nbytes(self) -> int:
@@ -133,15 +143,23 @@ class FlatLayer:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
 
-class Work:
+class KernelScratch:
     """What the kernels of all layers write between their launches; one for a cache.
 
-    Attributes: logits float32 [B, Hq, step], parts of the splits, holes and movers of a choice.
+    Attributes:
+        splits: parts that the keys of a head are attended to in.
+        step: most slots that a token sees.
+        logits: float32 [B * Hq, step].
+        part_top: float32 [B * Hq * splits], the largest logit of a part.
+        part_sum: float32 [B * Hq * splits], its sum of exponentials.
+        part_out: float32 [B * Hq * splits, D], its weighted values.
+        holes: int32 [B * heavy heads * stride], slots that a choice leaves empty.
+        movers: int32 [B * heavy heads * stride], slots that take their place.
     """
 
     def __init__(self, layers: list[FlatLayer], splits: int) -> None:
         first = layers[0]
-        rows = first.batch * first.heads * first.groups
+        rows = first.batch * first.heads * first.queries_per_kv
         self.splits = splits
         self.step = max(int(layer.tables.lengths.max()) for layer in layers)
         device = first.keys.device
@@ -156,23 +174,19 @@ class Work:
 
 
 def attend_flat(
-    layer: FlatLayer, work: Work, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, now: torch.Tensor, scale: float
+    layer: FlatLayer,
+    scratch: KernelScratch,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    now: torch.Tensor,
+    scale: float,
 ) -> torch.Tensor:
     """Token `now` (int32 [1], on the device): query [B, Hq, D], key, value [B, H, D], contiguous -> output [B, Hq, D]."""
     from headscope.runtime.decoders import triton_kernels as kernels
 
-    tables, splits = layer.tables, work.splits
-    out = torch.empty_like(query)
-    padded = 1 if layer.groups == 1 else 16
-    sizes = {
-        "heads": layer.heads,
-        "heads_of": layer.groups,
-        "padded": padded,
-        "size": layer.size,
-        "wide": max(_power(layer.size), 16 if padded > 1 else 1),
-        "block": 64,
-        "splits": splits,
-    }
+    tables, splits = layer.tables, scratch.splits
+    out, sizes = torch.empty_like(query), _sizes(layer, splits)
     kernels.attend[(layer.batch * layer.heads, splits)](
         query,
         key,
@@ -181,11 +195,11 @@ def attend_flat(
         layer.values,
         layer.scores,
         layer.positions,
-        work.logits,
+        scratch.logits,
         out,
-        work.part_top,
-        work.part_sum,
-        work.part_out,
+        scratch.part_top,
+        scratch.part_sum,
+        scratch.part_out,
         layer.padding,
         now,
         tables.begins,
@@ -196,30 +210,44 @@ def attend_flat(
         scale,
         tables.slots,
         tables.score_slots,
-        work.step,
+        scratch.step,
         **sizes,
         precision="ieee" if query.dtype == torch.float32 else "tf32",  # exact for products of 16 bits
     )
     if splits > 1:
         kernels.combine[(layer.batch * layer.heads,)](
             layer.scores,
-            work.logits,
+            scratch.logits,
             out,
-            work.part_top,
-            work.part_sum,
-            work.part_out,
+            scratch.part_top,
+            scratch.part_sum,
+            scratch.part_out,
             now,
             tables.firsts,
             tables.score_begins,
             tables.lengths,
             tables.score_slots,
-            work.step,
+            scratch.step,
             **sizes,
         )
     return out
 
 
-def choose_flat(layer: FlatLayer, work: Work, now: torch.Tensor) -> None:
+def _sizes(layer: FlatLayer, splits: int) -> dict[str, int]:
+    """What the kernels of attention are compiled for."""
+    padded = 1 if layer.queries_per_kv == 1 else 16  # a product of the tensor cores takes 16 rows
+    return {
+        "heads": layer.heads,
+        "heads_of": layer.queries_per_kv,
+        "padded": padded,
+        "size": layer.size,
+        "wide": max(_power(layer.size), 16 if padded > 1 else 1),
+        "block": 64,
+        "splits": splits,
+    }
+
+
+def choose_flat(layer: FlatLayer, scratch: KernelScratch, now: torch.Tensor) -> None:
     """The stride end after token `now`."""
     from headscope.runtime.decoders import triton_kernels as kernels
 
@@ -232,8 +260,8 @@ def choose_flat(layer: FlatLayer, work: Work, now: torch.Tensor) -> None:
         layer.values,
         layer.scores,
         layer.positions,
-        work.holes,
-        work.movers,
+        scratch.holes,
+        scratch.movers,
         now,
         tables.heavy,
         tables.begins,

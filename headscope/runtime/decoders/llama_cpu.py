@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
@@ -27,12 +28,37 @@ from headscope.models.attention import is_observed
 from headscope.models.protocol import ImageModel
 from headscope.policy.policy import Policy
 from headscope.runtime.cache import CompressedCache, compressed
+from headscope.runtime.decoders.transformers import TransformersDecoder
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Largest difference from the model's own forward, relative to the largest number it gives.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01, torch.float64: 1e-8}
 _Seen = tuple[torch.dtype, torch.device, tuple[object, ...]]
 _verdicts: weakref.WeakKeyDictionary[nn.Module, tuple[_Seen, LlamaStep | None]] = weakref.WeakKeyDictionary()
+
+
+class LlamaCpuDecoder(TransformersDecoder):
+    """See `Decoder`: prompts by the model's own forward, image tokens by `LlamaStep`. Takes what `step_for` takes."""
+
+    name: ClassVar[str] = "llama_cpu"
+
+    def __init__(self, model: ImageModel, policy: Policy | None) -> None:
+        super().__init__(model, policy)
+        self._step = step_for(model)
+
+    @classmethod
+    def lacking(cls, model: ImageModel, policy: Policy | None) -> str | None:
+        """See `Decoder.lacking`."""
+        if policy is None:
+            return "needs a policy"
+        return None if step_for(model) is not None else "needs a plain Llama decoder without hooks or observers"
+
+    def step(self, tokens: torch.Tensor, t: int) -> torch.Tensor:
+        """See `Decoder.step`."""
+        if self._step is None:  # another thread began to observe the decoder after this one was chosen
+            return super().step(tokens, t)
+        assert isinstance(self.cache, CompressedCache)
+        return self._step(self._embedded(tokens)[:, 0], self.prefix + t, self.cache)
 
 
 def step_for(model: ImageModel) -> LlamaStep | None:
@@ -43,6 +69,8 @@ def step_for(model: ImageModel) -> LlamaStep | None:
     """
     decoder = model.decoder
     if not isinstance(decoder, LlamaModel) or _watched(decoder) or not _is_plain(decoder):
+        return None
+    if torch.is_autocast_enabled(model.device.type):  # the step computes in the weights' dtype
         return None
     seen = (model.dtype, model.device, _parts(decoder))
     if decoder not in _verdicts or _verdicts[decoder][0] != seen:
@@ -79,7 +107,7 @@ class LlamaStep:
             torch.cat([-sin[0, :, :half], sin[0, :, half:]], 1),
         )  # [positions, D], sign of a half turned
         self._order: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
-        self._work = threading.local()  # each thread's work tensors by name: several may draw at once
+        self._work = threading.local()  # each thread's work tensors by name: several may generate at once
 
     def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and signed sine [n, D] of positions int64 [n]."""
@@ -163,7 +191,7 @@ def _normed(x: torch.Tensor, norm: Any) -> torch.Tensor:
 
 def _watched(decoder: LlamaModel) -> bool:
     """Whether there are hooks on the decoder's modules, or an observer of its attention."""
-    if is_observed(decoder):
+    if is_observed(decoder) or _global_forward_hooks or _global_forward_pre_hooks:
         return True
     tables = (table for module in decoder.modules() for table in (module._forward_hooks, module._forward_pre_hooks))
     hooks = (hook for table in tables for hook in table.values())
@@ -187,9 +215,14 @@ def _is_plain(decoder: LlamaModel) -> bool:
 
 
 def _parts(decoder: LlamaModel) -> tuple[object, ...]:
-    """What a verdict hangs on beside numbers that the step reads anew: which modules there are, and the rotary angles."""
-    angles = decoder.rotary_emb.inv_freq
-    return (*((id(module), type(module)) for module in decoder.modules()), id(angles), angles._version)
+    """What a verdict hangs on beside weights, which the step reads anew: which modules there are and what they compute, the
+    scaling of each layer, and the rotary angles."""
+    rotary: Any = decoder.rotary_emb
+    modules = ((id(module), type(module).forward) for module in decoder.modules())
+    layers: list[Any] = list(decoder.layers)
+    scalings = (float(layer.self_attn.scaling) for layer in layers)
+    angles = (rotary.inv_freq.data_ptr(), rotary.inv_freq._version, rotary.attention_scaling)
+    return (*modules, *scalings, *angles)
 
 
 @torch.inference_mode()

@@ -1,15 +1,15 @@
-"""Drawing on a GPU: the whole step captured in a CUDA graph, the number of the token kept on the device.
+"""Decoding on a GPU: the whole step captured in a CUDA graph, the number of the token kept on the device.
 
 Two graphs: a step, and a step at a stride end, which also chooses who stays. The host only launches them, one after the other,
-and waits once a picture. Without a GPU the same steps run one by one (kernels.py in Triton's interpreter), which is how they
-are tested.
+and waits once a row of the image. Without a GPU the same steps run one by one (triton_kernels.py in Triton's interpreter),
+which is how they are tested.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional
@@ -17,129 +17,147 @@ from transformers import DynamicCache, LlamaModel
 
 from headscope.models.protocol import ImageModel, Prefix
 from headscope.policy.policy import Policy
-from headscope.runtime.decoders.flat_cache import FlatLayer, Work, attend_flat, choose_flat
+from headscope.runtime.cache import check_prefix
+from headscope.runtime.decoders.flat_cache import FlatLayer, KernelScratch, attend_flat, choose_flat
 from headscope.runtime.decoders.llama_cpu import LlamaStep, step_for
-from headscope.runtime.finite import finite_choice, no_numbers
-from headscope.runtime.noise import Noise
+from headscope.runtime.finite import no_numbers
+from headscope.runtime.sampling import Sampler
 
 # Programs that keep a large GPU busy: with fewer rows and heads the keys of a head are split.
 PROGRAMS = 512
 
 
-def draws_on_device(model: ImageModel) -> bool:
-    """Whether this model's pictures can be drawn here: a GPU, Triton, and a decoder that the fast step knows."""
-    return model.device.type == "cuda" and find_spec("triton") is not None and step_for(model) is not None
-
-
-class DeviceDraw:
-    """Pictures of one batch, with a policy.
+class LlamaCudaDecoder:
+    """See `Decoder` and `ImageDecoder`. Takes a policy and a Llama on a CUDA device, where Triton is.
 
     Args:
-        prefix: encoded prompts, of which both streams are drawn under guidance.
-        seeds: one a picture.
-        splits: of the keys of a head; by default as many as keep the GPU busy.
+        model: whose decoder is a `LlamaModel`.
+        policy: what the cache keeps.
+        splits: parts that the keys of a head are attended to in; by default as many as keep the GPU busy.
+
+    Attributes:
+        layers: the caches, one a layer; none before `prefill`.
+        prefix: tokens of the prompts, padding included.
     """
 
-    def __init__(
-        self,
-        model: ImageModel,
-        policy: Policy,
-        prefix: Prefix,
-        seeds: list[int],
-        *,
-        guidance: float,
-        temperature: float,
-        top_k: int | None,
-        splits: int | None = None,
-    ) -> None:
+    name: ClassVar[str] = "llama_cuda"
+
+    def __init__(self, model: ImageModel, policy: Policy | None, *, splits: int | None = None) -> None:
         assert isinstance(model.decoder, LlamaModel)
-        self.model, self.policy = model, policy
-        self.guidance, self.temperature, self.top_k = guidance, temperature, top_k
-        self.streams = 1 if guidance == 1.0 else 2
-        guided = self.streams == 2
-        self.ids = torch.cat([prefix.ids, prefix.unconditional_ids]) if guided else prefix.ids
-        self.mask = torch.cat([prefix.mask, prefix.unconditional_mask]) if guided else prefix.mask
-        self.pictures, self.prefix = len(prefix.ids), prefix.ids.shape[1]
+        assert policy is not None
+        self.model, self.policy, self.splits = model, policy, splits
         self.count = model.shape.geometry.tokens
-        device, shape = model.device, model.shape
-        like = torch.empty(len(self.ids), shape.kv_heads, self.prefix, shape.head_dim, dtype=model.dtype, device=device)
-        padding = (self.mask == 0).sum(1).to(torch.int32)
-        self.layers = [FlatLayer(policy, layer, like, padding) for layer in range(shape.layers)]
-        programs = len(self.ids) * shape.kv_heads
-        self.work = Work(self.layers, splits or max(1, min(8, PROGRAMS // programs)))
-        self.step = LlamaStep(model.decoder)
-        self.noise = Noise(seeds, self.count, model.vocabulary, device)
-        self.tokens = torch.zeros(self.count, self.pictures, dtype=torch.int64, device=device)
-        self.now = torch.zeros(1, dtype=torch.int32, device=device)
-        self.failed = torch.full((1,), self.count, dtype=torch.int64, device=device)  # first token whose logits are no numbers
-        self.stride = self.layers[0].stride
-        self._graphs: dict[bool, Callable[[], object]] = {}
+        self.prefix, self.streams = 0, 1
+        self.layers: list[FlatLayer] = []
+        self._llama = LlamaStep(model.decoder)
+        self._graphs: dict[bool, Callable[[], object]] = {}  # by whether the step ends a stride
+        self._captured_for: Sampler | None = None
+
+    @classmethod
+    def lacking(cls, model: ImageModel, policy: Policy | None) -> str | None:
+        """See `Decoder.lacking`."""
+        if model.device.type != "cuda":
+            return "needs a model on a CUDA device"
+        if policy is None:
+            return "needs a policy"
+        if find_spec("triton") is None:
+            return "needs Triton"
+        return None if step_for(model) is not None else "needs a plain Llama decoder without hooks or observers"
+
+    def prefill(self, prefix: Prefix, guided: bool) -> torch.Tensor:
+        """See `Decoder.prefill`. For as many rows as before, and prompts as long, memory and graphs stay."""
+        model, cache = self.model, DynamicCache()
+        ids, mask = prefix.stacked(guided)
+        if not self.layers or (self.layers[0].batch, self.prefix) != ids.shape:
+            self._allocate(*ids.shape)
+        self.streams = 2 if guided else 1
+        self.padding.copy_((mask == 0).sum(1))
+        hidden = model.decode(model.embed_prefix(ids), mask, cache)
+        for layer, found in zip(self.layers, cache.layers, strict=True):
+            plain: Any = found
+            layer.fill_prefix(plain.keys, plain.values)
+        self._begin()
+        return hidden[:, -1]
+
+    def step(self, tokens: torch.Tensor, t: int) -> torch.Tensor:
+        """See `Decoder.step`; nothing is captured."""
+        self.now.fill_(t)
+        return self._feed(tokens, (t + 1) % self.stride == 0)
 
     @torch.inference_mode()
-    def draw(self, progress: Callable[[int], None] | None = None) -> torch.Tensor:
-        """Tokens int64 [n, N]."""
-        if not self._graphs:
-            self._prepare()
-        self._take_prefix()
+    def image_tokens(self, hidden: torch.Tensor, sampler: Sampler, report: Callable[[int], None]) -> torch.Tensor:
+        """See `ImageDecoder.image_tokens`."""
+        images = len(hidden) // self.streams
+        if self._captured_for is not sampler:
+            self.tokens = torch.zeros(self.count, images, dtype=torch.int64, device=self.model.device)
+            self.failed = self.now.new_zeros(1, dtype=torch.int64)  # first token whose logits are no numbers
+            self._capture(sampler)
+        self._begin()
+        self.failed.fill_(self.count)
+        self._sample(hidden, sampler, 0)
         for t in range(self.count - 1):  # nothing looks at the last token
             self._graphs[(t + 1) % self.stride == 0]()
             if t % self.policy.shape.geometry.row_length == 0 or t + 2 == self.count:  # once a row: it waits for the device
                 self._check_numbers()
-            if progress is not None:
-                progress(t + 2)
+            report(t + 2)
         return self.tokens.t().contiguous()
+
+    def kept(self) -> Iterable[Sequence[torch.Tensor]]:
+        """See `Decoder.kept`."""
+        return ([layer.keys, layer.values] for layer in self.layers)
+
+    def nbytes(self) -> int:
+        """See `Decoder.nbytes`."""
+        return sum(layer.nbytes() for layer in self.layers)
+
+    def decode_step(self, sampler: Sampler, ends_stride: bool) -> None:
+        """Feed token `now` and sample the next; what a graph holds."""
+        hidden = self._feed(self.tokens.index_select(0, self.now.long())[0], ends_stride)
+        self._sample(hidden, sampler, 1)
+        self.now += 1
+
+    def _allocate(self, rows: int, prefix: int) -> None:
+        """Caches for so many rows, and prompts of so many tokens."""
+        check_prefix(self.policy, prefix)
+        shape, device = self.model.shape, self.model.device
+        self.prefix = prefix
+        self.padding = torch.zeros(rows, dtype=torch.int32, device=device)
+        like = torch.empty(rows, shape.kv_heads, prefix, shape.head_dim, dtype=self.model.dtype, device=device)
+        self.layers = [FlatLayer(self.policy, layer, like, self.padding) for layer in range(shape.layers)]
+        self.stride = self.layers[0].stride
+        self.scratch = KernelScratch(self.layers, self.splits or max(1, min(8, PROGRAMS // (rows * shape.kv_heads))))
+        self.now = torch.zeros(1, dtype=torch.int32, device=device)
+        self._captured_for = None
+
+    def _begin(self) -> None:
+        """Forget the image, not the prompts: slots are written before they are seen."""
+        self.now.zero_()
+        for layer in self.layers:
+            layer.scores.zero_()
 
     def _check_numbers(self) -> None:
         if (token := int(self.failed)) < self.count:
-            raise no_numbers(self.model, token, ([layer.keys, layer.values] for layer in self.layers))
+            raise no_numbers(self.model, token, self.kept())
 
-    def nbytes(self) -> int:
-        """Bytes of the caches."""
-        return sum(layer.nbytes() for layer in self.layers)
-
-    def _take_prefix(self) -> None:
-        model, cache = self.model, DynamicCache()
-        hidden = model.decode(model.embed_prefix(self.ids), self.mask, cache)
-        for layer, found in zip(self.layers, cache.layers, strict=True):
-            plain: Any = found
-            layer.fill_prefix(plain.keys, plain.values)
-            layer.scores.zero_()
-        self.now.zero_()
-        self.failed.fill_(self.count)
-        self._draw_token(model.logits(hidden[:, -1:])[:, 0], 0)
-
-    def _draw_token(self, logits: torch.Tensor, first: int) -> None:
-        """Token now + `first` from the logits [B, V] of both streams."""
-        logits = logits.float()
-        if self.streams == 2:
-            conditional, unconditional = logits.chunk(2)
-            logits = torch.lerp(unconditional, conditional, self.guidance)
-        place = (self.now + first).long()
-        if self.temperature != 0.0:
-            if self.top_k is not None:
-                floor = logits.topk(self.top_k, -1).values[:, -1:]
-                logits = logits.masked_fill(logits < floor, -torch.inf)
-            logits = logits / self.temperature + self.noise.of(place)
-        codes, found = finite_choice(logits)
+    def _sample(self, hidden: torch.Tensor, sampler: Sampler, ahead: int) -> None:
+        """Token now + `ahead` from the hidden states [streams * n, C]."""
+        place = (self.now + ahead).long()
+        codes, found = sampler(self.model.logits(hidden[:, None])[:, 0], place)
         self.tokens.index_copy_(0, place, codes[None])
         self.failed.copy_(torch.where(found.all(), self.failed, torch.minimum(self.failed, place)))
 
-    def _one(self, chooses: bool) -> None:
-        """Feed token `now`, draw the next."""
-        model = self.model
-        token = self.tokens.index_select(0, self.now.long())[0]
-        embeds = model.embed_tokens(token[:, None])[:, 0].repeat(self.streams, 1)
-        hidden = self._forward(embeds)
-        if chooses:
+    def _feed(self, tokens: torch.Tensor, ends_stride: bool) -> torch.Tensor:
+        """Tokens [n] at `now` -> hidden [streams * n, C]."""
+        hidden = self._forward(self.model.embed_tokens(tokens[:, None])[:, 0].repeat(self.streams, 1))
+        if ends_stride:
             for layer in self.layers:
-                choose_flat(layer, self.work, self.now)
-        self._draw_token(model.logits(hidden[:, None])[:, 0], 1)
-        self.now += 1
+                choose_flat(layer, self.scratch, self.now)
+        return hidden
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         """embeds [B, C] -> hidden [B, C]."""
-        step, size = self.step, self.step.size
-        heads, half = step.query_heads + step.kv_heads, self.step.size // 2
+        step, size = self._llama, self._llama.size
+        heads, half = step.query_heads + step.kv_heads, size // 2
         cos, sin = step.angles(self.now.long() + self.prefix)  # [1, D]
         for block, layer in zip(step.layers, self.layers, strict=True):
             attention, mlp = block.self_attn, block.mlp
@@ -150,17 +168,18 @@ class DeviceDraw:
             turned = torch.addcmul(turned * cos, swapped, sin)
             query, key = turned[:, : step.query_heads].contiguous(), turned[:, step.query_heads :].contiguous()
             value = attention.v_proj(normed).view(len(x), step.kv_heads, size)
-            out = attend_flat(layer, self.work, query, key, value, self.now, step.scaling)
+            out = attend_flat(layer, self.scratch, query, key, value, self.now, step.scaling)
             x = x + attention.o_proj(out.view(len(x), -1))
             normed = block.post_attention_layernorm(x)
             x = x + mlp.down_proj(functional.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
         return step.norm(x)
 
-    def _prepare(self) -> None:
-        """Capture both graphs; the caches are filled afterwards."""
+    def _capture(self, sampler: Sampler) -> None:
+        """Capture both graphs for this sampler. Prompts in the caches stay; what image tokens leave there is forgotten."""
         kinds = (False, True)
+        self._captured_for = sampler
         if self.model.device.type != "cuda":
-            self._graphs = {kind: lambda kind=kind: self._one(kind) for kind in kinds}  # type: ignore[misc]
+            self._graphs = {kind: lambda kind=kind: self.decode_step(sampler, kind) for kind in kinds}  # type: ignore[misc]
             return
         for layer in self.layers:
             layer.positions.zero_()
@@ -169,11 +188,11 @@ class DeviceDraw:
         with torch.cuda.stream(beside):
             for kind in kinds:  # compiles the kernels and picks the libraries' algorithms
                 self.now.fill_(self.stride - 1)
-                self._one(kind)
+                self.decode_step(sampler, kind)
         torch.cuda.current_stream().wait_stream(beside)
         for kind in kinds:
             self.now.zero_()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                self._one(kind)
+                self.decode_step(sampler, kind)
             self._graphs[kind] = graph.replay

@@ -1,7 +1,7 @@
 """Triton kernels over a layer's flat cache: attention of one token for all heads at once, and the choice at stride ends.
 
 A layer's slots of all KV heads lie one after the other in keys and values [B, slots, D]; where a head's begin, where the token
-t goes and how many slots it then sees are tables (see flat.py). Nothing depends on numbers that only the device knows, so a
+t goes and how many slots it then sees are tables (`SlotTables`). Nothing depends on numbers that only the device knows, so a
 captured graph may launch them; the number of the token is read from the device.
 
 Without a GPU they run in Triton's interpreter: TRITON_INTERPRET=1 before this module is imported.

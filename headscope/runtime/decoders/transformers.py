@@ -1,0 +1,73 @@
+"""Decoding by the model's own forward, of any family: with a plain cache that keeps everything, or with a policy's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+
+from headscope.models.protocol import ImageModel, Prefix
+from headscope.policy.policy import Policy
+from headscope.runtime.cache import CompressedCache, compressed
+from headscope.runtime.plain import PlainCache
+
+
+class TransformersDecoder:
+    """See `Decoder`. Takes any model and any policy; None keeps everything.
+
+    Attributes:
+        cache: of the batch, None before `prefill`.
+        prefix: tokens of the prompts, padding included.
+        streams: rows of an image.
+    """
+
+    name: ClassVar[str] = "transformers"
+
+    def __init__(self, model: ImageModel, policy: Policy | None) -> None:
+        self.model, self.policy = model, policy
+        self.cache: PlainCache | CompressedCache | None = None
+        self.prefix, self.streams = 0, 1
+        self._mask = torch.empty(0)
+
+    @classmethod
+    def lacking(cls, model: ImageModel, policy: Policy | None) -> str | None:
+        """See `Decoder.lacking`: nothing, ever."""
+        return None
+
+    def prefill(self, prefix: Prefix, guided: bool) -> torch.Tensor:
+        """See `Decoder.prefill`."""
+        model, count = self.model, self.model.shape.geometry.tokens
+        ids, mask = prefix.stacked(guided)
+        self.prefix, self.streams = ids.shape[1], 2 if guided else 1
+        self._mask = torch.cat([mask, mask.new_ones(len(mask), count)], 1)
+        if self.policy is None:
+            self.cache = PlainCache(model.shape.layers, self.prefix + count)
+        else:
+            whole: dict[str, Any] = {"batch": len(ids), "dtype": model.dtype, "device": model.device}
+            self.cache = CompressedCache(self.policy, prefix=self.prefix, **whole)
+        with self._attention():
+            return model.decode(model.embed_prefix(ids), mask, self.cache)[:, -1]
+
+    def step(self, tokens: torch.Tensor, t: int) -> torch.Tensor:
+        """See `Decoder.step`."""
+        with self._attention():
+            return self.model.decode(self._embedded(tokens), self._mask[:, : self.prefix + t + 1], self.cache)[:, 0]
+
+    def kept(self) -> Iterable[Sequence[torch.Tensor]]:
+        """See `Decoder.kept`."""
+        layers: list[Any] = [] if self.cache is None else list(self.cache.layers)
+        return (layer.kept() for layer in layers)
+
+    def nbytes(self) -> int:
+        """See `Decoder.nbytes`."""
+        return 0 if self.cache is None else self.cache.nbytes()
+
+    def _attention(self) -> AbstractContextManager[None]:
+        """The model's own attention, or through the cache for as long as a call lasts."""
+        return nullcontext() if self.policy is None else compressed(self.model, self.policy)
+
+    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Codes [n] -> [streams * n, 1, C]."""
+        return self.model.embed_tokens(tokens[:, None]).repeat(self.streams, 1, 1)

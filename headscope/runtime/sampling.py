@@ -1,0 +1,154 @@
+"""How image tokens are sampled: guidance, temperature, top-k and seeds as one record, and the one function for each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from headscope.errors import DataError
+from headscope.models.protocol import ImageModel
+from headscope.runtime.finite import finite_choice
+from headscope.runtime.noise import Noise
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are sampled. What is None is the model's own; `of` fills it in.
+
+    Attributes:
+        guidance: scale s of u + s(c - u), 0 to 100; 1 leaves the unconditional stream out.
+        temperature: divides the logits, 0 to 100; 0 takes the most likely code.
+        top_k: only the k most likely codes are sampled, from 1; None after `of`: all of them.
+        seed: one an image, or one number s for s, s + 1, ...; of 64 bits.
+
+    Raises:
+        DataError: a number out of range.
+
+    Example:
+        Sampling(guidance=3.0, seed=7) samples as the model does by default, but for the guidance.
+    """
+
+    guidance: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    seed: int | Sequence[int] = 0
+
+    def __post_init__(self) -> None:
+        if self.guidance is not None and not 0.0 <= self.guidance <= 100.0:
+            raise DataError(f"guidance {self.guidance:g}: expected a scale from 0 to 100 (1 leaves guidance out).")
+        if self.temperature is not None and not 0.0 <= self.temperature <= 100.0:
+            raise DataError(f"temperature {self.temperature:g}: expected 0 (most likely code) to 100.")
+        if self.top_k is not None and self.top_k < 1:
+            raise DataError(f"top-k {self.top_k}: expected a number of codes from 1.")
+        seeds = [self.seed] if isinstance(self.seed, int) else [int(seed) for seed in self.seed]
+        if wrong := [seed for seed in seeds if not -(2**63) <= seed < 2**63]:
+            raise DataError(f"seed {wrong[0]}: expected a number of 64 bits, from -2^63 to 2^63 - 1.")
+        if not isinstance(self.seed, int):
+            object.__setattr__(self, "seed", tuple(seeds))  # a list could be changed, and is not hashable
+
+    def of(self, model: ImageModel) -> Sampling:
+        """With the model's own numbers where none were given.
+
+        Raises:
+            DataError: more codes than the model has.
+        """
+        if self.top_k is not None and self.top_k > model.vocabulary:
+            raise DataError(f"top-k {self.top_k}: expected 1 to {model.vocabulary}, the number of image codes.")
+        return replace(
+            self,
+            guidance=float(model.guidance if self.guidance is None else self.guidance),
+            temperature=float(model.temperature if self.temperature is None else self.temperature),
+            top_k=model.top_k if self.top_k is None else int(self.top_k),
+        )
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional stream runs too."""
+        return self.guidance != 1.0
+
+    @property
+    def streams(self) -> int:
+        """Rows of the cache that one image takes."""
+        return 2 if self.guided else 1
+
+    def seeds(self, count: int) -> list[int]:
+        """One seed an image, of `count` images.
+
+        Raises:
+            DataError: another number of seeds was given, or the last ones have more than 64 bits.
+        """
+        if isinstance(self.seed, int):
+            if count and self.seed + count > 2**63:
+                raise DataError(f"seed {2**63}: expected a number of 64 bits, from -2^63 to 2^63 - 1.")
+            return [self.seed + number for number in range(count)]
+        if len(self.seed) != count:
+            raise DataError(f"Found {len(self.seed)} seeds for {count} prompts: give one a prompt, or a single number.")
+        return list(self.seed)
+
+
+def guide(logits: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance: u + scale * (c - u).
+
+    Args:
+        logits: [2 * n, ..., V], conditional streams c first, then the unconditional ones u; [n, ..., V] at scale 1.
+        scale: s; 1 gives the logits as they are.
+
+    Returns:
+        float32 [n, ..., V].
+    """
+    logits = logits.float()
+    if scale == 1.0:
+        return logits
+    conditional, unconditional = logits.chunk(2)
+    return torch.lerp(unconditional, conditional, scale)
+
+
+def sample(
+    logits: torch.Tensor, noise: torch.Tensor | None, *, temperature: float = 1.0, top_k: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One code a row: argmax(logits / temperature + noise), a draw from the softmax where the noise is Gumbel's.
+
+    Nothing in it waits for the device, so that a captured graph may hold it.
+
+    Args:
+        logits: float32 [n, V], guided.
+        noise: float32 [n, V], see `Noise`; None only at temperature 0.
+        temperature: 0 takes the most likely code, without noise and top-k.
+        top_k: only the k most likely codes are sampled.
+
+    Returns:
+        Codes int64 [n], and bool [n]: whether they were chosen among finite numbers.
+    """
+    if temperature == 0.0:
+        return finite_choice(logits)
+    if top_k is not None:
+        floor = logits.topk(top_k, -1).values[:, -1:]
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    assert noise is not None
+    return finite_choice(logits / temperature + noise)
+
+
+class Sampler:
+    """Samples the tokens of a batch of images from the logits of all its streams.
+
+    Args:
+        model: gives the number of tokens and codes, and the device.
+        sampling: filled in, see `Sampling.of`.
+        seeds: one an image.
+    """
+
+    def __init__(self, model: ImageModel, sampling: Sampling, seeds: Sequence[int]) -> None:
+        assert sampling.guidance is not None
+        assert sampling.temperature is not None
+        self.guidance, self.temperature, self.top_k = sampling.guidance, sampling.temperature, sampling.top_k
+        self.guided = sampling.guided
+        self.noise = Noise(seeds, model.shape.geometry.tokens, model.vocabulary, model.device)
+
+    def __call__(self, logits: torch.Tensor, token: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [streams * n, V] of image token `token` (int64 [1] where only the device knows it) -> see `sample`."""
+        noise = None
+        if self.temperature != 0.0:
+            noise = self.noise.of(token) if isinstance(token, torch.Tensor) else self.noise.at(token)
+        return sample(guide(logits, self.guidance), noise, temperature=self.temperature, top_k=self.top_k)
