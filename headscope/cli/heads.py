@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headscope.cli.console import Seed, lines, pasted, say
+from headscope.cli.console import Seed, pasted, say
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from headscope.heads import HeadClassifier
-    from headscope.policy.policy import ModelShape
+    from headscope.policy.shape import ModelShape
 
 RunPath = Annotated[Path | None, typer.Argument(metavar="RUN", help="A run folder, made by `headscope trace` or `run`.")]
 
@@ -81,7 +81,7 @@ def _counts(table: pd.DataFrame) -> None:
 
 def _explain(run: Path, head: str) -> None:
     from headscope.reporting.explain import explain_head
-    from headscope.reporting.plots import save_figure
+    from headscope.reporting.style import save_figure
 
     explanation, figure = explain_head(run, head)
     for sentence in explanation.sentences():
@@ -104,8 +104,8 @@ def _published(file: Path, model_shape: str | None, threshold: float, out: Path)
 
 
 def _stability(trace: Path, shape: ModelShape, judge: HeadClassifier, against: list[Path], out: Path, seed: int) -> None:
-    from rich.table import Table
-
+    from headscope import words
+    from headscope.cli.tables import print_table
     from headscope.errors import DataError
     from headscope.heads.stability import enough, stability
     from headscope.storage import write_whole
@@ -119,17 +119,11 @@ def _stability(trace: Path, shape: ModelShape, judge: HeadClassifier, against: l
     others = {name: other.heads() for name, other in traces.items()}
     table = stability(here.heads(band=None), shape, judge, others=others, seed=seed)
     write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.4f"))
-    shown = Table("agreement between", "", "Rand", "10-90 %", "rank", "10-90 %", box=None)
-    for row in table.itertuples(index=False):
-        rand = f"{row.rand_low:.2f}-{row.rand_high:.2f}"
-        shown.add_row(
-            row.what, row.value, f"{row.rand:.2f}", rand, f"{row.rank:.3f}", f"{row.rank_low:.3f}-{row.rank_high:.3f}"
-        )
-    lines.print(shown)
-    needed = enough(table)
-    say(
-        "No number of prompts here gives a Rand index of .9 and a rank correlation of .95: trace more, or trust the score."
-        if needed is None
-        else f"{needed} prompts are enough: two disjoint sets agree to a Rand index of .9 and a rank correlation of .95."
-    )
+    shown = table[["what", "value"]].rename(columns={"what": "agreement between", "value": ""})
+    for name, digits in (("rand", 2), ("rank", 3)):
+        ends = zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)
+        shown[name] = table[name].map(f"{{:.{digits}f}}".format)
+        shown[f"{name}, 10-90 %"] = [f"{low:.{digits}f}-{high:.{digits}f}" for low, high in ends]
+    print_table(shown)
+    say(words.prompts_needed(enough(table), int(table.loc[table["what"] == "prompts", "value"].iloc[-1])))
     say(f"stability: {out}")

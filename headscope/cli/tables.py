@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from rich.table import Column, Table
 
+from headscope import words
 from headscope.cli.console import lines, say
 from headscope.storage import read_table
 
-PRESETS_BEATEN = "The searched policy loses less than every preset at the same bytes, on prompts it never saw."
+
+def print_table(frame: pd.DataFrame, bold: Sequence[str] = ()) -> None:
+    """Print a table, numbers to three figures, what is missing as nothing.
+
+    Args:
+        frame: its columns are the titles; a text stands as it is.
+        bold: rows to set off, by what their first column says.
+    """
+    table = Table(*(Column(str(name), no_wrap=True) for name in frame.columns), box=None)
+    for row in frame.itertuples(index=False):
+        table.add_row(*(_cell(value) for value in row), style="bold" if row[0] in bold else None)
+    lines.print(table)
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if value != value:
+        return ""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def methods_table(path: Path, quick: bool = False) -> None:
     """Print methods.csv, and say plainly whether the searched policy is the best at its bytes."""
     numbers = ("kept_ratio", "replay_kl", "kl_low", "kl_high", "top1", "cache_bytes", "ms_per_step")
     methods = read_table(path, {"method": str, "budget": object, **dict.fromkeys(numbers, float)})
-    names = ("method", "budget", "kept", "replay KL", "95 %", "top-1", "KiB", "ms")
-    table = Table(*(Column(name, no_wrap=True) for name in names), box=None)
-    for row in methods.itertuples(index=False):
-        table.add_row(
-            str(row.method),
-            str(row.budget),
-            f"{row.kept_ratio:.1%}",
-            f"{row.replay_kl:.4f}".replace("-0.0000", "0.0000"),  # rounding may go below nothing
-            f"{max(row.kl_low, 0):.3f}-{row.kl_high:.3f}",
-            f"{row.top1:.1%}",
-            f"{row.cache_bytes / 1024:,.0f}",
-            f"{row.ms_per_step:.1f}",
-            style="bold" if row.method == "searched" else None,
-        )
-    lines.print(table)
-    if quick:
-        say("A dry run: the presets were not swept, so this table compares nothing.")
-        return
-    from headscope.reporting.words import classes
-
-    say(verdict(methods))
-    if told := classes(methods):
+    between = zip(methods["kl_low"].clip(lower=0), methods["kl_high"], strict=True)
+    shown = pd.DataFrame(
+        {
+            "method": methods["method"],
+            "budget": methods["budget"].astype(str),
+            "kept": methods["kept_ratio"].map("{:.1%}".format),
+            "replay KL": [f"{kl:.4f}".replace("-0.0000", "0.0000") for kl in methods["replay_kl"]],  # rounding may go below 0
+            "95 %": [f"{low:.3f}-{high:.3f}" for low, high in between],
+            "top-1": methods["top1"].map("{:.1%}".format),
+            "KiB": (methods["cache_bytes"] / 1024).map("{:,.0f}".format),
+            "ms": methods["ms_per_step"].map("{:.1f}".format),
+        }
+    )
+    print_table(shown, bold=("searched",))
+    say(words.verdict(methods, quick))
+    if not quick and (told := words.classes_verdict(methods)):
         say(told)
-
-
-def verdict(methods: pd.DataFrame) -> str:
-    """One honest sentence about the searched policy."""
-    losses = methods.set_index("method")["replay_kl"]
-    presets = losses.drop(["full", "searched"], errors="ignore")
-    better = presets[presets <= losses["searched"]]
-    if better.empty:
-        return PRESETS_BEATEN
-    names = ", ".join(str(name) for name in better.index)
-    return f"The searched policy does not win here: {names} loses as little or less on unseen prompts at the same bytes."

@@ -10,8 +10,10 @@ import pandas as pd
 import torch
 
 from headscope.errors import DataError
+from headscope.geometry import Geometry
 from headscope.heads import Heads
 from headscope.policy import Policy, load_policy
+from headscope.run_folder import RunFolder
 from headscope.storage import read_json, read_parquet, read_table
 from headscope.tracing import TraceDataset
 
@@ -19,8 +21,8 @@ from headscope.tracing import TraceDataset
 COLUMNS = {
     "methods.csv": ("method", "kept_ratio", "replay_kl", "top1", "cache_bytes", "ms_per_step"),
     "kl_by_row.parquet": ("method", "row", "kl"),
-    "search/trials.parquet": ("label", "state", "kl"),
-    "pictures/pictures.parquet": ("index", "prompt", "seed", "token_agreement"),
+    "trials.parquet": ("label", "state", "kl"),
+    "pictures.parquet": ("index", "prompt", "seed", "token_agreement"),
     "stability.csv": ("what", "value", "rand", "rand_low", "rand_high", "rank", "rank_low", "rank_high"),
     "needs.csv": ("keep", "layer", "kv_head", "class", "semantic_score", "window", "heavy", "both", "needs"),
 }
@@ -35,7 +37,7 @@ class RunData:
     Attributes:
         run: run.json. prompts: prompts.json.
         heads: classes. curves: lag_mass and footprint of the trace. policy: the searched one.
-        methods, by_row, trials, pictures: tables. search: search.json.
+        methods, by_row, trials, images: tables. search: search.json.
         stability, needs: tables of `headscope heads --stability` and `headscope sensitivity`, which a run need not have.
     """
 
@@ -49,9 +51,19 @@ class RunData:
     by_row: pd.DataFrame | None
     trials: pd.DataFrame | None
     search: dict[str, Any] | None
-    pictures: pd.DataFrame | None
+    images: pd.DataFrame | None
     stability: pd.DataFrame | None = None
     needs: pd.DataFrame | None = None
+
+    @property
+    def quick(self) -> bool:
+        """Whether the run was a dry run, whose comparison means little."""
+        return bool(self.run.get("settings", {}).get("quick"))
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the model's images."""
+        return Geometry(**{name: int(value) for name, value in self.run["model"]["geometry"].items()})
 
     def by_kv_head(self, name: str) -> torch.Tensor:
         """A curve, float32 [layers, KV heads, ...]: the mean over a group of query heads; what overflowed counts as none."""
@@ -67,27 +79,27 @@ def read_run(path: str | Path) -> RunData:
         DataError: run.json is missing or damaged, or a file that is there cannot be read or is of another run.
     """
     path = Path(path)
-    run = _run(path)
+    run, folder = _run(path), RunFolder(path)
     prompts = _dictionary(path / "prompts.json") or {}
     if not all(isinstance(texts, list) for texts in prompts.values()):
         raise DataError(
             f"{path / 'prompts.json'}: holds something that is no list of prompts; start the run anew with --overwrite."
         )
-    trace = _dictionary(path / "trace" / "trace.json") or {}
+    trace = _dictionary(folder.trace / "trace.json") or {}
     data = RunData(
         path=path,
         run=run,
         prompts=prompts,
-        heads=Heads.load(path / "heads.safetensors") if (path / "heads.safetensors").is_file() else None,
-        curves=TraceDataset(path / "trace").curves() if trace.get("complete") and not _partial(trace) else None,
-        policy=load_policy(path / "policy.safetensors") if (path / "policy.safetensors").is_file() else None,
-        methods=_table(path, "methods.csv"),
-        by_row=_table(path, "kl_by_row.parquet"),
-        trials=_table(path, "search/trials.parquet"),
-        search=_dictionary(path / "search" / "search.json"),
-        pictures=_table(path, "pictures/pictures.parquet"),
-        stability=_table(path, "stability.csv"),
-        needs=_table(path, "needs.csv"),
+        heads=Heads.load(folder.heads) if folder.heads.is_file() else None,
+        curves=TraceDataset(folder.trace).curves() if trace.get("complete") and not _partial(trace) else None,
+        policy=load_policy(folder.policy) if folder.policy.is_file() else None,
+        methods=_table(path / "methods.csv"),
+        by_row=_table(path / "kl_by_row.parquet"),
+        trials=_table(folder.search / "trials.parquet"),
+        search=_dictionary(folder.search / "search.json"),
+        images=_table(folder.pictures / "pictures.parquet"),
+        stability=_table(folder.stability),
+        needs=_table(folder.needs),
     )
     _check_shapes(data)
     return replace(data, needs=_with_classes(data))
@@ -161,10 +173,9 @@ def _dictionary(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _table(folder: Path, name: str) -> pd.DataFrame | None:
-    path = folder / name
+def _table(path: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
-    wanted = {column: object if column in TEXTS else float for column in COLUMNS[name]}
+    wanted = {column: object if column in TEXTS else float for column in COLUMNS[path.name]}
     table = (read_table if path.suffix == ".csv" else read_parquet)(path, wanted)
     return table if len(table) else None

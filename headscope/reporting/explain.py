@@ -6,20 +6,23 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from headscope.errors import DataError
 from headscope.heads import FEATURES, SEMANTIC, SPATIAL
 from headscope.reporting.data import read_run
-from headscope.reporting.head_figures import described
-from headscope.reporting.plots import COLOURS, INK, QUIET, draw_footprint, name_of, styled
-from headscope.reporting.words import nats, percent
+from headscope.reporting.footprints import described, draw_footprint
+from headscope.reporting.style import COLOURS, INK, QUIET, blank, distance_axis, name_of, styled
 from headscope.tracing import TraceDataset
+from headscope.words import nats, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PLAIN = {
     "sparsity_1": "attention beyond its next neighbours, SSD's score",
@@ -200,18 +203,16 @@ def explain_head(run_folder: str | Path, head: str) -> tuple[Explanation, Figure
     return explanation, explained(explanation, int(geometry["cols"]) + int(geometry.get("row_end", 0)))
 
 
+@styled()
 def explained(explanation: Explanation, row_length: int) -> Figure:
     """Footprint, attention by distance beside the classes' medians, and what pushes the head to its side."""
-    with styled():
-        tall, wide = explanation.footprint.shape
-        figure = Figure(figsize=(10.4, 3.1))
-        places = figure.subplots(1, 3, width_ratios=(2.9 if tall == 1 else 2.9 * wide / max(wide, 2 * tall), 3.3, 2.6))
-        head = explanation.head
-        draw_footprint(
-            places[0], explanation.footprint, f"{explanation.name}  {head['class']}, score {head['semantic_score']:.2f}"
-        )
-        _distances(places[1], explanation, row_length)
-        _pushes(places[2], explanation)
+    tall, wide = explanation.footprint.shape
+    figure = blank(10.4, 3.1)
+    places = figure.subplots(1, 3, width_ratios=(2.9 if tall == 1 else 2.9 * wide / max(wide, 2 * tall), 3.3, 2.6))
+    kind, score = str(explanation.head["class"]), explanation.head["semantic_score"]
+    draw_footprint(places[0], explanation.footprint, kind, f"{explanation.name}  {kind}, score {score:.2f}")
+    _distances(places[1], explanation, row_length)
+    _pushes(places[2], explanation)
     return figure
 
 
@@ -220,10 +221,8 @@ def _distances(axes: Axes, explanation: Explanation, row_length: int) -> None:
     for kind, curve in explanation.by_class.items():
         axes.plot(curve[:last].clamp(min=1e-5), color=COLOURS[kind], linewidth=1.2, alpha=0.75, label=f"median {kind}")
     axes.plot(explanation.lag_mass[:last].clamp(min=1e-5), color=INK, linewidth=1.5, label=explanation.name)
-    for above in range(1, (last - 1) // row_length + 1):
-        axes.axvline(above * row_length, color=QUIET, linewidth=0.7, linestyle=(0, (1, 3)), zorder=0)
-    axes.set(yscale="log", xlabel="tokens back", ylabel="share of attention", xlim=(0, last - 1), title="attention by distance")
-    axes.set_ylim(1e-5, 1)
+    distance_axis(axes, last, row_length)
+    axes.set_title("attention by distance")
     axes.legend(loc="upper right", frameon=True, framealpha=0.85, edgecolor="none")
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from headscope.errors import DataError
-from headscope.geometry import Geometry
-from headscope.reporting import plots
+from headscope.reporting import charts, feature_charts, head_charts
 from headscope.reporting.data import RunData, read_run
 from headscope.reporting.explain import parse_head
+from headscope.reporting.footprints import footprints
 from headscope.reporting.streams import stream_figure, stream_map
+from headscope.reporting.style import FORMATS, save_figure
 from headscope.tracing import TraceDataset
 from headscope.tracing.catalogue import STATISTICS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAPS = ("sparsity_1", "row_above", "prefix_mass", "margin_mass", "column_concentration")
 CHOSEN = 4  # most spatial and most semantic heads, whose footprints are drawn
@@ -33,7 +37,10 @@ def write_figures(
     """Write map-*.*, pairs.*, decay.*, footprints.*, dendrogram.*, layers.* and, where it was measured, stability.*.
 
     Args:
-        out: folder, by default `figures` in the run folder. statistics: for head maps (default MAPS); "all" for every one.
+        run_folder: whose heads are classified.
+        out: folder, by default `figures` in the run folder.
+        statistics: for head maps (default MAPS); "all" for every one.
+        kind: png, svg or pdf.
         heads: names such as "L7H9,L7H10" for the footprints (default: the most spatial and the most semantic ones).
 
     Raises:
@@ -43,40 +50,38 @@ def write_figures(
     if data.heads is None or data.curves is None:
         command = shlex.join(["headscope", "heads", str(data.path)])
         raise DataError(f"{data.path}: the heads are not classified yet; run `{command}` first.")
-    if kind not in plots.FORMATS:
-        raise DataError(f"--format {kind}: unknown; known are {', '.join(plots.FORMATS)}.")
+    if kind not in FORMATS:
+        raise DataError(f"--format {kind}: unknown; known are {', '.join(FORMATS)}.")
     names = _statistics(data.path, statistics)
     chosen = _chosen(data, heads)
     folder = data.path / "figures" if out is None else Path(out)
-    return [plots.save_figure(draw(), folder / f"{name}.{kind}") for name, draw in _figures(data, names, chosen)]
+    return [save_figure(draw(), folder / f"{name}.{kind}") for name, draw in _figures(data, names, chosen)]
 
 
 def _figures(data: RunData, names: list[str], chosen: list[tuple[int, int]]) -> Iterator[tuple[str, Callable[[], Figure]]]:
     assert data.heads is not None
-    table = data.heads.table
-    geometry = data.run["model"]["geometry"]
-    row_length = int(geometry["cols"]) + int(geometry.get("row_end", 0))
+    table, row_length = data.heads.table, data.geometry.row_length
     traced = TraceDataset(data.path / "trace").heads(columns=names, stream="conditional")
     group = int(data.run["model"]["query_heads"]) // int(data.run["model"]["kv_heads"])
     for name in names:
         unit = STATISTICS[name].unit if name in STATISTICS else ""
         head = "head" if group > 1 else "kv_head"
         rows = traced if group > 1 else traced.rename(columns={"head": "kv_head"})
-        yield f"map-{name}", lambda n=name, u=unit, h=head, r=rows: plots.statistic_map(r, n, u, h)  # type: ignore[misc]
+        yield f"map-{name}", lambda n=name, u=unit, h=head, r=rows: head_charts.statistic_map(r, n, u, h)  # type: ignore[misc]
     footprint, lag_mass = data.by_kv_head("footprint"), data.by_kv_head("lag_mass")
-    yield "footprints", lambda: plots.footprints(footprint, chosen, _labels(table, chosen))
-    yield "decay", lambda: plots.decay_curves(lag_mass, table, row_length)
-    yield "layers", lambda: plots.class_by_layer(table)
-    if plots.telling(table):  # a published map has scores alone
-        yield "pairs", lambda: plots.pair_plot(table)
-        yield "dendrogram", lambda: plots.dendrogram(table)
-    if data.curves is not None and "cache_divergence" in data.curves and geometry["rows"] > 1:
-        found = stream_map(data.curves["cache_divergence"], table, Geometry(**geometry))
+    yield "footprints", lambda: footprints(footprint, chosen, *_labels(table, chosen))
+    yield "decay", lambda: head_charts.decay(lag_mass, table, row_length)
+    yield "layers", lambda: feature_charts.class_by_layer(table)
+    if feature_charts.telling(table):  # a published map has scores alone
+        yield "pairs", lambda: feature_charts.pair_plot(table)
+        yield "dendrogram", lambda: feature_charts.dendrogram(table)
+    if data.curves is not None and "cache_divergence" in data.curves and data.geometry.rows > 1:
+        found = stream_map(data.curves["cache_divergence"], table, data.geometry)
         if found.by_class:
             yield "streams", lambda: stream_figure(found)
     if data.stability is not None:
         stability = data.stability
-        yield "stability", lambda: plots.agreement(stability)
+        yield "stability", lambda: charts.agreement(stability, 5.6)
 
 
 def _statistics(path: Path, asked: Sequence[str]) -> list[str]:
@@ -100,6 +105,8 @@ def _chosen(data: RunData, heads: str | None) -> list[tuple[int, int]]:
     return [(int(row.layer), int(row.kv_head)) for row in ends.itertuples()]
 
 
-def _labels(table: pd.DataFrame, chosen: list[tuple[int, int]]) -> list[str]:
-    rows = table.set_index(["layer", "kv_head"])
-    return [f"{rows.loc[head, 'class']}, {rows.loc[head, 'semantic_score']:.2f}" for head in chosen]
+def _labels(table: pd.DataFrame, chosen: list[tuple[int, int]]) -> tuple[list[str], list[str]]:
+    """Class of each, and words beside its name."""
+    rows = table.set_index(["layer", "kv_head"]).loc[chosen]
+    kinds = [str(kind) for kind in rows["class"]]
+    return kinds, [f"{kind}, {score:.2f}" for kind, score in zip(kinds, rows["semantic_score"], strict=True)]

@@ -13,6 +13,7 @@ import torch
 
 from headscope.geometry import Geometry
 from headscope.heads import SEMANTIC, SPATIAL
+from headscope.reporting.style import COLOURS, OTHER, blank, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,30 +73,26 @@ def stream_map(divergence: torch.Tensor, table: pd.DataFrame, geometry: Geometry
     return StreamMap(maps, heads)
 
 
+@styled()
 def stream_figure(found: StreamMap) -> Figure:
     """A map a class, and both by column."""
-    # Here, so that what only reads the map (the report) loads no library for figures.
     import seaborn as sns
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-
-    from headscope.reporting.plots import COLOURS, QUIET, styled
 
     top = max(float(values.nan_to_num(0).max()) for values in found.by_class.values())
     kinds = list(found.by_class)
-    with styled():
-        figure = Figure(figsize=(2.7 * len(kinds) + 4.0, 2.9))
-        panels = figure.subplots(1, len(kinds) + 1, width_ratios=[1.0] * len(kinds) + [1.35])
-        for axes, kind in zip(panels, kinds, strict=False):
-            last = kind == kinds[-1]
-            look = {"cmap": "mako_r", "vmin": 0, "vmax": top, "square": True, "xticklabels": False, "yticklabels": False}
-            scale = {"shrink": 0.7, "label": "1: the head's mean"}
-            sns.heatmap(found.by_class[kind].numpy(), ax=axes, cbar=last, cbar_kws=scale, **look)
-            axes.set(title=f"{kind}, {found.heads[kind]} heads", xlabel="column", ylabel="row" if kind == kinds[0] else "")
-        for kind in kinds:
-            panels[-1].plot(found.columns(kind).numpy(), color=COLOURS[kind], marker="o", markersize=3, label=kind)
-        panels[-1].axhline(1, color=QUIET, linewidth=0.8, linestyle=(0, (1, 3)), zorder=0)
-        panels[-1].set(title="by column", xlabel="column", ylabel="difference of the streams", ylim=(0, None))
-        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        panels[-1].legend()
+    figure = blank(2.7 * len(kinds) + 4.0, 2.9)
+    panels = figure.subplots(1, len(kinds) + 1, width_ratios=[1.0] * len(kinds) + [1.35])
+    for axes, kind in zip(panels, kinds, strict=False):
+        last = kind == kinds[-1]
+        look = {"cmap": "mako_r", "vmin": 0, "vmax": top, "square": True, "xticklabels": False, "yticklabels": False}
+        scale = {"shrink": 0.7, "label": "1: the head's mean"}
+        sns.heatmap(found.by_class[kind].numpy(), ax=axes, cbar=last, cbar_kws=scale, **look)
+        axes.set(title=f"{kind}, {found.heads[kind]} heads", xlabel="column", ylabel="row" if kind == kinds[0] else "")
+    for kind in kinds:
+        panels[-1].plot(found.columns(kind).numpy(), color=COLOURS[kind], marker="o", markersize=3, label=kind)
+    panels[-1].axhline(1, color=OTHER, linewidth=0.8, linestyle=(0, (1, 3)), zorder=0)
+    panels[-1].set(title="by column", xlabel="column", ylabel="difference of the streams", ylim=(0, None))
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1].legend()
     return figure

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from headscope.geometry import Geometry
 from headscope.heads import Heads
 from headscope.policy import Policy, save_policy
-from headscope.policy.policy import ModelShape
+from headscope.policy.shape import ModelShape
 from headscope.storage import write_json
 
 PROMPTS = ["red apple, noto style", "blue car, flat style", "<script>alert('x')</script> & \"cat\"", "a very long " * 12]
