@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ COLUMNS = ["tokens", "variant", "ms", "peak_mb"]
 
 @dataclass(frozen=True)
 class Shape:
-    """A random decoder of Llama's kind: `layers` x `heads` x `head_dim`, both streams of one guided picture in a batch."""
+    """A random decoder of Llama's kind: `layers` x `heads` x `head_dim`, both streams of one guided image in a batch."""
 
     layers: int = 8
     heads: int = 8
@@ -157,6 +156,8 @@ def _peak_bytes() -> int:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -1,7 +1,8 @@
-"""`headscope evaluate`: what became of the pictures."""
+"""`headscope evaluate`: what became of the images."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,12 +14,16 @@ from headscope.cli.console import Device, Dtype, ModelName, Workers, lines, prog
 if TYPE_CHECKING:
     import pandas as pd
 
-    from headscope.policy.policy import Policy
+    from headscope.evaluation import Evaluation
+    from headscope.models import ImageModel
+    from headscope.policy import ModelShape, Policy
+    from headscope.prompt_files import Asked
+    from headscope.stickereval import GradingPrompt
 
 
 def evaluate(
     model: ModelName,
-    out: Annotated[Path, typer.Option(help="Folder for pictures and tables; the same command goes on there.")],
+    out: Annotated[Path, typer.Option(help="Folder for images and tables; the same command goes on there.")],
     policy: Annotated[list[Path] | None, typer.Option(help="A policy file; give it again for more.")] = None,
     run: Annotated[
         list[Path] | None, typer.Option(help="A run folder: its policy and presets, named METHOD-BUDGET; again for more.")
@@ -26,88 +31,113 @@ def evaluate(
     prompts: Annotated[
         Path | None, typer.Option(help="JSON lines, a text file, or a folder of text files (default: StickerEval's).")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Pictures a prompt.")] = 8,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Images a prompt.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts, evenly from the file.")] = None,
-    real: Annotated[Path | None, typer.Option(help="Folder of real pictures (PNG), for the distances.")] = None,
+    real: Annotated[Path | None, typer.Option(help="Folder of real images (PNG), for the distances.")] = None,
     layout: Annotated[str | None, typer.Option(help="geneval or dpg: folders that those scorers read.")] = None,
     results: Annotated[Path | None, typer.Option("--import", help="JSON lines of another scorer, beside ours.")] = None,
     memory: Annotated[str, typer.Option(help="Bytes for the caches, such as 2GiB; the workers share them.")] = "2GiB",
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the model's).")] = None,
     workers: Workers = 1,
-    floor: Annotated[bool, typer.Option(help="Draw the full cache in the other dtype too, as a floor.")] = True,
-    device: Device = "cpu",
+    floor: Annotated[bool, typer.Option(help="Generate with the full cache in the other dtype too, as a floor.")] = True,
+    device: Device = "auto",
     dtype: Dtype = None,
 ) -> None:
-    """Draw with the full cache and each policy, and compare. Example: headscope evaluate stickers-scenes --policy P --out e"""
-    from headscope.benchmarks.meaning import policies_of
+    """Images of the full cache and of each policy, compared. Example: headscope evaluate stickers-scenes --policy P --out E"""
     from headscope.errors import DataError
-    from headscope.evaluation.evaluate import evaluate as measure
-    from headscope.evaluation.features import need_packages
-    from headscope.evaluation.imported import read_results
-    from headscope.evaluation.layouts import LAYOUTS
+    from headscope.evaluation import LAYOUTS, EvaluationConfig, need_packages, read_results
+    from headscope.evaluation import evaluate as measure
     from headscope.models import load_model
     from headscope.pipeline.drawing import draw_in_crew
     from headscope.pipeline.settings import Crew
-    from headscope.policy.files import load_policy
-    from headscope.policy.footprint import parse_size
-    from headscope.prompt_files import read_asked
+    from headscope.policy import parse_size
     from headscope.reporting.evaluation import write_evaluation
     from headscope.runtime.batches import FULL, OTHER_SEED
-    from headscope.stickereval.prompts import PROMPTS, grading_if_ours
 
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"--layout {layout}: unknown; known are {', '.join(LAYOUTS)}.")
     need_packages("headscope evaluate")
+    settle_threads(model)
+    loaded, asked, grading = _model_and_prompts(model, prompts, limit, layout, device, dtype)
+    policies = _policies(policy or (), run or (), loaded.shape)
+    other = "bfloat16" if str(loaded.dtype) == "torch.float32" else "float32"
+    names = [FULL, OTHER_SEED, *([f"{FULL}_{other}"] if floor else []), *policies]
+    # What is wrong with it is told before anything is generated.
+    imported = None if results is None else read_results(results, names, len(asked), seeds)
+    if grading is None and layout is None:
+        say("not graded: StickerEval grades its own kinds of prompts, of a model of 96 x 96 pixels.")
+    config = EvaluationConfig(seeds, guidance, grading, real, layout, parse_size(memory) // workers)
+    with progress() as tell:
+        drawers = partial(
+            draw_in_crew, source=model, device=device, crew=Crew(workers=workers),
+            done=lambda done, total: tell("generating batches", done, total, float("nan")),
+        )  # fmt: skip
+        found = measure(
+            loaded, asked, policies, out, config,
+            other_dtype=(lambda: load_model(model, device=device, dtype=other)) if floor else None,
+            drawers=drawers if workers > 1 else None,
+            progress=lambda what, done, total: tell(what, done, total, float("nan")),
+        )  # fmt: skip
+    if imported is not None:
+        _imported(imported, out, len(asked) * seeds)
+    _found(found)
+    say(f"report: {write_evaluation(out)}")
+
+
+def _model_and_prompts(
+    name: str, prompts: Path | None, limit: int | None, layout: str | None, device: str, dtype: str | None
+) -> tuple[ImageModel, list[Asked], list[GradingPrompt] | None]:
+    """The model, the prompts (evenly from the file where `limit` is less), and what StickerEval is to find, if it can."""
+    from headscope.errors import DataError
+    from headscope.models import load_model
+    from headscope.prompt_files import read_asked
+    from headscope.stickereval import PROMPTS, grading_if_ours
+
     asked = read_asked(prompts or PROMPTS)
     grading = None if layout is not None else grading_if_ours(asked)
-    settle_threads(model)
-    loaded = load_model(model, device=device, dtype=dtype)
-    if grading is not None and loaded.to_images is not None and _side(loaded) != 96:
+    model = load_model(name, device=device, dtype=dtype)
+    if grading is not None and model.to_images is not None and _side(model) != 96:
         if prompts is None:
-            raise DataError(f"{model}: draws no pictures of 96 x 96, which StickerEval grades; name a file with --prompts.")
+            raise DataError(f"{name}: its images are not 96 x 96, which StickerEval grades; name a file with --prompts.")
         grading = None
     if limit is not None and limit < len(asked):
         chosen = [round(n * (len(asked) - 1) / max(limit - 1, 1)) for n in range(limit)]
         asked = [asked[n] for n in chosen]
         grading = None if grading is None else [grading[n] for n in chosen]
-    files = list(policy or [])
-    policies: dict[str, Policy] = {file.stem: load_policy(file, loaded.shape) for file in files}
+    return model, asked, grading
+
+
+def _policies(files: Sequence[Path], runs: Sequence[Path], shape: ModelShape) -> dict[str, Policy]:
+    """By name: those of the files, and those of the runs."""
+    from headscope.errors import DataError
+    from headscope.evaluation import policies_of
+    from headscope.policy import load_policy
+
+    policies = {file.stem: load_policy(file, shape) for file in files}
     if len(policies) != len(files):
         twice = next(file.stem for file in files if [other.stem for other in files].count(file.stem) > 1)
         raise DataError(f"--policy: two files are called {twice}, and the table tells them apart by name; rename one.")
-    for folder in run or ():
-        found_there = policies_of(folder, loaded.shape)
-        if both := policies.keys() & found_there.keys():
+    for folder in runs:
+        found = policies_of(folder, shape)
+        if both := policies.keys() & found.keys():
             raise DataError(f"{folder}: has a policy called {sorted(both)[0]}, as one given before; evaluate them apart.")
-        policies |= found_there
-    other = "bfloat16" if str(loaded.dtype) == "torch.float32" else "float32"
-    names = [FULL, OTHER_SEED, *([f"{FULL}_{other}"] if floor else []), *policies]
-    # What is wrong with it is told before anything is drawn.
-    imported = None if results is None else read_results(results, names, len(asked), seeds)
-    if grading is None and layout is None:
-        say("not graded: StickerEval grades its own kinds of prompts, drawn by a model of 96 x 96 pixels.")
-    with progress() as tell:
-        drawers = partial(
-            draw_in_crew, source=model, device=device, crew=Crew(workers=workers),
-            done=lambda done, total: tell("drawing batches", done, total, float("nan")),
-        )  # fmt: skip
-        found = measure(
-            loaded, asked, policies, out, seeds=seeds, grading=grading,
-            other_dtype=(lambda: load_model(model, device=device, dtype=other)) if floor else None,
-            real=real, layout=layout, memory=parse_size(memory) // workers, guidance=guidance,
-            drawers=drawers if workers > 1 else None,
-            progress=lambda what, done, total: tell(what, done, total, float("nan")),
-        )  # fmt: skip
-    if imported is not None:
-        from headscope.storage import write_whole
+        policies |= found
+    return policies
 
-        write_whole(out / "imported.csv", lambda path: imported.to_csv(path, index=False))
-        for row in imported[imported["category"] == "overall"].to_dict("records"):
-            if 0 < row["pictures"] < len(asked) * seeds:
-                say(
-                    f"imported: {row['variant']} has scores of {row['pictures']:,} of its {len(asked) * seeds:,} pictures only."
-                )
-        _table(imported.pivot_table(index="variant", columns="category", values="score", sort=False).reset_index())
+
+def _imported(imported: pd.DataFrame, out: Path, images: int) -> None:
+    """Write and print another scorer's results; `images`: of each variant."""
+    from headscope.storage import write_whole
+
+    write_whole(out / "imported.csv", lambda path: imported.to_csv(path, index=False))
+    for row in imported[imported["category"] == "overall"].to_dict("records"):
+        if 0 < row["pictures"] < images:
+            say(f"imported: {row['variant']} has scores of {row['pictures']:,} of its {images:,} images only.")
+    _table(imported.pivot_table(index="variant", columns="category", values="score", sort=False).reset_index())
+
+
+def _found(found: Evaluation) -> None:
+    """Print likeness and scores."""
     sizes = [f"{value / 1024:,.0f}" if value == value else "" for value in found.likeness["cache_bytes"]]
     _table(
         found.likeness.assign(cache_bytes=sizes)
@@ -123,7 +153,6 @@ def evaluate(
         ]
         _table(wide.reset_index())
         say("StickerEval; last, the 95 % interval of the overall score's paired difference to the full cache.")
-    say(f"report: {write_evaluation(out)}")
 
 
 def _side(model: Any) -> int:

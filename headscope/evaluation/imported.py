@@ -24,9 +24,14 @@ def read_results(path: str | Path, variants: list[str], prompts: int | None = No
     the evaluation's in that path, and `overall` the mean of the tags. Other scorers: a line a variant and category.
 
     Args:
-        variants: names of the evaluation's folders. prompts, seeds: how many it has, where a picture of more is to be refused.
+        path: JSON lines.
+        variants: names of the evaluation's folders.
+        prompts: how many it has, where an image of more is to be refused.
+        seeds: images a prompt, likewise.
+
     Returns:
-        variant, category, score, pictures (0 where it is not known).
+        Columns variant, category, score, pictures (0 where it is not known).
+
     Raises:
         DataError: missing file, a line of neither shape, of a variant or a picture that this evaluation does not have, or of
             one that was scored already.

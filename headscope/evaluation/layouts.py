@@ -29,24 +29,27 @@ def check_layout(layout: str | None, asked: Sequence[Asked], seeds: int) -> None
         for number, one in enumerate(asked, 1):
             if not {"tag", "include"} <= one.facts.keys():
                 raise DataError(
-                    f'--layout geneval: prompt {number} ({one.prompt!r}) has no "tag" and "include", which GenEval\'s scorer '
-                    "reads; give JSON lines that have both, or leave --layout out."
+                    f'layout geneval: prompt {number} ({one.prompt!r}) has no "tag" and "include", which GenEval\'s scorer '
+                    "reads; give JSON lines that have both, or leave the layout out."
                 )
     if layout == "dpg":
         if any(one.facts for one in asked):
             raise DataError(
-                "--layout dpg: DPG-Bench's scorer knows a prompt by the name of its file; give --prompts a folder of *.txt "
+                "layout dpg: DPG-Bench's scorer knows a prompt by the name of its file; give a folder of *.txt "
                 "files, one prompt each."
             )
         if seeds != DPG_PICTURES:
-            raise DataError(f"--layout dpg: takes {DPG_PICTURES} pictures a prompt, not {seeds}; give --seeds {DPG_PICTURES}.")
+            raise DataError(f"layout dpg: takes {DPG_PICTURES} pictures a prompt, not {seeds}; give {DPG_PICTURES} seeds.")
 
 
 def write_geneval(folder: Path, number: int, asked: Asked, pictures: Sequence[np.ndarray]) -> None:
     """`00000/metadata.jsonl` and `00000/samples/0000.png` ...: what `evaluate_images.py` of GenEval takes.
 
     Args:
-        number: of the prompt. pictures: uint8 [height, width, 3], one a seed.
+        folder: of all prompts.
+        number: of the prompt.
+        asked: the prompt.
+        pictures: uint8 [height, width, 3], one a seed.
     """
     place = folder / f"{number:05d}"
     for seed, picture in enumerate(pictures):
@@ -69,7 +72,7 @@ def write_dpg(folder: Path, asked: Asked, pictures: Sequence[np.ndarray]) -> Non
         DataError: not four pictures.
     """
     if len(pictures) != DPG_PICTURES:
-        raise DataError(f"--layout dpg: takes four pictures a prompt, found {len(pictures)}; give --seeds 4.")
+        raise DataError(f"layout dpg: takes four pictures a prompt, found {len(pictures)}; give four seeds.")
     rows = [np.concatenate(pictures[first : first + 2], 1) for first in (0, 2)]
     save_picture(np.concatenate(rows, 0), folder / f"{asked.name}.png")
 

@@ -14,9 +14,12 @@ def likeness(pictures: torch.Tensor, reference: torch.Tensor) -> dict[str, torch
     """PSNR in dB (infinite for equal pictures) and SSIM (Wang et al. 2004, Gaussian window of 11) of each pair.
 
     Args:
-        pictures, reference: uint8 [n, height, width, 3], the same number and size.
+        pictures: uint8 [n, height, width, 3].
+        reference: uint8, the same shape.
+
     Returns:
-        psnr, ssim: float32 [n].
+        `psnr` and `ssim`: float32 [n].
+
     Raises:
         DataError: torchmetrics is not installed.
     """

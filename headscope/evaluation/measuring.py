@@ -49,8 +49,14 @@ class Measurer:
     """Compares pictures with `full`, those of the full cache from the same prompts and seeds.
 
     Attributes:
-        out: pictures are written to `out/NAME`, what was measured to `out/measured`.
-        grading: what StickerEval is to find, one a prompt, or None. real: uint8 [n, height, width, 3], or None.
+        model: whose tokens they are.
+        full: the full cache's images, as tokens.
+        asked: the prompts.
+        out: images are written to `out/NAME`, what was measured to `out/measured`.
+        seeds: images a prompt.
+        grading: what StickerEval is to find, one a prompt, or None.
+        real: uint8 [n, height, width, 3], or None.
+        layout: see `EvaluationConfig`.
     """
 
     model: ImageModel

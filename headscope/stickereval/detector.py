@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from headscope.errors import DataError
 from headscope.facts import NUMBER, TEXTS, check, parsed
+from headscope.models.registry import resolve_device
 
 WEIGHTS = Path(__file__).parent / "weights" / "detector.safetensors"
 PIXELS = 96
@@ -44,8 +45,13 @@ class Thing:
     """What stands at one peak of the objectness, before it is named.
 
     Attributes:
-        objectness: 0..1. classes: shares of the classes, float32 [C]; other: that of `other`; together 1.
-        style: number of the likeliest style. x, y, side: as in `Detection`.
+        objectness: 0..1.
+        classes: shares of the classes, float32 [C].
+        other: share of `other`; together 1.
+        style: number of the likeliest style.
+        x: as in `Detection`.
+        y: likewise.
+        side: likewise.
     """
 
     objectness: float
@@ -112,7 +118,10 @@ class StickerDetector:
     """Finds stickers in pictures of 96 x 96 pixels.
 
     Attributes:
-        classes, styles: what it can name. threshold: least score of a detection, chosen by the recipe on training scenes.
+        network: what it sees with.
+        classes: what it can name.
+        styles: likewise.
+        threshold: least score of a detection, chosen by the recipe on training scenes.
     """
 
     def __init__(self, network: DetectorNetwork, classes: list[str], styles: list[str], threshold: float) -> None:
@@ -120,7 +129,7 @@ class StickerDetector:
         self.classes, self.styles, self.threshold = classes, styles, threshold
 
     @classmethod
-    def load(cls, path: str | Path = WEIGHTS, device: str = "cpu") -> StickerDetector:
+    def load(cls, path: str | Path = WEIGHTS, device: str = "auto") -> StickerDetector:
         """Read a safetensors file; nothing in it is executed.
 
         Raises:
@@ -137,13 +146,15 @@ class StickerDetector:
             raise DataError(
                 f"{path}: holds other tensors than a sticker detector ({_line(error)}); take the shipped one."
             ) from None
-        return cls(network.to(device), about["classes"], about["styles"], float(about["threshold"]))
+        return cls(network.to(resolve_device(device)), about["classes"], about["styles"], float(about["threshold"]))
 
     def detect(self, pictures: torch.Tensor | np.ndarray, batch_size: int = 64) -> list[list[Detection]]:
         """Detections of each picture, best first.
 
         Args:
             pictures: [b, 96, 96, 3], uint8 or float in 0..1.
+            batch_size: images looked at together.
+
         Raises:
             DataError: another shape or dtype.
         """

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import bootstrap
 
 from headscope.errors import DataError
 from headscope.stickereval.detector import WEIGHTS, Detection, StickerDetector
@@ -22,18 +23,19 @@ STEEP = 0.5  # GenEval's: a shortened offset of more than this share of the dist
 class StickerEval:
     """Grades pictures of 96 x 96 pixels by what a small detector finds in them.
 
-    How often it is right: `reports/stickers/detector.csv`; how often it agrees with an eye on generated pictures:
+    How often it is right: `reports/stickers/detector.csv`; how often it agrees with a human annotator on generated images:
     `agreement.csv` and `confusion.csv` there.
     """
 
-    def __init__(self, weights: str | Path = WEIGHTS, device: str = "cpu") -> None:
+    def __init__(self, weights: str | Path = WEIGHTS, device: str = "auto") -> None:
         self.detector = StickerDetector.load(weights, device)
 
     def grade(self, pictures: torch.Tensor | np.ndarray, prompts: Sequence[GradingPrompt]) -> pd.DataFrame:
         """One row a picture.
 
         Args:
-            pictures: [n, 96, 96, 3], uint8 or float in 0..1. prompts: n, what each was asked to show.
+            pictures: [n, 96, 96, 3], uint8 or float in 0..1.
+            prompts: n, what each was asked to show.
 
         Returns:
             Columns `tag, prompt, correct` (bool), `reason` (empty if correct), `found` (what is in the picture).
@@ -100,7 +102,9 @@ def category_scores(graded: pd.DataFrame, resamples: int = 2000, seed: int = 0) 
     categories, as in GenEval.
 
     Args:
-        graded: `grade`'s table, any number of pictures a prompt.
+        graded: `grade`'s table, any number of images a prompt.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
 
     Returns:
         Columns `category, score, low, high, prompts, pictures`; scores are shares in 0..1.
@@ -113,6 +117,12 @@ def category_scores(graded: pd.DataFrame, resamples: int = 2000, seed: int = 0) 
 
 def paired_difference(graded: pd.DataFrame, reference: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Score of `graded` minus score of `reference` on the same prompts, with 95 % bootstrap intervals over prompts.
+
+    Args:
+        graded: `grade`'s table.
+        reference: another one, on the same prompts.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
 
     Returns:
         Columns `category, difference, low, high, prompts`.
@@ -137,17 +147,23 @@ def _by_prompt(graded: pd.DataFrame) -> pd.Series:
 
 
 def _summary(values: pd.Series, resamples: int, seed: int, column: str) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    rows, draws, points = [], [], []
     tags = values.index.get_level_values("tag")
-    for tag in (tag for tag in TAGS if tag in tags):
-        each = values[tags == tag].to_numpy(dtype=float)
-        drawn = each[rng.integers(len(each), size=(resamples, len(each)))].mean(1)
-        rows.append((tag, each.mean(), *np.quantile(drawn, [0.025, 0.975]), len(each)))
-        draws.append(drawn)
-        points.append(each.mean())
-    rows.append(("overall", np.mean(points), *np.quantile(np.mean(draws, 0), [0.025, 0.975]), len(values)))
+    each = {tag: values[tags == tag].to_numpy(dtype=float) for tag in TAGS if tag in tags}
+    rows = [(tag, part.mean(), *_interval([part], resamples, seed), len(part)) for tag, part in each.items()]
+    overall = np.mean([part.mean() for part in each.values()])
+    rows.append(("overall", overall, *_interval(list(each.values()), resamples, seed), len(values)))
     return pd.DataFrame(rows, columns=["category", column, "low", "high", "prompts"])
+
+
+def _interval(parts: Sequence[np.ndarray], resamples: int, seed: int) -> tuple[float, float]:
+    """95 % interval of the mean of the means of parts [prompts], by a percentile bootstrap within each."""
+
+    def overall(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.mean([part.mean(axis) for part in drawn], 0)
+
+    two = [np.repeat(part, 2) if len(part) == 1 else part for part in parts]  # scipy takes two or more
+    found = bootstrap(two, overall, n_resamples=resamples, vectorized=True, method="percentile", rng=seed)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def _wrong_styles(found: list[Detection], include: Sequence[Wanted]) -> list[str]:

@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from headscope import evaluation
 from headscope.errors import DataError
-from headscope.evaluation.evaluate import _claim, _real, evaluate
+from headscope.evaluation.claims import claim
+from headscope.evaluation.evaluate import _real
 from headscope.evaluation.likeness import likeness
 from headscope.models import load_model
 from headscope.models.janus import JanusModel
-from headscope.policy import Limit, Policy, make_preset, policy_bytes, save_policy
+from headscope.policy import CacheSpec, Limit, Policy, make_preset, save_policy
 from headscope.prompt_files import Asked, read_asked
 from headscope.reporting.evaluation import write_evaluation
 from headscope.runtime import generate
@@ -39,10 +41,15 @@ PROMPTS = ["red apple", "a blue car", "dog"]
 ASKED = [Asked(prompt, f"{n:05d}", {}) for n, prompt in enumerate(PROMPTS)]
 
 
+def evaluate(model: JanusModel, asked, policies, out, *, other_dtype=None, **config) -> evaluation.Evaluation:
+    """`headscope.evaluation.evaluate` with the fields of its config as keywords."""
+    return evaluation.evaluate(model, asked, policies, out, evaluation.EvaluationConfig(**config), other_dtype=other_dtype)
+
+
 @pytest.fixture(scope="module")
 def half(tiny: JanusModel) -> Policy:
-    limit = Limit.from_keep(tiny.shape, "60%", prefix=10)
-    return make_preset("streaming", tiny.shape, limit, prefix=10)
+    limit = Limit.of_share("60%", CacheSpec(tiny.shape, 10))
+    return make_preset("streaming", limit)
 
 
 @pytest.fixture
@@ -103,8 +110,8 @@ def test_a_batch_fits_its_memory(tiny: JanusModel, half: Policy) -> None:
     one = Variant("full").cache_bytes(tiny, 10, 2)
     assert batch_for(tiny, variants, 10, 2, 5 * one + 1) == 5
     assert batch_for(tiny, variants, 10, 2, 10**12) == 64
-    assert Variant("half", half).cache_bytes(tiny, 10, 2) == policy_bytes(half, prefix=10)
-    with pytest.raises(DataError, match="hold no cache of one picture"):
+    assert Variant("half", half).cache_bytes(tiny, 10, 2) == CacheSpec(half.shape, 10).bytes_of(half)
+    with pytest.raises(DataError, match="hold no cache of one"):
         batch_for(tiny, variants, 10, 2, one - 1)
 
 
@@ -116,7 +123,7 @@ def test_an_evaluation_has_floors_and_what_each_policy_did(larger: JanusModel, h
     assert like.loc["full", "agreement"] == 1
     assert like.loc["other_seed", "agreement"] < 1
     prefix = larger.encode(PROMPTS).ids.shape[1]
-    assert like.loc["half", "cache_bytes"] == policy_bytes(half, prefix=prefix) < like.loc["full", "cache_bytes"]
+    assert like.loc["half", "cache_bytes"] == CacheSpec(half.shape, prefix).bytes_of(half) < like.loc["full", "cache_bytes"]
     seeds = found.pictures.groupby("variant")["seed"].apply(list)
     assert seeds["half"] == seeds["full"] == [FIRST_SEED + n for n in range(6)]
     assert seeds["other_seed"] == [FIRST_SEED + OTHER + n for n in range(6)]
@@ -158,7 +165,7 @@ def test_what_was_measured_is_not_measured_again(
 def test_a_name_stands_for_one_policy(larger: JanusModel, half: Policy, tmp_path: Path) -> None:
     evaluate(larger, ASKED, {"p": half}, tmp_path / "e", seeds=1)
     other = Policy.uniform(larger.shape, window=2, stride=4, prefix=10)
-    with pytest.raises(DataError, match="holds pictures of another policy called p; give the file another name"):
+    with pytest.raises(DataError, match="holds images of another policy called p; give the file another name"):
         evaluate(larger, ASKED, {"p": other}, tmp_path / "e", seeds=1)
     both = evaluate(larger, ASKED, {"p": half, "q": other}, tmp_path / "e", seeds=1).likeness
     assert list(both["variant"]) == ["full", "other_seed", "p", "q"]
@@ -173,8 +180,8 @@ def test_what_is_wrong_is_told_before_the_folder_is_claimed(larger: JanusModel, 
         (long, {}, "tokens long"),
         (ASKED, {"guidance": float("nan")}, "guidance nan"),
         (ASKED, {"memory": 10}, "hold no cache"),
-        (ASKED, {"layout": "dpg"}, "--layout dpg: takes 4 pictures a prompt, not 1; give --seeds 4"),
-        (ASKED[:1], {"real": tmp_path}, "needs at least two pictures on each side"),
+        (ASKED, {"layout": "dpg"}, "layout dpg: takes 4 pictures a prompt, not 1"),
+        (ASKED[:1], {"real": tmp_path}, "needs at least two images on each side"),
     ):
         with pytest.raises(DataError, match=said):
             evaluate(larger, asked, {}, tmp_path / "e", seeds=1, **options)  # type: ignore[arg-type]
@@ -184,8 +191,8 @@ def test_what_is_wrong_is_told_before_the_folder_is_claimed(larger: JanusModel, 
 def test_a_prompt_too_long_for_a_policy_is_told_before_the_folder_is_claimed(
     larger: JanusModel, half: Policy, tmp_path: Path
 ) -> None:
-    limit = {"bytes": policy_bytes(half, prefix=10), "batch": 1, "streams": 2, "dtype": "float32", "of": "all"}
-    searched = half.replace(provenance={"limit": limit})
+    spec = CacheSpec(half.shape, 10)
+    searched = half.replace(limit=Limit(spec.bytes_of(half), spec))
     long = [*ASKED, Asked("dog " * 12, "00003", {})]
     with pytest.raises(DataError, match=r"policy half: A prompt of \d+ tokens \('dog dog"):
         evaluate(larger, long, {"half": searched}, tmp_path / "e", seeds=1)
@@ -216,7 +223,7 @@ def test_a_policy_may_be_called_as_nothing_is(larger: JanusModel, half: Policy, 
     page = write_evaluation(tmp_path / "e").read_text(encoding="utf-8")
     assert page.count(f'<th scope="row">{name}</th>') == 2
     (tmp_path / "e" / name / "00000-0.png").write_bytes(b"cut")
-    with pytest.raises(DataError, match=r"00000-0.png: not a readable picture"):
+    with pytest.raises(DataError, match=r"00000-0.png: not a readable image"):
         write_evaluation(tmp_path / "e")
     (tmp_path / "e" / "imported.csv").write_text("")
     with pytest.raises(DataError, match=r"imported.csv: cannot be read as a CSV table"):
@@ -258,7 +265,7 @@ def test_real_pictures_may_be_called_png_in_capitals_and_a_cut_one_is_named(tmp_
     header = b"IHDR" + struct.pack(">II", 90_000, 90_000) + whole[24:29]  # of a picture that no memory holds
     for broken in (whole[:40], whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]):
         (tmp_path / "a.PNG").write_bytes(broken)
-        with pytest.raises(DataError, match=r"a\.PNG: not a readable picture"):
+        with pytest.raises(DataError, match=r"a\.PNG: not a readable image"):
             _real(tmp_path)
 
 
@@ -275,23 +282,23 @@ def test_a_folder_survives_what_befalls_it(larger: JanusModel, tmp_path: Path) -
     assert math.isnan(again["seconds"][0])
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), first.drop(columns="seconds"))
     (tokens / "000000.parquet").write_bytes(b"junk")
-    with pytest.raises(DataError, match="without that file the same command draws its pictures anew"):
+    with pytest.raises(DataError, match="without that file the same command"):
         evaluate(larger, ASKED, {}, out, seeds=1)
     write_json(out / "evaluation.json", {**read_json(out / "evaluation.json"), "policies": ["full"]})
     (tokens / "000000.parquet").unlink()
-    with pytest.raises(DataError, match=r"evaluation\.json: policies is .*choose another --out"):
+    with pytest.raises(DataError, match=r"evaluation\.json: policies is .*choose another folder"):
         evaluate(larger, ASKED, {}, out, seeds=1)
     (out / "evaluation.json").write_text("junk")
-    with pytest.raises(DataError, match="choose another --out"):
+    with pytest.raises(DataError, match="choose another folder"):
         evaluate(larger, ASKED, {}, out, seeds=1)
 
 
 def test_a_folder_keeps_to_one_dtype(tiny_folder: Path, tmp_path: Path) -> None:
     full, half = (load_model(str(tiny_folder), dtype=dtype) for dtype in ("float32", "bfloat16"))
-    with pytest.raises(DataError, match="real pictures"):
+    with pytest.raises(DataError, match="real images"):
         evaluate(full, ASKED, {}, tmp_path / "e", seeds=1, real=tmp_path / "none")
     assert not (tmp_path / "e").exists()  # it is told before the folder is claimed
-    _claim(tmp_path / "e", full, ASKED, 1, None, None)
+    claim(tmp_path / "e", full, ASKED, 1, None, None)
     with pytest.raises(DataError, match="holds an evaluation with dtype float32, now it is bfloat16"):
         evaluate(half, ASKED, {}, tmp_path / "e", seeds=1)
 

@@ -28,12 +28,12 @@ from headscope.recipe.detector_data import (
     resampled,
 )
 from headscope.recipe.scenes import CLASSES, Item, Scene, held_out_count, pair_held_out
-from headscope.runtime import generate
+from headscope.runtime import Sampling, generate
 from headscope.stickereval.detector import StickerDetector
-from tests.evaluation.drawings import squares
+from tests.recipe.drawings import squares
 from tests.tiny import tiny_model
 
-SAMPLE = Path(__file__).parent / "held_out.safetensors"
+SAMPLE = Path(__file__).parents[1] / "stickereval" / "held_out.safetensors"
 LEMON = Scene("single", (Item("lemon", "noto", 0.3, 0.4, 0.5),), "blue")
 
 
@@ -68,8 +68,8 @@ def test_resampling_a_picture_without_chance_gives_the_picture_drawn_without_cha
     """Each token of a picture of most likely codes is the most likely one after those before it."""
     model = tiny_model()
     prompts = ["red apple", "dog face, noto style, blue background"]
-    drawn = generate(model, prompts, 0, temperature=0.0, guidance=model.guidance).tokens.long()
-    untold = generate(model, ["sticker"], 0, temperature=0.0, guidance=0.0).tokens.long()
+    drawn = generate(model, prompts, 0, sampling=Sampling(temperature=0.0)).tokens.long()
+    untold = generate(model, ["sticker"], 0, sampling=Sampling(guidance=0.0, temperature=0.0)).tokens.long()
     model.temperature = 1e-6
     rng = np.random.default_rng(0)
     torch.testing.assert_close(resample(model, drawn, prompts, rng), drawn)

@@ -7,18 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from headscope.errors import DataError
 from headscope.models import load_model
-from headscope.recipe.detector import drawing_model
 from headscope.recipe.presets import STYLES
 from headscope.recipe.scenes import CLASSES, held_out_count, pair_held_out
-from headscope.recipe.stickereval_prompts import SEEN, ceiling, grading_prompts, write_real
 from headscope.stickereval.detector import known_names
-from headscope.stickereval.grader import StickerEval
 from headscope.stickereval.prompts import TAGS, Wanted, read_grading_prompts
-from tests.evaluation.drawings import squares
 
 LEMONS = '{"tag": "counting", "include": [{"class": "lemon", "count": 3}], "prompt": "three lemons"}'
 BESIDE = (
@@ -103,34 +98,3 @@ def test_a_missing_and_an_empty_file_are_errors(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DataError, match="holds no prompt"):
         read_grading_prompts(tmp_path / "empty.jsonl")
-
-
-def test_real_pictures_are_one_a_grading_prompt_and_the_same_every_time(tmp_path: Path) -> None:
-    book = squares()
-    first, again = (write_real(book, tmp_path / name) for name in ("a", "b"))
-    names = sorted(path.name for path in first.iterdir())
-    assert names == [f"{number:04d}.png" for number in range(len(read_grading_prompts()))]
-    assert all((first / name).read_bytes() == (again / name).read_bytes() for name in names)
-    with Image.open(first / "0000.png") as picture:
-        assert (picture.size, picture.mode) == ((96, 96), "RGB")
-
-
-def test_styles_are_asked_for_of_drawings_that_the_detector_learned_only() -> None:
-    book = squares()
-    book.unseen = [(name, "flat") for name in CLASSES]
-    asked = [line["include"][0] for line, _ in grading_prompts(book) if line["tag"] == "style"]
-    assert {one["style"] for one in asked} == {"noto"}
-
-
-def test_the_prompts_have_the_wording_of_their_first_day() -> None:
-    """Whatever training's prompts say since: class, count, background and wording follow from the seed alone."""
-    shipped = [prompt.prompt for prompt in read_grading_prompts() if prompt.tag != "style"]
-    assert [line["prompt"] for line, _ in grading_prompts(squares()) if line["tag"] != "style"] == shipped
-
-
-def test_what_real_pictures_are_given_is_told_by_category() -> None:
-    """The drawings are plain squares here, in which the detector finds nothing it could grade as right."""
-    table = ceiling(squares(), drawing_model("stickers-scenes"), StickerEval(), read_grading_prompts(), views=1)
-    assert table["seen"].value_counts().to_dict() == dict.fromkeys(SEEN, len(TAGS) + 1)
-    assert (table["pictures"] == [*[40] * len(TAGS), 200] * 2).all()
-    assert (table["score"] <= 0.1).all()

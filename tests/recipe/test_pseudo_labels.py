@@ -14,7 +14,7 @@ from headscope.recipe.detector_data import kept_tokens
 from headscope.recipe.pseudo_labels import OTHER, drawn_pool, labelled
 from headscope.recipe.scenes import Item, Scene, held_out_count, pair_held_out
 from headscope.stickereval.detector import StickerDetector, Thing
-from tests.evaluation.drawings import squares
+from tests.recipe.drawings import squares
 
 
 class Told(StickerDetector):
