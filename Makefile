@@ -4,18 +4,20 @@ ARGS ?=
 VENV := .venv
 OLD := .venv-oldest
 
-# The oldest transformers that pyproject.toml admits, and the versions it needs in place of those in the lock.
-OLDEST := transformers==5.5.0 huggingface_hub==1.33.0 tokenizers==0.22.2 httpx==0.28.1 httpcore==1.0.9 certifi==2026.10.18
-REPLACED := transformers|huggingface_hub|tokenizers|httpx2|httpcore2|truststore
+# The oldest of every dependency that pyproject.toml admits, but for torch, and what these need in place of the lock's.
+OLDEST := huggingface_hub==1.5.0 Jinja2==3.1.2 matplotlib==3.9.0 numpy==2.0.0 optuna==5.0.0 pandas==2.2.2 pillow==10.3.0 \
+	pydantic==2.8.0 pyarrow==17.0.0 rich==13.8.0 safetensors==0.5.0 scikit-learn==1.5.0 scipy==1.13.1 seaborn==0.13.2 \
+	tokenizers==0.22.2 transformers==5.5.0 typer==0.26.0
+LOCKED := torch|torchmetrics|triton|hypothesis|pytest|pytest-xdist|packaging|hatchling|editables|efficientnet[a-z0-9-]*|resvg_py
 
 # Two OpenMP threads in one process collapse as soon as anything else runs: two processes of one thread each.
-# In the order of tests/conftest.py, which begins with the longest.
+# In the order of tests/conftest.py, which begins with the files that take longest.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-oldest test-postgres test-ray test-triton lint clean
+.PHONY: help demo test fuzz test-oldest test-postgres test-ray test-triton test-janus lint clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +32,7 @@ test: $(VENV)/.ready ## Run the tests
 fuzz: $(VENV)/.ready ## Read 2,000 mutants of each kind of file that a stranger may hand over
 	OMP_NUM_THREADS=1 HEADSCOPE_FUZZ=2000 $(VENV)/bin/python $(PYTEST) tests/fuzz $(ARGS)
 
-test-oldest: $(OLD)/.ready ## Run the tests on the oldest admitted transformers
+test-oldest: $(OLD)/.ready ## Run the tests on the oldest of every dependency but torch
 	OMP_NUM_THREADS=1 $(OLD)/bin/python $(PYTEST) $(ARGS)
 
 test-postgres: $(VENV)/.ready ## Share a study through a PostgreSQL server that the test starts
@@ -41,9 +43,11 @@ test-ray: $(VENV)/.ready ## Search and trace on a local Ray cluster, with a work
 	$(VENV)/bin/python -m pip install --quiet "ray>=2.50"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m ray tests/servers
 
-test-triton: $(VENV)/.ready ## Run the GPU's kernels in Triton's interpreter, against the CPU's cache
-	$(VENV)/bin/python -m pip install --quiet "triton>=3.9"
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/runtime/test_flat.py tests/runtime/test_graph.py
+test-triton: $(VENV)/.ready ## Run all tests of the GPU's kernels in Triton's interpreter, against the CPU's cache
+	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) -m "" tests/runtime/test_flat.py tests/runtime/test_graph.py $(ARGS)
+
+test-janus: $(VENV)/.ready ## Take Janus-Pro's true width and image through every step
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m janus tests/pipeline/test_janus_pro.py $(ARGS)
 
 lint: $(VENV)/.ready ## Check style, format and types
 	$(VENV)/bin/ruff check .
@@ -65,7 +69,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 $(OLD)/.ready: requirements.lock pyproject.toml Makefile
 	$(call environment,$(OLD))
 	@echo "Installing into $(OLD); the first time takes some minutes."
-	grep -vE '^($(REPLACED))==' requirements.lock > $(OLD)/others.txt
+	grep -E '^($(LOCKED))==' requirements.lock > $(OLD)/others.txt
 	$(OLD)/bin/python -m pip install --quiet -r $(OLD)/others.txt $(OLDEST)
 	$(OLD)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@

@@ -1,4 +1,4 @@
-"""Recorded pictures: prompts, seeds and image tokens, with what is needed to draw or replay them again."""
+"""Recorded images: prompts, seeds and image tokens, with what is needed to generate or replay them again."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from headscope.errors import DataError
@@ -18,22 +16,28 @@ from headscope.facts import NUMBER, TEXT, check, or_null, parsed, said, whole
 from headscope.reading import read_parquet
 from headscope.storage import write_whole
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _FACTS = {"guidance": NUMBER, "temperature": NUMBER, "top_k": or_null(whole(1)), "model": TEXT, "weights": TEXT}
-_COLUMNS = pa.schema([("prompt", pa.string()), ("text", pa.string()), ("seed", pa.int64()), ("tokens", pa.list_(pa.int32()))])
 _KEY = b"headscope_samples"
 _KIND = "a file of recorded pictures"
 
 
 @dataclass(frozen=True)
 class Samples:
-    """n pictures as image tokens.
+    """n images as tokens.
 
     Attributes:
-        prompts: what the user typed; texts: the exact strings that were tokenized.
-        seeds: int64 [n]; each picture's own random numbers start there.
+        prompts: what the user typed, one an image.
+        texts: the exact strings that were tokenized.
+        seeds: int64 [n]; each image's own random numbers start there.
         tokens: int32 [n, N], raster order.
-        guidance: scale s of u + s(c - u); temperature; top_k (None: all codes).
-        model: name; weights: fingerprint of the weights that drew them.
+        guidance: scale s of u + s(c - u).
+        temperature: that logits were divided by.
+        top_k: codes that sampling chose among, None: all.
+        model: its name.
+        weights: fingerprint of the weights that generated them.
     """
 
     prompts: list[str]
@@ -50,7 +54,7 @@ class Samples:
         return len(self.prompts)
 
     def select(self, indices: Sequence[int]) -> Samples:
-        """The pictures at `indices`, in that order."""
+        """The images at `indices`, in that order."""
         chosen = [int(i) for i in indices]
         return replace(
             self,
@@ -62,8 +66,11 @@ class Samples:
 
     def save(self, path: str | Path) -> Path:
         """Write a parquet file: columns prompt, text, seed, tokens (list of int32); the rest is metadata."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         tokens = list(self.tokens.numpy().astype(np.int32))
-        table = pa.table([self.prompts, self.texts, self.seeds.tolist(), tokens], schema=_COLUMNS)
+        table = pa.table([self.prompts, self.texts, self.seeds.tolist(), tokens], schema=_columns())
         facts = {name: getattr(self, name) for name in _FACTS}
         table = table.replace_schema_metadata({_KEY: json.dumps(facts)})
         return write_whole(path, lambda target: pq.write_table(table, target))
@@ -75,20 +82,30 @@ class Samples:
         Raises:
             DataError: the file is missing, not readable or something else.
         """
+        import pyarrow as pa
+
+        columns = _columns()
         missing = "file; record pictures with `headscope trace` or `generate` first"
         table = read_parquet(path, missing, _KIND)
         try:
             text = (table.schema.metadata or {})[_KEY]
-            rows = table.select(_COLUMNS.names).cast(_COLUMNS)  # names that are missing or twice are refused
+            rows = table.select(columns.names).cast(columns)  # names that are missing or twice are refused
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise DataError(f"{path}: not {_KIND} ({said(error)}).") from None
         facts = check(parsed(text, f"{path}: {_KEY.decode()}"), _FACTS, str(path))
-        if nulls := [name for name in _COLUMNS.names if rows[name].null_count]:
+        if nulls := [name for name in columns.names if rows[name].null_count]:
             raise DataError(f"{path}: not {_KIND} (column {nulls[0]} has an empty cell).")
         tokens = _rectangle(rows["tokens"].combine_chunks(), str(path))
         seeds = torch.from_numpy(rows["seed"].to_numpy().copy())
         known: dict[str, Any] = {name: facts.get(name) for name in _FACTS}
         return cls(rows["prompt"].to_pylist(), rows["text"].to_pylist(), seeds, tokens, **known)
+
+
+def _columns() -> pa.Schema:
+    """Of the file. Here and not at the top: who generates without saving needs no pyarrow."""
+    import pyarrow as pa
+
+    return pa.schema([("prompt", pa.string()), ("text", pa.string()), ("seed", pa.int64()), ("tokens", pa.list_(pa.int32()))])
 
 
 def _rectangle(lists: pa.ListArray, where: str) -> torch.Tensor:

@@ -26,19 +26,20 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_janus_pro(folder: Path, layers: int = 2) -> Path:
+def write_janus_pro(folder: Path, layers: int = 2, heads: int = 16, side: int = 24) -> Path:
     """Everything but depth, vocabulary (of words and image codes) and the vision tower as published: 2048 hidden, 16 heads of
-    128, 24 x 24 tokens of 16 x 16 pixels."""
+    128, 24 x 24 tokens of 16 x 16 pixels. With fewer heads the hidden size shrinks too, with a smaller side the image."""
+    hidden = 128 * heads
     tokenizer = build_tokenizer(["user", "assistant", "red apple", "blue car", "dog", "cat"], 4096)
     ids = special_ids(tokenizer)
     config = JanusConfig(
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=2048,
-            intermediate_size=5632,
+            hidden_size=hidden,
+            intermediate_size=hidden * 11 // 4,
             num_hidden_layers=layers,
-            num_attention_heads=16,
-            num_key_value_heads=16,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
             max_position_embeddings=16384,
             rms_norm_eps=1e-6,
             bos_token_id=ids["bos"],
@@ -49,12 +50,12 @@ def write_janus_pro(folder: Path, layers: int = 2) -> Path:
             hidden_size=64,
             num_hidden_layers=1,
             num_attention_heads=2,
-            image_size=384,
+            image_size=16 * side,
             patch_size=16,
             mlp_ratio=1.0,
-            projection_dim=2048,
+            projection_dim=hidden,
             depth=2,
-            num_image_tokens=576,
+            num_image_tokens=side * side,
         ),
         vq_config=JanusVQVAEConfig(
             embed_dim=8,
@@ -63,9 +64,9 @@ def write_janus_pro(folder: Path, layers: int = 2) -> Path:
             base_channels=32,
             channel_multiplier=[1, 1, 1, 1, 1],
             num_res_blocks=0,
-            num_patches=24,
-            projection_dim=2048,
-            image_token_embed_dim=2048,
+            num_patches=side,
+            projection_dim=hidden,
+            image_token_embed_dim=hidden,
         ),
         image_token_id=ids["image"],
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "headscope"
@@ -22,8 +23,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Imports go down only. `recipe` stands apart: it may know everything, and nothing imports it.
 FLOORS = {
     **dict.fromkeys(("errors", "facts", "prompt_files", "provenance", "reading", "storage", "words"), -2),
-    **dict.fromkeys(("geometry", "overwriting"), -1),
-    **dict.fromkeys(("policy", "run_folder", "samples", "bundled"), 0),
+    "geometry": -1,
+    **dict.fromkeys(("policy", "overwriting", "run_folder", "samples", "bundled"), 0),
     "models": 1,
     **dict.fromkeys(("tracing", "runtime"), 2),
     **dict.fromkeys(("heads", "stickereval"), 3),
@@ -36,7 +37,7 @@ FLOORS = {
 TOP = 7
 LOWEST = -2
 # The one neighbour on a floor, and the one part of a room, that may be known.
-SIDEWAYS = {("run_folder", "policy")}
+SIDEWAYS = {("run_folder", "policy"), ("run_folder", "overwriting"), ("overwriting", "policy")}
 ONLY_PART = {("heads", "tracing"): "headscope.tracing.dataset"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -229,9 +230,10 @@ def test_ci_runs_the_tests_through_make() -> None:
 
 
 def locked() -> dict[str, str]:
-    """Package -> version; every line of the lock is `name==version` and nothing else."""
+    """Package -> version; a line of the lock is `name==version`, and the system that has a package which not all have."""
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    pins = [re.fullmatch(r"([A-Za-z0-9_.-]+)==([A-Za-z0-9.]+)", line) for line in lines if not line.startswith("#")]
+    pin = re.compile(r'([A-Za-z0-9_.-]+)==([A-Za-z0-9.]+)(; sys_platform == "linux")?')
+    pins = [pin.fullmatch(line) for line in lines if not line.startswith("#")]
     assert all(pins), [line for line, pin in zip(lines[1:], pins, strict=False) if not pin]
     return {canonicalize_name(pin[1]): pin[2] for pin in pins if pin}
 
@@ -263,6 +265,29 @@ def test_the_lock_holds_what_its_packages_ask_for_in_turn() -> None:
     assert missing == []
 
 
+def test_the_oldest_environment_has_the_lower_bound_of_every_dependency_but_torch() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (oldest,) = re.findall(r"^OLDEST := ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    pins = {canonicalize_name(name): version for name, version in re.findall(r"(\S+)==(\S+)", oldest)}
+    bounds = {}
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        (bound,) = requirement.specifier
+        assert bound.operator == ">=", str(requirement)
+        bounds[canonicalize_name(requirement.name)] = bound.version
+    del bounds["torch"]
+    assert {name: Version(version) for name, version in pins.items()} == {n: Version(v) for n, v in bounds.items()}
+
+
+def test_the_project_names_one_version_and_says_that_it_is_typed() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {PROJECT['version']}\n" in citation
+    assert "Typing :: Typed" in PROJECT["classifiers"]
+
+
+def test_the_lock_holds_triton_so_that_its_tests_are_not_skipped() -> None:
+    assert "triton" in locked()
+
+
 def test_the_project_asks_for_what_the_design_says() -> None:
     wanted = {requirement.name: str(requirement.specifier) for requirement in map(Requirement, PROJECT["dependencies"])}
     assert (wanted["torch"], wanted["transformers"]) == (">=2.9", ">=5.5")
@@ -278,7 +303,7 @@ def test_the_wheel_carries_every_file_of_the_package(tmp_path: Path) -> None:
     files = {path for path in PACKAGE.rglob("*") if path.is_file() and not {"__pycache__", "recipe"} & set(path.parts)}
     wanted = {str(path.relative_to(ROOT)) for path in files if not path.name.startswith(".")}
     assert wanted <= carried
-    assert "headscope/bundled/stickers/config.json" in carried
+    assert {"headscope/bundled/stickers/config.json", "headscope/py.typed"} <= carried
     assert not any(name.startswith("headscope/recipe") for name in carried)
 
 

@@ -52,10 +52,7 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}
 INTERRUPTED = 130  # 128 and SIGINT, as shells count
 
 WITH_RESUME = ("run", "demo", "trace")
-GOES_ON = (
-    *("search", "sensitivity", "generate", "evaluate"),
-    *("bench search", "bench samplers", "bench buckets", "bench tables"),
-)
+GOES_ON = ("search", "sensitivity", "generate", "evaluate")
 
 app = typer.Typer(
     add_completion=False,
@@ -172,7 +169,7 @@ def _after_a_stop(words: list[str]) -> str:
     if verb in WITH_RESUME:
         instead = " in place of --overwrite" if "--overwrite" in words else ""
         return f"the same command with --resume{instead} goes on with what the folder holds."
-    if verb in GOES_ON or command in GOES_ON:
+    if verb in GOES_ON:
         return "the same command goes on with what is there."
     if verb == "merge":
         return "the folder of --out may hold a part of the trace: remove it, and the same command starts from the beginning."

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 WHOLE = 10_000
 
 
+for _name in ("COLUMNS", "LINES"):  # Rich takes what `isdigit` for a number, a superscript too
+    if not (os.environ.get(_name, "1").isdecimal() and int(os.environ.get(_name, "1"))):
+        del os.environ[_name]
+
+
 class Output(Console):
     """Rich's console, which by itself cuts at 80 columns what goes into a file, and takes a reader that left for an error."""
 
@@ -51,7 +56,7 @@ class Output(Console):
 lines = Output(highlight=False)
 errors = Output(stderr=True, highlight=False)
 
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Device = Annotated[str, typer.Option(help="auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16 (default: float32 on a CPU, else bfloat16).")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by `headscope trace` or `run`.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, or a hub id.")]

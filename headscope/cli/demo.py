@@ -21,4 +21,4 @@ def demo(
     """The whole job on the bundled model, offline. Example: headscope demo --out runs/demo"""
     from headscope.pipeline import Settings
 
-    go("stickers", out, None, Settings(trials=trials, seed=seed), "cpu", None, resume, overwrite)
+    go("stickers", out, None, Settings(trials=trials, seed=seed), "auto", None, resume, overwrite)

@@ -51,7 +51,7 @@ def run(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn together while running.")] = 16,
     quick: Quick = False,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = None,
     resume: Resume = False,
     overwrite: Overwrite = False,

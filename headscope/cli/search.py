@@ -75,7 +75,7 @@ def search(
     out: Annotated[Path | None, typer.Option(help="Run folder of a TOML study (default: runs/ and its model).")] = None,
     quick: Quick = False,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Search a policy; the same command goes on after a stop. Example: headscope search runs/stickers --keep 20%"""
     from headscope.pipeline import open_run, settings_of

@@ -57,7 +57,7 @@ def trace(
     engine: Engine = "processes",
     address: Address = None,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = None,
     resume: Resume = False,
     overwrite: Overwrite = False,

@@ -25,6 +25,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from headscope.errors import CacheError
+from headscope.models.cache_name import cache_name
 
 THROUGH_CACHE = "headscope_compressed"
 _OBSERVED = "headscope_observed_"
@@ -159,9 +160,9 @@ def _switch_of(module: nn.Module) -> _Switch | None:
 
 def _foreign(switch: _Switch | None) -> str | None:
     """The decoder's own attention, for a thread that has no `through_cache` block open; None for one that has."""
-    if switch is None or switch.threads[threading.get_ident()]:
-        return None
-    return switch.original or "eager"
+    if switch is None:  # a copy that was made inside a block, and has no attention of its own
+        return "sdpa"
+    return None if switch.threads[threading.get_ident()] else switch.original or "eager"
 
 
 def attend_through_cache(
@@ -193,7 +194,7 @@ def attend_through_cache(
     if key.shape[2] != query.shape[2]:
         raise CacheError(
             "Inside `with headscope.compressed(...)` the cache must be a headscope CompressedCache, found another one: "
-            "pass `past_key_values=CompressedCache(policy)`."
+            f"pass `{cache_name()}=CompressedCache(policy)`."
         )
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scale, **kwargs)
 

@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Cache
 from transformers.models.auto import modeling_auto
 
 from headscope.errors import DataError, ModelError
+from headscope.facts import said
 from headscope.geometry import Geometry
 from headscope.models.attention import Group, observe
+from headscope.models.cache_name import cache_name
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
 from headscope.models.protocol import Prefix
-from headscope.policy.policy import ModelShape
+from headscope.policy.shape import ModelShape
 from headscope.prompt_files import check_prompt
 
 TEXT_TOKENS = 256
@@ -46,6 +46,7 @@ class CausalLMModel:
         self.name = name
         config = network.config
         self.decoder: nn.Module = network.get_decoder()
+        self._cache = cache_name(self.decoder.forward)
         heads, self.vocabulary = self._probe()
         sliding = getattr(config, "sliding_window", None) or config.max_position_embeddings
         longest = min(config.max_position_embeddings, sliding, tokenizer.model_max_length)
@@ -138,7 +139,7 @@ class CausalLMModel:
     def decode(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
         """See `ImageModel.decode`. Positions leave the padding out: learned ones are not relative, as rotary ones are."""
         positions = None if mask is None else (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
-        past = {"past_key_values": cache, "use_cache": cache is not None}
+        past = {self._cache: cache, "use_cache": cache is not None}
         return self.decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, **past).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -161,8 +162,8 @@ def load_causal_lm(source: str | Path, name: str, device: str, dtype: torch.dtyp
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"{source}: cannot be loaded as a text model ({str(error).strip().splitlines()[0]}).") from error
+    except Exception as error:  # what stands in a folder may fail in any way, in classes of several libraries
+        raise ModelError(f"{source}: cannot be loaded as a text model ({said(error)}).") from error
     network, found = loaded
     head = next(name for name, module in network.named_modules() if module is network.get_output_embeddings())
     check_whole(source, found, (f"{network.base_model_prefix}.", f"{head}."))
@@ -200,6 +201,8 @@ def load_smollm2(name: str, device: str, dtype: torch.dtype) -> CausalLMModel:
 
 def _drawn(text: str) -> torch.Tensor:
     """uint8 [256, 256, 3]."""
+    from PIL import Image, ImageDraw, ImageFont  # here: what runs a policy needs no pillow
+
     lines = [line for part in text.split("\n") for line in textwrap.wrap(part, LETTERS)][:LINES]
     page = Image.new("RGB", (PIXELS, PIXELS), "white")
     ImageDraw.Draw(page).multiline_text((4, 4), "\n".join(lines), "black", ImageFont.load_default(FONT), spacing=2)

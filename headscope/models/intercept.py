@@ -35,7 +35,7 @@ def attach(module: nn.Module, callback: Named) -> Iterator[None]:
     """
     names = _names(module)
     with ExitStack() as stack:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_as_written())
         observed: set[int] = set()
         for decoder in _decoders(module):
             by_number = {part.layer_idx: names[id(part)] for part in decoder.modules() if _computes(part, decoder)}
@@ -51,6 +51,28 @@ def attach(module: nn.Module, callback: Named) -> Iterator[None]:
         inside = stack.enter_context(_module_stack(module))
         stack.enter_context(_Interception(callback, inside, names, observed))
         yield
+
+
+_eager_lock = threading.Lock()
+_eager: dict[str, Any] = {"blocks": 0, "stance": None}
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """Inside the block nothing that was given to `torch.compile` runs compiled. That holds for the process, so the blocks are
+    counted: the last one that ends puts back what the first has found."""
+    with _eager_lock:
+        if not _eager["blocks"]:
+            _eager["stance"] = torch.compiler.set_stance("force_eager")
+            _eager["stance"].__enter__()
+        _eager["blocks"] += 1
+    try:
+        yield
+    finally:
+        with _eager_lock:
+            _eager["blocks"] -= 1
+            if not _eager["blocks"]:
+                _eager.pop("stance").__exit__(None, None, None)
 
 
 def _names(module: nn.Module) -> dict[int, str]:

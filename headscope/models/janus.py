@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, Cache, JanusForConditionalGeneration
 
 from headscope.errors import DataError, ModelError
+from headscope.facts import said
 from headscope.geometry import Geometry
+from headscope.models.cache_name import cache_name
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
 from headscope.models.protocol import Prefix
-from headscope.policy.policy import ModelShape
+from headscope.policy.shape import ModelShape
 from headscope.prompt_files import check_prompt
 
 # The authors' own sampling script: guidance 5, temperature 1, no top-k.
@@ -48,6 +49,7 @@ class JanusModel:
                 "this is not a Janus model headscope can drive."
             )
         self.decoder: nn.Module = network.model.language_model
+        self._cache = cache_name(self.decoder.forward)
         self.vocabulary = int(config.vq_config.num_embeddings)
         limits = [text.max_position_embeddings - side * side]
         if tokenizer.model_max_length < 1_000_000:  # transformers' mark for "not set" is larger
@@ -124,9 +126,8 @@ class JanusModel:
 
     def decode(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
         """See `ImageModel.decode`. Positions count the padding too: rotary attention only reads differences."""
-        return self.decoder(
-            inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
-        ).last_hidden_state
+        past = {self._cache: cache, "use_cache": cache is not None}
+        return self.decoder(inputs_embeds=embeds, attention_mask=mask, **past).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [B, T, C] -> [B, T, V]."""
@@ -147,9 +148,8 @@ def load_janus(source: str | Path, name: str, device: str, dtype: torch.dtype) -
         loaded: Any = JanusForConditionalGeneration.from_pretrained(
             source, dtype=dtype, local_files_only=local, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{source}: cannot be loaded as a Janus model ({reason}).") from error
+    except Exception as error:  # what stands in a folder may fail in any way, in classes of several libraries
+        raise ModelError(f"{source}: cannot be loaded as a Janus model ({said(error)}).") from error
     network, found = loaded
     check_whole(source, found, _DRAWING)
     if tokenizer.chat_template is None and local:

@@ -38,18 +38,21 @@ def known_models() -> list[tuple[str, str]]:
     return [*_BUNDLED.items(), *_TEXT.items(), *_HUB.items(), folder]
 
 
-def load_model(name: str, device: str = "cpu", dtype: torch.dtype | str | None = None) -> ImageModel:
-    """Load a model ready to draw.
+def load_model(name: str, device: str = "auto", dtype: torch.dtype | str | None = None) -> ImageModel:
+    """Load a model ready to generate.
 
     Args:
         name: `stickers`, `smollm2`, a folder, or a hub id such as `deepseek-community/Janus-Pro-1B` (the only case
             that uses a network).
-        dtype: float32 on a CPU and bfloat16 elsewhere, unless given.
+        device: `auto` (CUDA where there is one, else the CPU), or as torch names one: cpu, cuda:1.
+        dtype: of the weights, float32 on a CPU and bfloat16 elsewhere unless given.
+
     Raises:
-        ModelError: unknown name, or a folder or hub id that does not hold a model of a known family.
+        ModelError: unknown name, a folder or hub id that does not hold a model of a known family, or a device that can't be
+            used here.
     """
+    device = resolve_device(device)
     kind = _dtype(dtype, device)
-    check_device(device)
     folder = bundled_folder(name)
     if folder is not None:
         if not (folder / "config.json").is_file():
@@ -159,7 +162,7 @@ def _family(folder: Path) -> str:
         family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         raise ModelError(f"{folder}: no readable config.json in this folder, so it holds no model.") from None
-    if family != "janus" and not is_text_family(family):
+    if not isinstance(family, str) or (family != "janus" and not is_text_family(family)):
         raise ModelError(
             f"{folder}: holds a model of type '{family}'; headscope drives janus models and decoder-only text models."
         )
@@ -170,17 +173,26 @@ def _dtype(dtype: torch.dtype | str | None, device: str) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype is None:
-        return torch.float32 if device == "cpu" else torch.bfloat16
+        return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in names:
         raise ModelError(f"dtype {dtype}: unknown; known are {', '.join(names)}.")
     return names[dtype]
 
 
-def check_device(device: str) -> None:
-    """Raise a ModelError for a device that torch cannot use here."""
+def resolve_device(device: str) -> str:
+    """The device that a name stands for, as torch names it.
+
+    Args:
+        device: `auto`, which is `cuda` where torch can use one and else `cpu`; anything else stays as it is.
+
+    Raises:
+        ModelError: torch cannot use it here.
+    """
+    found = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"device {device}: not usable here ({reason}); use --device cpu.") from None
+        raise ModelError(f"device {device}: not usable here ({reason}); name another one, such as cpu.") from None
+    return found

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import DynamicCache, StaticCache
 
 from headscope.errors import CacheError
 from headscope.models.attention import Group, observe
 from headscope.models.janus import JanusModel
 from headscope.policy.policy import Policy
 from headscope.runtime import CompressedCache, compressed
+from tests.tiny import tiny_model
 
 PROMPTS = ["red apple", "a blue car on a red background"]
 
@@ -119,3 +122,16 @@ def test_another_cache_inside_the_block_is_refused(tiny: JanusModel) -> None:
         tiny.decode(embeds[:, :8], mask[:, :8], cache)
         with pytest.raises(CacheError, match="CompressedCache"):
             tiny.decode(embeds[:, 8:9], mask[:, :9], cache)
+
+
+def test_a_copy_that_was_made_inside_a_block_attends_as_usual() -> None:
+    model = tiny_model()
+    policy = Policy.uniform(model.shape, window=3, stride=1, prefix=8)
+    embeds, mask = inputs(model)
+    with torch.inference_mode():
+        expected = model.decode(embeds, mask)
+        with compressed(model, policy):
+            copied = copy.deepcopy(model)
+        cache = DynamicCache()
+        parts = [copied.decode(embeds[:, :9], mask[:, :9], cache), copied.decode(embeds[:, 9:], mask, cache)]
+    torch.testing.assert_close(torch.cat(parts, 1)[:, 8:], expected[:, 8:], rtol=1e-4, atol=1e-4)

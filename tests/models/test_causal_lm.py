@@ -27,7 +27,7 @@ from headscope.models import causal_lm, known_models, load_model
 from headscope.models.causal_lm import TEXT_TOKENS, CausalLMModel
 from headscope.policy import Policy
 from headscope.recipe.tokenizer import build_tokenizer
-from headscope.runtime import generate
+from headscope.runtime import Sampling, generate
 from headscope.tracing.hooks import watch
 
 NO_ENDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -90,7 +90,7 @@ def test_greedy_tokens_are_those_of_transformers(either: CausalLMModel) -> None:
     ids = either.encode(["red apple"]).ids
     settings: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "max_new_tokens": TEXT_TOKENS, "do_sample": False}
     expected = either.network.generate(ids, **settings)[:, ids.shape[1] :]
-    tokens = generate(either, ["red apple"], 0, temperature=0.0).tokens
+    tokens = generate(either, ["red apple"], 0, sampling=Sampling(temperature=0.0)).tokens
     assert torch.equal(tokens.long(), expected)
     assert len(tokens.unique()) > 3
 

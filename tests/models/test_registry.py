@@ -14,6 +14,7 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration
 from headscope.errors import DataError, ModelError
 from headscope.models import Samples, load_model
 from headscope.models.janus import JanusModel
+from headscope.models.registry import resolve_device
 from headscope.recipe.tokenizer import build_tokenizer
 
 
@@ -169,3 +170,35 @@ def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
     (tmp_path / "s.parquet").write_bytes(b"PAR1 cut")
     with pytest.raises(DataError, match="not a file of recorded pictures"):
         Samples.load(tmp_path / "s.parquet")
+
+
+def test_auto_is_cuda_where_there_is_one_and_bfloat16_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "empty", lambda *size, device: None)  # no device is touched
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (resolve_device("auto"), resolve_device("cuda:1"), resolve_device("cpu")) == ("cuda", "cuda:1", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == "cpu"
+
+
+def test_a_model_says_what_auto_became() -> None:
+    model = load_model("stickers")
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert model.device.type == expected
+    assert model.dtype == (torch.float32 if expected == "cpu" else torch.bfloat16)
+
+
+@pytest.mark.parametrize("device", ["meat", "cuda:99", ""])
+def test_a_device_that_can_not_be_used_is_one_sentence(device: str) -> None:
+    with pytest.raises(ModelError, match="not usable here"):
+        resolve_device(device)
+
+
+@pytest.mark.parametrize(
+    "config",
+    ['{"model_type": "janus", "text_config": 5}', '{"model_type": ["janus"]}', '{"model_type": "llama", "hidden_size": "x"}'],
+)
+def test_a_configuration_that_is_none_is_one_sentence(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ModelError) as told:
+        load_model(str(tmp_path))
+    assert "\n" not in str(told.value)
