@@ -9,24 +9,55 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headscope.heads import classify
-    from headscope.models import load_model
+    from headscope.errors import HeadscopeError
+    from headscope.evaluation import EvaluationConfig, evaluate
+    from headscope.geometry import Geometry
+    from headscope.heads import HeadClassifier, Heads, classify
+    from headscope.models import load_model, observe
     from headscope.pipeline import run
-    from headscope.policy import Policy, load_policy, save_policy
-    from headscope.runtime import CompressedCache, compressed, generate
+    from headscope.policy import (
+        PRESETS,
+        CacheSpec,
+        Limit,
+        ModelShape,
+        Policy,
+        load_policy,
+        make_preset,
+        register_preset,
+        save_policy,
+    )
+    from headscope.runtime import CompressedCache, Sampling, compressed, generate
+    from headscope.samples import Samples
     from headscope.tracing import Selection, TraceDataset, merge_traces, register_statistic, trace, trace_module, watch_live
+    from headscope.tuning import Replay, SearchResult, measure_sensitivity, solve
     from headscope.tuning import tune as search
 
+# Where each public name lives.
 _HOMES = {
+    "HeadscopeError": "errors",
+    "EvaluationConfig": "evaluation",
+    "evaluate": "evaluation",
+    "Geometry": "geometry",
+    "HeadClassifier": "heads",
+    "Heads": "heads",
     "classify": "heads",
     "load_model": "models",
+    "observe": "models",
+    "run": "pipeline",
+    "PRESETS": "policy",
+    "CacheSpec": "policy",
+    "Limit": "policy",
+    "ModelShape": "policy",
     "Policy": "policy",
     "load_policy": "policy",
+    "make_preset": "policy",
+    "register_preset": "policy",
     "save_policy": "policy",
-    "run": "pipeline",
     "CompressedCache": "runtime",
+    "Sampling": "runtime",
     "compressed": "runtime",
     "generate": "runtime",
+    "Samples": "samples",
     "Selection": "tracing",
     "TraceDataset": "tracing",
     "merge_traces": "tracing",
@@ -34,28 +65,55 @@ _HOMES = {
     "trace": "tracing",
     "trace_module": "tracing",
     "watch_live": "tracing",
+    "Replay": "tuning",
+    "SearchResult": "tuning",
+    "measure_sensitivity": "tuning",
+    "solve": "tuning",
     "search": "tuning",
 }
 
 __all__ = [
+    "PRESETS",
+    "CacheSpec",
     "CompressedCache",
+    "EvaluationConfig",
+    "Geometry",
+    "HeadClassifier",
+    "Heads",
+    "HeadscopeError",
+    "Limit",
+    "ModelShape",
     "Policy",
+    "Replay",
+    "Samples",
+    "Sampling",
+    "SearchResult",
     "Selection",
     "TraceDataset",
     "classify",
     "compressed",
+    "evaluate",
     "generate",
     "load_model",
     "load_policy",
+    "make_preset",
+    "measure_sensitivity",
     "merge_traces",
+    "observe",
+    "register_preset",
     "register_statistic",
     "run",
     "save_policy",
     "search",
+    "solve",
     "trace",
     "trace_module",
     "watch_live",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
 
 
 def __getattr__(name: str) -> Any:

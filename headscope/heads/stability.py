@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 from headscope.errors import DataError
 from headscope.heads.classifier import HeadClassifier
 from headscope.heads.features import FEATURES, features
-from headscope.policy.policy import ModelShape
+from headscope.policy.shape import ModelShape
 
 REPEATS = 20
 

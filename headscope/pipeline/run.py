@@ -26,7 +26,7 @@ def run(
     *,
     prompts: str | Path | list[str] | None = None,
     settings: Settings | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -87,7 +87,7 @@ def read_prompts_of(folder: RunFolder) -> dict[str, list[str]]:
     return prompts
 
 
-def open_run(path: str | Path, device: str = "cpu", dtype: str | None = None) -> tuple[ImageModel, RunFolder]:
+def open_run(path: str | Path, device: str = "auto", dtype: str | None = None) -> tuple[ImageModel, RunFolder]:
     """Load the model that a run folder is about.
 
     Raises:

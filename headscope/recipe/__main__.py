@@ -28,7 +28,7 @@ from headscope.recipe.transformer import Plan, train_transformer
 from headscope.recipe.vq import train_vq
 from headscope.recipe.warm_start import take_over_vq
 from headscope.reporting import contact_sheet
-from headscope.runtime import generate
+from headscope.runtime import Sampling, generate
 from headscope.stickereval.detector import WEIGHTS, StickerDetector
 from headscope.stickereval.grader import StickerEval
 from headscope.stickereval.prompts import read_grading_prompts
@@ -120,7 +120,7 @@ def sheet(
     named = scene_prompts if size.scenes else prompts_by_seed
     prompts = named(load_stickers(pictures, size), count, seed)
     loaded = load_model(model)
-    samples = generate(loaded, prompts, seed, guidance=guidance)
+    samples = generate(loaded, prompts, seed, sampling=Sampling(guidance=guidance))
     images = loaded.to_images(samples.tokens)
     contact_sheet([(prompt, [image.numpy()]) for prompt, image in zip(prompts, images, strict=True)], [], out)
     print(out)

@@ -68,9 +68,12 @@ class Parts:
 
     def remove(self) -> None:
         """Delete what was written here, temporary files of a process that was killed too; other files stay."""
-        for pattern in ("[0-9]*.parquet", "curves-*.safetensors", ".[0-9]*.part.parquet", ".curves-*.part.safetensors"):
-            for file in (self.path / "parts").glob(pattern):
-                file.unlink(missing_ok=True)
+        digit = "[0-9]"
+        for written in (f"{6 * digit}.*parquet", f"curves-{4 * digit}.*safetensors"):
+            name, _, ending = written.partition(".*")
+            for pattern in (f"{name}.{ending}", f".{name}.*.part.{ending}"):
+                for file in (self.path / "parts").glob(pattern):
+                    file.unlink(missing_ok=True)
         with suppress(OSError):  # it holds what somebody else put there, or was never made
             (self.path / "parts").rmdir()
 

@@ -47,7 +47,6 @@ def test_a_stopped_run_says_how_to_go_on_and_keeps_what_it_has(tmp_path: Path) -
         (["trace", "stickers"], "the same command with --resume goes on"),
         (["generate", "stickers", "a dog"], "the same command goes on with what is there"),
         (["evaluate", "stickers", "--out", "e"], "the same command goes on with what is there"),
-        (["bench", "search", "runs/a"], "the same command goes on with what is there"),
         (["run", "stickers", "--overwrite"], "the same command with --resume in place of --overwrite goes on"),
         (["bench", "decode", "-o", "d.csv"], "the same command starts from the beginning"),
         (["heads", "runs/a"], "the same command starts from the beginning"),

@@ -16,6 +16,8 @@ from tests.cli.command import headscope
 
 # Beside ours, inside our folders, with names like ours, and of programs that write beside what they read.
 MINE = (
+    "policies/keep-20 2.safetensors", "search/keep-30/presets/mine.safetensors", "trace/parts/20240101.parquet",
+    "trace/parts/curves-old.safetensors", "search/keep-20 copy/trials.parquet",
     "thesis.txt", "drafts/a.txt", "search/thesis.txt", "search/mine/trials.parquet", "search/keep-20/notes.md",
     "policies/keep-20.md", "policies/best.safetensors", "pictures/full/mine.png", "pictures/holiday.png", "figures/paper.pdf",
     "methods.csv.bak", "trace/parts/read-me.txt", "bench/notes.txt", "trace-shards/plan.txt", "RUN.JSON.txt", "heads.csv",

@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from headscope.policy import load_policy, policy_bytes
-from headscope.policy.footprint import plain_bytes
+from headscope.policy import CacheSpec, load_policy
 from headscope.storage import read_json
 from tests.cli.command import headscope, left_by_an_overwrite
 
@@ -40,7 +39,9 @@ def test_several_limits_at_once_and_each_again(command, run: Path) -> None:
     assert set(table.loc[table["method"] == "searched", "budget"]) == {"75%", "60%"}
     for keep in (75, 60):
         policy = load_policy(run / "policies" / f"keep-{keep}.safetensors")
-        assert policy_bytes(policy) <= keep / 100 * plain_bytes(policy.shape, prefix=policy.prefix)
+        assert CacheSpec(policy.shape, policy.prefix).share_of(policy) <= keep / 100
+        assert policy.limit is not None
+        assert policy.limit.share == keep / 100
         assert policy.results["unseen"]["replay_kl"] >= 0
     before = read_json(run / "search" / "keep-60" / "search.json")["best"]
     assert command("search", run, "--keep", "75%, 60%", "--trials", 4).status == 0
@@ -58,10 +59,10 @@ def test_a_limit_for_another_machine_counts_its_cache(command, run: Path) -> Non
     ended = command("search", run, "--memory", "3KiB", "--batch", 2, "--dtype", "bf16", "--no-guidance", "--trials", 3)
     assert ended.status == 0, ended.err
     policy = load_policy(run / "policy.safetensors")
-    assert policy.provenance["limit"] | {"bytes": 0} == {
-        "bytes": 0, "batch": 2, "streams": 1, "dtype": "bfloat16", "of": "all",
-    }  # fmt: skip
-    assert policy_bytes(policy, batch=2, streams=1, dtype="bfloat16") <= 3 * 1024
+    assert policy.limit is not None
+    spec = CacheSpec(policy.shape, policy.prefix, batch=2, streams=1, dtype="bfloat16")
+    assert (policy.limit.bytes, policy.limit.spec) == (3 * 1024, spec)
+    assert spec.bytes_of(policy) <= 3 * 1024
 
 
 def test_the_smallest_cache_for_a_loss(command, run: Path) -> None:
@@ -77,10 +78,12 @@ def test_the_smallest_cache_for_a_loss(command, run: Path) -> None:
 def test_a_front_gives_a_policy_for_each_share(command, run: Path) -> None:
     ended = command("search", run, "--front", "--keep", "80,60%", "--trials", 6)
     assert ended.status == 0, ended.err
-    assert (run / "front.svg").read_text().lstrip().startswith("<?xml")
+    assert (run / "front.svg").read_text().lstrip().startswith(("<?xml", "<svg"))
     for keep in (80, 60):
         policy = load_policy(run / "policies" / f"front-{keep}.safetensors")
-        assert policy_bytes(policy) <= keep / 100 * plain_bytes(policy.shape, prefix=policy.prefix)
+        assert CacheSpec(policy.shape, policy.prefix).share_of(policy) <= keep / 100
+        assert policy.limit is not None
+        assert policy.limit.share == keep / 100
     assert left_by_an_overwrite(run, run.parent) == []
 
 

@@ -13,7 +13,7 @@ from headscope.geometry import Geometry
 from headscope.heads.features import FEATURES
 from headscope.heads.published import read_scores
 from headscope.heads.stability import enough, stability
-from headscope.policy.policy import ModelShape
+from headscope.policy.shape import ModelShape
 from tests.heads.test_classifier import two_kinds
 
 

@@ -217,3 +217,33 @@ def test_two_threads_that_trace_one_imagegpt_leave_it_as_it_was_in_any_order() -
     assert counts == {"first": 1, "second": 1}
     attention = model.h[0].attn
     assert not {"_attn", "_upcast_and_reordered_attn", "_headscope_watchers"} & vars(attention).keys()
+
+
+def test_compiled_code_runs_again_after_blocks_that_end_in_the_order_they_began() -> None:
+    compiled, x = torch.compile(Masked(CAUSAL), backend=(backend := Counted())), torch.randn(1, LENGTH, 32)
+    compiled(x)
+    first = attach(Masked(CAUSAL), lambda *_: None)
+    second = attach(Masked(CAUSAL), lambda *_: None)
+    first.__enter__()
+    entered = backend.ran
+    second.__enter__()
+    first.__exit__(None, None, None)
+    compiled(x)
+    assert backend.ran == entered  # the second block is still open
+    second.__exit__(None, None, None)
+    compiled(x)
+    assert backend.ran == entered + 1
+
+
+class Counted:
+    """A backend of torch.compile that counts its runs."""
+
+    def __init__(self) -> None:
+        self.ran = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable:
+        def run(*args: torch.Tensor) -> object:
+            self.ran += 1
+            return graph.forward(*args)
+
+        return run

@@ -13,7 +13,7 @@ from headscope.errors import DataError
 from headscope.models import Samples
 from headscope.models.janus import JanusModel
 from headscope.policy.policy import Policy
-from headscope.runtime import generate
+from headscope.runtime import Sampling, generate
 from headscope.tracing import Selection, register_statistic, trace, watch, watch_live
 from headscope.tracing.accumulators import Accumulated
 from headscope.tracing.catalogue import CURVES, STATISTICS
@@ -155,7 +155,7 @@ def test_what_the_model_does_not_have_is_one_sentence(tiny: JanusModel, samples:
         Selection(every=0)
     with pytest.raises(DataError, match="expected some of conditional, unconditional"):
         Selection(streams=("both",))
-    unguided = generate(tiny, ["dog"], 0, guidance=1.0)
+    unguided = generate(tiny, ["dog"], 0, sampling=Sampling(guidance=1.0))
     with pytest.raises(DataError, match="no unconditional stream"):
         watch(tiny, unguided, Selection(streams=("unconditional",)))
 
