@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+import headscope
 from headscope.models.cache_name import cache_name
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def test_the_runtime_page_draws_a_picture_in_the_users_own_code() -> None:
@@ -20,3 +23,15 @@ def test_the_runtime_page_draws_a_picture_in_the_users_own_code() -> None:
     assert names["tokens"].shape == (1, 256)
     assert names["pictures"].shape == (1, 64, 64, 3)
     assert names["pictures"].dtype == torch.uint8
+
+
+def test_the_readme_goes_from_prompts_to_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["images"].shape == (4, 64, 64, 3)
+    policy = headscope.load_policy("runs/python/policy.safetensors", names["model"].shape)
+    assert policy.limit == names["limit"]
+    assert names["limit"].spec.share_of(policy) <= 0.2
+    assert not torch.equal(names["small"].tokens, names["samples"].tokens)
