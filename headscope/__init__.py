@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from headscope.evaluation import EvaluationConfig, evaluate
     from headscope.geometry import Geometry
     from headscope.heads import HeadClassifier, Heads, classify
-    from headscope.models import load_model, observe
+    from headscope.models import load_model, observe, register_model
     from headscope.pipeline import run
     from headscope.policy import (
         PRESETS,
@@ -43,6 +43,7 @@ _HOMES = {
     "classify": "heads",
     "load_model": "models",
     "observe": "models",
+    "register_model": "models",
     "run": "pipeline",
     "PRESETS": "policy",
     "CacheSpec": "policy",
@@ -100,6 +101,7 @@ __all__ = [
     "measure_sensitivity",
     "merge_traces",
     "observe",
+    "register_model",
     "register_preset",
     "register_statistic",
     "run",

@@ -22,7 +22,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports go down only. `recipe` stands apart: it may know everything, and nothing imports it.
 FLOORS = {
-    **dict.fromkeys(("errors", "facts", "prompt_files", "provenance", "reading", "storage", "words"), -2),
+    **dict.fromkeys(("errors", "facts", "plugins", "prompt_files", "provenance", "reading", "storage", "words"), -2),
     "geometry": -1,
     **dict.fromkeys(("policy", "overwriting", "run_folder", "samples", "bundled"), 0),
     "models": 1,

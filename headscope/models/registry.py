@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from headscope.errors import DataError, ModelError
 from headscope.models.causal_lm import is_text_family, load_causal_lm, load_smollm2
 from headscope.models.janus import load_janus
 from headscope.models.protocol import ImageModel
+from headscope.plugins import plugged
 from headscope.run_folder import RunFolder
 
 _BUNDLED = {
@@ -26,6 +28,9 @@ _HUB = {
     "deepseek-community/Janus-Pro-1B": "hub: Janus-Pro-1B in transformers' format",
     "deepseek-community/Janus-Pro-7B": "hub: Janus-Pro-7B in transformers' format",
 }
+# How to load models of other packages and of the user, by name.
+Load = Callable[[str, torch.dtype], ImageModel]
+_registered: dict[str, Load] = {}
 # `owner/name`, as a hub spells it.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 # Seconds that a hub may take to say whether it has a model.
@@ -35,7 +40,31 @@ _PATIENCE = 10.0
 def known_models() -> list[tuple[str, str]]:
     """(name, description) of the models that can be named; any folder of the same families can be named too."""
     folder = ("FOLDER", "a folder with a Janus or a decoder-only text model in transformers' format")
-    return [*_BUNDLED.items(), *_TEXT.items(), *_HUB.items(), folder]
+    others = [(name, "registered") for name in sorted(_others())]
+    return [*_BUNDLED.items(), *_TEXT.items(), *others, *_HUB.items(), folder]
+
+
+def register_model(name: str, load: Load) -> None:
+    """Make a model of one's own known by a name, to `load_model` and to every verb in this process.
+
+    A package registers its models for every process by entry points of the group `headscope.models`: the entry point's name,
+    and the function `load`.
+
+    Args:
+        name: letters, digits, `.`, `_` and `-`.
+        load: of a device ("cpu", "cuda:1") and a dtype to an `ImageModel`, ready to generate.
+
+    Raises:
+        ModelError: the name is taken, or no name.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in dict(known_models()):
+        raise ModelError(f"model {name!r}: expected a name of its own, letters, digits, '.', '_' and '-'; {_known()}.")
+    _registered[name] = load
+
+
+def _others() -> dict[str, Load]:
+    """What was registered, before what packages bring."""
+    return {**plugged("models"), **_registered}
 
 
 def load_model(name: str, device: str = "auto", dtype: torch.dtype | str | None = None) -> ImageModel:
@@ -60,6 +89,8 @@ def load_model(name: str, device: str = "auto", dtype: torch.dtype | str | None 
         return load_janus(folder, name, device, kind)
     if name in _TEXT:
         return load_smollm2(name, device, kind)
+    if name in _others():
+        return _others()[name](device, kind)
     if Path(name).is_dir():
         load = load_janus if _family(Path(name)) == "janus" else load_causal_lm
         return load(name, Path(name).resolve().name, device, kind)
@@ -98,7 +129,7 @@ def _look_for(name: str) -> None:
 
 def lasting_name(name: str) -> str:
     """What `load_model(name)` means, whichever the working folder is later: a folder becomes its absolute path."""
-    if bundled_folder(name) is not None or name in _TEXT or not Path(name).is_dir():
+    if _is_named(name) or not Path(name).is_dir():
         return name
     path = Path(name).absolute()
     return str(path.resolve() if os.pardir in path.parts else path)
@@ -136,9 +167,14 @@ def names_a_folder(source: str, model: str) -> bool:
 
     A hub's model is called by its id, a folder's by the folder's own name.
     """
-    if bundled_folder(source) is not None or source in _TEXT:
+    if _is_named(source):
         return False
     return not (_HUB_ID.fullmatch(source) and source == model)
+
+
+def _is_named(name: str) -> bool:
+    """Whether it is the name of a model here, and neither a folder nor a hub's."""
+    return name in _BUNDLED or name in _TEXT or name in _others()
 
 
 def bundled_folder(name: str) -> Path | None:

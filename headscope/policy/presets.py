@@ -13,6 +13,7 @@ import torch
 
 from headscope.errors import BudgetError, HeadscopeError
 from headscope.geometry import Geometry
+from headscope.plugins import plugged
 from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
 from headscope.policy.project import fit
@@ -279,6 +280,8 @@ def make_preset(name: str, limit: Limit, semantic_score: torch.Tensor | None = N
     Raises:
         HeadscopeError: unknown name. BudgetError: it does not fit.
     """
+    for plug in plugged("presets").values() if name not in PRESETS else ():
+        register_preset(plug)
     if name not in PRESETS:
         raise HeadscopeError(f"preset {name}: unknown; known presets are {', '.join(PRESETS)}.")
     return PRESETS[name]().build(limit, semantic_score)

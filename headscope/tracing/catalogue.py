@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from headscope.errors import DataError
+from headscope.plugins import plugged
 from headscope.tracing.accumulators import Accumulated
 
 Function = Callable[[Accumulated], torch.Tensor]
@@ -108,7 +109,10 @@ def register_statistic(
 
 
 def chosen_statistics(full: bool = False) -> dict[str, Statistic]:
-    """The numbers of the default set, or of the full one."""
+    """The numbers of the default set, or of the full one; those that packages bring are in both."""
+    for name, function in plugged("statistics").items():
+        if name not in STATISTICS:
+            register_statistic(name, function)
     return {name: one for name, one in STATISTICS.items() if full or not one.full}
 
 
