@@ -42,7 +42,7 @@ class Geometry:
         return self.cols + self.row_end
 
     @property
-    def span(self) -> int:
+    def stride_row(self) -> int:
         """What a method that goes row by row takes for a row: a row, or in a text, which has a single one, the largest divisor
         of its length that is not above its square root (16 for 256 tokens)."""
         if self.rows > 1:

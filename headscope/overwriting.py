@@ -25,7 +25,7 @@ class Written:
 
 _PARTS = Written(r"\d{6}\.parquet|curves-\d{4}\.safetensors")
 _TRACE = Written(r"(heads|prefix|samples)\.parquet|curves\.safetensors|trace\.json", {"parts": _PARTS})
-_PRESETS = Written(rf"({'|'.join(map(re.escape, PRESETS))})\.safetensors")
+_PRESETS = Written(rf"({'|'.join(map(re.escape, (*PRESETS, 'linear')))})\.safetensors")
 _STUDY = r"(study|front)\.db(-wal|-shm|-journal)?|study\.journal(\.lock.*)?"
 _TABLES = r"presets\.(json|parquet)|trials\.parquet|search\.json|methods\.csv|kl_by_row\.parquet"
 _SEARCH = Written(rf"{_STUDY}|{_TABLES}|sensitivity(-\d+)?(-groups)?\.parquet", {"presets": _PRESETS})

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from headscope.words import duration
 
 if TYPE_CHECKING:
     from headscope.pipeline.settings import Progress as Tell
@@ -117,8 +120,11 @@ def settle_streams() -> None:
 
 @contextmanager
 def progress() -> Iterator[Tell]:
-    """A display that shows one bar for each kind of work."""
+    """A display that shows one bar for each kind of work; without a terminal, a line when each begins and when it ends."""
     warnings.filterwarnings("ignore", module="transformers")
+    if not errors.is_terminal:
+        yield _lines_of_progress()
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -137,6 +143,24 @@ def progress() -> Iterator[Tell]:
             bars.update(tasks[what], completed=done, total=total, note=note)
 
         yield tell
+
+
+def _lines_of_progress() -> Tell:
+    """Tells a task's begin, and its end with the time that it took."""
+    began: dict[str, float] = {}
+    ended: set[str] = set()
+
+    def tell(what: str, done: int, total: int, least: float) -> None:
+        if what not in began:
+            began[what] = time.monotonic()
+            errors.print(f"{what} ({total:,}) ...", markup=False, soft_wrap=True)
+        if done >= total and what not in ended:
+            ended.add(what)
+            note = "" if not math.isfinite(least) else f", least KL {least:.4f}"
+            took = duration(time.monotonic() - began[what])
+            errors.print(f"{what}: {total:,} in {took}{note}", markup=False, soft_wrap=True)
+
+    return tell
 
 
 def settle_threads(model: str) -> None:

@@ -60,7 +60,7 @@ def heads(
     from headscope.pipeline.steps import heads_step
 
     count = clusters if clusters == "bic" else int(clusters)
-    judge = HeadClassifier(seed, method=method, clusters=count, threshold=threshold)
+    judge = HeadClassifier(seed, method=method, n_clusters=count, threshold=threshold)
     model, folder = open_run(run)
     found = heads_step(folder, model, settings_of(folder, seed=seed), judge)
     _counts(found.table)

@@ -31,8 +31,10 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
     Args:
         method: "mixture", a Gaussian mixture with diagonal covariances; "kmeans"; or "threshold", the paper's rule
             (2510.18716): semantic where the first feature, SSD's score, is above `threshold`.
-        clusters: how many, or "bic" for the number with the least Bayesian information criterion among 1 .. 6 mixtures.
-        threshold: for that method alone. seed: of the starts. starts: how many; the likeliest stays.
+        n_clusters: how many, or "bic" for the number with the least Bayesian information criterion among 1 .. 6 mixtures.
+        threshold: for that method alone.
+        random_state: seed of the starts.
+        n_init: how many starts; the likeliest stays.
 
     Attributes after `fit`:
         centres_: float64 [clusters, features], standardised; semantic_: bool [clusters], named by their centroids: those whose
@@ -42,22 +44,22 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         bic_: of mixtures of 1, 2, ... clusters; supported_: the number with the least; verdict_: a sentence.
 
     Example:
-        >>> classifier = HeadClassifier(seed=0).fit(table[list(FEATURES)])  # doctest: +SKIP
+        >>> classifier = HeadClassifier(random_state=0).fit(table[list(FEATURES)])  # doctest: +SKIP
         >>> classifier.predict(table[list(FEATURES)])  # doctest: +SKIP
     """
 
     def __init__(
         self,
-        seed: int = 0,
-        starts: int = 10,
+        random_state: int = 0,
+        n_init: int = 10,
         method: str = "mixture",
-        clusters: int | str = 2,
+        n_clusters: int | str = 2,
         threshold: float = THRESHOLD,
     ) -> None:
-        self.seed = seed
-        self.starts = starts
+        self.random_state = random_state
+        self.n_init = n_init
         self.method = method
-        self.clusters = clusters
+        self.n_clusters = n_clusters
         self.threshold = threshold
 
     def fit(self, X: Any, y: Any = None) -> HeadClassifier:  # noqa: N803
@@ -71,9 +73,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             raise DataError(f"Found {values.shape} features, expected at least two heads and finite numbers: trace again.")
         if self.method not in METHODS:
             raise DataError(f"method {self.method}: unknown; known are {', '.join(METHODS)}.")
-        if self.clusters != "bic" and not (isinstance(self.clusters, int) and 2 <= self.clusters <= len(values)):
+        if self.n_clusters != "bic" and not (isinstance(self.n_clusters, int) and 2 <= self.n_clusters <= len(values)):
             raise DataError(
-                f"clusters {self.clusters}: expected bic, or a number from 2 to {len(values)}, the number of heads."
+                f"n_clusters {self.n_clusters}: expected bic, or a number from 2 to {len(values)}, the number of heads."
             )
         if not 0 <= self.threshold <= 1:
             raise DataError(f"threshold {self.threshold}: expected a number from 0 to 1, the range of SSD's score.")
@@ -82,15 +84,15 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         standard = self._standardised(values)
         self.bic_ = np.array([self._mixture(standard, k, 1).bic(standard) for k in range(1, self._most(len(values)) + 1)])
         self.supported_ = int(self.bic_.argmin()) + 1
-        count = max(self.supported_, 2) if self.clusters == "bic" else int(self.clusters)
+        count = max(self.supported_, 2) if self.n_clusters == "bic" else int(self.n_clusters)
         self.mixture_ = None
         if self.method == "mixture":
-            self.mixture_ = self._mixture(standard, count, self.starts)
+            self.mixture_ = self._mixture(standard, count, self.n_init)
             self.centres_ = self.mixture_.means_
         elif self.method == "kmeans":
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Number of distinct clusters")
-                found = KMeans(count, n_init=self.starts, random_state=self.seed).fit(standard)
+                found = KMeans(count, n_init=self.n_init, random_state=self.random_state).fit(standard)
             self.centres_ = found.cluster_centers_
             self.width_ = max(float(found.inertia_) / standard.size, 1e-9)
         else:
@@ -109,9 +111,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             # Heads that are all alike make one cluster; both classes then get the same centre and every score is .5.
             warnings.filterwarnings("ignore", message="Number of distinct clusters")
             warnings.filterwarnings("ignore", message="Best performing initialization did not converge")
-            return GaussianMixture(count, covariance_type="diag", reg_covar=1e-2, n_init=starts, random_state=self.seed).fit(
-                standard
-            )
+            return GaussianMixture(
+                count, covariance_type="diag", reg_covar=1e-2, n_init=starts, random_state=self.random_state
+            ).fit(standard)
 
     def _name_clusters(self) -> None:
         scores = self.centres_[:, 0]  # by SSD's own score, sparsity
@@ -206,7 +208,7 @@ def classify(
             f"{trace.path}: the table has {len(table)} KV heads, {shape.name} {shape.layers} x {shape.kv_heads}: trace again."
         )
     values = table[list(FEATURES)].to_numpy()
-    classifier = HeadClassifier(seed, method=method, clusters=clusters, threshold=threshold).fit(values)
+    classifier = HeadClassifier(seed, method=method, n_clusters=clusters, threshold=threshold).fit(values)
     classes = classifier.predict(values)
     table.insert(2, "class", classes)
     table.insert(3, "semantic_score", classifier.score_semantic(values))
@@ -219,7 +221,7 @@ def classify(
 def _stability(
     records: pd.DataFrame, shape: ModelShape, classes: np.ndarray, classifier: HeadClassifier, resamples: int
 ) -> np.ndarray:
-    seed = classifier.seed
+    seed = classifier.random_state
     pictures = sorted(records["sample"].unique())
     per_picture = [
         features(part, shape.query_heads, shape.kv_heads)[list(FEATURES)].to_numpy()
@@ -229,6 +231,6 @@ def _stability(
     same = np.zeros(len(classes))
     for turn in range(resamples):
         values = stacked[rng.integers(len(pictures), size=len(pictures))].mean(0)
-        again = clone(classifier).set_params(seed=seed + turn, starts=3)
+        again = clone(classifier).set_params(random_state=seed + turn, n_init=3)
         same += again.fit(values).predict(values) == classes
     return same / max(resamples, 1)

@@ -53,20 +53,20 @@ def stability(
             mixed = rng.permutation(pictures)
             first, second = mixed[:count], mixed[count : 2 * count]
             pair = [np.mean([by_picture[n] for n in part], 0) for part in (first, second)]
-            draws.append(_agreement(pair[0], pair[1], judge, judge.seed))
+            draws.append(_agreement(pair[0], pair[1], judge, judge.random_state))
         rows.append(_row("prompts", str(count), draws))
         count *= 2
     everything = _values(whole, shape)
-    rows.append(_row("seeds", "all", [_agreement(everything, everything, judge, judge.seed + k) for k in range(1, 11)]))
+    rows.append(_row("seeds", "all", [_agreement(everything, everything, judge, judge.random_state + k) for k in range(1, 11)]))
     streams = {name: _values(part, shape) for name, part in whole.groupby("stream")}
     if len(streams) == 2:
         conditional, unconditional = streams.values()
-        rows.append(_row("streams", "both", [_agreement(conditional, unconditional, judge, judge.seed)]))
+        rows.append(_row("streams", "both", [_agreement(conditional, unconditional, judge, judge.random_state)]))
     for band, part in table[table["band"] >= 0].groupby("band"):
-        rows.append(_row("rows", f"band {band}", [_agreement(_values(part, shape), everything, judge, judge.seed)]))
+        rows.append(_row("rows", f"band {band}", [_agreement(_values(part, shape), everything, judge, judge.random_state)]))
     for name, other in (others or {}).items():
         values = _values(other[other["band"] == -1], shape)
-        rows.append(_row("other trace", name, [_agreement(values, everything, judge, judge.seed)]))
+        rows.append(_row("other trace", name, [_agreement(values, everything, judge, judge.random_state)]))
     return pd.DataFrame(rows)
 
 
@@ -84,7 +84,7 @@ def _values(table: pd.DataFrame, shape: ModelShape) -> np.ndarray:
 
 def _agreement(first: np.ndarray, second: np.ndarray, judge: HeadClassifier, seed: int) -> tuple[float, float]:
     one = clone(judge).fit(first)
-    other = clone(judge).set_params(seed=seed).fit(second)
+    other = clone(judge).set_params(random_state=seed).fit(second)
     rand = adjusted_rand_score(one.predict(first), other.predict(second))
     return float(rand), float(spearmanr(one.score_semantic(first), other.score_semantic(second)).statistic)
 

@@ -136,9 +136,9 @@ def heads_step(folder: RunFolder, model: ImageModel, settings: Settings, classif
         heads = classify(
             TraceDataset(folder.trace),
             model.shape,
-            seed=judge.seed,
+            seed=judge.random_state,
             method=judge.method,
-            clusters=judge.clusters,
+            clusters=judge.n_clusters,
             threshold=judge.threshold,
         )
         heads.save(folder.heads)

@@ -80,7 +80,7 @@ class Streaming:
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
         """The paper keeps 4 sinks; 0 to a row here."""
-        row = geometry.span
+        row = geometry.stride_row
         return [cls(anchor) for anchor in dict.fromkeys((0, 1, 2, 4, max(row // 2, 3), max(row, 5)))]
 
 
@@ -108,11 +108,11 @@ class H2O:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearAR:
     """LineAR (2512.04857): `recent` of the tokens are recent rows, the others chosen at each row end by the attention of
     the row just drawn (decay 0); the first row may be kept as anchors. The same in every layer and head."""
 
-    name: ClassVar[str] = "linear"
+    name: ClassVar[str] = "linear_ar"
     recent: float = 0.5
     anchored: bool = False
     strides_a_row: int = 1
@@ -242,7 +242,7 @@ class Random:
 
 
 CONTROLS = ("random_heads", "swapped")  # they tell whether SSD's classes matter; no method that anyone proposes
-_ALL: tuple[type[Preset], ...] = (Full, Streaming, H2O, Linear, Pyramid, SSD, RandomHeads, Swapped, Random)
+_ALL: tuple[type[Preset], ...] = (Full, Streaming, H2O, LinearAR, Pyramid, SSD, RandomHeads, Swapped, Random)
 PRESETS: dict[str, type[Preset]] = {preset.name: preset for preset in _ALL}
 
 
@@ -305,7 +305,7 @@ def _ones(limit: Limit) -> torch.Tensor:
 
 def _row(limit: Limit) -> int:
     """The stride of a row."""
-    return limit.spec.shape.geometry.span
+    return limit.spec.shape.geometry.stride_row
 
 
 def _built(

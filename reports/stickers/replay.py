@@ -45,7 +45,7 @@ def main(
     model, folder = open_run(run)
     samples = Samples.load(folder.samples)
     replay = Replay(model, samples.select(range(min(images, len(samples)))), by_stream=False)
-    limit, row = byte_limit(model, parse_share(keep), replay.prefix, replay.streams), model.shape.geometry.span
+    limit, row = byte_limit(model, parse_share(keep), replay.prefix, replay.streams), model.shape.geometry.stride_row
     even = make_preset("h2o", limit)
     policies = {"window only": make_preset("streaming", limit)}
     policies |= {f"half heavy, stride {stride}": even.replace(stride=stride) for stride in dict.fromkeys((row, row // 2, 1))}

@@ -31,7 +31,7 @@ def main(
 ) -> None:
     """The solver by a table of every head, of groups, of the trace alone."""
     setup, rows = Setup.open(run, folder), []
-    row_length, unseen = setup.model.shape.geometry.span, Unseen(setup)
+    row_length, unseen = setup.model.shape.geometry.stride_row, Unseen(setup)
     groups, path = groups_of(setup.model, RunFolder(run), "groups"), setup.out / "sensitivity.parquet"
     replay = setup.few(table_images)
     tables = {kind: sensitivity_table(replay, kind, groups, path, shown(f"table of {kind}")) for kind in KINDS}

@@ -13,6 +13,7 @@ from headscope.models.janus import JanusModel
 from headscope.policy.files import save_policy
 from headscope.policy.policy import Policy
 from headscope.tracing import TraceDataset
+from tests.cli.command import headscope
 
 
 @pytest.fixture
@@ -52,3 +53,13 @@ def test_run_folders_merge_by_their_traces(tiny_folder: Path, prompts: Path, tmp
         trace(str(tiny_folder), tmp_path / f"run{number}", prompts, 2, 1, seed=seed)
     merge([tmp_path / "run0", tmp_path / "run1"], tmp_path / "both")
     assert TraceDataset(tmp_path / "both").meta["samples"] == 4
+
+
+def test_without_a_terminal_each_step_is_told_when_it_begins_and_ends(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, tmp_path: Path, prompts: Path
+) -> None:
+    ended = headscope(capsys, monkeypatch, "trace", tiny_folder, "--out", tmp_path / "r", "--prompts", prompts)
+    assert ended.status == 0
+    told = [line for line in ended.err.splitlines() if line.startswith("tracing")]
+    assert [line.split(":")[0].partition(" (")[0] for line in told] == ["tracing", "tracing"]
+    assert " in " in told[1]

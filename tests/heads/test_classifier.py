@@ -30,7 +30,7 @@ def two_kinds(seed: int, spatial: int = 30, semantic: int = 12) -> tuple[np.ndar
 @pytest.mark.parametrize("seed", range(4))
 def test_two_kinds_of_heads_are_told_apart(seed: int) -> None:
     values, truth = two_kinds(seed)
-    classifier = HeadClassifier(seed=seed).fit(values)
+    classifier = HeadClassifier(random_state=seed).fit(values)
     assert (classifier.predict(values) == truth).all()
     scores = classifier.score_semantic(values)
     assert scores[truth == "semantic"].min() > 0.5 > scores[truth == "spatial"].max()
@@ -48,7 +48,7 @@ def test_the_score_is_graded_where_the_posterior_saturates() -> None:
 
 def test_the_same_seed_gives_the_same_classes() -> None:
     values = np.random.default_rng(1).random((40, 9))
-    first, second = (HeadClassifier(seed=3).fit(values) for _ in range(2))
+    first, second = (HeadClassifier(random_state=3).fit(values) for _ in range(2))
     assert np.array_equal(first.score_semantic(values), second.score_semantic(values))
 
 
@@ -90,9 +90,9 @@ def test_a_trace_with_nothing_but_nan_still_gives_scores() -> None:
 
 
 def test_parameters_stay_as_given() -> None:
-    classifier = HeadClassifier(seed=7, starts=3)
+    classifier = HeadClassifier(random_state=7, n_init=3)
     classifier.fit(two_kinds(0)[0])
-    expected = {"seed": 7, "starts": 3, "method": "mixture", "clusters": 2, "threshold": 0.2}
+    expected = {"random_state": 7, "n_init": 3, "method": "mixture", "n_clusters": 2, "threshold": 0.2}
     assert classifier.get_params() == expected
 
 
@@ -115,14 +115,14 @@ def test_the_threshold_rule_is_the_papers() -> None:
 
 def test_bic_says_how_many_kinds_the_data_support() -> None:
     values, _ = two_kinds(1, 60, 60)
-    two = HeadClassifier(clusters="bic").fit(values)
+    two = HeadClassifier(n_clusters="bic").fit(values)
     assert two.supported_ == 2
     assert two.verdict_.startswith("The data support two kinds of heads")
     one = HeadClassifier().fit(np.random.default_rng(2).standard_normal((200, 9)))
     assert one.supported_ == 1
     assert one.verdict_.startswith("The data do not support two kinds of heads")
     third = np.concatenate([values, two_kinds(5, 60, 0)[0] + 0.6])
-    three = HeadClassifier(clusters="bic").fit(third)
+    three = HeadClassifier(n_clusters="bic").fit(third)
     assert three.supported_ == 3
     assert len(three.centres_) == 3
     assert "two classes are a choice" in three.verdict_
@@ -131,11 +131,11 @@ def test_bic_says_how_many_kinds_the_data_support() -> None:
 def test_clusters_are_named_by_their_centroids() -> None:
     values, truth = two_kinds(2)
     for seed in range(5):
-        assert (HeadClassifier(seed=seed, method="kmeans").fit(values).predict(values) == truth).all()
-        assert (HeadClassifier(seed=seed).fit(values[::-1]).predict(values) == truth).all()
+        assert (HeadClassifier(random_state=seed, method="kmeans").fit(values).predict(values) == truth).all()
+        assert (HeadClassifier(random_state=seed).fit(values[::-1]).predict(values) == truth).all()
 
 
-@pytest.mark.parametrize("wrong", [{"method": "dbscan"}, {"clusters": 1}, {"clusters": "three"}, {"clusters": 99}])
+@pytest.mark.parametrize("wrong", [{"method": "dbscan"}, {"n_clusters": 1}, {"n_clusters": "three"}, {"n_clusters": 99}])
 def test_unknown_methods_and_numbers_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(DataError, match=r"unknown; known are|expected bic, or a number"):
         HeadClassifier(**wrong).fit(two_kinds(0)[0])

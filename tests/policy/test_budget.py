@@ -189,8 +189,8 @@ def test_presets_are_what_their_papers_say() -> None:
     assert (made["h2o"].window == made["h2o"].heavy).all()
     assert made["h2o"].stride == 1
     assert (made["h2o"].decay == 1).all()
-    assert (made["linear"].decay == 0).all()
-    assert made["linear"].stride == 6
+    assert (made["linear_ar"].decay == 0).all()
+    assert made["linear_ar"].stride == 6
     by_layer = (made["pyramid"].window + made["pyramid"].heavy).float().mean(1)
     assert by_layer[0] > by_layer[1] > by_layer[2]
     semantic = scores > 0.5

@@ -40,11 +40,11 @@ def test_an_impossible_grid_or_stride_is_refused() -> None:
 
 
 def test_a_text_has_spans_in_place_of_rows() -> None:
-    assert Geometry(24, 24, row_end=1).span == 25
-    assert Geometry(1, 256).span == 16
-    assert Geometry(1, 12).span == 3
-    assert Geometry(1, 7).span == 1
-    assert Geometry(1, 256).span in Geometry(1, 256).strides()
+    assert Geometry(24, 24, row_end=1).stride_row == 25
+    assert Geometry(1, 256).stride_row == 16
+    assert Geometry(1, 12).stride_row == 3
+    assert Geometry(1, 7).stride_row == 1
+    assert Geometry(1, 256).stride_row in Geometry(1, 256).strides()
 
 
 @pytest.mark.parametrize("wrong", [{"rows": True}, {"cols": 1.0}, {"rows": 2**70}, {"row_end": -1}, {"cols": "4"}])

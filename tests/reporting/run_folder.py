@@ -23,7 +23,7 @@ METHODS = {
     "searched": (0.01234, "table trial"),
     "h2o": (0.02345, "split 0.5, by_row False"),
     "streaming": (0.03456, "anchor 4"),
-    "linear": (0.04567, "recent 0.7, anchored True"),
+    "linear_ar": (0.04567, "recent 0.7, anchored True"),
     "pyramid": (0.05678, "slope 0.4, recent 0.75"),
     "ssd": (0.06789, "threshold 0.75, ratio 1.0, by_row True"),
 }

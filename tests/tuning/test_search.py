@@ -26,7 +26,7 @@ def test_the_result_is_the_best_of_everything_measured() -> None:
     losses = [Landscape().measure(policy).kl for policy in land.measured]
     assert result.kl == pytest.approx(min(losses))
     assert result.kl <= min(result.incumbents.values()) + 1e-12
-    assert {f"preset {name}" for name in ("streaming", "h2o", "linear", "pyramid", "ssd")} <= set(result.incumbents)
+    assert {f"preset {name}" for name in ("streaming", "h2o", "linear_ar", "pyramid", "ssd")} <= set(result.incumbents)
     assert all(CacheSpec(policy.shape, policy.prefix).bytes_of(policy) <= LIMIT.bytes for policy in land.measured)
     assert (result.trials["state"] == "complete").all()
     assert result.policy.limit == LIMIT
@@ -108,7 +108,7 @@ def test_every_point_of_a_space_fits_the_limit(shares: list[float], keep: float,
         assert all(len(policy.buckets(layer)) <= space.buckets for layer in range(SHAPE.layers))
 
 
-@pytest.mark.parametrize("name", ["streaming", "h2o", "linear", "pyramid", "ssd"])
+@pytest.mark.parametrize("name", ["streaming", "h2o", "linear_ar", "pyramid", "ssd"])
 def test_presets_are_points_of_the_class_space(name: str) -> None:
     strides = fitting_strides(LIMIT)
     space = ClassSpace(LIMIT, SCORES, strides)

@@ -38,7 +38,7 @@ class Option:
 
 def table_stride(geometry: Geometry) -> int:
     """The stride at which tables are measured: a quarter of a row, or a row where that is not one."""
-    quarter = max(geometry.span // 4, 1)
+    quarter = max(geometry.stride_row // 4, 1)
     return quarter if quarter in geometry.strides() else geometry.row_length
 
 
@@ -54,7 +54,7 @@ def default_options(geometry: Geometry) -> list[Option]:
     What each is worth was tried on that model, by the least sum of losses at 50, 30, 20, 15 and 10 % of the cache: of 28
     options measured these give what all give, to 5 %; a dozen without fading ones lost 12 (at 10 %) to 101 % (at 50 %) more.
     """
-    row, most = geometry.span, geometry.tokens - 1
+    row, most = geometry.stride_row, geometry.tokens - 1
     sizes = [
         (1, 0, 1.0),
         (row + 2, 0, 1.0),

@@ -19,7 +19,7 @@ from headscope.storage import read_json, write_json, write_whole
 from headscope.tuning.measure.replay import GivenUp, Measures, chunks
 
 # What a searched policy is compared with, and what SSD's classes are.
-COMPARED = ("streaming", "h2o", "linear", "pyramid", "ssd", *CONTROLS)
+COMPARED = ("streaming", "h2o", "linear_ar", "pyramid", "ssd", *CONTROLS)
 
 ROUNDING = 1.000001
 _UNMEASURED = {"kl": float("nan"), "at_least": float("nan"), "seconds": 0.0}

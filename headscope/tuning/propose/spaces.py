@@ -74,7 +74,7 @@ def fitting_strides(limit: Limit, strides: Sequence[int] | None = None) -> list[
     A stride is dropped where not even every head with one heavy token fits: then no class could use it.
     """
     shape, geometry = limit.spec.shape, limit.spec.shape.geometry
-    row = geometry.span
+    row = geometry.stride_row
     wanted = strides or [max(row // 4, 1), max(row // 2, 1), row, 2 * row]
     valid = sorted(set(wanted) & set(geometry.strides()))
     one = torch.ones(shape.layers, shape.kv_heads)
@@ -113,7 +113,7 @@ class ClassSpace:
             Number("heavy_semantic", 0.0, 1.0, 0.5),
             Number("slope", -0.9, 0.9, 0.0),
             Number("decay", 0.0, 1.0, 1.0),
-            Number("anchor", 0, self.limit.spec.shape.geometry.span, 0, whole=True),
+            Number("anchor", 0, self.limit.spec.shape.geometry.stride_row, 0, whole=True),
             Number("stride", 0, len(self.strides) - 1, len(self.strides) - 1, whole=True),
         )
 
