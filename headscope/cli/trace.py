@@ -66,10 +66,10 @@ def trace(
     from headscope.models import load_model
     from headscope.pipeline import RunFolder, Settings
     from headscope.pipeline.prompts import default_prompts, read_prompts, split
-    from headscope.pipeline.run import read_prompts_of
+    from headscope.pipeline.run import begin, read_prompts_of
     from headscope.pipeline.settings import Crew
     from headscope.pipeline.shards import trace_in_shards
-    from headscope.pipeline.steps import begin, trace_step
+    from headscope.pipeline.steps import trace_step
     from headscope.policy.files import load_policy
 
     check_engine(engine)

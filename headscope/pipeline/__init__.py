@@ -1,8 +1,8 @@
 """The whole job: all steps for one model, into one run folder."""
 
+from headscope.pipeline.recorded import unseen_pictures
 from headscope.pipeline.run import finish, open_run, read_prompts_of, run, settings_of
 from headscope.pipeline.settings import Settings
-from headscope.pipeline.steps import unseen_pictures
 from headscope.pipeline.tables import groups_of
 from headscope.run_folder import RunFolder
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from headscope.models.protocol import ImageModel
+from headscope.pipeline.limits import streams_of
 from headscope.pipeline.settings import Settings
-from headscope.pipeline.steps import streams_of
 from headscope.runtime.plain import PlainCache
 from headscope.tuning.measure.options import default_options
 from headscope.tuning.measure.replay import BATCH_BYTES

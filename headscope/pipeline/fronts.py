@@ -11,10 +11,11 @@ import pandas as pd
 
 from headscope.heads import Heads
 from headscope.models.protocol import ImageModel
+from headscope.pipeline.limits import limit_of
+from headscope.pipeline.recorded import unseen_pictures
 from headscope.pipeline.run import read_prompts_of
 from headscope.pipeline.searching import place_of
 from headscope.pipeline.settings import Crew, Progress, Settings
-from headscope.pipeline.steps import limit_of, unseen_pictures
 from headscope.pipeline.tables import table_of
 from headscope.policy.files import load_policy, save_policy
 from headscope.policy.footprint import parse_share

@@ -8,14 +8,17 @@ from pathlib import Path
 from headscope.errors import DataError
 from headscope.models import load_model
 from headscope.models.protocol import ImageModel
-from headscope.models.registry import source_of
+from headscope.models.registry import lasting_name, source_of
+from headscope.models.tokens import warn_of_unknown_words
 from headscope.pipeline.estimate import Estimate, estimate
+from headscope.pipeline.limits import limit_facts, limit_of
 from headscope.pipeline.prompts import default_prompts, read_prompts, split
 from headscope.pipeline.settings import Progress, Settings
-from headscope.pipeline.steps import begin, compare_step, generate_step, heads_step, search_step, trace_step
+from headscope.pipeline.steps import compare_step, generate_step, heads_step, search_step, trace_step
+from headscope.provenance import machine
 from headscope.reporting import write_report
 from headscope.run_folder import RunFolder
-from headscope.storage import read_json
+from headscope.storage import read_json, write_json
 
 STEPS = ("trace", "heads", "search", "compare", "generate")
 
@@ -57,6 +60,30 @@ def run(
     if announce is not None:
         announce(model, estimate(model, settings, len(parts[0]), len(parts[1]), prefix))
     return finish(model, folder, settings, progress)
+
+
+def begin(
+    model: ImageModel,
+    source: str,
+    folder: RunFolder,
+    parts: tuple[list[str], list[str]],
+    settings: Settings,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Open the run folder: run.json, prompts.json; refuses prompts and limits that can't work before anything is drawn."""
+    calibration, unseen = parts
+    prefix = model.encode([*calibration, *unseen]).ids.shape[1]
+    limited = settings.keep is not None or settings.memory is not None
+    facts = {"limit": limit_facts(limit_of(model, settings, prefix), settings)} if limited else {}
+    kept = {name: value for name, value in vars(settings).items() if name not in ("batch_size",)}
+    asked = {**kept, "prompts": [*calibration, *unseen]}
+    here = machine(model.device, model.dtype)
+    folder.begin(model.shape, lasting_name(source), asked, here, resume=resume, overwrite=overwrite)
+    warn_of_unknown_words(model, [*calibration, *unseen])
+    folder.note(prefix=prefix, seed=settings.seed, **facts)
+    write_json(folder.path / "prompts.json", {"calibration": calibration, "unseen": unseen})
 
 
 def finish(model: ImageModel, folder: RunFolder, settings: Settings, progress: Progress | None = None) -> Path:

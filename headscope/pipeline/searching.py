@@ -13,19 +13,12 @@ import pandas as pd
 from headscope.errors import BudgetError, DataError
 from headscope.models import load_model
 from headscope.models.protocol import ImageModel
+from headscope.pipeline.limits import counted_for, limit_of
 from headscope.pipeline.prompts import default_prompts, read_prompts, split
-from headscope.pipeline.run import read_prompts_of
+from headscope.pipeline.recorded import unseen_pictures
+from headscope.pipeline.run import begin, read_prompts_of
 from headscope.pipeline.settings import Crew, Place, Progress, Settings
-from headscope.pipeline.steps import (
-    begin,
-    compare_step,
-    counted_for,
-    heads_step,
-    limit_of,
-    search_step,
-    trace_step,
-    unseen_pictures,
-)
+from headscope.pipeline.steps import compare_step, heads_step, search_step, trace_step
 from headscope.pipeline.tables import table_of
 from headscope.pipeline.workers import joined
 from headscope.policy.files import load_policy, save_policy

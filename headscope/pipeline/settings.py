@@ -72,3 +72,10 @@ class Place:
 
     search: Path
     policy: Path
+
+
+def as_counts(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    """`progress` for work that counts only units done and in all."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(what, done, total, float("nan"))

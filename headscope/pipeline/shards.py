@@ -9,8 +9,9 @@ from headscope.models import load_model
 from headscope.models.protocol import ImageModel
 from headscope.models.registry import source_of
 from headscope.overwriting import clear_trace, remove_empty
+from headscope.pipeline.recorded import calibration_pictures
 from headscope.pipeline.settings import Crew, Progress, Settings
-from headscope.pipeline.steps import calibration_pictures, timed
+from headscope.pipeline.steps.timed import timed
 from headscope.pipeline.workers import spread
 from headscope.run_folder import RunFolder
 from headscope.samples import Samples

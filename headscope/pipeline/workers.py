@@ -23,8 +23,9 @@ from headscope.errors import HeadscopeError
 from headscope.models import load_model
 from headscope.models.protocol import ImageModel
 from headscope.models.registry import source_of
+from headscope.pipeline.limits import limit_of
 from headscope.pipeline.settings import Crew, Place, Settings
-from headscope.pipeline.steps import limit_of, tuned_under
+from headscope.pipeline.steps import tuned_under
 from headscope.run_folder import RunFolder
 
 # How often Ray starts a worker again that died.

@@ -12,7 +12,8 @@ import pytest
 from headscope.models import load_model
 from headscope.pipeline import RunFolder, Settings
 from headscope.pipeline.prompts import read_prompts, split
-from headscope.pipeline.steps import begin, heads_step, trace_step
+from headscope.pipeline.run import begin
+from headscope.pipeline.steps import heads_step, trace_step
 from tests.cli.command import headscope, left_by_an_overwrite
 
 PROMPTS = "red apple\ndog\nblue car\nred car\napple\nblue dog\n"

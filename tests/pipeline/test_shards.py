@@ -8,8 +8,9 @@ import pytest
 
 from headscope.models import ImageModel
 from headscope.pipeline import RunFolder, Settings, shards
+from headscope.pipeline.run import begin
 from headscope.pipeline.settings import Crew
-from headscope.pipeline.steps import begin, trace_step
+from headscope.pipeline.steps import trace_step
 
 PROMPTS = ["red apple", "dog", "blue car"]
 
