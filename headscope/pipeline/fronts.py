@@ -15,7 +15,7 @@ from headscope.pipeline.limits import limit_of
 from headscope.pipeline.recorded import unseen_pictures
 from headscope.pipeline.run import read_prompts_of
 from headscope.pipeline.searching import place_of
-from headscope.pipeline.settings import Crew, Progress, Settings
+from headscope.pipeline.settings import Crew, Progress, Settings, as_counts
 from headscope.pipeline.tables import table_of
 from headscope.policy.files import load_policy, save_policy
 from headscope.policy.footprint import parse_share
@@ -61,10 +61,7 @@ def search_front(
     largest = max(limits.values(), key=lambda limit: limit.bytes)
     spec = largest.spec
 
-    def counts(what: str, done: int, total: int) -> None:
-        if progress is not None:
-            progress(what, done, total, float("nan"))
-
+    counts = as_counts(progress, "trials of the front")
     table = table_of(model, folder, samples, settings, progress)
     losses = losses_from(table.losses, shape.layers, shape.kv_heads, shape.geometry)
 
@@ -88,37 +85,34 @@ def search_front(
         study=f"{shape.name}, seed {settings.seed}: " if "://" in str(where) else "",
         identity={"weights": shape.weights, "seed": settings.seed, **table_identity(calibration, 1), **spec.to_dict()},
         where=shown(where),
-        progress=lambda done, total, _: counts("trials of the front", done, total),
+        progress=lambda done, total, _: counts and counts(done, total),
     )
     judge = unseen_pictures(model, folder, read_prompts_of(folder)["unseen"], settings, progress)
+    numbers = {keep: found.under(limit.bytes // spec.batch) for keep, limit in limits.items()}
+    there = {keep: number for keep, number in numbers.items() if number is not None}
     unseen = Replay(model, judge, by_stream=False)
-    points, judged = found.points.copy(), {}
+    judged = {number: unseen.measure(found.policies[number]).kl for number in dict.fromkeys(there.values())}
+    plain = spec.full_bytes / spec.batch
     rows = []
-    for keep, limit in limits.items():
-        number = found.under(limit.bytes // spec.batch)
-        if number is None:
-            continue
-        judged[number] = unseen.measure(found.policies[number]).kl
-        row = points.loc[number]
-        file = place_of(folder, keep).policy
-        file = file.with_name(file.name.replace("keep-", "front-"))
+    for keep, number in there.items():
+        row = found.points.loc[number]
         results = {"calibration_kl": float(row["kl"]), "unseen": {"replay_kl": judged[number]}}
         origin = {"method": "front", "origin": str(row["label"]), "seed": settings.seed}
-        save_policy(found.policies[number].replace(limit=limit, provenance=origin, results=results), file)
-        rows.append(
-            {
-                "keep": keep,
-                "kept_ratio": float(row["cache_bytes"]) / (spec.full_bytes / spec.batch),
-                "kl": float(row["kl"]),
-                "unseen_kl": judged[number],
-                "file": str(file),
-            }
-        )
-    points["unseen_kl"] = pd.Series(judged, dtype="float64")
+        file = _file_of(folder, keep)
+        save_policy(found.policies[number].replace(limit=limits[keep], provenance=origin, results=results), file)
+        kept = float(row["cache_bytes"]) / plain
+        rows.append({"keep": keep, "kept_ratio": kept, "kl": float(row["kl"]), "unseen_kl": judged[number], "file": str(file)})
+    points = found.points.assign(unseen_kl=pd.Series(judged, dtype="float64"))
     chosen = pd.DataFrame(rows)
     write_whole(folder.path / "front.csv", partial(_to_csv, points))
-    save_figure(front_chart(points, chosen, spec.full_bytes / spec.batch), folder.path / "front.svg")
+    save_figure(front_chart(points, chosen, plain), folder.path / "front.svg")
     return FrontRun(points, chosen)
+
+
+def _file_of(folder: RunFolder, keep: str) -> Path:
+    """Where the front's policy at a share goes: beside the one searched at that share alone."""
+    file = place_of(folder, keep).policy
+    return file.with_name(file.name.replace("keep-", "front-"))
 
 
 def _found_before(folder: RunFolder, keeps: Sequence[str], model: ImageModel) -> dict[str, Policy]:

@@ -63,25 +63,12 @@ def sweep_presets(
     """
 
     geometry = limit.spec.shape.geometry
-
-    def build(variant: Preset) -> Policy | None:
-        try:
-            return variant.build(limit, semantic_score)
-        except BudgetError:
-            return None
-
-    variants = []
-    for name in names:
-        usual = _variants(name, geometry, quick)
-        shorter = [] if any(build(variant) for variant in usual) else tighter(name, geometry)
-        variants += [(name, variant) for variant in [*usual, *(shorter[:1] if quick else shorter)]]
+    variants = _of_all(names, limit, semantic_score, quick)
     losses = _read_losses(path)
-    policies = [build(variant) for _, variant in variants]
-    for done, index in enumerate(_cheap_first(policies, geometry)):
-        policy = policies[index]
+    for done, index in enumerate(_cheap_first([policy for *_, policy in variants], geometry)):
+        name, _, policy = variants[index]
         if policy is not None:
-            rivals = [other for (name, _), other in zip(variants, policies, strict=True) if name == variants[index][0]]
-            least = _least(losses.get(other.fingerprint(), {}) for other in rivals if other is not None)
+            least = _least(losses.get(other.fingerprint(), {}) for of, _, other in variants if of == name and other is not None)
             known = losses.get(policy.fingerprint(), {})
             if "kl" not in known and known.get("at_least", 0.0) <= least:
                 losses[policy.fingerprint()] = _measured(replay, policy, least)
@@ -89,8 +76,40 @@ def sweep_presets(
                     write_json(path, losses)
         if progress is not None:
             progress(done + 1, len(variants))
-    rows, best, least_of = [], {}, dict.fromkeys(names, float("inf"))
-    for (name, variant), policy in zip(variants, policies, strict=True):
+    found = _swept(variants, losses)
+    if not found.best:
+        raise BudgetError(f"No variant of {', '.join(names)} fits {limit.bytes:,} bytes; expected a larger limit.")
+    if path is not None:
+        write_whole(Path(path).with_name("presets.parquet"), lambda target: found.table.to_parquet(target, index=False))
+    return found
+
+
+# A preset's name, one of its variants, and the policy of that, None where its buffer does not fit the limit.
+Variant = tuple[str, Preset, Policy | None]
+
+
+def _of_all(names: Sequence[str], limit: Limit, semantic_score: torch.Tensor, quick: bool) -> list[Variant]:
+    """Every variant of every preset; with a shorter stride too where none of the usual ones fits."""
+    geometry = limit.spec.shape.geometry
+
+    def build(variant: Preset) -> Policy | None:
+        try:
+            return variant.build(limit, semantic_score)
+        except BudgetError:
+            return None
+
+    variants: list[Variant] = []
+    for name in names:
+        usual = [(name, variant, build(variant)) for variant in _variants(name, geometry, quick)]
+        shorter = [] if any(policy for *_, policy in usual) else tighter(name, geometry)
+        variants += [*usual, *((name, variant, build(variant)) for variant in (shorter[:1] if quick else shorter))]
+    return variants
+
+
+def _swept(variants: Sequence[Variant], losses: Mapping[str, Mapping[str, float]]) -> Sweep:
+    """The table of all variants, and the best of each preset."""
+    rows, best, least_of = [], {}, {name: float("inf") for name, *_ in variants}
+    for name, variant, policy in variants:
         key = "" if policy is None else policy.fingerprint()
         row = {"method": name, "variant": _described(variant), "fits": policy is not None, **_UNMEASURED, "fingerprint": key}
         rows.append(row)
@@ -100,12 +119,7 @@ def sweep_presets(
             if found.get("kl", float("inf")) < least_of[name]:
                 least_of[name] = found["kl"]
                 best[name] = policy.replace(provenance={**policy.provenance, "variant": row["variant"]})
-    if not best:
-        raise BudgetError(f"No variant of {', '.join(names)} fits {limit.bytes:,} bytes; expected a larger limit.")
-    table = pd.DataFrame(rows)
-    if path is not None:
-        write_whole(Path(path).with_name("presets.parquet"), lambda target: table.to_parquet(target, index=False))
-    return Sweep(best, table)
+    return Sweep(best, pd.DataFrame(rows))
 
 
 def _cheap_first(policies: Sequence[Policy | None], geometry: Geometry) -> list[int]:
