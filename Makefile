@@ -5,8 +5,8 @@ VENV := .venv
 OLD := .venv-oldest
 
 # The oldest of every dependency that pyproject.toml admits, but for torch, and what these need in place of the lock's.
-OLDEST := huggingface_hub==1.5.0 Jinja2==3.1.2 matplotlib==3.9.0 numpy==2.0.0 optuna==5.0.0 pandas==2.2.2 pillow==10.3.0 \
-	pydantic==2.8.0 pyarrow==17.0.0 rich==13.8.0 safetensors==0.5.0 scikit-learn==1.5.0 scipy==1.13.1 seaborn==0.13.2 \
+OLDEST := huggingface_hub==1.5.0 Jinja2==3.1.2 matplotlib==3.10.0 numpy==2.0.0 optuna==5.0.0 pandas==2.2.2 pillow==10.3.0 \
+	pydantic==2.8.0 pyarrow==17.0.0 rich==13.8.0 safetensors==0.5.0 scikit-learn==1.5.0 scipy==1.15.0 seaborn==0.13.2 \
 	tokenizers==0.22.2 transformers==5.5.0 typer==0.26.0
 LOCKED := torch|torchmetrics|triton|hypothesis|pytest|pytest-xdist|packaging|hatchling|editables|efficientnet[a-z0-9-]*|resvg_py
 
