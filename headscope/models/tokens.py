@@ -36,7 +36,8 @@ def unknown_sentence(model: ImageModel, prompts: Sequence[str]) -> str | None:
         return None
     more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
     named = ", ".join(words[:SHOWN]) + more
-    return f"{model.name} does not know {'the word' if len(words) == 1 else 'these words'}, and can't draw them: {named}."
+    unknown, it = ("this word", "it") if len(words) == 1 else ("these words", "them")
+    return f"{model.name} does not know {unknown}, and can't draw {it}: {named}."
 
 
 def warn_of_unknown_words(model: ImageModel, prompts: Sequence[str]) -> None:
