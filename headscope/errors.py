@@ -32,4 +32,4 @@ class NumberError(HeadscopeError):
 
 
 class UnknownWords(UserWarning):
-    """Words of a prompt that the model's tokenizer does not know; told before anything is drawn."""
+    """Words of a prompt that the model's tokenizer does not know; told before anything is generated."""

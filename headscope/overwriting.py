@@ -35,7 +35,7 @@ _BENCH = Written(
     r"unseen\.json|sensitivity(-groups)?\.parquet|sensitivity\.json",
     {_KEEP: Written(r"presets\.(json|parquet)|[a-z]+(-[a-z-]+)?-\d+(-whole)?\.(db(-wal|-shm|-journal)?|parquet|safetensors)")},
 )
-_PICTURES = Written(r"sheet\.png|pictures\.parquet", dict.fromkeys(("full", "searched"), Written(r"\d{3,}\.png")))
+_IMAGES = Written(r"sheet\.png|(pictures|images)\.parquet", dict.fromkeys(("full", "searched"), Written(r"\d{3,}\.png")))
 _FIGURES = Written(
     r"(map-\w+|footprints|decay|layers|pairs|dendrogram|streams|stability|needs|L\d+H\d+)\.(png|svg|pdf)",
 )
@@ -114,7 +114,7 @@ def _written_in(run: Path) -> Written:
             "trace-shards": Written("(?!)", {r"\d{3,}": _TRACE}),
             "search": Written(_SEARCH.files, {**_SEARCH.folders, **dict.fromkeys((_KEEP, *defined), _SEARCH)}),
             "policies": Written(rf"({policies})(\.safetensors)?"),
-            "pictures": _PICTURES,
+            **dict.fromkeys(("pictures", "images"), _IMAGES),
             "figures": _FIGURES,
             "bench": _BENCH,
         },

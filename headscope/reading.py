@@ -96,7 +96,7 @@ def read_parquet(
     Args:
         path: of the file.
         missing: see `opened`.
-        kind: what the file should be, such as "a file of recorded pictures".
+        kind: what the file should be, such as "a file of recorded images".
         columns: the ones to read, None for all.
         filters: (column, comparison, value) that rows have to meet.
 

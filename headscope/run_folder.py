@@ -41,12 +41,12 @@ class RunFolder:
 
     @property
     def samples(self) -> Path:
-        """The calibration pictures as tokens."""
+        """The calibration images as tokens."""
         return self.path / "calibration.parquet"
 
     @property
     def unseen(self) -> Path:
-        """Pictures of prompts that neither trace nor search saw, drawn with the full cache."""
+        """Images of prompts that neither trace nor search saw, generated with the full cache."""
         return self.path / "unseen.parquet"
 
     @property
@@ -74,9 +74,9 @@ class RunFolder:
         """Folder of the search."""
         return self.path / "search"
 
-    def table(self, pictures: int) -> Path:
-        """The sensitivity table of the search, measured on so many pictures; it belongs to no limit."""
-        return self.search / f"sensitivity-{pictures}.parquet"
+    def table(self, images: int) -> Path:
+        """The sensitivity table of the search, measured on so many images; it belongs to no limit."""
+        return self.search / f"sensitivity-{images}.parquet"
 
     @property
     def policy(self) -> Path:
@@ -84,9 +84,9 @@ class RunFolder:
         return self.path / "policy.safetensors"
 
     @property
-    def pictures(self) -> Path:
-        """Folder of drawn pictures."""
-        return self.path / "pictures"
+    def images(self) -> Path:
+        """Folder of generated images."""
+        return self.path / "images"
 
     @property
     def json(self) -> Path:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _FACTS = {"guidance": NUMBER, "temperature": NUMBER, "top_k": or_null(whole(1)), "model": TEXT, "weights": TEXT}
 _KEY = b"headscope_samples"
-_KIND = "a file of recorded pictures"
+_KIND = "a file of recorded images"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Samples:
         import pyarrow as pa
 
         columns = _columns()
-        missing = "file; record pictures with `headscope trace` or `generate` first"
+        missing = "file; record images with `headscope trace` or `generate` first"
         table = read_parquet(path, missing, _KIND)
         try:
             text = (table.schema.metadata or {})[_KEY]
@@ -109,8 +109,8 @@ def _columns() -> pa.Schema:
 
 
 def _rectangle(lists: pa.ListArray, where: str) -> torch.Tensor:
-    """int32 [n, N]: the tokens of n pictures, which are all of one length."""
+    """int32 [n, N]: the tokens of n images, which are all of one length."""
     lengths, flat = lists.value_lengths().to_numpy(), lists.flatten()
     if flat.null_count or (len(flat) and flat.to_numpy().min() < 0) or (lengths != lengths[:1]).any():
-        raise DataError(f"{where}: not {_KIND} (tokens that are no codes from 0, or of pictures of several lengths).")
+        raise DataError(f"{where}: not {_KIND} (tokens that are no codes from 0, or of images of several lengths).")
     return torch.from_numpy(flat.to_numpy().reshape(len(lists), -1 if len(flat) else 0).copy())

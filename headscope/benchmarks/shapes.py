@@ -110,7 +110,7 @@ class _Words:
 
 
 def random_janus(name: str, dtype: torch.dtype, device: str, seed: int = 0) -> JanusModel:
-    """A Janus with the decoder of `SIZES[name]`, its codes and its heads; vision tower and picture decoder are stubs."""
+    """A Janus with the decoder of `SIZES[name]`, its codes and its heads; vision tower and image decoder are stubs."""
     size = SIZES[name]
     width, tokens = size.heads * size.head_dim, size.side**2
     config = JanusConfig(

@@ -33,7 +33,7 @@ from headscope.cli.console import errors, say, say_error, settle_streams
 from headscope.errors import HeadscopeError, UnknownWords
 
 # Set before torch is loaded; whoever sets one of these keeps it. The libraries' own bars and notes: ours say what a user needs.
-# And threads that sleep while they wait: spinning ones made two pictures take 149 s in place of 4 with other work on two cores.
+# And threads that sleep while they wait: spinning ones made two images take 149 s in place of 4 with other work on two cores.
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -45,8 +45,8 @@ ENVIRONMENT = {
 # A notebook's shell hands on the name of a backend that this environment need not have; a command opens no window.
 BACKEND = {"MPLBACKEND": "Agg"}
 # glibc gives blocks above 128 KiB back to the system when they are freed, and gets them page by page anew: of two minutes of
-# drawing 16 pictures with a growing cache, 44 s went there, with these 1 s, for a sixth more memory at the peak. Processes that
-# this one starts read them from their environment; for itself it is too late, so `mallopt` says it (its names in malloc.h).
+# generating 16 images with a growing cache, 44 s went there, with these 1 s, for a sixth more memory at the peak. Processes
+# that this one starts read them from their environment; for itself it is too late: `mallopt` (names in malloc.h).
 KEPT_BYTES = str(1 << 30)
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}
 INTERRUPTED = 130  # 128 and SIGINT, as shells count

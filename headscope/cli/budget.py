@@ -17,12 +17,12 @@ def budget(
     batch: Batch = 1,
     policy: Annotated[list[Path] | None, typer.Option(help="A policy file; may be given again.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the cache (default: the model's here).")] = None,
-    guidance: Annotated[bool, typer.Option("--guidance/--no-guidance", help="Two streams a picture, or one.")] = True,
+    guidance: Annotated[bool, typer.Option("--guidance/--no-guidance", help="Two streams an image, or one.")] = True,
     prefix: Annotated[int | None, typer.Option(min=0, help="Tokens of the longest prompt (default: of its own).")] = None,
     keep_of: KeepOf = "all",
     device: Device = "auto",
 ) -> None:
-    """How many pictures fit, and how much of the cache a batch may keep. Example: headscope budget stickers --memory 64MiB"""
+    """How many images fit, and how much of the cache a batch may keep. Example: headscope budget stickers --memory 64MiB"""
     import pandas as pd
 
     from headscope import words
@@ -49,6 +49,6 @@ def budget(
     say(
         f"{loaded.shape.name}: prompts of {longest} tokens, {loaded.shape.geometry.tokens} image tokens, {1 + guidance} streams"
     )
-    rows = [(row.name, f"{row.kept:.1%}", f"{row.bytes:,}", f"{row.pictures:,}") for row in fits.rows]
+    rows = [(row.name, f"{row.kept:.1%}", f"{row.bytes:,}", f"{row.images:,}") for row in fits.rows]
     print_table(pd.DataFrame(rows, columns=["cache", "kept", "bytes per image", f"images in {words.size(room)}"]))
     say(fits.sentence)

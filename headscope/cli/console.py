@@ -69,8 +69,8 @@ PromptFile = Annotated[
     typer.Option(help="Text, a prompt a line; JSON lines with a `prompt`; or a folder of *.txt (default: the model's own)."),
 ]
 Keep = Annotated[str | None, typer.Option(help="Share of the plain cache to keep, such as 20%.")]
-Memory = Annotated[str | None, typer.Option(help="Bytes to keep, such as 12MiB, for --batch pictures.")]
-Batch = Annotated[int, typer.Option(min=1, help="Pictures drawn together that --memory is for.")]
+Memory = Annotated[str | None, typer.Option(help="Bytes to keep, such as 12MiB, for --batch images.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images generated together that --memory is for.")]
 KeepOf = Annotated[str, typer.Option(help="What --keep counts: `all` tokens, or those of the `image`.")]
 Trials = Annotated[int, typer.Option(min=1, help="Trials of the study.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A dry run: no sensitivity table, presets not swept.")]
@@ -166,7 +166,7 @@ def _lines_of_progress() -> Tell:
 def settle_threads(model: str) -> None:
     """One thread for a bundled model: handing over work this small costs more than a second thread saves.
 
-    The demo on two cores: 5.3 minutes with two threads, 4.3 with one (which then also replayed two pictures fewer). Who sets
+    The demo on two cores: 5.3 minutes with two threads, 4.3 with one (which then also replayed two images fewer). Who sets
     OMP_NUM_THREADS decides otherwise.
     """
     import torch

@@ -89,7 +89,7 @@ def _whole_images(out: Path, shape: str, dtype: str, batches: list[int], device:
     import pandas as pd
     import torch
 
-    from headscope.benchmarks.drawing import bench_drawing
+    from headscope.benchmarks.generating import bench_generate
     from headscope.models.registry import resolve_device
     from headscope.provenance import machine, versions
     from headscope.storage import write_json, write_whole
@@ -106,6 +106,6 @@ def _whole_images(out: Path, shape: str, dtype: str, batches: list[int], device:
         write_whole(out, lambda path: pd.DataFrame(rows).to_csv(path, index=False, float_format="%.5g"))
 
     with progress() as tell:
-        table = bench_drawing(shape, batches, dtype=dtype, device=device, progress=tell, after=written)
+        table = bench_generate(shape, batches, dtype=dtype, device=device, progress=tell, after=written)
     _show(pd.DataFrame(table))
     say(f"table: {out}, machine: {out.with_suffix('.run.json')}")

@@ -48,7 +48,7 @@ def evaluate(
     from headscope.evaluation import LAYOUTS, EvaluationConfig, need_packages, read_results
     from headscope.evaluation import evaluate as measure
     from headscope.models import load_model
-    from headscope.pipeline.drawing import draw_in_crew
+    from headscope.pipeline.generating import generate_in_processes
     from headscope.pipeline.settings import Crew
     from headscope.policy import parse_size
     from headscope.reporting.evaluation import write_evaluation
@@ -68,14 +68,14 @@ def evaluate(
         say("not graded: StickerEval grades its own kinds of prompts, of a model of 96 x 96 pixels.")
     config = EvaluationConfig(seeds, guidance, grading, real, layout, parse_size(memory) // workers)
     with progress() as tell:
-        drawers = partial(
-            draw_in_crew, source=model, device=device, crew=Crew(workers=workers),
+        generators = partial(
+            generate_in_processes, source=model, device=device, crew=Crew(workers=workers),
             done=lambda done, total: tell("generating batches", done, total, float("nan")),
         )  # fmt: skip
         found = measure(
             loaded, asked, policies, out, config,
             other_dtype=(lambda: load_model(model, device=device, dtype=other)) if floor else None,
-            drawers=drawers if workers > 1 else None,
+            generators=generators if workers > 1 else None,
             progress=lambda what, done, total: tell(what, done, total, float("nan")),
         )  # fmt: skip
     if imported is not None:
@@ -131,8 +131,8 @@ def _imported(imported: pd.DataFrame, out: Path, images: int) -> None:
 
     write_whole(out / "imported.csv", lambda path: imported.to_csv(path, index=False))
     for row in imported[imported["category"] == "overall"].to_dict("records"):
-        if 0 < row["pictures"] < images:
-            say(f"imported: {row['variant']} has scores of {row['pictures']:,} of its {images:,} images only.")
+        if 0 < row["images"] < images:
+            say(f"imported: {row['variant']} has scores of {row['images']:,} of its {images:,} images only.")
     _table(imported.pivot_table(index="variant", columns="category", values="score", sort=False).reset_index())
 
 

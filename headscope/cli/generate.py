@@ -17,7 +17,7 @@ def generate(
     prompts: PromptFile = None,
     prompt: Annotated[list[str] | None, typer.Option(help="As PROMPT; may be given several times.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images; goes on with what is there.")] = Path(
-        "pictures"
+        "images"
     ),
     each: Annotated[int, typer.Option("-n", min=1, help="Images of each prompt.")] = 1,
     count: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
@@ -35,10 +35,10 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = None,
 ) -> None:
-    """Generate images. Example: headscope generate stickers "red apple, noto style" --policy stickers-20 -n 4 -o pictures"""
+    """Generate images. Example: headscope generate stickers "red apple, noto style" --policy stickers-20 -n 4 -o images"""
     from headscope.models import load_model
     from headscope.pipeline.budgets import free_memory
-    from headscope.pipeline.pictures import Request, generate_images, plan_images
+    from headscope.pipeline.images import Request, generate_images, plan_images
     from headscope.pipeline.prompts import default_prompts, read_prompts
     from headscope.policy.files import load_policy
     from headscope.runtime.sampling import Sampling

@@ -48,7 +48,7 @@ def run(
     trials: Trials = 40,
     calibration: Annotated[int, typer.Option(min=1, help="Prompts to trace and search on.")] = 16,
     unseen: Annotated[int, typer.Option(min=1, help="Prompts to judge by.")] = 16,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn together while running.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images generated together while running.")] = 16,
     quick: Quick = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -56,7 +56,7 @@ def run(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Trace, classify, search, draw and report. Example: headscope run stickers --keep 20% --out runs/stickers"""
+    """Trace, classify, search, generate and report. Example: headscope run stickers --keep 20% --out runs/stickers"""
     from headscope.pipeline import Settings
 
     keep, memory = limit_options(keep, memory)

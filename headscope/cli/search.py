@@ -57,9 +57,9 @@ def search(
     ] = None,
     keep_of: KeepOf = "all",
     trials: Trials = 40,
-    pictures: Annotated[int | None, typer.Option(min=1, help="Calibration pictures a trial replays (default: all).")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Calibration images a trial replays (default: all).")] = None,
     sampler: Annotated[str, typer.Option(help="tpe, gp, cma-es, nsga-ii or random.")] = "tpe",
-    prune: Annotated[bool, typer.Option("--prune/--no-prune", help="Give up what is worse, picture by picture.")] = True,
+    prune: Annotated[bool, typer.Option("--prune/--no-prune", help="Give up what is worse, image by image.")] = True,
     buckets: Annotated[int, typer.Option(min=1, help="Most kinds of heads in a layer.")] = 3,
     table: Annotated[
         str, typer.Option(help="Sensitivity of heads, of groups (class by layer), or by the trace's coverage; auto by size.")
@@ -106,8 +106,8 @@ def search(
     settings = settings_of(folder, keep=single, memory=memory, batch=batch, of=keep_of, trials=trials, quick=quick, seed=seed)
     settings = replace(
         settings,
-        searched_pictures=pictures or settings.calibration,
-        table_pictures=max(settings.table_pictures, min(8, pictures or settings.calibration)),
+        searched_images=images or settings.calibration,
+        table_images=max(settings.table_images, min(8, images or settings.calibration)),
         sampler=sampler,
         prune=prune,
         buckets=buckets,
@@ -153,7 +153,7 @@ def _one(model: ImageModel, folder: RunFolder, settings: Settings, crew: Crew) -
     methods_table(folder.path / "methods.csv", settings.quick)
     say(f"policy: {folder.policy}")
     model_name = _as_argument(source_of(folder))
-    say(f"next: {pasted('headscope', 'generate', model_name, '--policy', folder.policy, '--out', 'pictures')}")
+    say(f"next: {pasted('headscope', 'generate', model_name, '--policy', folder.policy, '--out', 'images')}")
 
 
 def _as_argument(source: str) -> str:
@@ -191,7 +191,7 @@ def _smallest(model: ImageModel, folder: RunFolder, max_loss: float, settings: S
     def told(step: Step) -> None:
         word = "stays below" if step.good else "does not"
         errors.print(
-            f"{step.keep:.1%} kept: {step.calibration:.4f} on calibration pictures, {step.unseen:.4f} on unseen ones; {word}",
+            f"{step.keep:.1%} kept: {step.calibration:.4f} on calibration images, {step.unseen:.4f} on unseen ones; {word}",
             soft_wrap=True,
         )
 

@@ -12,7 +12,7 @@ from headscope.cli.console import Device, Dtype, RunPath, Seed, progress, say, s
 def sensitivity(
     run: RunPath,
     keep: Annotated[str, typer.Option(help="Shares of the plain cache that a head gets, such as 20% or 30%,20%,10%.")] = "20%",
-    pictures: Annotated[int, typer.Option(min=1, help="Calibration pictures to replay.")] = 8,
+    images: Annotated[int, typer.Option(min=1, help="Calibration images to replay.")] = 8,
     stride: Annotated[int, typer.Option(min=1, help="Tokens between two choices of a heavy head.")] = 1,
     seed: Seed = 0,
     device: Device = "auto",
@@ -33,7 +33,7 @@ def sensitivity(
     model, folder = open_run(run, device, dtype)
     settle_threads(model.name)
     with progress() as tell:
-        found = sensitivity_step(model, folder, keeps, pictures=pictures, stride=stride, seed=seed, progress=tell)
+        found = sensitivity_step(model, folder, keeps, images=images, stride=stride, seed=seed, progress=tell)
     for one in found:
         sizes = ", ".join(f"{kind} {option.window} + {option.heavy}" for kind, option in one.options.items())
         say(f"{one.keep}: tokens a head, recent + heavy: {sizes}")

@@ -1,4 +1,4 @@
-"""`headscope trace`: draw pictures and record what every head looks at; `headscope merge` joins such records."""
+"""`headscope trace`: generate images and record what every head looks at; `headscope merge` joins such records."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def trace(
     prompts: PromptFile = None,
     calibration: Annotated[int, typer.Option(min=1, help="Prompts to trace.")] = 16,
     unseen: Annotated[int, typer.Option(min=1, help="Prompts to leave for judging.")] = 16,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn together.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images generated together.")] = 16,
     guidance: Annotated[
         float | None, typer.Option(min=0.0, help="Scale of guidance, 1 for none (default: the model's).")
     ] = None,
@@ -50,7 +50,7 @@ def trace(
     bands: Annotated[int, typer.Option(min=0, help="Bands of rows that get statistics of their own.")] = 0,
     full: Annotated[bool, typer.Option("--full", help="The full set of statistics, several times slower.")] = False,
     live: Annotated[
-        bool, typer.Option("--live", help="Trace while drawing, step by step, not in one pass afterwards.")
+        bool, typer.Option("--live", help="Trace while generating, step by step, not in one pass afterwards.")
     ] = False,
     policy: Annotated[Path | None, typer.Option(help="Trace through this policy's compressed cache (implies --live).")] = None,
     workers: Workers = 1,
@@ -62,7 +62,7 @@ def trace(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw pictures and trace every head. Example: headscope trace stickers --out runs/stickers"""
+    """Generate images and trace every head. Example: headscope trace stickers --out runs/stickers"""
     from headscope.models import load_model
     from headscope.pipeline import RunFolder, Settings
     from headscope.pipeline.prompts import default_prompts, read_prompts, split
@@ -75,7 +75,7 @@ def trace(
     check_engine(engine)
     check_begin(resume, overwrite)
     if workers > 1 and (live or policy is not None):
-        raise typer.BadParameter(f"--workers {workers}: live tracing draws as it goes, in one process; leave one of them out.")
+        raise typer.BadParameter(f"--workers {workers}: live tracing goes with one process; leave one of them out.")
     selection = _selection(layers, heads, rows, stream, every, bands, full)
     texts = default_prompts(model) if prompts is None else read_prompts(prompts)
     settings = Settings(keep=None, calibration=calibration, unseen=unseen, seed=seed, batch_size=batch_size, guidance=guidance)
@@ -105,7 +105,7 @@ def merge(
     from headscope.tracing import merge_traces
 
     merged = merge_traces([path / "trace" if (path / "run.json").is_file() else path for path in traces], out)
-    say(f"trace: {merged.path}, {merged.meta['samples']} pictures")
+    say(f"trace: {merged.path}, {merged.meta['samples']} images")
 
 
 def _selection(

@@ -1,4 +1,4 @@
-"""How far is a set of pictures from real ones: kernel and Fréchet distance on EfficientNet-Lite0 features.
+"""How far is a set of images from real ones: kernel and Fréchet distance on EfficientNet-Lite0 features.
 
 Not to be called FID or KID without saying so: those are on Inception's features, and their figures do not compare with these.
 """
@@ -19,12 +19,12 @@ SUBSETS, SUBSET = 100, 50
 
 @dataclass(frozen=True)
 class Distances:
-    """Kernel distance (mean and standard deviation over subsets) and Fréchet distance, and of how many pictures each."""
+    """Kernel distance (mean and standard deviation over subsets) and Fréchet distance, and of how many images each."""
 
     kernel: float
     kernel_spread: float
     frechet: float
-    pictures: int
+    images: int
     real: int
 
 
@@ -40,7 +40,7 @@ class _Features(nn.Module):
 def distances(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -> Distances:
     """Kernel distance: unbiased squared MMD with the cubic kernel (Binkowski et al. 1801.01401) over random subsets; Fréchet
     distance: of two Gaussians with the sets' means and covariances (Heusel et al. 1706.08500), which is biased upwards where
-    there are fewer pictures than features, so compare it at equal numbers only.
+    there are fewer images than features, so compare it at equal numbers only.
 
     Args:
         features: float32 [n, 1280], of the images.
@@ -48,11 +48,11 @@ def distances(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -> Dist
         seed: of the subsets.
 
     Raises:
-        DataError: fewer than two pictures on a side, or torchmetrics is not installed.
+        DataError: fewer than two images on a side, or torchmetrics is not installed.
     """
-    need_packages("The distance to real pictures")
+    need_packages("The distance to real images")
     if min(len(features), len(real)) < 2:
-        raise DataError(f"Found {len(features)} pictures and {len(real)} real ones; a distance needs at least two of each.")
+        raise DataError(f"Found {len(features)} images and {len(real)} real ones; a distance needs at least two of each.")
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 

@@ -1,4 +1,4 @@
-"""Draw with the full cache and with each policy, from the same prompts and seeds, and measure what became of the pictures."""
+"""Generate with the full cache and with each policy, from the same prompts and seeds, and measure what became of the images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ from headscope.models.protocol import ImageModel
 from headscope.models.tokens import warn_of_unknown_words
 from headscope.policy import Policy
 from headscope.prompt_files import Asked
-from headscope.runtime.batches import FULL, OTHER, OTHER_SEED, Variant, batch_for, batches_to_draw, draw_variant, seconds_of
+from headscope.runtime.batches import (
+    FULL,
+    OTHER,
+    OTHER_SEED,
+    Variant,
+    batch_for,
+    batches_to_generate,
+    generate_variant,
+    seconds_of,
+)
 from headscope.runtime.cache import check_prefix
 from headscope.runtime.sampling import Sampling
 from headscope.samples import Samples
@@ -34,7 +43,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Task:
-    """A batch of pictures to draw into `folder`; `dtype` is what the model is to be loaded in."""
+    """A batch of images to generate into `folder`; `dtype` is what the model is to be loaded in."""
 
     variant: Variant
     dtype: str
@@ -42,8 +51,8 @@ class Task:
     numbers: list[int]
 
 
-# Draws tasks: (tasks, prompts, seeds a prompt, guidance).
-Drawers = Callable[[Sequence[Task], Sequence[str], int, float | None], None]
+# Generates tasks: (tasks, prompts, seeds a prompt, guidance).
+Generators = Callable[[Sequence[Task], Sequence[str], int, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -72,16 +81,16 @@ class Evaluation:
     """What `evaluate` measured.
 
     Attributes:
-        pictures: a row a picture: variant, prompt, seed, text, and where measured psnr, ssim, cosine (to the full cache's
-            picture of the same prompt and seed), agreement (of tokens), tag, correct, reason, found.
-        likeness: a row a variant: means of those, kernel, kernel_spread, frechet (to real pictures), cache_bytes, seconds (a
-            picture).
+        images: a row an image: variant, prompt, seed, text, and where measured psnr, ssim, cosine (to the full cache's
+            image of the same prompt and seed), agreement (of tokens), tag, correct, reason, found.
+        likeness: a row a variant: means of those, kernel, kernel_spread, frechet (to real images), cache_bytes, seconds (a
+            image).
         scores: a row a variant and category: score, low, high, difference, difference_low, difference_high (paired, to the full
             cache); empty without grading prompts.
         by_row: a row a variant and row of the image: agreement.
     """
 
-    pictures: pd.DataFrame
+    images: pd.DataFrame
     likeness: pd.DataFrame
     scores: pd.DataFrame
     by_row: pd.DataFrame
@@ -95,7 +104,7 @@ def evaluate(
     config: EvaluationConfig | None = None,
     *,
     other_dtype: Callable[[], ImageModel] | None = None,
-    drawers: Drawers | None = None,
+    generators: Generators | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate policies; the same call continues in `out` after a stop, and generates and measures no image twice.
@@ -107,7 +116,7 @@ def evaluate(
         out: folder of images and tables.
         config: what and how to measure (default: `EvaluationConfig()`).
         other_dtype: loads the same model in the other dtype, for that floor; None: no such floor.
-        drawers: generates what is missing before this process does, in other processes say; `other_dtype` is then bfloat16
+        generators: generates what is missing before this process does, in other processes say; `other_dtype` is then bfloat16
             beside float32, or float32.
         progress: told (what, done, in all).
 
@@ -129,8 +138,10 @@ def evaluate(
     claim(out, model, asked, seeds, config.guidance, config.layout)  # after all that can be wrong with what was asked
     claim_names(out, policies)
     warn_of_unknown_words(model, texts)
-    if drawers is not None:
-        drawers(_tasks(model, variants, out, len(texts) * seeds, batch, other_dtype is not None), texts, seeds, config.guidance)
+    if generators is not None:
+        generators(
+            _tasks(model, variants, out, len(texts) * seeds, batch, other_dtype is not None), texts, seeds, config.guidance
+        )
     samples = _generated(model, other_dtype, variants, texts, config, out / "tokens", batch, progress)
     measurer = Measurer(model, samples[FULL], asked, out, seeds, config.grading, real, config.layout)
     measured: dict[str, Measured] = {}
@@ -160,7 +171,7 @@ def _tasks(
         floor = "bfloat16" if dtype == "float32" else "float32"
         wanted.append((Variant(FULL), floor, f"{FULL}_{floor}"))
     folders = [(variant, its, out / "tokens" / name) for variant, its, name in wanted]
-    return [Task(*one, numbers) for one in folders for numbers in batches_to_draw(one[2], images, batch)]
+    return [Task(*one, numbers) for one in folders for numbers in batches_to_generate(one[2], images, batch)]
 
 
 def _generated(
@@ -179,7 +190,7 @@ def _generated(
     def generate(source: ImageModel, variant: Variant, name: str) -> None:
         shown = None if progress is None else (lambda done, total: progress(f"generating {name}", done, total))
         sampling = Sampling(config.guidance)
-        found[name] = draw_variant(source, variant, texts, config.seeds, folder / name, batch, sampling, shown)
+        found[name] = generate_variant(source, variant, texts, config.seeds, folder / name, batch, sampling, shown)
 
     for variant in variants:
         generate(model, variant, variant.name)
@@ -205,10 +216,10 @@ def _written(out: Path, measured: dict[str, Measured], sizes: dict[str, int], se
         for name, one in measured.items()
         for row, share in enumerate(one.by_row)
     ]
-    graded = {name: one.pictures for name, one in measured.items() if "tag" in one.pictures}
-    pictures = pd.concat([one.pictures for one in measured.values()], ignore_index=True)
-    found = Evaluation(pictures, pd.DataFrame(rows), _scores(graded), pd.DataFrame(by_row))
-    write_whole(out / "pictures.parquet", lambda path: found.pictures.to_parquet(path, index=False))
+    graded = {name: one.images for name, one in measured.items() if "tag" in one.images}
+    images = pd.concat([one.images for one in measured.values()], ignore_index=True)
+    found = Evaluation(images, pd.DataFrame(rows), _scores(graded), pd.DataFrame(by_row))
+    write_whole(out / "images.parquet", lambda path: found.images.to_parquet(path, index=False))
     for name in ("likeness", "scores", "by_row"):
         _write_csv(getattr(found, name), out / f"{name}.csv")
     return found
@@ -241,8 +252,8 @@ def _real(folder: Path) -> np.ndarray:
     found: list[np.ndarray] = []
     for file in files:
         try:
-            with Image.open(file) as picture:
-                rgb = picture.convert("RGB")
+            with Image.open(file) as image:
+                rgb = image.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # so Pillow says it
             raise DataError(f"{file}: not a readable image ({error}).") from None
         size = rgb.size if not found else (found[0].shape[1], found[0].shape[0])
@@ -251,7 +262,7 @@ def _real(folder: Path) -> np.ndarray:
 
 
 def _check_lengths(policies: Mapping[str, Policy], prompts: Sequence[str], lengths: torch.Tensor) -> None:
-    """Refuse a prompt that is too long for a policy before anything is drawn."""
+    """Refuse a prompt that is too long for a policy before anything is generated."""
     longest = int(lengths.argmax())
     for name, policy in policies.items():
         try:

@@ -1,4 +1,4 @@
-"""Features of pictures by EfficientNet-Lite0 (Tan and Le, 1905.11946), whose weights come in a package of the extra `eval`."""
+"""Features of images by EfficientNet-Lite0 (Tan and Le, 1905.11946), whose weights come in a package of the extra `eval`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def need_packages(what: str) -> None:
 
 
 class FeatureNetwork:
-    """Pictures -> features, the mean over places of the last convolution's output (what the classifier reads)."""
+    """Images -> features, the mean over places of the last convolution's output (what the classifier reads)."""
 
     def __init__(self, device: str = "auto") -> None:
         device = resolve_device(device)
@@ -44,9 +44,9 @@ class FeatureNetwork:
         self.device = device
 
     @torch.inference_mode()
-    def __call__(self, pictures: torch.Tensor | np.ndarray, batch_size: int = 16) -> torch.Tensor:
-        """pictures: uint8 [n, height, width, 3] -> float32 [n, 1280]."""
-        given = torch.as_tensor(np.asarray(pictures))
+    def __call__(self, images: torch.Tensor | np.ndarray, batch_size: int = 16) -> torch.Tensor:
+        """images: uint8 [n, height, width, 3] -> float32 [n, 1280]."""
+        given = torch.as_tensor(np.asarray(images))
         found = []
         for part in given.split(batch_size):
             pixels = part.to(self.device).permute(0, 3, 1, 2).float()

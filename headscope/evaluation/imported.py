@@ -1,4 +1,4 @@
-"""Scores that others gave, brought back: a JSON line a picture, as GenEval's scorer writes them, or a score a variant."""
+"""Scores that others gave, brought back: a JSON line an image, as GenEval's scorer writes them, or a score a variant."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHAPES = (
 def read_results(path: str | Path, variants: list[str], prompts: int | None = None, seeds: int | None = None) -> pd.DataFrame:
     """Scores by variant and category.
 
-    GenEval's `evaluate_images.py` writes a line a picture with `filename`, `tag` and `correct`; the variant is the folder under
+    GenEval's `evaluate_images.py` writes a line an image with `filename`, `tag` and `correct`; the variant is the folder under
     the evaluation's in that path, and `overall` the mean of the tags. Other scorers: a line a variant and category.
 
     Args:
@@ -30,14 +30,14 @@ def read_results(path: str | Path, variants: list[str], prompts: int | None = No
         seeds: images a prompt, likewise.
 
     Returns:
-        Columns variant, category, score, pictures (0 where it is not known).
+        Columns variant, category, score, images (0 where it is not known).
 
     Raises:
-        DataError: missing file, a line of neither shape, of a variant or a picture that this evaluation does not have, or of
+        DataError: missing file, a line of neither shape, of a variant or an image that this evaluation does not have, or of
             one that was scored already.
     """
     path = Path(path)
-    pictures: list[tuple[str, str, bool]] = []
+    images: list[tuple[str, str, bool]] = []
     given: list[tuple[str, str, float, int]] = []
     first: dict[str, str] = {}
     for line in read_lines(path, "file of results"):
@@ -52,13 +52,13 @@ def read_results(path: str | Path, variants: list[str], prompts: int | None = No
                 raise DataError(f"{where}: correct {found['correct']!r}; expected true or false.")
             if text_fault(found["tag"]):
                 raise DataError(f'{where}: tag {found["tag"]!r}; expected a category such as "counting".')
-            name, picture = parts[at], "/".join(parts[at:])
+            name, image = parts[at], "/".join(parts[at:])
             if not _there(parts[at + 1 :], prompts, seeds):
-                raise DataError(f"{where}: {picture} is none of {prompts} prompts x {seeds} pictures; leave it out.")
-            if picture in first:
-                raise DataError(f"{where}: {picture} was scored in {first[picture]} already; leave one out.")
-            first[picture] = where.removeprefix(f"{path}: ")
-            pictures.append((name, found["tag"], found["correct"]))
+                raise DataError(f"{where}: {image} is none of {prompts} prompts x {seeds} images; leave it out.")
+            if image in first:
+                raise DataError(f"{where}: {image} was scored in {first[image]} already; leave one out.")
+            first[image] = where.removeprefix(f"{path}: ")
+            images.append((name, found["tag"], found["correct"]))
         elif isinstance(found, dict) and {"variant", "category", "score"} <= set(found):
             if found["variant"] not in variants:
                 raise DataError(f"{where}: variant {found['variant']}; this evaluation has {', '.join(variants)}.")
@@ -72,23 +72,23 @@ def read_results(path: str | Path, variants: list[str], prompts: int | None = No
             given.append((found["variant"], found["category"], float(score), 0))
         else:
             raise DataError(f"{where}: of no known shape; expected {_SHAPES}.")
-    if not pictures and not given:
+    if not images and not given:
         raise DataError(f"{path}: holds no result; expected {_SHAPES}.")
     rows = list(given)
-    if pictures:
-        table = pd.DataFrame(pictures, columns=["variant", "category", "correct"])
+    if images:
+        table = pd.DataFrame(images, columns=["variant", "category", "correct"])
         for name, part in table.groupby("variant"):
             by_tag = part.groupby("category")["correct"].agg(["mean", "size"])
             rows += [(name, tag, float(row["mean"]), int(row["size"])) for tag, row in by_tag.iterrows()]
             rows.append((name, "overall", float(by_tag["mean"].mean()), len(part)))
         if both := {one[:2] for one in given} & {one[:2] for one in rows[len(given) :]}:
             name, category = min(both)
-            raise DataError(f"{path}: {name} has a score of {category} and pictures that make one too; leave one out.")
-    return pd.DataFrame(rows, columns=["variant", "category", "score", "pictures"])
+            raise DataError(f"{path}: {name} has a score of {category} and images that make one too; leave one out.")
+    return pd.DataFrame(rows, columns=["variant", "category", "score", "images"])
 
 
 def _there(place: tuple[str, ...], prompts: int | None, seeds: int | None) -> bool:
-    """Whether `00000/samples/0000.png` is a picture of the evaluation; of other paths nobody knows."""
+    """Whether `00000/samples/0000.png` is an image of the evaluation; of other paths nobody knows."""
     match = re.fullmatch(r"(\d+)/samples/(\d+)\.png", "/".join(place))
     if match is None or prompts is None or seeds is None:
         return True

@@ -15,7 +15,7 @@ from headscope.prompt_files import read_asked as read_asked
 from headscope.storage import write_text, write_whole
 
 LAYOUTS = ("geneval", "dpg")
-DPG_PICTURES = 4  # a prompt
+DPG_IMAGES = 4  # a prompt
 
 
 def check_layout(layout: str | None, asked: Sequence[Asked], seeds: int) -> None:
@@ -23,7 +23,7 @@ def check_layout(layout: str | None, asked: Sequence[Asked], seeds: int) -> None
 
     Raises:
         DataError: geneval without a tag and what is to be there; dpg without a name of its own for each prompt, or with other
-            than four pictures a prompt.
+            than four images a prompt.
     """
     if layout == "geneval":
         for number, one in enumerate(asked, 1):
@@ -38,22 +38,22 @@ def check_layout(layout: str | None, asked: Sequence[Asked], seeds: int) -> None
                 "layout dpg: DPG-Bench's scorer knows a prompt by the name of its file; give a folder of *.txt "
                 "files, one prompt each."
             )
-        if seeds != DPG_PICTURES:
-            raise DataError(f"layout dpg: takes {DPG_PICTURES} pictures a prompt, not {seeds}; give {DPG_PICTURES} seeds.")
+        if seeds != DPG_IMAGES:
+            raise DataError(f"layout dpg: takes {DPG_IMAGES} images a prompt, not {seeds}; give {DPG_IMAGES} seeds.")
 
 
-def write_geneval(folder: Path, number: int, asked: Asked, pictures: Sequence[np.ndarray]) -> None:
+def write_geneval(folder: Path, number: int, asked: Asked, images: Sequence[np.ndarray]) -> None:
     """`00000/metadata.jsonl` and `00000/samples/0000.png` ...: what `evaluate_images.py` of GenEval takes.
 
     Args:
         folder: of all prompts.
         number: of the prompt.
         asked: the prompt.
-        pictures: uint8 [height, width, 3], one a seed.
+        images: uint8 [height, width, 3], one a seed.
     """
     place = folder / f"{number:05d}"
-    for seed, picture in enumerate(pictures):
-        save_picture(picture, place / "samples" / f"{seed:04d}.png")
+    for seed, image in enumerate(images):
+        save_image(image, place / "samples" / f"{seed:04d}.png")
     write_facts(folder, number, asked)
 
 
@@ -65,18 +65,18 @@ def write_facts(folder: Path, number: int, asked: Asked) -> None:
         write_text(file, text)
 
 
-def write_dpg(folder: Path, asked: Asked, pictures: Sequence[np.ndarray]) -> None:
-    """One 2 x 2 grid a prompt, called after the prompt's file, as `compute_dpg_bench.py` takes with four pictures a prompt.
+def write_dpg(folder: Path, asked: Asked, images: Sequence[np.ndarray]) -> None:
+    """One 2 x 2 grid a prompt, called after the prompt's file, as `compute_dpg_bench.py` takes with four images a prompt.
 
     Raises:
-        DataError: not four pictures.
+        DataError: not four images.
     """
-    if len(pictures) != DPG_PICTURES:
-        raise DataError(f"layout dpg: takes four pictures a prompt, found {len(pictures)}; give four seeds.")
-    rows = [np.concatenate(pictures[first : first + 2], 1) for first in (0, 2)]
-    save_picture(np.concatenate(rows, 0), folder / f"{asked.name}.png")
+    if len(images) != DPG_IMAGES:
+        raise DataError(f"layout dpg: takes four images a prompt, found {len(images)}; give four seeds.")
+    rows = [np.concatenate(images[first : first + 2], 1) for first in (0, 2)]
+    save_image(np.concatenate(rows, 0), folder / f"{asked.name}.png")
 
 
-def save_picture(picture: np.ndarray, path: Path) -> Path:
+def save_image(image: np.ndarray, path: Path) -> Path:
     """uint8 [height, width, 3] as PNG."""
-    return write_whole(path, lambda target: Image.fromarray(np.asarray(picture)).save(target, format="PNG"))
+    return write_whole(path, lambda target: Image.fromarray(np.asarray(image)).save(target, format="PNG"))

@@ -1,4 +1,4 @@
-"""How like are two pictures, picture by picture: torchmetrics' measures, and the cosine of features."""
+"""How like are two images, image by image: torchmetrics' measures, and the cosine of features."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch.nn import functional
 
 from headscope.evaluation.features import need_packages
 
-_TOGETHER = 64  # pictures compared at once
+_TOGETHER = 64  # images compared at once
 
 
-def likeness(pictures: torch.Tensor, reference: torch.Tensor) -> dict[str, torch.Tensor]:
-    """PSNR in dB (infinite for equal pictures) and SSIM (Wang et al. 2004, Gaussian window of 11) of each pair.
+def likeness(images: torch.Tensor, reference: torch.Tensor) -> dict[str, torch.Tensor]:
+    """PSNR in dB (infinite for equal images) and SSIM (Wang et al. 2004, Gaussian window of 11) of each pair.
 
     Args:
-        pictures: uint8 [n, height, width, 3].
+        images: uint8 [n, height, width, 3].
         reference: uint8, the same shape.
 
     Returns:
@@ -23,11 +23,11 @@ def likeness(pictures: torch.Tensor, reference: torch.Tensor) -> dict[str, torch
     Raises:
         DataError: torchmetrics is not installed.
     """
-    need_packages("The likeness of pictures")
+    need_packages("The likeness of images")
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     found: dict[str, list[torch.Tensor]] = {"psnr": [], "ssim": []}
-    for pair in zip(pictures.split(_TOGETHER), reference.split(_TOGETHER), strict=True):
+    for pair in zip(images.split(_TOGETHER), reference.split(_TOGETHER), strict=True):
         one, other = (value.permute(0, 3, 1, 2).double() for value in pair)
         psnr = peak_signal_noise_ratio(one, other, data_range=255.0, reduction="none", dim=(1, 2, 3))
         # In float32, whose convolutions are thirty times as fast; in 0..1, so that little is lost where variances cancel.

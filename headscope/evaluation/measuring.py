@@ -1,4 +1,4 @@
-"""What became of one variant's pictures, beside those of the full cache; what was measured stays, whatever happens."""
+"""What became of one variant's images, beside those of the full cache; what was measured stays, whatever happens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 from headscope.evaluation.distances import distances
 from headscope.evaluation.features import FeatureNetwork
-from headscope.evaluation.layouts import save_picture, write_dpg, write_facts, write_geneval
+from headscope.evaluation.layouts import save_image, write_dpg, write_facts, write_geneval
 from headscope.evaluation.likeness import cosine, likeness, token_agreement
 from headscope.models.protocol import ImageModel
 from headscope.prompt_files import Asked
@@ -31,22 +31,22 @@ GRADED = ["tag", "correct", "reason", "found"]
 _COLUMNS = {
     **dict.fromkeys(("variant", "text"), str),
     **dict.fromkeys(("prompt", "seed", "ssim", "cosine", "agreement"), float),
-    "psnr": object,  # infinite for equal pictures
+    "psnr": object,  # infinite for equal images
 }
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row a picture, as in `Evaluation.pictures`; means and distances; token agreement of each row of the image."""
+    """A row an image, as in `Evaluation.images`; means and distances; token agreement of each row of the image."""
 
-    pictures: pd.DataFrame
+    images: pd.DataFrame
     means: dict[str, float]
     by_row: list[float]
 
 
 @dataclass(frozen=True)
 class Measurer:
-    """Compares pictures with `full`, those of the full cache from the same prompts and seeds.
+    """Compares images with `full`, those of the full cache from the same prompts and seeds.
 
     Attributes:
         model: whose tokens they are.
@@ -69,7 +69,7 @@ class Measurer:
     layout: str | None = None
 
     def measure(self, name: str, samples: Samples) -> Measured:
-        """Write the pictures and measure them, or read what was measured of the very same ones."""
+        """Write the images and measure them, or read what was measured of the very same ones."""
         key = self._key(samples)
         kept = _read(self.out / "measured", name, key)
         if kept is None:
@@ -139,7 +139,7 @@ class Measurer:
 
     @cached_property
     def _common(self) -> bytes:
-        """Digest of all that the measures depend on but the variant's own pictures."""
+        """Digest of all that the measures depend on but the variant's own images."""
         told = [[one.prompt, one.name] for one in self.asked]
         grading = None if self.grading is None else [repr(one) for one in self.grading]
         shape = None if self.real is None else list(self.real.shape)
@@ -153,7 +153,7 @@ class Measurer:
         return digest.digest()
 
     def _key(self, samples: Samples) -> str:
-        """Of what was measured: equal keys, equal pictures and measures."""
+        """Of what was measured: equal keys, equal images and measures."""
         return hashlib.sha256(self._common + samples.tokens.numpy().tobytes()).hexdigest()
 
     def _write(self, folder: Path, images: np.ndarray) -> None:
@@ -164,8 +164,8 @@ class Measurer:
             elif self.layout == "dpg":
                 write_dpg(folder, one, mine)
             else:
-                for seed, picture in enumerate(mine):
-                    save_picture(picture, folder / f"{number:05d}-{seed}.png")
+                for seed, image in enumerate(mine):
+                    save_image(image, folder / f"{number:05d}-{seed}.png")
 
 
 def _images(model: ImageModel, samples: Samples, batch_size: int = 16) -> torch.Tensor:
@@ -175,13 +175,13 @@ def _images(model: ImageModel, samples: Samples, batch_size: int = 16) -> torch.
 
 def _keep(folder: Path, name: str, key: str, measured: Measured) -> None:
     """The table first: where the facts stand, all does."""
-    write_whole(folder / f"{name}.parquet", lambda path: measured.pictures.to_parquet(path, index=False))
+    write_whole(folder / f"{name}.parquet", lambda path: measured.images.to_parquet(path, index=False))
     means = {measure: None if np.isnan(value) else value for measure, value in measured.means.items()}
     write_json(folder / f"{name}.json", {"key": key, "means": means, "by_row": measured.by_row})
 
 
 def _read(folder: Path, name: str, key: str) -> Measured | None:
-    """What was measured of these very pictures; None where nothing was, or where it cannot be read."""
+    """What was measured of these very images; None where nothing was, or where it cannot be read."""
     facts, table = folder / f"{name}.json", folder / f"{name}.parquet"
     if not facts.is_file():
         return None

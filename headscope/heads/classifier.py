@@ -183,7 +183,7 @@ def classify(
 
     method, clusters, threshold: see `HeadClassifier`.
 
-    `confidence` is the posterior of the class given, `stability` the share of `resamples` bootstraps over pictures in
+    `confidence` is the posterior of the class given, `stability` the share of `resamples` bootstraps over images in
     which a classifier fitted anew gives the same class.
 
     A statistic that is no number (attention that overflowed) is warned of, and the mean of the other heads stands in.
@@ -222,15 +222,15 @@ def _stability(
     records: pd.DataFrame, shape: ModelShape, classes: np.ndarray, classifier: HeadClassifier, resamples: int
 ) -> np.ndarray:
     seed = classifier.random_state
-    pictures = sorted(records["sample"].unique())
-    per_picture = [
+    images = sorted(records["sample"].unique())
+    per_image = [
         features(part, shape.query_heads, shape.kv_heads)[list(FEATURES)].to_numpy()
         for _, part in records.groupby("sample", sort=True)
     ]
-    stacked, rng = np.stack(per_picture), np.random.default_rng(seed)
+    stacked, rng = np.stack(per_image), np.random.default_rng(seed)
     same = np.zeros(len(classes))
     for turn in range(resamples):
-        values = stacked[rng.integers(len(pictures), size=len(pictures))].mean(0)
+        values = stacked[rng.integers(len(images), size=len(images))].mean(0)
         again = clone(classifier).set_params(random_state=seed + turn, n_init=3)
         same += again.fit(values).predict(values) == classes
     return same / max(resamples, 1)

@@ -23,7 +23,7 @@ FEATURES = (
 
 
 def features(table: pd.DataFrame, query_heads: int, kv_heads: int) -> pd.DataFrame:
-    """One row per (layer, kv_head): means over pictures, streams and the query heads of the group.
+    """One row per (layer, kv_head): means over images, streams and the query heads of the group.
 
     Numbers that are not finite are left out of the means; a head that has no other gets the mean of all heads.
 
@@ -36,7 +36,7 @@ def features(table: pd.DataFrame, query_heads: int, kv_heads: int) -> pd.DataFra
     if missing := [name for name in FEATURES if name not in table.columns]:
         raise DataError(f"The trace lacks {', '.join(missing)}: trace again with this version.")
     if table.empty:
-        raise DataError("The table of statistics has no row; expected one of every picture and head.")
+        raise DataError("The table of statistics has no row; expected one of every image and head.")
     if int(table["head"].max()) + 1 != query_heads:
         raise DataError(
             f"The trace has {int(table['head'].max()) + 1} query heads a layer, the model {query_heads}: trace this model."
@@ -49,7 +49,7 @@ def features(table: pd.DataFrame, query_heads: int, kv_heads: int) -> pd.DataFra
 
 
 def odd_heads(table: pd.DataFrame) -> int:
-    """How many (layer, query head) have a feature that is not finite in some picture."""
+    """How many (layer, query head) have a feature that is not finite in some image."""
     names = [name for name in FEATURES if name in table.columns]
     odd = ~np.isfinite(table[names].to_numpy(dtype=np.float64)).all(1)
     return len(table.loc[odd, ["layer", "head"]].drop_duplicates())

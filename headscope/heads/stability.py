@@ -27,7 +27,7 @@ def stability(
     """Agreement of two classifications, each fitted on its own data: adjusted Rand index of the classes, Spearman's rank
     correlation of the graded scores.
 
-    Rows: `prompts` n, two disjoint sets of n pictures each, REPEATS draws; `seeds`, the same data and another seed;
+    Rows: `prompts` n, two disjoint sets of n images each, REPEATS draws; `seeds`, the same data and another seed;
     `streams`, the conditional against the unconditional one; `rows`, each band of rows against the whole image, where the
     trace has bands; and each of `others`, traces of the same model made otherwise (another guidance scale, say).
 
@@ -36,23 +36,23 @@ def stability(
     Returns:
         what, value, rand, rand_low, rand_high (10 and 90 % of the draws), rank, rank_low, rank_high, draws.
     Raises:
-        DataError: fewer than two pictures.
+        DataError: fewer than two images.
     """
     judge = classifier or HeadClassifier()
     whole = table[table["band"] == -1]
-    pictures = np.array(sorted(whole["sample"].unique()))
-    if len(pictures) < 2:
-        raise DataError(f"Found {len(pictures)} picture, expected at least two: trace more prompts.")
+    images = np.array(sorted(whole["sample"].unique()))
+    if len(images) < 2:
+        raise DataError(f"Found {len(images)} image, expected at least two: trace more prompts.")
     rng = np.random.default_rng(seed)
-    by_picture = {number: _values(part, shape) for number, part in whole.groupby("sample")}
+    by_image = {number: _values(part, shape) for number, part in whole.groupby("sample")}
     rows = []
     count = 1
-    while 2 * count <= len(pictures):
+    while 2 * count <= len(images):
         draws = []
         for _ in range(REPEATS):
-            mixed = rng.permutation(pictures)
+            mixed = rng.permutation(images)
             first, second = mixed[:count], mixed[count : 2 * count]
-            pair = [np.mean([by_picture[n] for n in part], 0) for part in (first, second)]
+            pair = [np.mean([by_image[n] for n in part], 0) for part in (first, second)]
             draws.append(_agreement(pair[0], pair[1], judge, judge.random_state))
         rows.append(_row("prompts", str(count), draws))
         count *= 2

@@ -27,7 +27,7 @@ from headscope.prompt_files import check_prompt
 
 TEXT_TOKENS = 256
 GUIDANCE, TEMPERATURE, TOP_K = 1.0, 0.8, 50
-PIXELS, FONT, LETTERS, LINES = 256, 8, 60, 24  # of a drawn text
+PIXELS, FONT, LETTERS, LINES = 256, 8, 60, 24  # of a generated text
 
 
 class CausalLMModel:

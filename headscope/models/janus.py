@@ -23,7 +23,7 @@ from headscope.prompt_files import check_prompt
 
 # The authors' own sampling script: guidance 5, temperature 1, no top-k.
 GUIDANCE, TEMPERATURE, TOP_K = 5.0, 1.0, None
-# What draws: the rest of a Janus looks at pictures or writes text.
+# What generates: the rest of a Janus looks at images or writes text.
 _DRAWING = (
     "model.language_model.",
     "model.generation_",
@@ -134,10 +134,10 @@ class JanusModel:
         return self.network.model.generation_head(hidden)
 
     def to_images(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Image codes [B, N] -> uint8 [B, height, width, 3]; one picture at a time, so that memory stays small."""
+        """Image codes [B, N] -> uint8 [B, height, width, 3]; one image at a time, so that memory stays small."""
         with torch.inference_mode():
-            pictures = [self.network.decode_image_tokens(row[None].long().to(self.device)) for row in tokens]
-        return torch.cat([((p.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu() for p in pictures])
+            images = [self.network.decode_image_tokens(row[None].long().to(self.device)) for row in tokens]
+        return torch.cat([((p.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu() for p in images])
 
 
 def load_janus(source: str | Path, name: str, device: str, dtype: torch.dtype) -> JanusModel:

@@ -41,7 +41,7 @@ class Prefix:
 
 
 class ImageModel(Protocol):
-    """A text-to-image transformer that draws raster-ordered codes.
+    """A text-to-image transformer that generates raster-ordered codes.
 
     Attributes:
         name: what the user called it.

@@ -20,8 +20,8 @@ from headscope.plugins import plugged
 from headscope.run_folder import RunFolder
 
 _BUNDLED = {
-    "stickers": "bundled: draws 64 x 64 stickers from words, runs offline on a laptop",
-    "stickers-scenes": "bundled: draws 96 x 96 scenes of one to four stickers, 24 x 24 tokens, still learning",
+    "stickers": "bundled: generates 64 x 64 stickers from words, runs offline on a laptop",
+    "stickers-scenes": "bundled: generates 96 x 96 scenes of one to four stickers, 24 x 24 tokens, still learning",
 }
 _TEXT = {"smollm2": 'extra "text": SmolLM2-135M-Instruct, continues a prompt by 256 tokens of text, runs offline'}
 _HUB = {

@@ -30,7 +30,7 @@ def unknown_words(model: ImageModel, prompts: Sequence[str]) -> list[str]:
 
 
 def unknown_sentence(model: ImageModel, prompts: Sequence[str]) -> str | None:
-    """What to tell a user before anything is drawn; None where every word is known."""
+    """What to tell a user before anything is generated; None where every word is known."""
     words = unknown_words(model, prompts)
     if not words:
         return None

@@ -1,6 +1,6 @@
 """The whole job: all steps for one model, into one run folder."""
 
-from headscope.pipeline.recorded import unseen_pictures
+from headscope.pipeline.recorded import unseen_images
 from headscope.pipeline.run import finish, open_run, read_prompts_of, run, settings_of
 from headscope.pipeline.settings import Settings
 from headscope.pipeline.tables import groups_of
@@ -15,5 +15,5 @@ __all__ = [
     "read_prompts_of",
     "run",
     "settings_of",
-    "unseen_pictures",
+    "unseen_images",
 ]

@@ -18,17 +18,17 @@ SHARES = (1.0, 0.5, 0.3, 0.2, 0.15, 0.1)
 
 @dataclass(frozen=True)
 class Row:
-    """A cache: its share of the plain one, bytes a picture, and how many pictures fit."""
+    """A cache: its share of the plain one, bytes an image, and how many images fit."""
 
     name: str
     kept: float
     bytes: int
-    pictures: int
+    images: int
 
 
 @dataclass(frozen=True)
 class Fits:
-    """Attributes: rows; allowed: the share that `batch` pictures may keep (above 1: all of it); sentence: that in words."""
+    """Attributes: rows; allowed: the share that `batch` images may keep (above 1: all of it); sentence: that in words."""
 
     rows: tuple[Row, ...]
     allowed: float
@@ -36,7 +36,7 @@ class Fits:
 
 
 def what_fits(spec: CacheSpec, room: int, policies: Mapping[str, Policy], shares: Sequence[float] = SHARES) -> Fits:
-    """Count pictures by everything that is allocated for a cache; the weights and the work of a step come on top.
+    """Count images by everything that is allocated for a cache; the weights and the work of a step come on top.
 
     Args:
         spec: what a cache is counted for, and how many images are to be generated together.
@@ -59,16 +59,16 @@ def what_fits(spec: CacheSpec, room: int, policies: Mapping[str, Policy], shares
 
 
 def _sentence(batch: int, allowed: float, smallest: float) -> str:
-    pictures = "1 picture" if batch == 1 else f"{batch:,} pictures"
+    images = "1 image" if batch == 1 else f"{batch:,} images"
     if allowed >= 1:
-        return f"A batch of {pictures} fits with the plain cache: no policy is needed."
+        return f"A batch of {images} fits with the plain cache: no policy is needed."
     if allowed < smallest:
         return (
-            f"A batch of {pictures} does not fit with any policy: the smallest keeps {smallest:.1%}, "
-            f"there is room for {allowed:.1%}; draw {max(int(batch * allowed / smallest), 0):,} at a time."
+            f"A batch of {images} does not fit with any policy: the smallest keeps {smallest:.1%}, "
+            f"there is room for {allowed:.1%}; generate {max(int(batch * allowed / smallest), 0):,} at a time."
         )
     share = f"{floor(1000 * allowed) / 10:g}%"
-    return f"A batch of {pictures} may keep {share}: headscope search RUN --keep {share}"
+    return f"A batch of {images} may keep {share}: headscope search RUN --keep {share}"
 
 
 def free_memory(device: str) -> int:

@@ -41,7 +41,7 @@ class Estimate:
 
 @torch.inference_mode()
 def estimate(model: ImageModel, settings: Settings, calibration: int, unseen: int, prefix: int) -> Estimate:
-    """Time one parallel pass over one picture and a few decoding steps; count the rest."""
+    """Time one parallel pass over one image and a few decoding steps; count the rest."""
     tokens, streams = model.shape.geometry.tokens, streams_of(model, settings)
     rows = streams * min(settings.batch_size, max(calibration, unseen))
     embeds = model.embed_tokens(torch.zeros(streams, tokens, dtype=torch.int64, device=model.device))
@@ -52,7 +52,7 @@ def estimate(model: ImageModel, settings: Settings, calibration: int, unseen: in
     model.decode(embeds[:1, : tokens // 2].repeat(rows, 1, 1), None, cache)
     decoding = _least(lambda: model.decode(step, None, cache), STEPS)
     replayed = CHUNKED * parallel
-    searched = min(settings.searched_pictures, calibration)
+    searched = min(settings.searched_images, calibration)
     heads = model.shape.layers * model.shape.kv_heads
     cells = len(default_options(model.shape.geometry)) * heads
     seconds = {
@@ -64,18 +64,18 @@ def estimate(model: ImageModel, settings: Settings, calibration: int, unseen: in
         "report": 5.0,
     }
     weights = sum(p.numel() * p.element_size() for p in model.decoder.parameters())
-    tables = 4 * tokens * model.vocabulary * max(searched + settings.table_pictures, unseen)
+    tables = 4 * tokens * model.vocabulary * max(searched + settings.table_images, unseen)
     return Estimate(seconds, LIBRARIES + 2 * weights + tables + BATCH_BYTES)
 
 
-def _search(settings: Settings, cells: int, pictures: int, parallel: float) -> float:
+def _search(settings: Settings, cells: int, images: int, parallel: float) -> float:
     """Seconds of the table (most cells skip the layers below), the presets and the trials."""
-    replays = (settings.trials + (5 if settings.quick else OTHER_REPLAYS)) * pictures * CHUNKED * parallel
-    return replays if settings.quick else replays + 0.6 * cells * min(settings.table_pictures, pictures) * parallel
+    replays = (settings.trials + (5 if settings.quick else OTHER_REPLAYS)) * images * CHUNKED * parallel
+    return replays if settings.quick else replays + 0.6 * cells * min(settings.table_images, images) * parallel
 
 
-def _draws(pictures: int, settings: Settings) -> int:
-    return math.ceil(pictures / settings.batch_size)
+def _draws(images: int, settings: Settings) -> int:
+    return math.ceil(images / settings.batch_size)
 
 
 def _least(work: Callable[[], object], times: int) -> float:

@@ -12,7 +12,7 @@ import pandas as pd
 from headscope.heads import Heads
 from headscope.models.protocol import ImageModel
 from headscope.pipeline.limits import limit_of
-from headscope.pipeline.recorded import unseen_pictures
+from headscope.pipeline.recorded import unseen_images
 from headscope.pipeline.run import read_prompts_of
 from headscope.pipeline.searching import place_of
 from headscope.pipeline.settings import Crew, Progress, Settings, as_counts
@@ -72,7 +72,7 @@ def search_front(
         towards = classes.build(neutral(classes))
         return TableSpace(limit, scores, strides, losses, towards=towards, buckets=settings.buckets)
 
-    calibration = study_replay(model, samples.select(range(min(settings.searched_pictures, len(samples)))))
+    calibration = study_replay(model, samples.select(range(min(settings.searched_images, len(samples)))))
     where = (crew.storage if crew else None) or folder.search / "front.db"
     found = search_the_front(
         calibration,
@@ -87,7 +87,7 @@ def search_front(
         where=shown(where),
         progress=lambda done, total, _: counts and counts(done, total),
     )
-    judge = unseen_pictures(model, folder, read_prompts_of(folder)["unseen"], settings, progress)
+    judge = unseen_images(model, folder, read_prompts_of(folder)["unseen"], settings, progress)
     numbers = {keep: found.under(limit.bytes // spec.batch) for keep, limit in limits.items()}
     there = {keep: number for keep, number in numbers.items() if number is not None}
     unseen = Replay(model, judge, by_stream=False)

@@ -33,7 +33,7 @@ def counted_for(model: ImageModel, settings: Settings, prefix: int) -> CacheSpec
 
 
 def streams_of(model: ImageModel, settings: Settings) -> int:
-    """Rows of the batch that one picture takes: two under guidance."""
+    """Rows of the batch that one image takes: two under guidance."""
     return 1 if (model.guidance if settings.guidance is None else settings.guidance) == 1.0 else 2
 
 

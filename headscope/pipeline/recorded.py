@@ -13,7 +13,7 @@ from headscope.runtime import Sampling, generate
 from headscope.samples import Samples
 
 
-def calibration_pictures(
+def calibration_images(
     model: ImageModel,
     folder: RunFolder,
     prompts: list[str],
@@ -21,15 +21,15 @@ def calibration_pictures(
     progress: Progress | None = None,
     policy: Policy | None = None,
 ) -> Samples:
-    """The pictures to trace and search on: calibration.parquet."""
+    """The images to trace and search on: calibration.parquet."""
     return _drawn(model, folder.samples, prompts, settings, settings.seed, "calibration", progress, policy)
 
 
-def unseen_pictures(
+def unseen_images(
     model: ImageModel, folder: RunFolder, prompts: list[str], settings: Settings, progress: Progress | None = None
 ) -> Samples:
-    """Pictures of prompts that no search sees, drawn with the full cache: unseen.parquet."""
-    seed = int(folder.read().get("seed", settings.seed)) + 10_000  # other random numbers than the calibration pictures
+    """Images of prompts that no search sees, generated with the full cache: unseen.parquet."""
+    seed = int(folder.read().get("seed", settings.seed)) + 10_000  # other random numbers than the calibration images
     return _drawn(model, folder.unseen, prompts, settings, seed, "unseen", progress)
 
 
@@ -43,14 +43,14 @@ def _drawn(
     progress: Progress | None,
     policy: Policy | None = None,
 ) -> Samples:
-    """Pictures drawn with the full cache (or a policy's), or those that stand in `path` from before a stop."""
+    """Images generated with the full cache (or a policy's), or those that stand in `path` from before a stop."""
     if path.is_file():
         samples = Samples.load(path)
         asked = model.guidance if settings.guidance is None else settings.guidance
         if samples.prompts != prompts or samples.weights != model.shape.weights or samples.guidance != asked:
-            raise DataError(f"{path}: holds pictures of other prompts, weights or guidance; choose another folder with --out.")
+            raise DataError(f"{path}: holds images of other prompts, weights or guidance; choose another folder with --out.")
         return samples
-    shown = as_counts(progress, f"drawing the {what} pictures")
+    shown = as_counts(progress, f"generating the {what} images")
     samples = generate(
         model,
         prompts,

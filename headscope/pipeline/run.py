@@ -36,7 +36,7 @@ def run(
     announce: Callable[[ImageModel, Estimate], None] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Trace, classify, search, compare, draw and report.
+    """Trace, classify, search, compare, generate and report.
 
     Args:
         source: what `load_model` takes.
@@ -72,7 +72,7 @@ def begin(
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Open the run folder: run.json, prompts.json; refuses prompts and limits that can't work before anything is drawn."""
+    """Open the run folder: run.json, prompts.json; refuses prompts and limits that can't work before anything is generated."""
     calibration, unseen = parts
     prefix = model.encode([*calibration, *unseen]).ids.shape[1]
     limited = settings.keep is not None or settings.memory is not None

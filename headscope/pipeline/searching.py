@@ -15,7 +15,7 @@ from headscope.models import load_model
 from headscope.models.protocol import ImageModel
 from headscope.pipeline.limits import counted_for, limit_of
 from headscope.pipeline.prompts import default_prompts, read_prompts, split
-from headscope.pipeline.recorded import unseen_pictures
+from headscope.pipeline.recorded import unseen_images
 from headscope.pipeline.run import begin, read_prompts_of
 from headscope.pipeline.settings import Crew, Place, Progress, Settings
 from headscope.pipeline.steps import compare_step, heads_step, search_step, trace_step
@@ -101,17 +101,17 @@ def search_smallest(
     crew: Crew | None = None,
     told: Callable[[Step], None] | None = None,
 ) -> tuple[Smallest, Policy]:
-    """The smallest cache whose loss stays below `max_loss` on the calibration pictures and on unseen prompts.
+    """The smallest cache whose loss stays below `max_loss` on the calibration images and on unseen prompts.
 
     The policy is policy.safetensors, the steps are smallest.csv.
     """
     prefix = int(folder.read()["prefix"])
     samples = Samples.load(folder.samples)
-    judge = unseen_pictures(model, folder, read_prompts_of(folder)["unseen"], settings, progress)
+    judge = unseen_images(model, folder, read_prompts_of(folder)["unseen"], settings, progress)
     unseen = Replay(model, judge, by_stream=False)
     table = table_of(model, folder, samples, settings, progress)
     losses = losses_from(table.losses, model.shape.layers, model.shape.kv_heads, model.shape.geometry)
-    calibration = study_replay(model, samples.select(range(min(settings.searched_pictures, len(samples)))))
+    calibration = study_replay(model, samples.select(range(min(settings.searched_images, len(samples)))))
     found: dict[float, Policy] = {}
 
     def under(share: float) -> Settings:
@@ -163,8 +163,8 @@ def settings_from(definition: Definition) -> Settings:
         limit_guidance=limit.guidance,
         calibration=prompts.calibration,
         unseen=prompts.unseen,
-        searched_pictures=prompts.calibration,
-        table_pictures=study.table_pictures,
+        searched_images=prompts.calibration,
+        table_images=study.table_images,
         trials=study.trials,
         seed=study.seed,
         sampler=study.sampler,
@@ -180,7 +180,7 @@ def run_definition(
 ) -> tuple[Path, Place]:
     """Trace, classify, search and compare as a study definition says, in the run folder `out`; goes on after a stop.
 
-    Definitions that differ only in their limit or search share a run folder: its trace, its table, its unseen pictures.
+    Definitions that differ only in their limit or search share a run folder: its trace, its table, its unseen images.
 
     Returns:
         The policy's file, named as the definition says, and where the search keeps its files.
@@ -204,7 +204,7 @@ def run_definition(
         _same_run(folder, model, parts, settings)
     else:
         begin(model, definition.model, folder, parts, settings)
-    limit_of(model, settings, int(folder.read()["prefix"]))  # refused before anything is drawn
+    limit_of(model, settings, int(folder.read()["prefix"]))  # refused before anything is generated
     if not folder.done("trace"):
         trace_step(model, folder, parts[0], settings, progress)
     if not folder.done("heads"):
@@ -215,12 +215,12 @@ def run_definition(
 
 
 def _same_run(folder: RunFolder, model: ImageModel, parts: tuple[list[str], list[str]], settings: Settings) -> None:
-    """Refuse a run folder whose pictures are not those that a definition asks for."""
+    """Refuse a run folder whose images are not those that a definition asks for."""
     folder.check_model(model.shape)
     found = read_prompts_of(folder)
     if (found["calibration"], found["unseen"]) != parts:
         raise DataError(f"{folder.path}: is a run of other prompts; choose another folder with --out.")
     if (seed := folder.read().get("seed")) != settings.seed:
         raise DataError(
-            f"{folder.path}: was drawn with seed {seed}, now it is {settings.seed}; choose another folder with --out."
+            f"{folder.path}: was generated with seed {seed}, now it is {settings.seed}; choose another folder with --out."
         )

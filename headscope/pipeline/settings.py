@@ -17,9 +17,9 @@ class Settings:
     Attributes:
         keep, memory: the byte limit, as a share of the plain cache ("20%") or a size ("12MiB"); one of the two, or none while
             nothing is searched.
-        batch: pictures drawn together that `memory` is for. of: "all" or "image", what `keep` counts.
-        trials: of the study. calibration, unseen: pictures to search on, and to judge by.
-        searched_pictures: how many of the calibration pictures a trial replays; table_pictures: the sensitivity table.
+        batch: images generated together that `memory` is for. of: "all" or "image", what `keep` counts.
+        trials: of the study. calibration, unseen: images to search on, and to judge by.
+        searched_images: how many of the calibration images a trial replays; table_images: the sensitivity table.
         quick: a dry run: no sensitivity table, presets not swept.
         table: kind of the sensitivity table, one of `headscope.tuning.measure.table.KINDS`.
         sampler, prune, buckets, strides, patience: of the study, see `headscope.tuning.search`.
@@ -35,8 +35,8 @@ class Settings:
     trials: int = 40
     calibration: int = 16
     unseen: int = 16
-    searched_pictures: int = 6
-    table_pictures: int = 2
+    searched_images: int = 6
+    table_images: int = 2
     quick: bool = False
     seed: int = 0
     batch_size: int = 16

@@ -1,4 +1,4 @@
-"""Tracing in shards: each worker traces a part of the pictures, and the parts become one trace."""
+"""Tracing in shards: each worker traces a part of the images, and the parts become one trace."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from headscope.models import load_model
 from headscope.models.protocol import ImageModel
 from headscope.models.registry import source_of
 from headscope.overwriting import clear_trace, remove_empty
-from headscope.pipeline.recorded import calibration_pictures
+from headscope.pipeline.recorded import calibration_images
 from headscope.pipeline.settings import Crew, Progress, Settings
 from headscope.pipeline.steps.timed import timed
 from headscope.pipeline.workers import spread
@@ -28,13 +28,13 @@ def trace_in_shards(
     *,
     selection: Selection | None = None,
 ) -> TraceDataset:
-    """Draw the calibration pictures, trace a part of them in every worker, join the parts: calibration.parquet, trace/.
+    """Generate the calibration images, trace a part of them in every worker, join the parts: calibration.parquet, trace/.
 
     A part that was finished before a stop is not traced again. The statistics are those of one process; the curves, sums
-    over pictures, agree to the rounding of their order.
+    over images, agree to the rounding of their order.
     """
     with timed(folder, "trace"):
-        samples = calibration_pictures(model, folder, prompts, settings, progress)
+        samples = calibration_images(model, folder, prompts, settings, progress)
         if (folder.trace / "trace.json").is_file():
             return TraceDataset(folder.trace)
         parts = min(crew.workers, len(samples))
@@ -77,7 +77,7 @@ def _keep(trace: Path, out: Path) -> None:
 def trace_shard(
     source: str, device: str, dtype: str, samples: str, number: int, parts: int, out: str, selection: Selection | None
 ) -> str:
-    """One worker's part: pictures number * n / parts up to the next part's. Returns the folder of its trace."""
+    """One worker's part: images number * n / parts up to the next part's. Returns the folder of its trace."""
     import torch
 
     if device == "cpu":

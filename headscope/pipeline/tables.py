@@ -36,6 +36,6 @@ def table_of(
         if progress is not None:
             progress("sensitivity of heads", done, total, float("nan"))
 
-    few = Replay(model, samples.select(range(min(settings.table_pictures, len(samples)))), by_stream=False)
+    few = Replay(model, samples.select(range(min(settings.table_images, len(samples)))), by_stream=False)
     groups = groups_of(model, folder, settings.table)
-    return sensitivity_table(few, settings.table, groups, folder.table(settings.table_pictures), tell)
+    return sensitivity_table(few, settings.table, groups, folder.table(settings.table_images), tell)

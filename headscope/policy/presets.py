@@ -110,7 +110,7 @@ class H2O:
 @dataclass(frozen=True)
 class LinearAR:
     """LineAR (2512.04857): `recent` of the tokens are recent rows, the others chosen at each row end by the attention of
-    the row just drawn (decay 0); the first row may be kept as anchors. The same in every layer and head."""
+    the row just generated (decay 0); the first row may be kept as anchors. The same in every layer and head."""
 
     name: ClassVar[str] = "linear_ar"
     recent: float = 0.5
@@ -222,7 +222,7 @@ class RandomHeads(SSD):
 
 @dataclass(frozen=True)
 class Random:
-    """Each head draws its size and its split from a seed: what a search must beat by far."""
+    """Each head takes its size and its split from a seed: what a search must beat by far."""
 
     name: ClassVar[str] = "random"
     seed: int = 0

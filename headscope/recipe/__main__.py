@@ -1,4 +1,4 @@
-"""The recipe's command line: `python -m headscope.recipe train --pictures FILE`."""
+"""The recipe's command line: `python -m headscope.recipe train --images FILE`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from headscope.recipe import stickereval_prompts as asked
 from headscope.recipe.detector_data import LessonBook, Pool
 from headscope.recipe.export import export as export_folder
 from headscope.recipe.export import scene_prompts
-from headscope.recipe.icons import build_pictures
-from headscope.recipe.pictures import load_stickers, prompts_by_seed
+from headscope.recipe.icons import build_images
+from headscope.recipe.images import load_stickers, prompts_by_seed
 from headscope.recipe.presets import PRESETS, Preset
 from headscope.recipe.pseudo_labels import drawn_pool, named_things
 from headscope.recipe.tokenizer import build_tokenizer
@@ -40,7 +40,7 @@ SCENES = "stickers-scenes"
 STICKERS = Path("reports/stickers")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Make the bundled model `stickers` again.")
-Pictures = Annotated[Path, typer.Option(help="Parquet file of pictures (see the `pictures` command).")]
+Images = Annotated[Path, typer.Option(help="Parquet file of images (see the `images` command).")]
 Folder = Annotated[Path, typer.Option(help="Folder for weights, logs and checkpoints; a stopped run goes on there.")]
 Size = Annotated[str, typer.Option("--preset", help="quick: hours on two cores; full: minutes on a GPU.")]
 
@@ -51,63 +51,63 @@ def _preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def _tokenizer(pictures: Path) -> PreTrainedTokenizerFast:
+def _tokenizer(images: Path) -> PreTrainedTokenizerFast:
     try:
-        concepts = pd.read_parquet(pictures, columns=["concept"])["concept"]
+        concepts = pd.read_parquet(images, columns=["concept"])["concept"]
     except Exception as error:
-        raise DataError(f"{pictures}: not a readable picture file ({error}).") from None
+        raise DataError(f"{images}: not a readable image file ({error}).") from None
     return build_tokenizer(sorted(set(concepts)), LONGEST_PROMPT)
 
 
-@app.command("pictures")
-def pictures_of_icons(
+@app.command("images")
+def images_of_icons(
     packages: Annotated[Path, typer.Option(help="Folder with the icon packages, packed by npm or unpacked.")],
     out: Annotated[Path, typer.Option(help="Parquet file to write.")] = Path("stickers96.parquet"),
     size: Annotated[int, typer.Option(min=1, help="Pixels of a side.")] = 96,
 ) -> None:
-    """Render the pictures from icon packages. Example: python -m headscope.recipe pictures --packages icons"""
-    print(build_pictures(packages, out, size))
+    """Render the images from icon packages. Example: python -m headscope.recipe images --packages icons"""
+    print(build_images(packages, out, size))
 
 
 @app.command()
 def train(
-    pictures: Pictures,
+    images: Images,
     out: Folder = Path("training"),
     preset: Size = "quick",
     workers: Annotated[int, typer.Option(help="Processes of one thread each (CPU); 1 on a GPU.")] = 2,
     seed: int = 0,
     device: str = "cpu",
-    count: Annotated[int | None, typer.Option("--count", help="Train on this many pictures instead.")] = None,
+    count: Annotated[int | None, typer.Option("--count", help="Train on this many images instead.")] = None,
     warm_start: Annotated[Path | None, typer.Option(help="Model or training folder to go on from, VQ model included.")] = None,
 ) -> None:
-    """Train the VQ model, then the transformer. Example: python -m headscope.recipe train --pictures stickers96.parquet"""
+    """Train the VQ model, then the transformer. Example: python -m headscope.recipe train --images stickers96.parquet"""
     size = _preset(preset)
-    stickers = load_stickers(pictures, size, seed)
+    stickers = load_stickers(images, size, seed)
     out.mkdir(parents=True, exist_ok=True)
     if warm_start is not None and not (out / "vq.safetensors").exists():
         take_over_vq(warm_start, out)
     if not (out / "vq.safetensors").exists():
         parallel.run(train_vq, workers, size, stickers, out, seed, device)
     plan = Plan(out, seed, device, count, warm_start)
-    parallel.run(train_transformer, workers, size, stickers, _tokenizer(pictures), plan)
+    parallel.run(train_transformer, workers, size, stickers, _tokenizer(images), plan)
 
 
 @app.command()
 def export(
-    pictures: Pictures,
+    images: Images,
     training: Folder = Path("training"),
     out: Annotated[Path, typer.Option(help="The folder to fill.")] = SHIPPED,
     preset: Size = "quick",
     machine: Annotated[str, typer.Option(help="What it was trained on, for the model card.")] = "two CPU cores without a GPU",
 ) -> None:
-    """Write the trained model as a folder. Example: python -m headscope.recipe export --pictures stickers96.parquet"""
+    """Write the trained model as a folder. Example: python -m headscope.recipe export --images stickers96.parquet"""
     size = _preset(preset)
-    print(export_folder(size, _tokenizer(pictures), load_stickers(pictures, size), training, out, machine))
+    print(export_folder(size, _tokenizer(images), load_stickers(images, size), training, out, machine))
 
 
 @app.command()
 def sheet(
-    pictures: Pictures,
+    images: Images,
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = STICKERS / "sheet.png",
     count: Annotated[int, typer.Option(min=1, help="Prompts.")] = 48,
     seed: int = 1,
@@ -115,34 +115,34 @@ def sheet(
     preset: Size = "quick",
     model: Annotated[str, typer.Option(help="A model name or folder.")] = "stickers",
 ) -> None:
-    """Draw prompts chosen by seed on one sheet. Example: python -m headscope.recipe sheet --pictures stickers96.parquet"""
+    """Draw prompts chosen by seed on one sheet. Example: python -m headscope.recipe sheet --images stickers96.parquet"""
     size = _preset(preset)
     named = scene_prompts if size.scenes else prompts_by_seed
-    prompts = named(load_stickers(pictures, size), count, seed)
+    prompts = named(load_stickers(images, size), count, seed)
     loaded = load_model(model)
     samples = generate(loaded, prompts, seed, sampling=Sampling(guidance=guidance))
-    images = loaded.to_images(samples.tokens)
-    contact_sheet([(prompt, [image.numpy()]) for prompt, image in zip(prompts, images, strict=True)], [], out)
+    pixels = loaded.to_images(samples.tokens)
+    contact_sheet([(prompt, [image.numpy()]) for prompt, image in zip(prompts, pixels, strict=True)], [], out)
     print(out)
 
 
 @app.command()
 def detector(
-    pictures: Pictures,
+    images: Images,
     training: Folder = Path("training/detector"),
-    count: Annotated[int, typer.Option("--count", min=0, help="Train on this many pictures; 0 only tests again.")] = 51_200,
+    count: Annotated[int, typer.Option("--count", min=0, help="Train on this many images; 0 only tests again.")] = 51_200,
     scenes: Annotated[int, typer.Option("--resampled", min=0, help="Scenes that the model resamples; 0 for none.")] = 3_200,
-    drawn: Annotated[int, typer.Option(min=0, help="Pictures the model draws and the --warm-start detector labels.")] = 0,
+    drawn: Annotated[int, typer.Option(min=0, help="Images the model draws and the --warm-start detector labels.")] = 0,
     warm_start: Annotated[Path | None, typer.Option(help="Detector file to go on from.")] = None,
     seed: int = 0,
     model: Annotated[str, typer.Option(help="A name or folder: its VQ model shows a third, it resamples a third.")] = SCENES,
     out: Annotated[Path, typer.Option(help="Detector file to write.")] = WEIGHTS,
     report: Annotated[Path, typer.Option(help="Table of its test to write.")] = STICKERS / "detector.csv",
     prompts: Annotated[Path | None, typer.Option(help="Also write the grading prompts anew, here.")] = None,
-    sample: Annotated[Path | None, typer.Option(help="Also keep a few pictures of its test here, as image tokens.")] = None,
+    sample: Annotated[Path | None, typer.Option(help="Also keep a few images of its test here, as image tokens.")] = None,
 ) -> None:
-    """Train and test StickerEval's detector. Example: python -m headscope.recipe detector --pictures stickers96.parquet"""
-    book = LessonBook(load_stickers(pictures, PRESETS["full"], seed))
+    """Train and test StickerEval's detector. Example: python -m headscope.recipe detector --images stickers96.parquet"""
+    book = LessonBook(load_stickers(images, PRESETS["full"], seed))
     if prompts is not None:
         print(asked.write_prompts(book, prompts))
     drawer = grader.drawing_model(model)
@@ -162,24 +162,24 @@ def detector(
 
 @app.command()
 def real(
-    pictures: Pictures,
+    images: Images,
     out: Annotated[Path, typer.Option(help="Folder to fill with PNG files.")] = Path("real"),
     seed: int = 4,
 ) -> None:
-    """Compose what StickerEval asks for, as real pictures. Example: python -m headscope.recipe real --pictures F"""
-    print(asked.write_real(LessonBook(load_stickers(pictures, PRESETS["full"], 0)), out, seed))
+    """Compose what StickerEval asks for, as real images. Example: python -m headscope.recipe real --images F"""
+    print(asked.write_real(LessonBook(load_stickers(images, PRESETS["full"], 0)), out, seed))
 
 
 @app.command()
 def ceiling(
-    pictures: Pictures,
+    images: Images,
     out: Annotated[Path, typer.Option(help="Table to write.")] = STICKERS / "ceiling.csv",
     model: Annotated[str, typer.Option(help="A name or folder: its VQ model is looked through.")] = SCENES,
-    views: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 8,
+    views: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 8,
     seed: int = 6,
 ) -> None:
-    """Grade real pictures of what StickerEval asks for. Example: python -m headscope.recipe ceiling --pictures F"""
-    book = LessonBook(load_stickers(pictures, PRESETS["full"], 0))
+    """Grade real images of what StickerEval asks for. Example: python -m headscope.recipe ceiling --images F"""
+    book = LessonBook(load_stickers(images, PRESETS["full"], 0))
     table = asked.ceiling(book, grader.drawing_model(model), StickerEval(), read_grading_prompts(), views, seed)
     print(table.to_string(index=False))
     print(write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.4f")))
@@ -193,18 +193,18 @@ def _earlier(weights: Path | None) -> StickerDetector:
 
 @app.command()
 def agreement(
-    labels: Annotated[Path, typer.Option(help="What an eye names in each picture.")] = STICKERS / "labels.jsonl",
-    pictures: Annotated[Path, typer.Option(help="Those pictures, as image tokens.")] = STICKERS / "labelled.safetensors",
+    labels: Annotated[Path, typer.Option(help="What an eye names in each image.")] = STICKERS / "labels.jsonl",
+    images: Annotated[Path, typer.Option(help="Those images, as image tokens.")] = STICKERS / "labelled.safetensors",
     weights: Annotated[Path, typer.Option(help="Detector file.")] = WEIGHTS,
-    model: Annotated[str, typer.Option(help="The model that drew the pictures: a name or folder.")] = SCENES,
-    drawn: Annotated[Path | None, typer.Option(help="Folder to make the file of pictures from before.")] = None,
+    model: Annotated[str, typer.Option(help="The model that drew the images: a name or folder.")] = SCENES,
+    drawn: Annotated[Path | None, typer.Option(help="Folder to make the file of images from before.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for agreement.csv and confusion.csv.")] = STICKERS,
 ) -> None:
     """Compare StickerEval's verdicts with an eye's. Example: python -m headscope.recipe agreement"""
     drawer = grader.drawing_model(model)
     if drawn is not None:
-        print(eye.pack_labelled(drawn, drawer, pictures))
-    labelled = eye.read_labelled(labels, pictures)
+        print(eye.pack_labelled(drawn, drawer, images))
+    labelled = eye.read_labelled(labels, images)
     shown = eye.decode_labelled(labelled, drawer)
     detector = StickerDetector.load(weights)
     found = detector.detect(shown)

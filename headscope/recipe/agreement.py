@@ -1,6 +1,6 @@
-"""Does StickerEval agree with an eye? Its verdicts on generated pictures that were labelled before it saw them.
+"""Does StickerEval agree with an eye? Its verdicts on generated images that were labelled before it saw them.
 
-The labels say what things an eye names in each picture and how many, and where they are if they are of several classes; styles
+The labels say what things an eye names in each image and how many, and where they are if they are of several classes; styles
 were not labelled, so tag style is left out of the agreement. Nothing of the detector is chosen by them.
 """
 
@@ -37,8 +37,8 @@ _CELLS = {(eye, grader): f"eye_{eye}_grader_{grader}" for eye in ("yes", "no") f
 
 @dataclass(frozen=True)
 class Labelled:
-    """n generated pictures: image tokens int16 [n, N], what each was asked to show, the things an eye names in it, and the
-    centres (x, y), as shares of the picture, of those of several classes."""
+    """n generated images: image tokens int16 [n, N], what each was asked to show, the things an eye names in it, and the
+    centres (x, y), as shares of the image, of those of several classes."""
 
     tokens: torch.Tensor
     prompts: list[GradingPrompt]
@@ -48,14 +48,14 @@ class Labelled:
 
 
 def pack_labelled(drawn: Path, model: JanusModel, out: Path, prompts: Path = PROMPTS) -> Path:
-    """Write the drawn pictures as image tokens int16 [n, N], with line of the prompt (from 1 on) and seed, int64 [n].
+    """Write the drawn images as image tokens int16 [n, N], with line of the prompt (from 1 on) and seed, int64 [n].
 
     Args:
-        drawn: folder with `pictures.safetensors` and `prompts.json`.
+        drawn: folder with `images.safetensors` and `prompts.json`.
     """
     facts = read_json(drawn / "prompts.json")
-    tokens = load_file(drawn / "pictures.safetensors")["tokens"]
-    lines, seeds = (torch.tensor([one[name] for one in facts["pictures"]]) for name in ("prompt_line", "seed"))
+    tokens = load_file(drawn / "images.safetensors")["tokens"]
+    lines, seeds = (torch.tensor([one[name] for one in facts["images"]]) for name in ("prompt_line", "seed"))
     about = {name: str(facts[name]) for name in ("model", "guidance", "temperature")}
     about |= {"prompts": _digest(prompts, lines.tolist()), "vq": weights_fingerprint(model.network.model.vqmodel)}
     kept = {"tokens": tokens.to(torch.int16), "prompt_line": lines, "seed": seeds}
@@ -64,22 +64,22 @@ def pack_labelled(drawn: Path, model: JanusModel, out: Path, prompts: Path = PRO
     return out
 
 
-def read_labelled(labels: Path, pictures: Path, prompts: Path = PROMPTS) -> Labelled:
-    """Read the labels and the pictures they are of.
+def read_labelled(labels: Path, images: Path, prompts: Path = PROMPTS) -> Labelled:
+    """Read the labels and the images they are of.
 
     Raises:
-        DataError: a missing or broken file, other prompts than those the pictures were drawn from, or not one label a picture.
+        DataError: a missing or broken file, other prompts than those the images were drawn from, or not one label an image.
     """
     try:
-        with safe_open(str(pictures), "pt") as file:
+        with safe_open(str(images), "pt") as file:
             tokens, lines, about = file.get_tensor("tokens"), file.get_tensor("prompt_line").tolist(), dict(file.metadata())
     except (OSError, SafetensorError, TypeError) as error:
-        raise DataError(f"{pictures}: not a readable file of labelled pictures ({error}).") from None
+        raise DataError(f"{images}: not a readable file of labelled images ({error}).") from None
     if about.get("prompts") != _digest(prompts, lines):
-        raise DataError(f"{pictures}: drawn from other prompts than those of {prompts}; draw and label pictures anew.")
+        raise DataError(f"{images}: drawn from other prompts than those of {prompts}; draw and label images anew.")
     things, places = _read_things(labels)
     if len(things) != len(tokens):
-        raise DataError(f"{labels}: labels of {len(things)} pictures, {pictures} holds {len(tokens)}.")
+        raise DataError(f"{labels}: labels of {len(things)} images, {images} holds {len(tokens)}.")
     asked = read_grading_prompts(prompts)
     return Labelled(tokens, [asked[line - 1] for line in lines], things, places, about)
 
@@ -89,28 +89,28 @@ def _read_things(labels: Path) -> tuple[list[Counter[str]], list[dict[str, tuple
     try:
         for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines()):
             given = json.loads(line)
-            if given["picture"] != number:
-                raise DataError(f"{labels}: line {number + 1} is of picture {given['picture']}; expected {number}.")
+            if given["image"] != number:
+                raise DataError(f"{labels}: line {number + 1} is of image {given['image']}; expected {number}.")
             things.append(Counter({str(name): int(count) for name, count in given["things"].items()}))
             places.append({str(name): (float(x), float(y)) for name, (x, y) in given.get("places", {}).items()})
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f'{labels}: not lines of {{"picture": n, "things": {{class: count}}}} ({error}).') from None
+        raise DataError(f'{labels}: not lines of {{"image": n, "things": {{class: count}}}} ({error}).') from None
     return things, places
 
 
 def decode_labelled(labelled: Labelled, model: JanusModel) -> torch.Tensor:
-    """The pictures, uint8 [n, 96, 96, 3].
+    """The images, uint8 [n, 96, 96, 3].
 
     Raises:
         DataError: the model's VQ model is not the one that drew them, so that an eye would have seen something else.
     """
     if labelled.about.get("vq") != weights_fingerprint(model.network.model.vqmodel):
-        raise DataError(f"The VQ model of {model.name} is not the one that drew the labelled pictures; draw and label anew.")
+        raise DataError(f"The VQ model of {model.name} is not the one that drew the labelled images; draw and label anew.")
     return model.to_images(labelled.tokens)
 
 
 def seen_by_eye(things: Counter[str], places: Mapping[str, tuple[float, float]]) -> list[Detection]:
-    """A picture's labels as detections, so that the grader's own rules judge them.
+    """An image's labels as detections, so that the grader's own rules judge them.
 
     All lie in the middle, in no relation to each other, unless `places` says more.
     """
@@ -120,14 +120,14 @@ def seen_by_eye(things: Counter[str], places: Mapping[str, tuple[float, float]])
 
 
 def verdicts(labelled: Labelled, found: Sequence[list[Detection]]) -> pd.DataFrame:
-    """One row a picture of the tags but style: `picture, tag, eye, grader`, the last two `yes` or `no`."""
+    """One row an image of the tags but style: `image, tag, eye, grader`, the last two `yes` or `no`."""
     rows = []
     rows_of = zip(labelled.prompts, labelled.things, labelled.places, found, strict=True)
     for number, (prompt, things, places, seen) in enumerate(rows_of):
         if prompt.tag in GRADED:
             told = [("no" if judge(each, prompt) else "yes") for each in (seen_by_eye(things, places), seen)]
             rows.append((number, prompt.tag, *told))
-    return pd.DataFrame(rows, columns=["picture", "tag", "eye", "grader"])
+    return pd.DataFrame(rows, columns=["image", "tag", "eye", "grader"])
 
 
 def agreement(judged: pd.DataFrame) -> pd.DataFrame:
@@ -141,7 +141,7 @@ def agreement(judged: pd.DataFrame) -> pd.DataFrame:
         equal = counts["yes", "yes"] + counts["no", "no"]
         low, high = wilson(equal, len(part))
         cells = {name: counts[cell] for cell, name in _CELLS.items()}
-        rows.append({"tag": tag, "pictures": len(part), "agreement": equal / len(part), "low": low, "high": high, **cells})
+        rows.append({"tag": tag, "images": len(part), "agreement": equal / len(part), "low": low, "high": high, **cells})
     return pd.DataFrame(rows)
 
 
@@ -170,13 +170,13 @@ def confusion(things: Sequence[Counter[str]], found: Sequence[list[Detection]]) 
     return pd.DataFrame(rows, columns=["eye", "grader", "count"])
 
 
-def by_threshold(labelled: Labelled, pictures: torch.Tensor, detector: StickerDetector) -> pd.DataFrame:
+def by_threshold(labelled: Labelled, images: torch.Tensor, detector: StickerDetector) -> pd.DataFrame:
     """Overall agreement with other least scores than the detector's: `threshold, agreement`. To know, not to choose by."""
     own = detector.threshold
     rows = []
     for threshold in THRESHOLDS:
         detector.threshold = threshold
-        judged = verdicts(labelled, detector.detect(pictures))
+        judged = verdicts(labelled, detector.detect(images))
         rows.append((threshold, float(np.mean(judged["eye"] == judged["grader"]))))
     detector.threshold = own
     return pd.DataFrame(rows, columns=["threshold", "agreement"])

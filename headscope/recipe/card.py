@@ -9,7 +9,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from headscope.recipe.pictures import Stickers
+from headscope.recipe.images import Stickers
 from headscope.recipe.presets import BACKGROUNDS, Preset
 from headscope.recipe.scenes import CLASSES, STYLE_SAID
 from headscope.recipe.transformer import DECAY_FROM, DECAY_FROM_LATER
@@ -29,19 +29,19 @@ offline on real attention of a really trained model; it is no art.
 
 ## Data
 
-{pictures} drawings of {concepts} everyday concepts in up to {styles} styles, from the icon packages named in `NOTICE` with
+{images} drawings of {concepts} everyday concepts in up to {styles} styles, from the icon packages named in `NOTICE` with
 their licences (MIT, Apache-2.0, CC-BY-4.0; this model is made from them, and their authors are credited there). {held_out}
-of these (concept, style) pairs were kept away from training. No picture came twice the same: place, scale, mirror, tilt and one
+of these (concept, style) pairs were kept away from training. No image came twice the same: place, scale, mirror, tilt and one
 of {backgrounds} background colours were drawn anew each time.{scenes}
 
 ## Recipe
 
-`python -m headscope.recipe train --pictures stickers96.parquet --preset {preset} --count N`{start},
+`python -m headscope.recipe train --images stickers96.parquet --preset {preset} --count N`{start},
 {stages}, and then `export`; seed 0.
 
 - Tokenizer: one token a word, {vocabulary} words.
-- VQ model: {codes} codes of 4 x 4 pixels, {vq_pictures}, {psnr:.1f} dB on drawings it never saw.
-- Transformer: {layers} layers x {heads} heads x {head_dim}, {parameters:.1f} M parameters in all; {seen:,} pictures, prompts
+- VQ model: {codes} codes of 4 x 4 pixels, {vq_images}, {psnr:.1f} dB on drawings it never saw.
+- Transformer: {layers} layers x {heads} heads x {head_dim}, {parameters:.1f} M parameters in all; {seen:,} images, prompts
   dropped one time in ten; Muon for matrices, Adam for the rest; constant rate, then a decay to zero over the last
   {decay:.0%} of each N.
   {where}
@@ -60,7 +60,7 @@ anew.{scenes_loss}
 - {cannot}; words that are not in its vocabulary are `<unk>`.
 - {pixels} x {pixels} pixels; fine lines and small faces are lost in the VQ model.
 - Rare concepts and styles come out as a shape in the right colours. Look at `reports/stickers/` before you rely on one.
-- It says nothing about how good a policy's pictures would be in a large model: tune a policy on the model it is for.
+- It says nothing about how good a policy's images would be in a large model: tune a policy on the model it is for.
 """
 
 _LOSSES = {"loss": "training", "unseen_views": "unseen views", "unseen_pairs": "unseen pairs", "scenes": "scenes"}
@@ -82,14 +82,14 @@ def write_card(
 
     Args:
         before: stages that the weights had behind them, see `warm.stages_of`.
-        psnr: decibels of the VQ model's pictures of drawings that training never saw. where: a sentence on machine and time.
+        psnr: decibels of the VQ model's images of drawings that training never saw. where: a sentence on machine and time.
     """
     losses = pd.read_csv(training / "transformer.csv").drop_duplicates("step", keep="last").sort_values("step")
     _curve(losses, out / "loss.svg")
     text = _CARD.format(
         pixels=preset.pixels,
         grid=preset.grid,
-        pictures=len(stickers.concepts),
+        images=len(stickers.concepts),
         concepts=len(set(stickers.concepts)),
         styles=len(set(stickers.styles)),
         held_out=int(stickers.held_out.sum()),
@@ -98,7 +98,7 @@ def write_card(
         stages=_stages(losses),
         vocabulary=vocabulary,
         codes=preset.codes,
-        vq_pictures=_vq_pictures(training),
+        vq_images=_vq_images(training),
         psnr=psnr,
         name=out.name,
         **_words(preset),
@@ -107,7 +107,7 @@ def write_card(
         heads=preset.heads,
         head_dim=preset.hidden // preset.heads,
         parameters=parameters / 1e6,
-        seen=int(losses["pictures"].iloc[-1]),
+        seen=int(losses["images"].iloc[-1]),
         decay=1 - (DECAY_FROM_LATER if before else DECAY_FROM),
         where=where,
         table=_table(losses),
@@ -116,10 +116,10 @@ def write_card(
     return write_text(out / "README.md", text)
 
 
-def _vq_pictures(training: Path) -> str:
+def _vq_images(training: Path) -> str:
     if not (training / "vq.csv").exists():
         return "taken over from the model that this run went on from"
-    return f"{int(pd.read_csv(training / 'vq.csv')['pictures'].iloc[-1]):,} pictures"
+    return f"{int(pd.read_csv(training / 'vq.csv')['images'].iloc[-1]):,} images"
 
 
 def _words(preset: Preset) -> dict[str, str]:
@@ -134,7 +134,7 @@ def _words(preset: Preset) -> dict[str, str]:
     return {
         "draws": f"a scene of one to four stickers, {side}, from a prompt such as `a dog to the left of a banana, noto style`",
         "scenes": (
-            f"\n\n{preset.scenes:.0%} of the pictures were scenes composed anew from {len(CLASSES)} everyday concepts: one of "
+            f"\n\n{preset.scenes:.0%} of the images were scenes composed anew from {len(CLASSES)} everyday concepts: one of "
             "them, two, two to four\nof the same, or two with a relation (left, right, above, below). One pair of concepts in "
             "five, and one number for each\nconcept, never occurred; `headscope/recipe/scenes.py` says which. Where all "
             f"stickers share a style, {STYLE_SAID:.0%} of the prompts\nsay it. The pairs of concept and style above were kept "
@@ -148,7 +148,7 @@ def _start(before: list[dict[str, Any]]) -> str:
     """From which weights the run began."""
     if not before:
         return ""
-    told = ", then ".join(f"{stage['pictures']:,} pictures of preset `{stage['preset']}`" for stage in before)
+    told = ", then ".join(f"{stage['images']:,} images of preset `{stage['preset']}`" for stage in before)
     return f", begun (`--warm-start`) from\nweights that had seen {told}"
 
 
@@ -157,17 +157,17 @@ def _stages(losses: pd.DataFrame, every: int = 50) -> str:
 
     A run that is called again with a larger count goes on from the checkpoint of the one before.
     """
-    ends = losses[(losses["step"] % every != 0) | (losses["step"] == losses["step"].max())]["pictures"]
-    return "with N = " + ", then on from there with N = ".join(f"{pictures:,}" for pictures in ends)
+    ends = losses[(losses["step"] % every != 0) | (losses["step"] == losses["step"].max())]["images"]
+    return "with N = " + ", then on from there with N = ".join(f"{images:,}" for images in ends)
 
 
 def _table(losses: pd.DataFrame, rows: int = 10) -> str:
     """A dozen lines of the log, evenly spread, the last one included."""
     picks = sorted({round(i * (len(losses) - 1) / (rows - 1)) for i in range(rows)})
     names = [name for name in _LOSSES if name in losses]
-    lines = [f"| pictures | {' | '.join(_LOSSES[name] for name in names)} |", "|---" * (len(names) + 1) + "|"]
+    lines = [f"| images | {' | '.join(_LOSSES[name] for name in names)} |", "|---" * (len(names) + 1) + "|"]
     for _, row in losses.iloc[picks].iterrows():
-        lines.append(f"| {int(row['pictures']):,} | " + " | ".join(f"{row[name]:.3f}" for name in names) + " |")
+        lines.append(f"| {int(row['images']):,} | " + " | ".join(f"{row[name]:.3f}" for name in names) + " |")
     return "\n".join(lines)
 
 
@@ -176,8 +176,8 @@ def _curve(losses: pd.DataFrame, path: Path) -> None:
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         axes = figure.subplots()
         for name, label in ((name, label) for name, label in _LOSSES.items() if name in losses):
-            axes.plot(losses["pictures"] / 1000, losses[name], label=label, linewidth=1.6)
-        axes.set(xlabel="pictures seen, thousands", ylabel="nats a token")
+            axes.plot(losses["images"] / 1000, losses[name], label=label, linewidth=1.6)
+        axes.set(xlabel="images seen, thousands", ylabel="nats a token")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
         write_whole(path, lambda target: figure.savefig(target, format="svg", metadata={"Date": None}))

@@ -1,6 +1,6 @@
-"""Training and testing the detector of StickerEval on the pictures of `lessons.py`.
+"""Training and testing the detector of StickerEval on the images of `lessons.py`.
 
-The shipped weights learned in three runs: from 51,200 pictures none of which was resampled (`--resampled 0`; half of them, not
+The shipped weights learned in three runs: from 51,200 images none of which was resampled (`--resampled 0`; half of them, not
 a third, came through the VQ model at that time); then (`--warm-start`) from 64,000 of which a third were; then from 40,000, a
 sixth of them resampled and a sixth drawn (`--drawn 480`) by today's model. What was resampled came from its earlier weights.
 """
@@ -39,8 +39,8 @@ from headscope.recipe.detector_data import (
     resampled,
     seen_through,
 )
+from headscope.recipe.images import as_bytes
 from headscope.recipe.muon import MuonAdam
-from headscope.recipe.pictures import as_bytes
 from headscope.recipe.presets import STYLES
 from headscope.recipe.scenes import (
     CLASSES,
@@ -59,18 +59,18 @@ from headscope.storage import write_whole
 
 RATE, ADAM_RATE = 0.02, 2e-3
 WARM_STEPS, DECAY_FROM = 40, 0.3
-# Chosen on the first 160 labelled pictures (of older weights), on which nothing is reported any more: the least score, and how
+# Chosen on the first 160 labelled images (of older weights), on which nothing is reported any more: the least score, and how
 # many nats `other` loses, since what is graded is nearly always meant to be of the classes, and in lessons much is not.
 THRESHOLD, RARE = 0.6, 3.0
 WARM_RATE = 0.5  # share of the rates for a run that goes on from a trained detector
 EXAM = {"single": 600, "two": 250, "counting": 250, "position": 250, "unseen single": 210, "unseen pair": 150, "other": 150}
 RESAMPLED_KINDS, TIMES = ("single", "two", "counting", "position"), ("once", "twice", "three times")
-RESAMPLED_EXAM = 96  # pictures of each of these kinds
+RESAMPLED_EXAM = 96  # images of each of these kinds
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Up to four objects of b pictures: names and styles int64 [b, 4] (-1: none), boxes float32 [b, 4, 3] (x, y, side)."""
+    """Up to four objects of b images: names and styles int64 [b, 4] (-1: none), boxes float32 [b, 4, 3] (x, y, side)."""
 
     names: torch.Tensor
     styles: torch.Tensor
@@ -128,10 +128,10 @@ def train_detector(
     warm_start: Path | None = None,
     minutes: float = 3.0,
 ) -> Path:
-    """Train on `count` pictures, log to `detector.csv`, checkpoint every few minutes; a stopped run goes on where it was.
+    """Train on `count` images, log to `detector.csv`, checkpoint every few minutes; a stopped run goes on where it was.
 
     Args:
-        model: whose VQ model a third of the pictures pass through. pools: resampled and drawn pictures, a third of all.
+        model: whose VQ model a third of the images pass through. pools: resampled and drawn images, a third of all.
         warm_start: detector file to go on from.
     """
     torch.manual_seed(seed)
@@ -165,7 +165,7 @@ def train_detector(
         step += 1
         if step % 25 == 0 or step == steps:
             parts = {name: value.item() for name, value in losses.items()}
-            journal.write(step=step, pictures=step * BATCH, loss=loss.item(), **parts, seconds=time.monotonic() - started)
+            journal.write(step=step, images=step * BATCH, loss=loss.item(), **parts, seconds=time.monotonic() - started)
         if time.monotonic() - saved > 60 * minutes or step == steps:
             saved = time.monotonic()
             _save(network, optimiser, step, checkpoint)
@@ -213,11 +213,11 @@ def drawing_model(name: str) -> JanusModel:
     """A bundled model or one in a folder, frozen.
 
     Raises:
-        DataError: a model that draws no pictures.
+        DataError: a model that draws no images.
     """
     model: Any = load_model(name)
     if not isinstance(model, JanusModel):
-        raise DataError(f"{name}: draws no pictures; take `stickers-scenes` or a folder with a Janus model.")
+        raise DataError(f"{name}: draws no images; take `stickers-scenes` or a folder with a Janus model.")
     network: Any = model.network.requires_grad_(False)
     channels_last(network.model.vqmodel)
     return model
@@ -268,15 +268,15 @@ def wholly_right(scene: Scene, found: list[Detection]) -> dict[str, bool]:
 def examine(
     detector: StickerDetector, book: LessonBook, model: JanusModel, sizes: dict[str, int], seed: int = 1
 ) -> pd.DataFrame:
-    """The grader's own test: share of pictures wholly right, as composed and after the VQ model, with Wilson intervals.
+    """The grader's own test: share of images wholly right, as composed and after the VQ model, with Wilson intervals.
 
-    The first `RESAMPLED_EXAM` pictures of `RESAMPLED_KINDS` are also resampled, once to three times, by the model.
+    The first `RESAMPLED_EXAM` images of `RESAMPLED_KINDS` are also resampled, once to three times, by the model.
 
     Args:
-        sizes: how many pictures of each kind of `exam`.
+        sizes: how many images of each kind of `exam`.
 
     Returns:
-        Columns `pictures_of, seen, pictures, classes_right, right, low, high`; shares in 0..1. Kind `scenes` is all of two,
+        Columns `images_of, seen, images, classes_right, right, low, high`; shares in 0..1. Kind `scenes` is all of two,
         counting and position.
     """
     rows = []
@@ -293,8 +293,8 @@ def examine(
                 captions = [describe(scene, chance) for scene in scenes]
                 chain = resampled(model, pixels, captions, len(TIMES), chance)
                 views |= {f"resampled {times}": decoded(model, tokens) for times, tokens in zip(TIMES, chain, strict=True)}
-            for seen, pictures in views.items():
-                answers = zip(scenes, detector.detect(pictures.permute(0, 2, 3, 1)), strict=True)
+            for seen, images in views.items():
+                answers = zip(scenes, detector.detect(images.permute(0, 2, 3, 1)), strict=True)
                 rows += [{"kind": kind, "seen": seen, **wholly_right(scene, found)} for scene, found in answers]
     table = pd.DataFrame(rows)
     together = table[table["kind"].isin(["two", "counting", "position"])].assign(kind="scenes")
@@ -302,7 +302,7 @@ def examine(
     for (kind, seen), part in pd.concat([table, together]).groupby(["kind", "seen"], sort=False):
         low, high = wilson(int(part["right"].sum()), len(part))
         lines.append((kind, seen, len(part), part["classes"].mean(), part["right"].mean(), low, high))
-    return pd.DataFrame(lines, columns=["pictures_of", "seen", "pictures", "classes_right", "right", "low", "high"])
+    return pd.DataFrame(lines, columns=["images_of", "seen", "images", "classes_right", "right", "low", "high"])
 
 
 def write_sample(book: LessonBook, model: JanusModel, path: Path, singles: int = 16, each: int = 8, seed: int = 2) -> Path:

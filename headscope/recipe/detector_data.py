@@ -20,7 +20,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from headscope.models.janus import JanusModel
 from headscope.recipe import bf16
-from headscope.recipe.pictures import Stickers
+from headscope.recipe.images import Stickers
 from headscope.recipe.presets import BACKGROUNDS
 from headscope.recipe.scenes import CLASSES, Item, Scene, SceneBook, describe, pair_held_out, places
 from headscope.recipe.vq import encode
@@ -29,7 +29,7 @@ from headscope.storage import write_whole
 BATCH = 64  # a third as composed, a third through the VQ model (half of it mirrored ones of the other half), a third of pools
 KINDS = ("single", "two", "counting", "position", "mixed", "other", "empty")
 SHARES = (0.30, 0.10, 0.20, 0.08, 0.22, 0.09, 0.01)
-GARBLED = 0.03  # share of pictures whose tiles are shuffled, in which nothing is to be found
+GARBLED = 0.03  # share of images whose tiles are shuffled, in which nothing is to be found
 DEPTHS = (0.3, 0.5, 0.2)  # share of the scenes that are resampled once, twice, three times; each time is kept
 CHUNK = 400  # scenes in one file of resampled ones
 _COLOURS = {"green", "blue", "yellow", "orange", "purple", "black", "white", "brown", "pink", "grey"}
@@ -109,7 +109,7 @@ def mirrored(scene: Scene) -> Scene:
 
 @torch.no_grad()
 def seen_through(vq: JanusVQVAE, pixels: torch.Tensor, rng: np.random.Generator | None = None) -> torch.Tensor:
-    """Encode and decode pictures [b, 3, H, W] in -1..1; with `rng`, some codes are replaced as a model might err.
+    """Encode and decode images [b, 3, H, W] in -1..1; with `rng`, some codes are replaced as a model might err.
 
     A code gives way to one of its eight nearest (up to a quarter of the codes), or to that of a neighbouring cell (up to 6 %).
     """
@@ -127,7 +127,7 @@ def seen_through(vq: JanusVQVAE, pixels: torch.Tensor, rng: np.random.Generator 
 
 
 def bent(pixels: torch.Tensor, rng: np.random.Generator, reach: float = 0.13) -> torch.Tensor:
-    """Bend pictures smoothly, by up to `reach` of half a side, as a model misdraws shapes."""
+    """Bend images smoothly, by up to `reach` of half a side, as a model misdraws shapes."""
     count, _, height, width = pixels.shape
     bend = torch.from_numpy(rng.uniform(-1, 1, (count, 2, 5, 5)) * rng.uniform(0, reach, (count, 1, 1, 1))).float()
     bend = functional.interpolate(bend, (height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
@@ -136,7 +136,7 @@ def bent(pixels: torch.Tensor, rng: np.random.Generator, reach: float = 0.13) ->
 
 
 def worn(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Slight blur, noise and change of light, each in some of the pictures."""
+    """Slight blur, noise and change of light, each in some of the images."""
     some = [torch.from_numpy(rng.uniform(0, 1, (len(pixels), 1, 1, 1)) * (rng.random((len(pixels), 1, 1, 1)) < 0.4)).float()
             for _ in range(4)]  # fmt: skip
     blurred = functional.avg_pool2d(functional.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -147,7 +147,7 @@ def worn(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def shuffled(pixels: torch.Tensor, rng: np.random.Generator, tile: int = 16) -> torch.Tensor:
-    """One picture [3, H, W] with its tiles in another order."""
+    """One image [3, H, W] with its tiles in another order."""
     side = pixels.shape[-1] // tile
     tiles = (
         pixels.view(3, side, tile, side, tile).permute(1, 3, 0, 2, 4).flatten(0, 1)[torch.from_numpy(rng.permutation(side**2))]
@@ -178,7 +178,7 @@ def resample(model: JanusModel, tokens: torch.Tensor, captions: Sequence[str], r
 def resampled(
     model: JanusModel, pixels: torch.Tensor, captions: Sequence[str], depth: int, rng: np.random.Generator, batch: int = 16
 ) -> list[torch.Tensor]:
-    """Image tokens int64 [b, N] of pictures [b, 3, H, W] in -1..1 after being resampled once, twice, ... `depth` times."""
+    """Image tokens int64 [b, N] of images [b, 3, H, W] in -1..1 after being resampled once, twice, ... `depth` times."""
     order = sorted(range(len(captions)), key=lambda row: len(model.tokenizer(captions[row])["input_ids"]))  # little padding
     chains: list[list[torch.Tensor]] = []
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16.has_units("cpu")):
@@ -194,7 +194,7 @@ def resampled(
 
 
 def decoded(model: JanusModel, tokens: torch.Tensor, batch: int = 32) -> torch.Tensor:
-    """Image tokens [b, N] -> pictures uint8 [b, 3, H, W]."""
+    """Image tokens [b, N] -> images uint8 [b, 3, H, W]."""
     parts = []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16.has_units("cpu")):
         for part in tokens.long().split(batch):
@@ -226,30 +226,30 @@ def _caption(scene: Scene, rng: np.random.Generator) -> str:
 
 @dataclass(frozen=True)
 class Pool:
-    """Resampled lessons: pictures uint8 [n, 3, H, W] and what they show."""
+    """Resampled lessons: images uint8 [n, 3, H, W] and what they show."""
 
-    pictures: torch.Tensor
+    images: torch.Tensor
     scenes: list[Scene]
 
     @classmethod
     def fill(cls, book: LessonBook, model: JanusModel, folder: Path, count: int, seed: int = 0) -> Pool:
         """Resample `count` lessons into files of `CHUNK` of them; files that are there already are only read."""
         folder.mkdir(parents=True, exist_ok=True)
-        pictures, scenes = [], []
+        images, scenes = [], []
         for start in range(0, count, CHUNK):
             path = folder / f"resampled-{seed}-{start}.safetensors"
             if not path.exists():
                 drawn = resampled_lessons(book, model, min(CHUNK, count - start), np.random.default_rng([seed, start, 9]))
                 keep_tokens(path, *drawn)
             tokens, shown = kept_tokens(path)
-            pictures.append(decoded(model, tokens))
+            images.append(decoded(model, tokens))
             scenes += shown
-        return cls(torch.cat(pictures), scenes)
+        return cls(torch.cat(images), scenes)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[Scene]]:
-        """Some of them as pictures [count, 3, H, W] in -1..1, half of them mirrored."""
+        """Some of them as images [count, 3, H, W] in -1..1, half of them mirrored."""
         rows = rng.integers(len(self.scenes), size=count)
-        pixels = self.pictures[torch.from_numpy(rows)].float() / 127.5 - 1
+        pixels = self.images[torch.from_numpy(rows)].float() / 127.5 - 1
         turned = rng.random(count) < 0.5
         pixels = torch.where(torch.from_numpy(turned)[:, None, None, None], pixels.flip(-1), pixels)
         scenes = [self.scenes[row] for row in rows]
@@ -257,7 +257,7 @@ class Pool:
 
 
 def keep_tokens(path: Path, tokens: torch.Tensor, scenes: list[Scene]) -> Path:
-    """Write image tokens [n, N] as int16, and what each picture shows as metadata."""
+    """Write image tokens [n, N] as int16, and what each image shows as metadata."""
     facts = json.dumps([asdict(scene) for scene in scenes])
     return write_whole(path, lambda target: save_file({"tokens": tokens.to(torch.int16)}, target, {"scenes": facts}))
 
@@ -273,7 +273,7 @@ def kept_tokens(path: Path) -> tuple[torch.Tensor, list[Scene]]:
 def lessons(
     book: LessonBook, vq: JanusVQVAE, pools: Sequence[Pool], rng: np.random.Generator, fast: bool
 ) -> tuple[torch.Tensor, list[Scene]]:
-    """One batch: pictures [b, 3, H, W] in -1..1 and what is in them. A third is of the pools, in equal parts; else composed."""
+    """One batch: images [b, 3, H, W] in -1..1 and what is in them. A third is of the pools, in equal parts; else composed."""
     part = BATCH // 6
     pooled = [pool.draw(BATCH // 3 // len(pools), rng) for pool in pools]
     known = [scene for _, scenes in pooled for scene in scenes]
@@ -290,7 +290,7 @@ def lessons(
     pixels = torch.cat([pixels, pixels[:part].flip(-1)])
     scenes += [mirrored(scene) for scene in scenes[:part]]
     if pooled:
-        more = torch.cat([pictures for pictures, _ in pooled])
+        more = torch.cat([images for images, _ in pooled])
         more[::2] = bent(more[::2], rng)
         pixels, scenes = torch.cat([pixels, more]), scenes + known
     return worn(pixels, rng), scenes

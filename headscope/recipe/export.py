@@ -14,7 +14,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from headscope.errors import DataError
 from headscope.recipe.card import write_card
-from headscope.recipe.pictures import Stickers, draw, prompts_by_seed
+from headscope.recipe.images import Stickers, draw, prompts_by_seed
 from headscope.recipe.presets import Preset
 from headscope.recipe.scenes import KINDS, SceneBook, describe
 from headscope.recipe.tokenizer import special_ids
@@ -76,8 +76,8 @@ def export(
     prompts = scene_prompts(stickers, PROMPTS, seed) if preset.scenes else prompts_by_seed(stickers, PROMPTS, seed)
     write_text(out / "prompts.txt", "\n".join([*lines, *prompts]) + "\n")
     before = stages_of(training)
-    seen = int(pd.read_csv(training / "transformer.csv")["pictures"].iloc[-1])
-    write_json(out / RECIPE, [*before, {"preset": preset.name, "pictures": seen}])
+    seen = int(pd.read_csv(training / "transformer.csv")["images"].iloc[-1])
+    write_json(out / RECIPE, [*before, {"preset": preset.name, "images": seen}])
     write_card(
         preset,
         stickers,
@@ -94,7 +94,7 @@ def export(
 
 @torch.no_grad()
 def held_out_psnr(vq: JanusVQVAE, stickers: Stickers, count: int = 64) -> float:
-    """Decibels of encoded and decoded pictures of drawings that training never saw."""
+    """Decibels of encoded and decoded images of drawings that training never saw."""
     chosen = np.resize(stickers.indices(held_out=True), count)
     pixels = draw(stickers, chosen, np.random.default_rng([0, 99])).pixels
     errors = [(reconstruct(vq, part)[0].clamp(-1, 1) - part).square().mean() for part in pixels.split(8)]

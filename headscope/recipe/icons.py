@@ -1,4 +1,4 @@
-"""The pictures of the recipe, rendered from icon packages: one parquet row per concept and drawing style.
+"""The images of the recipe, rendered from icon packages: one parquet row per concept and drawing style.
 
 The packages are those of Iconify (one npm package per icon set). The user fetches them; nothing here uses a network.
 With the versions below and resvg-py 0.5.0 the pixels are those that the bundled model was trained on.
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from headscope.errors import DataError
-from headscope.recipe.pictures import COLUMNS, caption
+from headscope.recipe.images import COLUMNS, caption
 from headscope.storage import write_whole
 
 # Fewer sets than this and a word is one artist's drawing, from which nobody learns what the object looks like.
@@ -86,7 +86,7 @@ class Drawing:
     icon: str
 
 
-def build_pictures(folder: Path, out: Path, size: int = 96) -> Path:
+def build_images(folder: Path, out: Path, size: int = 96) -> Path:
     """Write the parquet file `concept, style, caption, licence, source, webp`; webp is lossless, size x size pixels.
 
     Args:
@@ -96,10 +96,10 @@ def build_pictures(folder: Path, out: Path, size: int = 96) -> Path:
         DataError: packages are missing (says the command that fetches them) or damaged; resvg-py is not installed.
     """
     if size < 1:
-        raise DataError(f"--size {size}: a picture needs at least 1 pixel.")
+        raise DataError(f"--size {size}: an image needs at least 1 pixel.")
     renderer = _renderer()
     drawings = choose_drawings(read_packages(folder))
-    shown = track(drawings, description="pictures", console=Console(stderr=True))
+    shown = track(drawings, description="images", console=Console(stderr=True))
     rows = [_row(drawing, size, renderer) for drawing in shown]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return write_whole(out, lambda temporary: table.to_parquet(temporary, index=False))

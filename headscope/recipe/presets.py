@@ -40,10 +40,10 @@ EVERYDAY = tuple(name.strip() for name in _EVERYDAY.replace("\n", " ").split(";"
 
 @dataclass(frozen=True)
 class Preset:
-    """One size of the recipe; lengths are counted in pictures, so the same seed gives the same schedule anywhere."""
+    """One size of the recipe; lengths are counted in images, so the same seed gives the same schedule anywhere."""
 
     name: str
-    pixels: int  # side of the square picture
+    pixels: int  # side of the square image
     everyday: bool  # only the everyday concepts, or all
     codes: int  # size of the codebook
     vq_base: int  # channels of the VQ model at full resolution (GroupNorm wants multiples of 32)
@@ -51,14 +51,14 @@ class Preset:
     layers: int
     heads: int
     intermediate: int
-    vq_pictures: int
+    vq_images: int
     vq_batch: int
     vq_rate: float
-    pictures: int
+    images: int
     batch: int
     rate: float  # of Muon for matrices; AdamW for the rest runs at `adam_rate`
     adam_rate: float
-    scenes: float = 0.0  # share of the pictures that are scenes of the 48 classes
+    scenes: float = 0.0  # share of the images that are scenes of the 48 classes
 
     @property
     def grid(self) -> int:

@@ -1,9 +1,9 @@
-"""Pictures that the model drew itself, as lessons for the detector: what they show, an earlier detector and the prompt say.
+"""Images that the model drew itself, as lessons for the detector: what they show, an earlier detector and the prompt say.
 
-Composed pictures, even resampled ones, are cleaner than what a model draws, so a detector that learned from them alone takes
+Composed images, even resampled ones, are cleaner than what a model draws, so a detector that learned from them alone takes
 half-right drawings for something outside its classes. Here it is shown such drawings (self-training with pseudo labels: D.-H.
 Lee, 2013). A thing that looks more like what the prompt asked for than like all other classes together is a lesson of that
-class; one that looks like nothing known, and least of all like what was asked for, is a lesson of `other`; a picture with
+class; one that looks like nothing known, and least of all like what was asked for, is a lesson of `other`; an image with
 anything in between teaches nothing. The prompts are training's, never StickerEval's.
 """
 
@@ -23,7 +23,7 @@ from headscope.runtime import generate
 from headscope.stickereval.detector import StickerDetector
 
 KINDS, SHARES = ("single", "counting", "two", "position"), (0.5, 0.3, 0.1, 0.1)
-CHUNK = 48  # pictures drawn together, and in one file
+CHUNK = 48  # images drawn together, and in one file
 FIRST_SEED = 3_000_000
 FAINT = 0.35  # least objectness of what counts as a thing
 CLAIMED, BESIDE = 0.5, 0.1  # least share of the asked classes, of the classes alone; the second where another thing is claimed
@@ -32,16 +32,16 @@ OTHER = "other"
 
 
 def drawn_pool(book: SceneBook, model: JanusModel, detector: StickerDetector, folder: Path, count: int, seed: int = 0) -> Pool:
-    """Draw `count` pictures of training's prompts into files of `CHUNK`, read what is there already, and label them.
+    """Draw `count` images of training's prompts into files of `CHUNK`, read what is there already, and label them.
 
     Args:
         detector: the earlier detector.
 
     Returns:
-        The pictures that teach something, and what they show; styles are left open.
+        The images that teach something, and what they show; styles are left open.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures: list[torch.Tensor] = []
+    images: list[torch.Tensor] = []
     scenes: list[Scene] = []
     for start in range(0, count, CHUNK):
         path = folder / f"drawn-{seed}-{start}.safetensors"
@@ -50,13 +50,13 @@ def drawn_pool(book: SceneBook, model: JanusModel, detector: StickerDetector, fo
         tokens, asked = kept_tokens(path)
         shown = decoded(model, tokens)
         rows, found = labelled(detector, shown, asked)
-        pictures.append(shown[rows])
+        images.append(shown[rows])
         scenes += found
-    return Pool(torch.cat(pictures), scenes)
+    return Pool(torch.cat(images), scenes)
 
 
 def draw(book: SceneBook, model: JanusModel, path: Path, count: int, seed: int, start: int) -> Path:
-    """Draw pictures of prompts of training and keep them as tokens, with the scenes that were asked for."""
+    """Draw images of prompts of training and keep them as tokens, with the scenes that were asked for."""
     rng = np.random.default_rng([seed, start, 11])
     scenes = [book.sample(KINDS[kind], rng) for kind in rng.choice(len(KINDS), size=count, p=SHARES)]
     prompts = [describe(scene, rng) for scene in scenes]
@@ -66,10 +66,10 @@ def draw(book: SceneBook, model: JanusModel, path: Path, count: int, seed: int, 
 
 
 @torch.inference_mode()
-def labelled(detector: StickerDetector, pictures: torch.Tensor, asked: Sequence[Scene]) -> tuple[list[int], list[Scene]]:
-    """Pictures uint8 [n, 3, 96, 96] -> numbers of those that teach something, and what is in each."""
+def labelled(detector: StickerDetector, images: torch.Tensor, asked: Sequence[Scene]) -> tuple[list[int], list[Scene]]:
+    """Images uint8 [n, 3, 96, 96] -> numbers of those that teach something, and what is in each."""
     rows, scenes = [], []
-    for row, (things, scene) in enumerate(zip(detector.things(pictures.permute(0, 2, 3, 1), FAINT), asked, strict=True)):
+    for row, (things, scene) in enumerate(zip(detector.things(images.permute(0, 2, 3, 1), FAINT), asked, strict=True)):
         wanted = [detector.classes.index(name) for name in dict.fromkeys(item.name for item in scene.items)]
         shares = [thing.classes / thing.classes.sum() for thing in things]
         best = [wanted[int(share[wanted].argmax())] for share in shares]

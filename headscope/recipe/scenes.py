@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from headscope.errors import DataError
-from headscope.recipe.pictures import Batch, Stickers
+from headscope.recipe.images import Batch, Stickers
 from headscope.recipe.presets import BACKGROUNDS
 
 _CLASSES = """
@@ -22,7 +22,7 @@ beer mug; dog face; cat face; pig face; frog; penguin; owl; snail; turtle; crab;
 palm tree; star; cloud; rainbow; umbrella; soccer ball; basketball; taxi; bicycle; airplane; rocket; sailboat; house;
 balloon; bell; key; camera; guitar; drum; crown; red heart; ghost
 """
-# Word of a prompt -> concept of the picture file. Every plural is the word and an s.
+# Word of a prompt -> concept of the image file. Every plural is the word and an s.
 CLASSES = {name.removesuffix(" face"): name for name in (part.strip() for part in _CLASSES.replace("\n", " ").split(";"))}
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
@@ -33,7 +33,7 @@ KINDS = ("single", "two", "counting", "position")
 SHARES = (0.38, 0.22, 0.16, 0.24)
 STYLE_SAID = 0.8
 
-# Side of a sticker as a share of the picture, and how far a centre strays from its place (in pictures).
+# Side of a sticker as a share of the image, and how far a centre strays from its place (in images).
 _SIZES = {1: (0.62, 1.0), 2: (0.40, 0.50), 3: (0.36, 0.46), 4: (0.36, 0.46)}
 _QUADRANTS = np.array([[0.26, 0.26], [0.74, 0.26], [0.26, 0.74], [0.74, 0.74]])
 
@@ -50,7 +50,7 @@ def held_out_count(name: str) -> int:
 
 @dataclass(frozen=True)
 class Item:
-    """One sticker of a scene: centre and side as shares of the picture, `x` to the right, `y` down."""
+    """One sticker of a scene: centre and side as shares of the image, `x` to the right, `y` down."""
 
     name: str
     style: str
@@ -70,7 +70,7 @@ class Scene:
 
 
 def places(kind: str, count: int, relation: str | None, rng: np.random.Generator) -> np.ndarray:
-    """Centres [count, 2] (x, y) as shares of the picture, far enough apart that stickers hardly touch."""
+    """Centres [count, 2] (x, y) as shares of the image, far enough apart that stickers hardly touch."""
     if count == 1:
         return np.array([[0.5, 0.5]])
     if count == 2:
@@ -109,7 +109,7 @@ class SceneBook:
     """Draws scenes from the stickers of the 48 classes.
 
     Raises:
-        DataError: a class has no drawing in the picture file.
+        DataError: a class has no drawing in the image file.
     """
 
     def __init__(self, stickers: Stickers) -> None:
@@ -123,7 +123,7 @@ class SceneBook:
         self.styles = {name: [style for other, style in self.index if other == name] for name in CLASSES}
         empty = [name for name, styles in self.styles.items() if not styles]
         if empty:
-            raise DataError(f"the pictures hold no {', '.join(empty)}; scenes need drawings of all {len(CLASSES)} classes.")
+            raise DataError(f"the images hold no {', '.join(empty)}; scenes need drawings of all {len(CLASSES)} classes.")
         # Two sizes, so that a sticker that is shown at less than half its size has no jagged edges.
         self.pyramid = [stickers.rgba, functional.avg_pool2d(stickers.rgba, 2)]
         self.pixels = stickers.rgba.shape[-1]
@@ -151,7 +151,7 @@ class SceneBook:
         return [str(rng.choice(self.styles[name])) for name in names]
 
     def render(self, scenes: list[Scene], rng: np.random.Generator, device: str = "cpu", tilt: float = 6.0) -> torch.Tensor:
-        """Pictures [b, 3, H, W] in -1..1. tilt: degrees either way; stickers are mirrored half of the time, if tilt > 0."""
+        """Images [b, 3, H, W] in -1..1. tilt: degrees either way; stickers are mirrored half of the time, if tilt > 0."""
         size = self.pixels
         colours = torch.tensor([BACKGROUNDS[scene.background] for scene in scenes]).float().div_(255).to(device)
         canvas = colours[:, :, None, None].expand(-1, -1, size, size).clone()

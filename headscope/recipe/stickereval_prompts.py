@@ -1,4 +1,4 @@
-"""What StickerEval asks for: its prompts, real pictures of what they ask for, and what it gives to these: no model can be
+"""What StickerEval asks for: its prompts, real images of what they ask for, and what it gives to these: no model can be
 expected to score above it."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 
 from headscope.models.janus import JanusModel
 from headscope.recipe.detector_data import LessonBook, seen_through
-from headscope.recipe.pictures import as_bytes
+from headscope.recipe.images import as_bytes
 from headscope.recipe.presets import STYLES
 from headscope.recipe.scenes import CLASSES, POSITIONS, RELATIONS, Scene, compose, describe, held_out_count, pair_held_out
 from headscope.stickereval.grader import StickerEval, category_scores
@@ -75,15 +75,15 @@ def drawable(book: LessonBook, scene: Scene) -> Scene:
 
 
 def write_real(book: LessonBook, folder: Path, seed: int = 4) -> Path:
-    """Compose a picture of what each grading prompt asks for, as PNG files, for `headscope evaluate --real`.
+    """Compose an image of what each grading prompt asks for, as PNG files, for `headscope evaluate --real`.
 
     No style is asked for in which a thing was never drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scenes = [drawable(book, scene) for _, scene in grading_prompts(book)]
-    pictures = as_bytes(book.render(scenes, np.random.default_rng([seed, 7]))).permute(0, 2, 3, 1).numpy()
-    for number, picture in enumerate(pictures):
-        write_whole(folder / f"{number:04d}.png", partial(Image.fromarray(picture).save, format="PNG"))
+    images = as_bytes(book.render(scenes, np.random.default_rng([seed, 7]))).permute(0, 2, 3, 1).numpy()
+    for number, image in enumerate(images):
+        write_whole(folder / f"{number:04d}.png", partial(Image.fromarray(image).save, format="PNG"))
     return folder
 
 
@@ -91,7 +91,7 @@ def write_real(book: LessonBook, folder: Path, seed: int = 4) -> Path:
 def ceiling(
     book: LessonBook, model: JanusModel, grader: StickerEval, prompts: list[GradingPrompt], views: int = 8, seed: int = 6
 ) -> pd.DataFrame:
-    """Grade `views` composed pictures a prompt, as they are and after the model's VQ model.
+    """Grade `views` composed images a prompt, as they are and after the model's VQ model.
 
     Args:
         prompts: those that `grading_prompts` writes, in its order.
@@ -107,8 +107,8 @@ def ceiling(
             asked = prompts[start : start + 32]
             pixels = book.render(scenes[start : start + 32], rng)
             seen = (pixels, seen_through(model.network.model.vqmodel, pixels))
-            for name, pictures in zip(SEEN, seen, strict=True):
-                table = grader.grade(as_bytes(pictures).permute(0, 2, 3, 1), asked)
+            for name, images in zip(SEEN, seen, strict=True):
+                table = grader.grade(as_bytes(images).permute(0, 2, 3, 1), asked)
                 graded[name].append(table.assign(prompt=range(start, start + len(asked))))
     parts = [category_scores(pd.concat(tables)).assign(seen=name) for name, tables in graded.items()]
     table = pd.concat(parts, ignore_index=True)

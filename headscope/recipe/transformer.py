@@ -1,4 +1,4 @@
-"""Training the transformer: prompts and image tokens, pictures drawn anew for every step."""
+"""Training the transformer: prompts and image tokens, images drawn anew for every step."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from headscope.errors import DataError
 from headscope.recipe import attention, bf16, parallel
 from headscope.recipe.configuration import build
 from headscope.recipe.csv_log import Journal
+from headscope.recipe.images import Batch, Stickers, draw
 from headscope.recipe.muon import MuonAdam
-from headscope.recipe.pictures import Batch, Stickers, draw
 from headscope.recipe.presets import Preset
 from headscope.recipe.scenes import SceneBook
 from headscope.recipe.tokenizer import special_ids
@@ -40,7 +40,7 @@ class Plan:
     folder: Path
     seed: int = 0
     device: str = "cpu"
-    pictures: int | None = None  # instead of the preset's number
+    images: int | None = None  # instead of the preset's number
     warm_start: Path | None = None  # folder with the weights to go on from
     minutes_between_checkpoints: float = 4.0
 
@@ -124,7 +124,7 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
     optimiser = MuonAdam(parts, preset.rate, preset.adam_rate)
     checkpoint = plan.folder / "transformer.safetensors"
     step = _resume(parts, optimiser, checkpoint)
-    total = plan.pictures or preset.pictures
+    total = plan.images or preset.images
     per_step = preset.batch * parallel.world()
     steps = -(-total // per_step)
     train = stickers.indices(held_out=False)
@@ -139,7 +139,7 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
     started = saved = time.monotonic()
     first = step
     running = 0.0
-    stage = [behind] if (behind := len(stages_of(plan.folder))) else []  # a later stage has other pictures
+    stage = [behind] if (behind := len(stages_of(plan.folder))) else []  # a later stage has other images
     narrowing = spread if plan.warm_start is None else (lambda _: NARROW)  # looks that carry over are learned already
     decay_from = DECAY_FROM if plan.warm_start is None else DECAY_FROM_LATER
     use_bf16 = bf16.has_units(plan.device)
@@ -166,8 +166,8 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
                 {name: _test_loss(model, tokenizer, test, plan.device) for name, test in tests.items()} if rank == 0 else {}
             )
             seconds = time.monotonic() - started
-            journal.write(step=step, pictures=step * per_step, loss=running, **losses,
-                          pictures_a_second=(step - first) * per_step / seconds, seconds=seconds)  # fmt: skip
+            journal.write(step=step, images=step * per_step, loss=running, **losses,
+                          images_a_second=(step - first) * per_step / seconds, seconds=seconds)  # fmt: skip
         if rank == 0 and (time.monotonic() - saved > plan.minutes_between_checkpoints * 60 or step == steps):
             _save(parts, optimiser, step, checkpoint)
             saved = time.monotonic()
@@ -182,7 +182,7 @@ def mixed_batch(
     device: str,
     spread: float,
 ) -> Batch:
-    """`preset.batch` fresh pictures: scenes for the preset's share, single stickers of any concept for the rest."""
+    """`preset.batch` fresh images: scenes for the preset's share, single stickers of any concept for the rest."""
     scenes = 0 if book is None else round(preset.batch * preset.scenes)
     batch = draw(stickers, rng.choice(train, preset.batch - scenes), rng, device, spread)
     if book is None or scenes == 0:

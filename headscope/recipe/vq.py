@@ -15,12 +15,12 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from headscope.recipe import parallel
 from headscope.recipe.configuration import vq_configuration
 from headscope.recipe.csv_log import Journal
+from headscope.recipe.images import Stickers, draw
 from headscope.recipe.muon import MuonAdam
-from headscope.recipe.pictures import Stickers, draw
 from headscope.recipe.presets import Preset
 from headscope.storage import write_whole
 
-CROPS_UNTIL = 0.85  # share of the steps that train on crops; the rest see whole pictures, as the norms will
+CROPS_UNTIL = 0.85  # share of the steps that train on crops; the rest see whole images, as the norms will
 
 
 def unit_codebook(vq: JanusVQVAE) -> None:
@@ -36,7 +36,7 @@ def reconstruct(vq: JanusVQVAE, pixels: torch.Tensor) -> tuple[torch.Tensor, tor
     Args:
         pixels: [b, 3, H, W] in -1..1.
     Returns:
-        pictures [b, 3, H, W], the quantiser's own loss, code indices [b * grid * grid].
+        images [b, 3, H, W], the quantiser's own loss, code indices [b * grid * grid].
     """
     latent = vq.quant_conv(vq.encoder(pixels))
     quantised, loss, indices = vq.quantize(latent)
@@ -79,11 +79,11 @@ def _crop(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return pixels[:, :, top : top + side, left : left + side]
 
 
-def _edges(picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return picture[..., 1:, :] - picture[..., :-1, :], picture[..., 1:] - picture[..., :-1]
+def _edges(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return image[..., 1:, :] - image[..., :-1, :], image[..., 1:] - image[..., :-1]
 
 
-def picture_loss(made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+def image_loss(made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     """Absolute error, squared error, and absolute error of the gradients, which keeps outlines sharp."""
     loss = (made - true).abs().mean() + (made - true).square().mean()
     for a, b in zip(_edges(made), _edges(true), strict=True):
@@ -92,7 +92,7 @@ def picture_loss(made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
 
 
 def train_vq(rank: int, preset: Preset, stickers: Stickers, folder: Path, seed: int, device: str) -> None:
-    """Train until `preset.vq_pictures` pictures were seen; writes `vq.safetensors` (rounded to bf16)."""
+    """Train until `preset.vq_images` images were seen; writes `vq.safetensors` (rounded to bf16)."""
     torch.manual_seed(seed)
     vq = JanusVQVAE(vq_configuration(preset)).float().to(device)
     rng = np.random.default_rng([seed, rank, 1])
@@ -103,7 +103,7 @@ def train_vq(rank: int, preset: Preset, stickers: Stickers, folder: Path, seed: 
         (folder / "vq.csv").unlink(missing_ok=True)  # of a run that was stopped: this one begins anew
     journal = Journal(folder / "vq.csv", rank)
     per_step = preset.vq_batch * parallel.world()
-    steps = math.ceil(preset.vq_pictures / per_step)
+    steps = math.ceil(preset.vq_images / per_step)
     warm = max(1, steps // 10)  # plain autoencoder first, so that the codebook starts from meaningful directions
     used = torch.zeros(preset.codes, device=device)
     started = time.monotonic()
@@ -118,7 +118,7 @@ def train_vq(rank: int, preset: Preset, stickers: Stickers, folder: Path, seed: 
             made, inner, indices = _unquantised(vq, pixels), pixels.new_zeros(()), None
         else:
             made, inner, indices = reconstruct(vq, pixels)
-        loss = picture_loss(made, pixels) + inner
+        loss = image_loss(made, pixels) + inner
         loss.backward()
         parallel.average_gradients(optimiser.parameters)
         torch.nn.utils.clip_grad_norm_(optimiser.parameters, 1.0)
@@ -133,7 +133,7 @@ def train_vq(rank: int, preset: Preset, stickers: Stickers, folder: Path, seed: 
             with torch.no_grad():
                 restored = reconstruct(vq, test)[0] if step >= warm else _unquantised(vq, test)
                 psnr = float(-10 * torch.log10((restored.clamp(-1, 1) - test).square().mean() / 4 + 1e-12))
-            journal.write(step=step, pictures=(step + 1) * per_step, loss=loss.item(), held_out_psnr=psnr,
+            journal.write(step=step, images=(step + 1) * per_step, loss=loss.item(), held_out_psnr=psnr,
                           codes_used=int((used > 0.5).sum()), seconds=time.monotonic() - started)  # fmt: skip
     if rank == 0:
         state = {name: value.to(torch.bfloat16).contiguous().cpu() for name, value in vq.state_dict().items()}
@@ -141,7 +141,7 @@ def train_vq(rank: int, preset: Preset, stickers: Stickers, folder: Path, seed: 
 
 
 def _revive(vq: JanusVQVAE, pixels: torch.Tensor, used: torch.Tensor, seed: int) -> None:
-    """Unused codes restart at encoder outputs; every process picks the same ones, from the first process' pictures."""
+    """Unused codes restart at encoder outputs; every process picks the same ones, from the first process' images."""
     dead = torch.nonzero(used < 0.05).flatten()
     with torch.no_grad():
         latent = functional.normalize(vq.quant_conv(vq.encoder(pixels)), dim=1).permute(0, 2, 3, 1).flatten(0, 2)

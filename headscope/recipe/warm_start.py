@@ -48,7 +48,7 @@ def earlier_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, to
 
 
 def stages_of(folder: Path) -> list[dict[str, Any]]:
-    """What weights have behind them, oldest first: {"preset": name, "pictures": how many the transformer saw}.
+    """What weights have behind them, oldest first: {"preset": name, "images": how many the transformer saw}.
 
     Of a model folder its whole recipe; of a training folder the stages before its own. Empty where nothing was noted.
     """
@@ -58,7 +58,7 @@ def stages_of(folder: Path) -> list[dict[str, Any]]:
 
 def take_over_vq(folder: Path, out: Path) -> None:
     """Put the earlier VQ model into `out`, and what the earlier weights have behind them: it is convolutional, so it serves
-    pictures of any size."""
+    images of any size."""
     write_json(out / STAGES, stages_of(folder))
     vq = {name: value.contiguous() for name, value in earlier_weights(folder)[1].items()}
     write_whole(out / "vq.safetensors", lambda path: save_file(vq, path))

@@ -22,7 +22,7 @@ COLUMNS = {
     "methods.csv": ("method", "kept_ratio", "replay_kl", "top1", "cache_bytes", "ms_per_step"),
     "kl_by_row.parquet": ("method", "row", "kl"),
     "trials.parquet": ("label", "state", "kl"),
-    "pictures.parquet": ("index", "prompt", "seed", "token_agreement"),
+    "images.parquet": ("index", "prompt", "seed", "token_agreement"),
     "stability.csv": ("what", "value", "rand", "rand_low", "rand_high", "rank", "rank_low", "rank_high"),
     "needs.csv": ("keep", "layer", "kv_head", "class", "semantic_score", "window", "heavy", "both", "needs"),
 }
@@ -97,7 +97,7 @@ def read_run(path: str | Path) -> RunData:
         by_row=_table(path / "kl_by_row.parquet"),
         trials=_table(folder.search / "trials.parquet"),
         search=_dictionary(folder.search / "search.json"),
-        images=_table(folder.pictures / "pictures.parquet"),
+        images=_table(folder.images / "images.parquet"),
         stability=_table(folder.stability),
         needs=_table(folder.needs),
     )

@@ -16,7 +16,7 @@ _SIDE = 160  # pixels of an image in the page
 
 
 def write_evaluation(folder: str | Path) -> Path:
-    """Write report.html from likeness.csv, scores.csv, pictures.parquet and, where there is one, imported.csv.
+    """Write report.html from likeness.csv, scores.csv, images.parquet and, where there is one, imported.csv.
 
     Raises:
         DataError: no finished evaluation, or a damaged file in it.
@@ -32,7 +32,7 @@ def write_evaluation(folder: str | Path) -> Path:
     if (folder / "imported.csv").is_file():
         imported = read_table(folder / "imported.csv", scored)
         imported = imported[imported["variant"].isin(like["variant"])]
-    images = read_parquet(folder / "pictures.parquet", {"prompt": float, "text": str})
+    images = read_parquet(folder / "images.parquet", {"prompt": float, "text": str})
     facts = read_json(folder / "evaluation.json")
     return write_page(
         folder / "report.html",

@@ -75,7 +75,7 @@ def _of_images(data: RunData) -> dict[str, Any]:
         if len(shown) == MOST_IMAGES:
             break
         name = f"{int(row['index']):03d}.png"
-        pair = {kind: inlined(RunFolder(data.path).pictures / kind / name, _SIDE) for kind in ("full", "searched")}
+        pair = {kind: inlined(RunFolder(data.path).images / kind / name, _SIDE) for kind in ("full", "searched")}
         if all(pair.values()):
             shown.append({**pair, "prompt": row["prompt"], "seed": row["seed"], "agreement": row["token_agreement"]})
     left_out = 0 if data.images is None else len(data.images) - len(shown)
@@ -85,7 +85,7 @@ def _of_images(data: RunData) -> dict[str, Any]:
 def _of_methods(data: RunData) -> dict[str, Any]:
     """The table's rows, the full cache first, then from the least loss to the most, and the figures beside them."""
     calibration = len(data.prompts.get("calibration", []))
-    searched_images = min(calibration, int(data.run.get("settings", {}).get("searched_pictures") or calibration))
+    searched_images = min(calibration, int(data.run.get("settings", {}).get("searched_images") or calibration))
     shared = {"unseen": len(data.prompts.get("unseen", [])), "searched_images": searched_images}
     if data.methods is None:
         return {"methods": [], **shared}

@@ -1,4 +1,4 @@
-"""Contact sheets: many small pictures with their prompts, one PNG."""
+"""Contact sheets: many small images with their prompts, one PNG."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def contact_sheet(
     path: str | Path,
     scale: int = 2,
 ) -> Path:
-    """Write a sheet of cells, each the pictures of one prompt side by side with the prompt below.
+    """Write a sheet of cells, each the images of one prompt side by side with the prompt below.
 
     Args:
-        rows: (prompt, pictures of one size, uint8 [height, width, 3] or Pillow's).
-        column_titles: what the pictures of a cell are, or none.
+        rows: (prompt, images of one size, uint8 [height, width, 3] or Pillow's).
+        column_titles: what the images of a cell are, or none.
         scale: each pixel is drawn scale x scale, without smoothing.
 
     Raises:
-        DataError: nothing to show, or cells that differ in the number of pictures.
+        DataError: nothing to show, or cells that differ in the number of images.
     """
     if not rows:
-        raise DataError(f"{path}: no picture to show on a contact sheet.")
-    counts = {len(pictures) for _, pictures in rows} | ({len(column_titles)} if column_titles else set())
+        raise DataError(f"{path}: no image to show on a contact sheet.")
+    counts = {len(images) for _, images in rows} | ({len(column_titles)} if column_titles else set())
     if len(counts) != 1 or 0 in counts:
         raise DataError(
-            f"{path}: the cells of a contact sheet need as many pictures each as there are titles, found {sorted(counts)}."
+            f"{path}: the cells of a contact sheet need as many images each as there are titles, found {sorted(counts)}."
         )
     height, width = (side * scale for side in np.asarray(rows[0][1][0]).shape[:2])
     font = ImageFont.truetype(_font_file(), 11)
@@ -53,14 +53,14 @@ def contact_sheet(
     size = (2 * _MARGIN + columns * (cell_width + 2 * _GAP) - 2 * _GAP, 2 * _MARGIN + head + count * cell_height)
     sheet = Image.new("RGB", size, _PAPER)
     pen = ImageDraw.Draw(sheet)
-    for number, ((_, pictures), caption) in enumerate(zip(rows, captions, strict=True)):
+    for number, ((_, images), caption) in enumerate(zip(rows, captions, strict=True)):
         x = _MARGIN + (number % columns) * (cell_width + 2 * _GAP)
         y = _MARGIN + head + (number // columns) * cell_height
-        for place, picture in enumerate(pictures):
+        for place, image in enumerate(images):
             left = x + place * (width + 2)
             if number < columns and column_titles:
                 pen.text((left, _MARGIN), column_titles[place], fill=_QUIET, font=font)
-            shown = _picture(picture).resize((width, height), Image.Resampling.NEAREST)
+            shown = _image(image).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(shown, (left, y))
         for line, text in enumerate(caption):
             pen.text((x, y + height + 4 + line * _LINE), text, fill=_INK, font=font)
@@ -76,8 +76,8 @@ def _font_file() -> str:
     return str(Path(place.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
-def _picture(picture: np.ndarray | Image.Image) -> Image.Image:
-    return (picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))).convert("RGB")
+def _image(image: np.ndarray | Image.Image) -> Image.Image:
+    return (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).convert("RGB")
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 3) -> list[str]:

@@ -21,7 +21,7 @@ from headscope.samples import Samples
 from headscope.storage import read_json, write_json
 
 FULL, OTHER_SEED = "full", "other_seed"
-FIRST_SEED = 1_000_000  # far from the seeds that calibration pictures have
+FIRST_SEED = 1_000_000  # far from the seeds that calibration images have
 OTHER = 500_000  # the floor of another seed begins there
 
 
@@ -67,7 +67,7 @@ def batch_for(model: ImageModel, variants: Sequence[Variant], prefix: int, strea
     return min(memory // largest, most)
 
 
-def draw_variant(
+def generate_variant(
     model: ImageModel,
     variant: Variant,
     prompts: Sequence[str],
@@ -112,7 +112,7 @@ def each_batch(
     batch_size: int,
     sampling: Sampling | None = None,
 ) -> Iterator[tuple[list[int], Samples]]:
-    """What `draw_variant` joins, batch by batch: numbers and samples, of those that stood in `folder` first."""
+    """What `generate_variant` joins, batch by batch: numbers and samples, of those that stood in `folder` first."""
     total = len(prompts) * seeds
     there = dict(sorted(dict(_drawn(folder, total)).items()))
     if there:
@@ -120,10 +120,10 @@ def each_batch(
     todo = [number for number in range(total) if number not in there]
     for start in range(0, len(todo), batch_size):
         numbers = todo[start : start + batch_size]
-        yield numbers, draw_numbers(model, variant, prompts, seeds, folder, numbers, sampling)
+        yield numbers, generate_numbers(model, variant, prompts, seeds, folder, numbers, sampling)
 
 
-def draw_numbers(
+def generate_numbers(
     model: ImageModel,
     variant: Variant,
     prompts: Sequence[str],
@@ -132,7 +132,7 @@ def draw_numbers(
     numbers: Sequence[int],
     sampling: Sampling | None = None,
 ) -> Samples:
-    """One batch of `draw_variant`: the images of these following numbers, and their seconds, into files of their own."""
+    """One batch of `generate_variant`: the images of these following numbers, and their seconds, into files of their own."""
     began = time.monotonic()
     samples = generate(
         model,
@@ -144,11 +144,11 @@ def draw_numbers(
         decoder=variant.decoder,
     )
     samples.save(folder / f"{numbers[0]:06d}.parquet")
-    write_json(folder / f"{numbers[0]:06d}.json", {"seconds": time.monotonic() - began, "pictures": len(numbers)})
+    write_json(folder / f"{numbers[0]:06d}.json", {"seconds": time.monotonic() - began, "images": len(numbers)})
     return samples
 
 
-def batches_to_draw(folder: Path, total: int, batch_size: int) -> list[list[int]]:
+def batches_to_generate(folder: Path, total: int, batch_size: int) -> list[list[int]]:
     """Numbers of the images that `folder` lacks, in batches of following ones."""
     there = {number for number, _ in _drawn(folder, total)}
     batches: list[list[int]] = []
@@ -162,10 +162,10 @@ def batches_to_draw(folder: Path, total: int, batch_size: int) -> list[list[int]
 
 
 def seconds_of(folder: Path) -> float:
-    """Seconds an image of `draw_variant`, of several processes each its own; NaN where they were not noted."""
+    """Seconds an image of `generate_variant`, of several processes each its own; NaN where they were not noted."""
     try:
         noted = [read_json(path) for path in folder.glob("[0-9]*.json")]
-        return sum(float(one["seconds"]) for one in noted) / sum(int(one["pictures"]) for one in noted)
+        return sum(float(one["seconds"]) for one in noted) / sum(int(one["images"]) for one in noted)
     except (DataError, KeyError, TypeError, ValueError, ZeroDivisionError):
         return math.nan
 

@@ -25,12 +25,12 @@ WEIGHTS = Path(__file__).parent / "weights" / "detector.safetensors"
 PIXELS = 96
 OVERLAP = 0.4  # two peaks whose squares share more than this (intersection over union) are one thing
 _ABOUT = {"classes": TEXTS, "styles": TEXTS, "threshold": NUMBER}
-LIKE = 0.003  # least share of a class that another thing in the picture shows, for a thing that looks like no class by itself
+LIKE = 0.003  # least share of a class that another thing in the image shows, for a thing that looks like no class by itself
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One sticker: centre and side as shares of the picture, `x` to the right, `y` down; score in 0..1."""
+    """One sticker: centre and side as shares of the image, `x` to the right, `y` down; score in 0..1."""
 
     name: str
     style: str
@@ -85,9 +85,9 @@ class _Residual(nn.Module):
 
 
 class DetectorNetwork(nn.Module):
-    """Pictures [b, 3, H, W] in -1..1 -> maps [b, 4 + classes + 1 + styles, H / 8, W / 8].
+    """Images [b, 3, H, W] in -1..1 -> maps [b, 4 + classes + 1 + styles, H / 8, W / 8].
 
-    Maps in order: objectness (logit), x and y of the centre from the cell's middle (cells), log of the side (in pictures of
+    Maps in order: objectness (logit), x and y of the centre from the cell's middle (cells), log of the side (in images of
     96 pixels), logits of the classes and of `other`, logits of the styles.
     """
 
@@ -103,8 +103,8 @@ class DetectorNetwork(nn.Module):
         self.join = _Convolution(128, 128)
         self.head = nn.Conv2d(128, 4 + classes + 1 + styles, 1)
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        fine = self.fine(pictures)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        fine = self.fine(images)
         coarse = functional.interpolate(self.lift(self.coarse(fine)), size=fine.shape[-2:], mode="bilinear")
         return self.head(self.join(fine + coarse)).float()
 
@@ -115,7 +115,7 @@ class DetectorNetwork(nn.Module):
 
 
 class StickerDetector:
-    """Finds stickers in pictures of 96 x 96 pixels.
+    """Finds stickers in images of 96 x 96 pixels.
 
     Attributes:
         network: what it sees with.
@@ -148,25 +148,25 @@ class StickerDetector:
             ) from None
         return cls(network.to(resolve_device(device)), about["classes"], about["styles"], float(about["threshold"]))
 
-    def detect(self, pictures: torch.Tensor | np.ndarray, batch_size: int = 64) -> list[list[Detection]]:
-        """Detections of each picture, best first.
+    def detect(self, images: torch.Tensor | np.ndarray, batch_size: int = 64) -> list[list[Detection]]:
+        """Detections of each image, best first.
 
         Args:
-            pictures: [b, 96, 96, 3], uint8 or float in 0..1.
+            images: [b, 96, 96, 3], uint8 or float in 0..1.
             batch_size: images looked at together.
 
         Raises:
             DataError: another shape or dtype.
         """
-        return [self.named(things) for things in self.things(pictures, self.threshold, batch_size)]
+        return [self.named(things) for things in self.things(images, self.threshold, batch_size)]
 
     @torch.inference_mode()
-    def things(self, pictures: torch.Tensor | np.ndarray, least: float, batch_size: int = 64) -> list[list[Thing]]:
-        """Things of each picture with an objectness of at least `least`, clearest first; arguments and errors as in `detect`.
+    def things(self, images: torch.Tensor | np.ndarray, least: float, batch_size: int = 64) -> list[list[Thing]]:
+        """Things of each image with an objectness of at least `least`, clearest first; arguments and errors as in `detect`.
 
-        Maps of the picture and of its mirror image are averaged.
+        Maps of the image and of its mirror image are averaged.
         """
-        given = _checked(pictures)
+        given = _checked(images)
         device = next(self.network.parameters()).device
         found: list[list[Thing]] = []
         for part in given.split(batch_size):
@@ -194,7 +194,7 @@ class StickerDetector:
         return [_distinct(sorted(each, key=lambda one: -one.objectness)) for each in found]
 
     def named(self, things: list[Thing]) -> list[Detection]:
-        """Detections of one picture's things, best first; those that look like `other` are left out.
+        """Detections of one image's things, best first; those that look like `other` are left out.
 
         A thing that looks like no class by itself takes the class, of those recognised beside it, that it resembles most, as
         an eye would: the half-drawn fourth of four lemons is a lemon. Its score is half its objectness.
@@ -261,15 +261,15 @@ def _distinct(found: list[Thing]) -> list[Thing]:
     return kept
 
 
-def _checked(pictures: torch.Tensor | np.ndarray) -> torch.Tensor:
-    given = torch.as_tensor(pictures)
+def _checked(images: torch.Tensor | np.ndarray) -> torch.Tensor:
+    given = torch.as_tensor(images)
     if given.ndim != 4 or tuple(given.shape[1:]) != (PIXELS, PIXELS, 3):
         raise DataError(
-            f"Pictures of shape {list(given.shape)}: StickerEval grades [pictures, {PIXELS}, {PIXELS}, 3]; "
-            "draw them with the model `stickers-scenes`."
+            f"Images of shape {list(given.shape)}: StickerEval grades [images, {PIXELS}, {PIXELS}, 3]; "
+            "generate them with the model `stickers-scenes`."
         )
     if given.dtype != torch.uint8 and not given.is_floating_point():
-        raise DataError(f"Pictures of dtype {given.dtype}: expected uint8, or floats in 0..1.")
+        raise DataError(f"Images of dtype {given.dtype}: expected uint8, or floats in 0..1.")
     return given
 
 

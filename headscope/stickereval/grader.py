@@ -1,4 +1,4 @@
-"""StickerEval: does a picture show what its prompt says? GenEval's rules (Ghosh et al., 2310.11513) for stickers."""
+"""StickerEval: does an image show what its prompt says? GenEval's rules (Ghosh et al., 2310.11513) for stickers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEEP = 0.5  # GenEval's: a shortened offset of more than this share of the dist
 
 
 class StickerEval:
-    """Grades pictures of 96 x 96 pixels by what a small detector finds in them.
+    """Grades images of 96 x 96 pixels by what a small detector finds in them.
 
     How often it is right: `reports/stickers/detector.csv`; how often it agrees with a human annotator on generated images:
     `agreement.csv` and `confusion.csv` there.
@@ -30,30 +30,30 @@ class StickerEval:
     def __init__(self, weights: str | Path = WEIGHTS, device: str = "auto") -> None:
         self.detector = StickerDetector.load(weights, device)
 
-    def grade(self, pictures: torch.Tensor | np.ndarray, prompts: Sequence[GradingPrompt]) -> pd.DataFrame:
-        """One row a picture.
+    def grade(self, images: torch.Tensor | np.ndarray, prompts: Sequence[GradingPrompt]) -> pd.DataFrame:
+        """One row an image.
 
         Args:
-            pictures: [n, 96, 96, 3], uint8 or float in 0..1.
+            images: [n, 96, 96, 3], uint8 or float in 0..1.
             prompts: n, what each was asked to show.
 
         Returns:
-            Columns `tag, prompt, correct` (bool), `reason` (empty if correct), `found` (what is in the picture).
+            Columns `tag, prompt, correct` (bool), `reason` (empty if correct), `found` (what is in the image).
 
         Raises:
-            DataError: pictures of another shape, or not one prompt a picture.
+            DataError: images of another shape, or not one prompt an image.
         """
-        if len(pictures) != len(prompts):
-            raise DataError(f"Found {len(pictures)} pictures for {len(prompts)} prompts; give one prompt a picture.")
+        if len(images) != len(prompts):
+            raise DataError(f"Found {len(images)} images for {len(prompts)} prompts; give one prompt an image.")
         rows = []
-        for found, prompt in zip(self.detector.detect(pictures), prompts, strict=True):
+        for found, prompt in zip(self.detector.detect(images), prompts, strict=True):
             reasons = judge(found, prompt)
             rows.append((prompt.tag, prompt.prompt, not reasons, "; ".join(reasons), _listed(found)))
         return pd.DataFrame(rows, columns=["tag", "prompt", "correct", "reason", "found"])
 
 
 def judge(found: list[Detection], prompt: GradingPrompt) -> list[str]:
-    """What is wrong with a picture, best detections first; an empty list if nothing is.
+    """What is wrong with an image, best detections first; an empty list if nothing is.
 
     single, two: at least as many of each class as asked, other things may be there too. counting: exactly as many.
     position: also in the relation asked for, between the best detections of each class. style: the style of the class, or, if
@@ -96,9 +96,9 @@ def relations(one: Detection, other: Detection) -> set[str]:
 
 
 def category_scores(graded: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Share of correct pictures by category, with 95 % bootstrap intervals.
+    """Share of correct images by category, with 95 % bootstrap intervals.
 
-    Prompts are resampled and not pictures: the seeds of a prompt are not independent. `overall` is the mean of the
+    Prompts are resampled and not images: the seeds of a prompt are not independent. `overall` is the mean of the
     categories, as in GenEval.
 
     Args:
@@ -107,11 +107,11 @@ def category_scores(graded: pd.DataFrame, resamples: int = 2000, seed: int = 0) 
         seed: of the bootstrap.
 
     Returns:
-        Columns `category, score, low, high, prompts, pictures`; scores are shares in 0..1.
+        Columns `category, score, low, high, prompts, images`; scores are shares in 0..1.
     """
     rows = _summary(_by_prompt(graded), resamples, seed, "score")
     counts = graded.groupby("tag").size()
-    rows["pictures"] = [int(counts.get(name, counts.sum())) for name in rows["category"]]
+    rows["images"] = [int(counts.get(name, counts.sum())) for name in rows["category"]]
     return rows
 
 
@@ -142,7 +142,7 @@ def paired_difference(graded: pd.DataFrame, reference: pd.DataFrame, resamples: 
 def _by_prompt(graded: pd.DataFrame) -> pd.Series:
     """Mean over the seeds of each (tag, prompt)."""
     if graded.empty:
-        raise DataError("The graded table is empty; grade at least one picture.")
+        raise DataError("The graded table is empty; grade at least one image.")
     return graded.groupby(["tag", "prompt"])["correct"].mean()
 
 

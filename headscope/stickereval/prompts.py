@@ -1,4 +1,4 @@
-"""Grading prompts: what a picture is asked to show, in the shape of GenEval's `evaluation_metadata.jsonl`."""
+"""Grading prompts: what an image is asked to show, in the shape of GenEval's `evaluation_metadata.jsonl`."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class _Facts:
     def read(self, asked: Asked) -> GradingPrompt:
         include, tag = asked.facts.get("include"), asked.facts.get("tag")
         if not isinstance(include, list) or not include:
-            raise DataError(f'{self.where} has no list "include" of what must be in the picture; expected {_SHAPE}.')
+            raise DataError(f'{self.where} has no list "include" of what must be in the image; expected {_SHAPE}.')
         self._known("tag", tag, TAGS)
         wanted = tuple(self._wanted(entry, place, len(include)) for place, entry in enumerate(include))
         self._complete(str(tag), wanted)

@@ -1,6 +1,6 @@
 """The few things that touch attention. Everything else is a function of what they add up, so no map is ever stored.
 
-Queries are the image tokens that the model was fed: t = 0 .. N - 2 when a recorded picture is replayed, for the last token
+Queries are the image tokens that the model was fed: t = 0 .. N - 2 when a recorded image is replayed, for the last token
 is never fed. Keys are all tokens: P prefix positions, then those. The work goes by rows of the image: the attention of one
 row of queries, seen as [column, key row, key column], is a slice of one running sum, so that mass by 2-D offset costs one
 pass over the attention and no index of every pair.

@@ -1,11 +1,11 @@
 """The trace dataset: a folder, written while running (see parts.py), compacted at the end, read lazily.
 
-heads.parquet       a row for each picture, stream, layer, query head and band of rows (-1: all that was traced); a column a
+heads.parquet       a row for each image, stream, layer, query head and band of rows (-1: all that was traced); a column a
                     statistic
-prefix.parquet      a row for each picture, layer and head of the conditional stream: attention to each token of the prompt
-curves.safetensors  means over pictures, of the conditional stream: one tensor [layers, heads, ...] a curve (see the table of
+prefix.parquet      a row for each image, layer and head of the conditional stream: attention to each token of the prompt
+curves.safetensors  means over images, of the conditional stream: one tensor [layers, heads, ...] a curve (see the table of
                     statistics), and cache_divergence [layers, kv_heads, N]
-samples.parquet     the pictures: prompts, seeds, tokens
+samples.parquet     the images: prompts, seeds, tokens
 trace.json          fingerprints, geometry, versions, what was selected, and `complete`
 """
 
@@ -134,7 +134,7 @@ class TraceDataset:
             masses = np.asarray(getattr(row, BY_TOKEN), dtype=np.float64)
             if row.sample not in pieces or masses.shape != (len(pieces[row.sample]),):
                 raise DataError(
-                    f"{self.path / 'prefix.parquet'}: does not hold one number for each token of the prompt of picture "
+                    f"{self.path / 'prefix.parquet'}: does not hold one number for each token of the prompt of image "
                     f"{row.sample}."
                 )
             for place, (text, first, stop) in enumerate(starts[row.sample]):
@@ -142,11 +142,11 @@ class TraceDataset:
         return pd.DataFrame(rows, columns=["sample", "layer", "head", "word", "text", "mass"])
 
     def by_token(self) -> pd.DataFrame:
-        """Attention to each token of the prompts: the keys, `prefix_by_token`, and `pieces` in one row of each picture."""
+        """Attention to each token of the prompts: the keys, `prefix_by_token`, and `pieces` in one row of each image."""
         return self._rows("prefix.parquet", [BY_TOKEN, "pieces"], {})
 
     def samples(self) -> Samples:
-        """The pictures that were traced.
+        """The images that were traced.
 
         Raises:
             DataError: missing, not readable, or of another number than were traced.
@@ -154,7 +154,7 @@ class TraceDataset:
         file = self.path / "samples.parquet"
         found = Samples.load(file)
         if len(found) != self.meta["samples"]:
-            raise DataError(f"{file}: holds {len(found)} pictures, expected {self.meta['samples']} by trace.json.")
+            raise DataError(f"{file}: holds {len(found)} images, expected {self.meta['samples']} by trace.json.")
         return found
 
     def damage(self) -> DataError | None:

@@ -37,7 +37,7 @@ FACTS = {
     "kv_heads": optional(whole(1, _MOST_HEADS)),
     "samples": whole(1),
     "guidance": optional(NUMBER),
-    "pictures": TEXT,
+    "images": TEXT,
     "definitions": whole(0),
     "selection": record({"layers": _NUMBERS, "heads": _NUMBERS}),
     "streams": optional(TEXTS),
@@ -56,7 +56,10 @@ def read_meta(path: Path) -> dict[str, Any]:
     """
     file = path / "trace.json"
     text = read_bytes(file, "file; trace again, or name a folder that holds a trace")
-    meta = check(parsed(text, str(file)), FACTS, str(file), advice="delete the folder and trace again")
+    found = parsed(text, str(file))
+    if isinstance(found, dict) and "pictures" in found:  # its name before 0.2
+        found.setdefault("images", found.pop("pictures"))
+    meta = check(found, FACTS, str(file), advice="delete the folder and trace again")
     try:
         Geometry.from_dict(meta["geometry"])
     except HeadscopeError as error:

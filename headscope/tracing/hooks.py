@@ -1,4 +1,4 @@
-"""Attach to a decoder, replay recorded pictures through it, and add up what each layer's heads look at."""
+"""Attach to a decoder, replay recorded images through it, and add up what each layer's heads look at."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Layer:
 
     Attributes:
         bands: one `Accumulated` a band of rows, for the sequences of all streams traced, the conditional ones first.
-        cache_divergence: float32 [pictures, kv_heads, fed] and attention_divergence: float32 [pictures, h], see streams.py;
+        cache_divergence: float32 [images, kv_heads, fed] and attention_divergence: float32 [images, h], see streams.py;
             None without two streams, and the second but for the full set.
     """
 
@@ -69,7 +69,7 @@ def watch(
         each: called with every layer as soon as it is done; then nothing is kept of it.
 
     Raises:
-        DataError: a layer, head or row that the model does not have, or a stream that the pictures do not have.
+        DataError: a layer, head or row that the model does not have, or a stream that the images do not have.
     """
     selection = selection or Selection()
     shape = model.shape
@@ -97,7 +97,7 @@ def streams_of(guidance: float, selection: Selection) -> tuple[str, ...]:
         streams = tuple(stream for stream in streams if stream == STREAMS[0])
     if not streams:
         raise DataError(
-            "The pictures were drawn without guidance, so there is no unconditional stream: trace the conditional one."
+            "The images were generated without guidance, so there is no unconditional stream: trace the conditional one."
         )
     return streams
 
@@ -153,14 +153,14 @@ def watch_live(
     streams: tuple[str, ...] = STREAMS,
     prefix: int | None = None,
 ) -> Iterator[Watched]:
-    """Trace whatever the block draws with `decoder`, step by step, through any cache: one picture batch a block.
+    """Trace whatever the block generates with `decoder`, step by step, through any cache: one image batch a block.
 
     The first forward must bring the whole prefix, unless its length is told. `layers` of what is yielded is filled when the
     block ends; with a plain cache it holds what `watch` gives for the same tokens, with a compressed one what was left to look
     at.
 
     Args:
-        decoder: the transformer that draws.
+        decoder: the transformer that generates.
         geometry: of the image.
         selection: what to trace, everything of the default set unless given.
         streams: that the batch has, in their order; both are traced.

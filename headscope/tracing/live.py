@@ -1,4 +1,4 @@
-"""Attention seen step by step, while a model draws: with any cache, also one whose heads differ in length."""
+"""Attention seen step by step, while a model generates: with any cache, also one whose heads differ in length."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class LiveAccumulator:
             self.prefix = last + 1 if self.told is None else self.told
             self._accumulator = Accumulator(self.geometry, self.prefix, self.selection)
         elif first == 0:
-            raise DataError("A second batch of pictures began while the first was traced live: trace one batch in one block.")
+            raise DataError("A second batch of images began while the first was traced live: trace one batch in one block.")
         elif self.told is None and last > first:
             raise DataError(
                 f"Tokens {first} to {last} came in one call after the first, which may be a piece of the prompt; say how long "

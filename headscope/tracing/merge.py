@@ -16,17 +16,17 @@ from headscope.facts import plain, shown
 from headscope.samples import Samples
 from headscope.tracing.dataset import TraceDataset, write_finished
 from headscope.tracing.files import BY_TOKEN
-from headscope.tracing.trace import pictures_hash
+from headscope.tracing.trace import images_hash
 
 SAME = ("architecture", "weights", "geometry", "guidance", "definitions", "selection", "statistics", "cache")
 
 
 def merge_traces(paths: Sequence[str | Path], out: str | Path) -> TraceDataset:
-    """Write the trace `out` of all pictures of `paths`, in their order; pictures are numbered anew.
+    """Write the trace `out` of all images of `paths`, in their order; images are numbered anew.
 
     Raises:
         DataError: fewer than two traces; one that is unfinished or damaged, of another model, other definitions or another
-            selection than the first; a picture that is in two of them; or a folder `out` that is there already.
+            selection than the first; an image that is in two of them; or a folder `out` that is there already.
     """
     out = Path(out)
     if len(paths) < 2:
@@ -65,7 +65,7 @@ def merge_traces(paths: Sequence[str | Path], out: str | Path) -> TraceDataset:
     meta = {
         **first.meta,
         "samples": before,
-        "pictures": pictures_hash(samples),
+        "images": images_hash(samples),
         "merged": [str(trace.path) for trace in traces],
     }
     write_finished(out, joined, means, meta)
@@ -89,9 +89,7 @@ def _joined(parts: list[Samples], traces: list[TraceDataset]) -> Samples:
         for prompt, tokens in zip(samples.prompts, samples.tokens, strict=True):
             key = (prompt, tokens.numpy().tobytes())
             if key in seen:
-                raise DataError(
-                    f"{trace.path}: the picture of '{prompt[:60]}' is in {seen[key]} too; leave one of the two out."
-                )
+                raise DataError(f"{trace.path}: the image of '{prompt[:60]}' is in {seen[key]} too; leave one of the two out.")
             seen[key] = trace.path
     return replace(
         parts[0],

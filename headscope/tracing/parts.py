@@ -1,7 +1,7 @@
-"""The parts of a trace that is being written: a table a picture, and sums of curves for every hundred pictures.
+"""The parts of a trace that is being written: a table an image, and sums of curves for every hundred images.
 
 A table is written before the sums that count it in, both whole or not at all: a run that is killed between the two traces
-that picture again. Curves of one picture of Janus-Pro-1B are 5 MB, so they are never kept for each.
+that image again. Curves of one image of Janus-Pro-1B are 5 MB, so they are never kept for each.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from headscope.tracing.files import read_sums, read_table, write_table
 _INCLUDED = Kind(
     "an object of texts", lambda value: isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 )
-TOGETHER = 100  # pictures whose curves are summed in one file
+TOGETHER = 100  # images whose curves are summed in one file
 
 
 class Parts:
-    """Reads and writes `parts/` of the trace folder `path`, which is to hold `count` pictures."""
+    """Reads and writes `parts/` of the trace folder `path`, which is to hold `count` images."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count = path, count
         self.damaged: list[str] = []
         self._sums: dict[int, dict[str, torch.Tensor]] = {}
-        self._included: dict[int, dict[str, str]] = {}  # block -> picture -> check sum of its table
+        self._included: dict[int, dict[str, str]] = {}  # block -> image -> check sum of its table
 
     def table(self, number: int) -> Path:
-        """File of one picture."""
+        """File of one image."""
         return self.path / "parts" / f"{number:06d}.parquet"
 
     def _sums_file(self, block: int) -> Path:
         return self.path / "parts" / f"curves-{block:04d}.safetensors"
 
     def missing(self) -> list[int]:
-        """Numbers of the pictures to do; what is not as it was written is named in `damaged` and is to be done again."""
+        """Numbers of the images to do; what is not as it was written is named in `damaged` and is to be done again."""
         self.damaged, self._sums, self._included = [], {}, {}
         for block in range(-(-self.count // TOGETHER)):
             if is_there(file := self._sums_file(block)):
@@ -78,7 +78,7 @@ class Parts:
             (self.path / "parts").rmdir()
 
     def write(self, tables: dict[int, pd.DataFrame], curves: dict[int, dict[str, torch.Tensor]]) -> None:
-        """Write the parts of some pictures."""
+        """Write the parts of some images."""
         for block in sorted({number // TOGETHER for number in tables}):
             sums = dict(self._sums.get(block, {}))
             included = dict(self._included.get(block, {}))
@@ -91,7 +91,7 @@ class Parts:
             self._sums[block], self._included[block] = sums, included
 
     def joined(self) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-        """The table of all pictures and the means of their curves, float32.
+        """The table of all images and the means of their curves, float32.
 
         Raises:
             DataError: a part is missing, not readable, or of other curves than the others.
@@ -111,7 +111,7 @@ def _save(path: Path, sums: dict[str, torch.Tensor], facts: dict[str, str]) -> N
 
 
 def _read_sums(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Sums, and which pictures they count in."""
+    """Sums, and which images they count in."""
     sums, facts = read_sums(file)
     included = parsed(facts.get("included", "null"), f"{file}: included")
     check({"included": included}, {"included": _INCLUDED}, str(file))
@@ -123,7 +123,7 @@ def _read_sums(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _facts(sums: dict[str, torch.Tensor], included: dict[str, str]) -> dict[str, str]:
-    """What is written beside sums: the pictures they count in, and check sums of the numbers and of everything."""
+    """What is written beside sums: the images they count in, and check sums of the numbers and of everything."""
     digest = _digest_of(sums)
     shapes = {name: list(value.shape) for name, value in sums.items()}
     whole = hashlib.sha256(json.dumps([included, digest, shapes], sort_keys=True).encode()).hexdigest()

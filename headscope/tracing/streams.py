@@ -16,7 +16,7 @@ def cache_divergence(group: Group, prefix: int) -> torch.Tensor:
     Args:
         group: the conditional half of the batch first. prefix: P.
     Returns:
-        float32 [pictures, kv_heads, fed], by image token j.
+        float32 [images, kv_heads, fed], by image token j.
     """
     found = torch.zeros(())
     for values in (group.k, group.v):
@@ -31,7 +31,7 @@ def attention_divergence(group: Group, geometry: Geometry, prefix: int, selectio
     and the prefix as one key (its tokens are different ones), mean over queries. Range 0 .. 1.
 
     Returns:
-        float32 [pictures, h].
+        float32 [images, h].
     """
     heads = group.q.shape[1]
     chosen = list(range(heads)) if selection.heads is None else [h for h in selection.heads if h < heads]

@@ -32,7 +32,7 @@ unconditional stream, 1/2 sum_k |A_c - A_u| over the image tokens and the prefix
 
 ## Curves
 
-Means over pictures of the conditional stream, [layers, heads, shape]: `TraceDataset.curves()`.
+Means over images of the conditional stream, [layers, heads, shape]: `TraceDataset.curves()`.
 
 | name | shape | range | unit | high means | set | definition and source |
 |---|---|---|---|---|---|---|

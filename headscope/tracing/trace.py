@@ -1,4 +1,4 @@
-"""`trace`: recorded pictures in, a trace dataset out."""
+"""`trace`: recorded images in, a trace dataset out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from headscope.tracing.hooks import Layer, streams_of, watch, watch_live
 from headscope.tracing.parts import Parts
 from headscope.tracing.selection import Selection
 
-TOGETHER = 4  # pictures in one pass unless told; one to eight took 6 to 9 s of one core for 16 pictures of 256 tokens
+TOGETHER = 4  # images in one pass unless told; one to eight took 6 to 9 s of one core for 16 images of 256 tokens
 
 
 def trace(
@@ -46,7 +46,7 @@ def trace(
     play: Callable[[Samples], object] | None = None,
     cache: str = "full",
 ) -> TraceDataset:
-    """Trace heads over recorded pictures, into the folder `out`.
+    """Trace heads over recorded images, into the folder `out`.
 
     Queries are the image tokens that the model is fed, t = 0 .. N - 2: they predict tokens 1 .. N - 1. The last prefix
     position, which predicts token 0, is no query, and neither is the rest of the prefix. Keys are the prefix without
@@ -54,29 +54,29 @@ def trace(
 
     Args:
         selection: layers, heads, rows, streams, sampling, bands and the full set; everything of the default set unless given.
-        batch_size: pictures in one pass, None for TOGETHER. progress: called with (pictures done, pictures in all).
+        batch_size: images in one pass, None for TOGETHER. progress: called with (images done, images in all).
         resume: go on with a stopped trace, or return a finished one; what is not as it was written is named in a warning
             and traced again.
         beside: other files may lie in `out`, and stay there.
-        play: draws given pictures once more, step by step; then attention is what those steps saw, through whatever cache
+        play: generates given images once more, step by step; then attention is what those steps saw, through whatever cache
             `play` uses, and not that of a parallel pass. cache: the name of that cache, written into the trace.
 
     Raises:
-        DataError: `out` holds a trace already and `resume` is False, or one of another model or other pictures, or
-            files that are no trace; no pictures; a selection of what the model does not have.
+        DataError: `out` holds a trace already and `resume` is False, or one of another model or other images, or
+            files that are no trace; no images; a selection of what the model does not have.
     """
     out, selection = Path(out), selection or Selection()
     batch_size = TOGETHER if batch_size is None else batch_size
     if batch_size < 1:
-        raise DataError(f"batch_size {batch_size}: expected at least one picture in a pass.")
+        raise DataError(f"batch_size {batch_size}: expected at least one image in a pass.")
     if len(samples) == 0:
-        raise DataError("There is no picture to trace: give at least one prompt.")
+        raise DataError("There is no image to trace: give at least one prompt.")
     if samples.weights != model.shape.weights:
-        raise DataError(f"The pictures are of other weights than {model.name} has: draw them with this model.")
+        raise DataError(f"The images are of other weights than {model.name} has: generate them with this model.")
     _check_tokens(model, samples)
     selection.check(model.shape.layers, model.shape.query_heads, model.shape.geometry.rows)
     if play is not None and selection.streams != Selection().streams:
-        raise DataError("A live trace sees the streams that are drawn: leave the choice of streams to parallel traces.")
+        raise DataError("A live trace sees the streams that are generated: leave the choice of streams to parallel traces.")
     streams = streams_of(samples.guidance, selection)
     meta = _meta(model, samples, selection, streams, cache)
     _claim(out, meta, resume, beside)
@@ -109,16 +109,16 @@ def trace(
 
 
 def _check_tokens(model: ImageModel, samples: Samples) -> None:
-    """Raises DataError for pictures whose tokens are no codes of the model, or too few or many for its image."""
+    """Raises DataError for images whose tokens are no codes of the model, or too few or many for its image."""
     expected, found = (len(samples), model.shape.geometry.tokens), tuple(samples.tokens.shape)
     if found != expected:
-        raise DataError(f"The pictures have tokens {found}, expected {expected} for {model.name}.")
+        raise DataError(f"The images have tokens {found}, expected {expected} for {model.name}.")
     if (most := int(samples.tokens.max())) >= model.vocabulary:
-        raise DataError(f"The pictures have the code {most}, expected 0 to {model.vocabulary - 1} for {model.name}.")
+        raise DataError(f"The images have the code {most}, expected 0 to {model.vocabulary - 1} for {model.name}.")
 
 
 class _Writer:
-    """Turns layers, as they come, into the tables and curves of a batch of pictures."""
+    """Turns layers, as they come, into the tables and curves of a batch of images."""
 
     def __init__(
         self, model: ImageModel, samples: Samples, numbers: list[int], selection: Selection, streams: tuple[str, ...]
@@ -142,31 +142,31 @@ class _Writer:
         for band, sums in bands:
             values = {name: one(sums).float().cpu() for name, one in self._statistics.items()}
             for s, stream in enumerate(self.streams):
-                for place, picture in enumerate(self.numbers):
+                for place, image in enumerate(self.numbers):
                     row = s * len(self.numbers) + place
-                    table = self._rows(number, band, stream, picture, {name: v[row] for name, v in values.items()})
+                    table = self._rows(number, band, stream, image, {name: v[row] for name, v in values.items()})
                     if self.selection.full and layer.attention_divergence is not None:
                         table["attention_divergence"] = layer.attention_divergence[place].cpu().numpy()
                     self._add_prefix(table, sums, row, place, first=band == WHOLE_IMAGE and s == 0)
-                    self._tables[picture].append(table)
+                    self._tables[image].append(table)
         curves = {name: one(whole).float().cpu() for name, one in self._kinds.items() if name != "window_coverage"}
-        for place, picture in enumerate(self.numbers):
+        for place, image in enumerate(self.numbers):
             mine = {name: value[place] for name, value in curves.items()}
             if layer.cache_divergence is not None:
                 mine["cache_divergence"] = layer.cache_divergence[place].float().cpu()
-            self._curves[picture].append(mine)
+            self._curves[image].append(mine)
 
     def finished(self) -> tuple[dict[int, pd.DataFrame], dict[int, dict[str, torch.Tensor]]]:
-        """The tables and the curves of each picture."""
-        tables = {picture: pd.concat(parts, ignore_index=True) for picture, parts in self._tables.items()}
+        """The tables and the curves of each image."""
+        tables = {image: pd.concat(parts, ignore_index=True) for image, parts in self._tables.items()}
         curves = {
-            picture: {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
-            for picture, layers in self._curves.items()
+            image: {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
+            for image, layers in self._curves.items()
         }
         return tables, curves
 
-    def _rows(self, layer: int, band: int, stream: str, picture: int, values: dict[str, torch.Tensor]) -> pd.DataFrame:
-        keys: dict[str, Any] = {"sample": picture, "stream": stream, "layer": layer, "head": self._heads, "band": band}
+    def _rows(self, layer: int, band: int, stream: str, image: int, values: dict[str, torch.Tensor]) -> pd.DataFrame:
+        keys: dict[str, Any] = {"sample": image, "stream": stream, "layer": layer, "head": self._heads, "band": band}
         return pd.DataFrame(keys | {name: value.numpy() for name, value in values.items()})
 
     def _add_prefix(self, table: pd.DataFrame, sums: Accumulated, row: int, place: int, *, first: bool) -> None:
@@ -195,7 +195,7 @@ def _meta(model: ImageModel, samples: Samples, selection: Selection, streams: tu
         "kv_heads": shape.kv_heads,
         "samples": len(samples),
         "guidance": samples.guidance,
-        "pictures": pictures_hash(samples),
+        "images": images_hash(samples),
         "definitions": DEFINITIONS,
         "selection": selection.to_dict(),
         "streams": list(streams),
@@ -207,11 +207,11 @@ def _meta(model: ImageModel, samples: Samples, selection: Selection, streams: tu
     }
 
 
-def pictures_hash(samples: Samples) -> str:
+def images_hash(samples: Samples) -> str:
     """Of the tokens, prompts and guidance."""
-    pictures = hashlib.sha256(samples.tokens.contiguous().numpy().tobytes())
-    pictures.update(json.dumps([samples.prompts, samples.guidance]).encode())
-    return pictures.hexdigest()
+    images = hashlib.sha256(samples.tokens.contiguous().numpy().tobytes())
+    images.update(json.dumps([samples.prompts, samples.guidance]).encode())
+    return images.hexdigest()
 
 
 def _difference(before: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -242,7 +242,7 @@ def _claim(out: Path, meta: dict[str, Any], resume: bool, beside: bool) -> None:
         write_json(file, meta)
         return
     found = read_meta(out)
-    for name in ("architecture", "weights", "pictures", "definitions", "selection", "statistics", "cache"):
+    for name in ("architecture", "weights", "images", "definitions", "selection", "statistics", "cache"):
         if found.get(name) != meta[name]:
             if name == "selection":
                 raise DataError(

@@ -1,4 +1,4 @@
-"""The table of methods: policies at equal bytes, on pictures that no search saw."""
+"""The table of methods: policies at equal bytes, on images that no search saw."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class MethodTable:
     """What `compare_methods` measured.
 
     Attributes:
-        methods: one row a method; COLUMNS first, then kl_low, kl_high (bootstrap 95 % over pictures), difference_low,
-            difference_high (the same of this method's KL minus the searched policy's, picture by picture), variant, and
+        methods: one row a method; COLUMNS first, then kl_low, kl_high (bootstrap 95 % over images), difference_low,
+            difference_high (the same of this method's KL minus the searched policy's, image by image), variant, and
             control_low, control_high (of a control's KL minus that of `ssd`, whose classes it exchanges or deals anew).
         by_row: method, row of the image, kl.
     """
@@ -43,23 +43,23 @@ def compare_methods(
     budget: str,
     *,
     count_prefix: bool = True,
-    timed_pictures: int = 4,
+    timed_images: int = 4,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> MethodTable:
-    """Measure every policy on the pictures of `replay`, and time a decoding step with its cache full.
+    """Measure every policy on the images of `replay`, and time a decoding step with its cache full.
 
     Args:
         policies: by name of the method; `searched` is what the others are paired with.
         budget: the limit as the user gave it, for the table.
         count_prefix: whether kept_ratio counts the prompt on both sides.
-        timed_pictures: pictures drawn together in the timed steps, times both streams.
+        timed_images: images generated together in the timed steps, times both streams.
     """
     rows, by_row, losses = [], [], {}
     spec = CacheSpec(replay.model.shape, 0, streams=replay.streams, dtype=str(replay.dtype), count_prefix=count_prefix)
     for done, (name, policy) in enumerate(policies.items()):
         result = replay.measure(policy)
-        losses[name] = result.kl_by_picture.numpy()
+        losses[name] = result.kl_by_image.numpy()
         low, high = bootstrap(losses[name], seed)
         rows.append(
             {
@@ -87,27 +87,27 @@ def compare_methods(
             bootstrap(losses[n] - losses["ssd"], seed) if n in CONTROLS else (np.nan, np.nan) for n in methods["method"]
         ]
         methods["control_low"], methods["control_high"] = zip(*controls, strict=True)
-    times = step_times(replay, policies, timed_pictures)
+    times = step_times(replay, policies, timed_images)
     methods["ms_per_step"] = [1e3 * times[name] for name in methods["method"]]
     return MethodTable(methods, pd.DataFrame(by_row))
 
 
 def bootstrap(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % interval of the mean, by resampling pictures."""
+    """95 % interval of the mean, by resampling images."""
     rng = np.random.default_rng(seed)
     means = values[rng.integers(0, len(values), (BOOTSTRAPS, len(values)))].mean(1)
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
 @torch.inference_mode()
-def step_times(replay: Replay, policies: Mapping[str, Policy], pictures: int) -> dict[str, float]:
-    """Median seconds of one decoding step at the end of the picture, where every cache is full.
+def step_times(replay: Replay, policies: Mapping[str, Policy], images: int) -> dict[str, float]:
+    """Median seconds of one decoding step at the end of the image, where every cache is full.
 
     The recorded tokens are replayed up to the last TIMED_STEPS, which are then fed one by one; methods take turns step by
     step, so that whatever else the machine does falls on all of them alike.
     """
     model = replay.model
-    few = Replay(model, replay.samples.select(range(min(pictures, len(replay)))), by_stream=False)
+    few = Replay(model, replay.samples.select(range(min(images, len(replay)))), by_stream=False)
     batch = few.batches[0]
     last = few.geometry.tokens - 1
     begin = max(last - TIMED_STEPS, 0)

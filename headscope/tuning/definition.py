@@ -69,7 +69,7 @@ class _Strict(BaseModel):
 
 
 class LimitPart(_Strict):
-    """The byte limit: `keep` (a share of the plain cache) or `memory` for `batch` pictures."""
+    """The byte limit: `keep` (a share of the plain cache) or `memory` for `batch` images."""
 
     keep: Annotated[str, AfterValidator(_share)] | None = None
     memory: Annotated[str, AfterValidator(_size)] | None = None
@@ -103,7 +103,7 @@ class SearchPart(_Strict):
     buckets: int = Field(3, ge=1)
     strides: tuple[int, ...] | None = Field(None, min_length=1)
     table: Literal["auto", "heads", "groups", "coverage"] = "auto"
-    table_pictures: int = Field(8, ge=1)
+    table_images: int = Field(8, ge=1)
 
 
 class Definition(_Strict):

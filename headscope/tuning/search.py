@@ -1,4 +1,4 @@
-"""The search: from a table, graded scores and a byte limit to the best policy measured on the calibration pictures.
+"""The search: from a table, graded scores and a byte limit to the best policy measured on the calibration images.
 
 In order: the presets and the allocator's answers (each fitting stride, several decays) are measured and stay as
 incumbents; a sixth of the trials looks for the best class-level policy (`ClassSpace`), half of them work around the
@@ -47,7 +47,7 @@ class SearchResult:
 
     Attributes:
         policy: the best of everything measured, provenance and calibration results filled in.
-        kl: its loss on the calibration pictures, nats a token.
+        kl: its loss on the calibration images, nats a token.
         label: where it came from: "preset h2o", "solver stride 16 decay 1", "table trial" ...
         incumbents: label -> kl of what was measured before the first trial. solver: the best of the solver's answers.
         trials: one row a trial, in the order of measuring within each phase.
@@ -110,10 +110,10 @@ def search(
     identity: Mapping[str, Any] | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> SearchResult:
-    """Search the best policy under `limit` on the pictures of `replay`.
+    """Search the best policy under `limit` on the images of `replay`.
 
     Args:
-        replay: the calibration pictures; figures to report come from others.
+        replay: the calibration images; figures to report come from others.
         table: sensitivity table (None: Optuna alone, by classes and by groups of heads).
         semantic_score: float32 [layers, kv_heads] in [0, 1], from the head classes.
         trials: proposals in all, on top of the incumbents; a continued study makes only what is missing.
@@ -121,7 +121,7 @@ def search(
         presets: swept presets by name, measured first.
         strides: to choose from (default: quarter, half, whole and two rows, where they fit).
         buckets: most distinct options a layer. sampler: one of `SAMPLERS`.
-        prune: give proposals up that are worse than the best, picture by picture.
+        prune: give proposals up that are worse than the best, image by image.
         patience: stop after so many proposals of a phase without improvement (None: never).
         ready: called once the incumbents are measured, before the first proposal: the moment for other processes to join.
         identity: what else the study belongs to (trace hash, calibration prompts).

@@ -13,7 +13,7 @@ RUNG = 1.06
 
 @dataclass(frozen=True)
 class Step:
-    """One share that was searched: the loss on the calibration pictures and on unseen ones, and whether both are allowed."""
+    """One share that was searched: the loss on the calibration images and on unseen ones, and whether both are allowed."""
 
     keep: float
     calibration: float
@@ -43,8 +43,8 @@ def smallest(
 
     Args:
         max_loss: nats a token. least: the smallest share that anything fits into.
-        solved: share -> loss of the solver's answer on the calibration pictures (infinite where nothing fits).
-        searched: share -> loss of the searched policy on the calibration pictures and on unseen ones.
+        solved: share -> loss of the solver's answer on the calibration images (infinite where nothing fits).
+        searched: share -> loss of the searched policy on the calibration images and on unseen ones.
         progress: told each searched share.
 
     Raises:

@@ -26,12 +26,12 @@ from headscope.tuning.search import SearchResult, search
 Progress = Callable[[str, int, int, float], None]
 
 
-# Pictures that a study replays together, so that a bad policy is given up after the first of them.
+# Images that a study replays together, so that a bad policy is given up after the first of them.
 AT_ONCE = 8
 
 
 def study_replay(model: ImageModel, samples: Samples, batch_size: int | None = None) -> Replay:
-    """The calibration pictures of a study, in batches small enough that giving a policy up saves something."""
+    """The calibration images of a study, in batches small enough that giving a policy up saves something."""
     replay = Replay(model, samples.select(range(1)), by_stream=False)
     return Replay(model, samples, batch_size=min(batch_size or AT_ONCE, replay.fitting_batch()), by_stream=False)
 
@@ -53,7 +53,7 @@ def tune(
     out: str | Path,
     *,
     trials: int = 40,
-    table_pictures: int = 2,
+    table_images: int = 2,
     strides: Sequence[int] | None = None,
     buckets: int = 3,
     sampler: str = "tpe",
@@ -73,12 +73,12 @@ def tune(
     """Search the policy that loses least on `samples` under `limit`.
 
     Args:
-        samples: the calibration pictures; report figures of others.
+        samples: the calibration images; report figures of others.
         semantic_score: float32 [layers, kv_heads] of `classify`.
         out: folder for sensitivity.parquet, presets.parquet, presets/, study.db, trials.parquet and search.json. The same
-            call again continues there; other limits, seeds and numbers of pictures have studies of their own.
+            call again continues there; other limits, seeds and numbers of images have studies of their own.
         trials: of the study, on top of the presets and the knapsack's answers.
-        table_pictures: how many of the pictures measure the sensitivity table.
+        table_images: how many of the images measure the sensitivity table.
         quick: a dry run: no sensitivity table, one variant a preset.
         table: where the sensitivity table is kept, which belongs to no limit (default: sensitivity.parquet in `out`).
         kind, groups: of the table, see `sensitivity_table`.
@@ -101,7 +101,7 @@ def tune(
 
     losses, measured = None, None
     if not quick:
-        few = samples.select(range(min(table_pictures, len(samples))))
+        few = samples.select(range(min(table_images, len(samples))))
         measured = sensitivity_table(
             Replay(model, few, batch_size=batch_size, by_stream=False),
             kind,
@@ -132,7 +132,7 @@ def tune(
         trials=trials,
         seed=seed,
         storage=kept,
-        study=f"{model.shape.name}, {limit.bytes} bytes, {len(samples)} pictures, seed {seed}{by}: ",
+        study=f"{model.shape.name}, {limit.bytes} bytes, {len(samples)} images, seed {seed}{by}: ",
         presets={name: policy for name, policy in presets.best.items() if name not in CONTROLS},
         strides=strides,
         buckets=buckets,
@@ -141,8 +141,8 @@ def tune(
         patience=patience,
         ready=ready,
         identity={
-            "calibration": table_identity(replay, 1)["pictures"],
-            "table": 0 if measured is None else _named(measured.kind, table_pictures),
+            "calibration": table_identity(replay, 1)["images"],
+            "table": 0 if measured is None else _named(measured.kind, table_images),
         },
         progress=lambda done, total, least: progress("trials", done, total, least) if progress is not None else None,
     )
@@ -153,6 +153,6 @@ def tune(
     return Tuned(result.policy, result, presets)
 
 
-def _named(kind: str, pictures: int) -> int | str:
+def _named(kind: str, images: int) -> int | str:
     """What of the table a study belongs to."""
-    return pictures if kind == HEADS else f"{kind} of {pictures}"
+    return images if kind == HEADS else f"{kind} of {images}"

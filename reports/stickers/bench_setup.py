@@ -24,7 +24,7 @@ from headscope.errors import HeadscopeError
 from headscope.facts import NUMBER, Kind, check, record
 from headscope.heads import Heads
 from headscope.models import ImageModel, Samples
-from headscope.pipeline import open_run, read_prompts_of, settings_of, unseen_pictures
+from headscope.pipeline import open_run, read_prompts_of, settings_of, unseen_images
 from headscope.policy import CONTROLS, CacheSpec, Limit, Policy, dtype_name, parse_share
 from headscope.storage import read_json, read_parquet, write_json, write_whole
 from headscope.tuning import (
@@ -77,7 +77,7 @@ class Setup:
         """A run folder; its unseen images are generated with the full cache if they are not there."""
         one_thread()
         model, files = open_run(run)
-        unseen = unseen_pictures(model, files, read_prompts_of(files)["unseen"], settings_of(files))
+        unseen = unseen_images(model, files, read_prompts_of(files)["unseen"], settings_of(files))
         scores = Heads.load(files.heads).scores()
         return cls(model, Samples.load(files.samples), unseen, scores, int(files.read()["prefix"]), out or files.path / "bench")
 
@@ -136,18 +136,18 @@ class Unseen:
         self.known = read_losses(self.path, len(self.replay)) if self.path.exists() else {}
 
     def measure(self, policy: Policy) -> dict[str, Any]:
-        """kl, top1, cache_bytes and by_picture (a loss an image) of a policy."""
+        """kl, top1, cache_bytes and by_image (a loss an image) of a policy."""
         key = policy.fingerprint()
         if key not in self.known:
             found = self.replay.measure(policy)
             self.known[key] = {"kl": found.kl, "top1": found.top1, "cache_bytes": found.cache_bytes}
-            self.known[key]["by_picture"] = found.kl_by_picture.tolist()
+            self.known[key]["by_image"] = found.kl_by_image.tolist()
             write_json(self.path, self.known)
         return self.known[key]
 
 
 def read_losses(path: Path, images: int) -> dict[str, dict[str, Any]]:
-    """What `Unseen` has kept: by fingerprint kl, top1, cache_bytes and by_picture, of that many images.
+    """What `Unseen` has kept: by fingerprint kl, top1, cache_bytes and by_image, of that many images.
 
     Raises:
         DataError: something else stands there.
@@ -157,7 +157,7 @@ def read_losses(path: Path, images: int) -> dict[str, dict[str, Any]]:
         return isinstance(kept, list) and len(kept) == images and all(map(NUMBER.accepts, kept))
 
     losses = Kind(f"a list of {images} finite numbers", complete)
-    each = record({**dict.fromkeys(("kl", "top1", "cache_bytes"), NUMBER), "by_picture": losses})
+    each = record({**dict.fromkeys(("kl", "top1", "cache_bytes"), NUMBER), "by_image": losses})
     known = check(read_json(path), {}, str(path), advice="name another folder")
     return check(known, dict.fromkeys(known, each), str(path), advice="name another folder")
 

@@ -37,7 +37,7 @@ def main(
             policy = solved[str(count)]
             found = unseen.measure(policy)
             used = sum(len(policy.buckets(layer)) for layer in range(shape.layers)) / shape.layers
-            low, high = interval(np.array(found["by_picture"]))
+            low, high = interval(np.array(found["by_image"]))
             row = {"budget": share, "stride": stride, "buckets": count, "used": used, "replay_kl": found["kl"]}
             rows.append({**row, "kl_low": low, "kl_high": high, "ms_per_step": 1e3 * times[str(count)]})
     write_table(pd.DataFrame(rows), out)

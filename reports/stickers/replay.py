@@ -2,7 +2,7 @@
 
     python reports/stickers/replay.py RUN -o reports/stickers/replay.csv
 
-writes replay.csv. A row a kind of policy: policy, pictures (images replayed), seconds a policy (the least of three),
+writes replay.csv. A row a kind of policy: policy, images (images replayed), seconds a policy (the least of three),
 policies_minute, and the share of the wall clock by what the operations are for. Window heads need one pass, heavy heads a pass
 a stride: a row, half a row, a token.
 """
@@ -64,7 +64,7 @@ def measured(replay: Replay, name: str, policy: Policy) -> dict[str, object]:
         wall = time.perf_counter() - began
     own = {event.key: event.self_cpu_time_total * 1e-6 for event in found.key_averages()}
     parts = {part: sum(own[key] for key in own if key.startswith(names)) / wall for part, names in PARTS.items()}
-    row = {"policy": name, "pictures": len(replay), "seconds": seconds, "policies_minute": 60 / seconds, **parts}
+    row = {"policy": name, "images": len(replay), "seconds": seconds, "policies_minute": 60 / seconds, **parts}
     return {**row, "small operations and Python": 1 - sum(parts.values())}
 
 

@@ -114,12 +114,12 @@ def cost(result: SearchResult, extra: float, label: str = "") -> tuple[int, floa
 
 def compared(share: float, found: list[Entry], unseen: Unseen) -> list[dict[str, Any]]:
     """A row a policy, measured on the unseen images and paired with the first searched one."""
-    first = np.array(unseen.measure(next(entry.policy for entry in found if entry.method == SEARCHED))["by_picture"])
+    first = np.array(unseen.measure(next(entry.policy for entry in found if entry.method == SEARCHED))["by_image"])
     rows = []
     for entry in found:
         result = unseen.measure(entry.policy)
-        apart = np.array(result["by_picture"]) - first
-        (low, high), (least, most) = interval(np.array(result["by_picture"])), interval(apart)
+        apart = np.array(result["by_image"]) - first
+        (low, high), (least, most) = interval(np.array(result["by_image"])), interval(apart)
         row = {"budget": share, "method": entry.method, "seed": entry.seed, "replay_kl": result["kl"]}
         row |= {"cache_bytes": result["cache_bytes"], "trials": entry.trials, "seconds": round(entry.seconds, 1)}
         row |= {"calibration_kl": entry.kl, "top1": result["top1"], "kl_low": low, "kl_high": high}

@@ -77,7 +77,7 @@ def meaning(evaluation: Path, runs: Sequence[Path]) -> Meaning:
     methods = pd.concat([losses_of(run) for run in runs]) if runs else pd.DataFrame(columns=["variant"])
     losses = methods.drop_duplicates("variant").set_index("variant")
     if absent := sorted(set(scores["variant"]) & set(losses.index) - set(images["variant"])):
-        raise DataError(f"{evaluation}: scores.csv has {absent[0]}, pictures.parquet does not; evaluate into another folder.")
+        raise DataError(f"{evaluation}: scores.csv has {absent[0]}, images.parquet does not; evaluate into another folder.")
     if len(losses) and FULL not in losses.index:
         raise DataError(f"{runs[0]}: its methods.csv has no row of the full cache; expected one called {FULL}.")
     known = scores[scores["variant"].isin(losses.index)]
@@ -103,7 +103,7 @@ def graded(evaluation: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     scores = read_table(evaluation / "scores.csv", _SCORES)
     if scores.empty:
         raise DataError(f"{evaluation}: was not graded; evaluate with StickerEval's prompts.")
-    return scores, read_parquet(evaluation / "pictures.parquet", _IMAGES)
+    return scores, read_parquet(evaluation / "images.parquet", _IMAGES)
 
 
 def correlations(table: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:

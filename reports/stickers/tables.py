@@ -41,7 +41,7 @@ def main(
         for kind, table in tables.items():
             policy = solve(setup.losses(table.losses), limit, stride, BUCKETS)
             found = unseen.measure(policy)
-            low, high = interval(np.array(found["by_picture"]))
+            low, high = interval(np.array(found["by_image"]))
             row = {"budget": share, "table": kind, "cells": table.cells, "seconds": round(table.seconds, 1)}
             rows.append({**row, "stride": stride, "replay_kl": found["kl"], "kl_low": low, "kl_high": high})
     write_table(pd.DataFrame(rows), out)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from headscope.benchmarks.drawing import COLUMNS, bench_drawing
+from headscope.benchmarks.generating import COLUMNS, bench_generate
 from tests.cli.command import headscope
 
 
@@ -39,7 +39,7 @@ def test_a_decoding_step_with_each_cache(command, tmp_path: Path) -> None:
 
 
 def test_whole_images_with_generate_and_with_ours() -> None:
-    table = pd.DataFrame(bench_drawing("tiny", [2], dtype="float32", device="cpu", repeats=1))
+    table = pd.DataFrame(bench_generate("tiny", [2], dtype="float32", device="cpu", repeats=1))
     assert list(table["variant"]) == ["generate", "full", "20"]
     assert list(table.columns) == COLUMNS
     assert table["cache_bytes"].iloc[2] <= 0.2 * table["cache_bytes"].iloc[0]

@@ -81,7 +81,7 @@ def test_paths_are_as_short_as_they_were_typed_and_commands_can_be_pasted(
     ]  # fmt: skip
     found = command("search", "my run", "--keep", "60%", "--trials", 1, "--quick")
     assert found.out.splitlines()[-1] == (
-        "next: headscope generate models/tiny --policy 'my run/policy.safetensors' --out pictures"
+        "next: headscope generate models/tiny --policy 'my run/policy.safetensors' --out images"
     )
     ended = command("trace", "models/tiny", "--out", "my run", "--prompts", "p.txt")
     refused(ended, "error: my run: holds a run of tiny already")

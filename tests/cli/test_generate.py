@@ -1,4 +1,4 @@
-"""`headscope generate`: pictures as they are done, gone on with, compared, and never more than fits."""
+"""`headscope generate`: images as they are done, gone on with, compared, and never more than fits."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def test_each_prompt_several_times(command, tiny_folder: Path, tmp_path: Path) -
     assert ended.status == 0, ended.err
     assert sorted(path.name for path in out.glob("*.png")) == [f"{number:04d}.png" for number in range(6)]
     model = load_model(str(tiny_folder))
-    drawn = generate(model, ["red apple"] * 3 + ["dog"] * 3, 7)
-    for number, picture in enumerate(model.to_images(drawn.tokens)):
-        np.testing.assert_array_equal(pixels(out / f"{number:04d}.png"), picture.numpy())
+    generated = generate(model, ["red apple"] * 3 + ["dog"] * 3, 7)
+    for number, image in enumerate(model.to_images(generated.tokens)):
+        np.testing.assert_array_equal(pixels(out / f"{number:04d}.png"), image.numpy())
     assert "cache: " in ended.out
     assert "2 at a time take" in ended.out
 
@@ -78,7 +78,7 @@ def test_both_caches_side_by_side(command, tiny_folder: Path, policy: Path, tmp_
     out = tmp_path / "out"
     ended = command("generate", tiny_folder, "red apple", "dog", "--policy", policy, "--compare", "-o", out)
     assert ended.status == 0, ended.err
-    table = pd.read_parquet(out / "pictures.parquet")
+    table = pd.read_parquet(out / "images.parquet")
     assert list(table["prompt"]) == ["red apple", "dog"]
     assert (out / "sheet.png").is_file()
     assert "pays when several" not in ended.out
@@ -113,7 +113,7 @@ def test_the_decoder_can_be_named_and_is_told(command, tiny_folder: Path, policy
     out = tmp_path / "auto"
     ended = command(*asked, "-o", out)
     assert ended.status == 0, ended.err
-    assert json.loads((out / "pictures.json").read_text())["decoder"] == {"full": "transformers", "policy": "llama_cpu"}
+    assert json.loads((out / "images.json").read_text())["decoder"] == {"full": "transformers", "policy": "llama_cpu"}
     assert "decoders transformers (full), llama_cpu (policy)" in ended.out
     named = command("generate", tiny_folder, "dog", "--policy", policy, "--decoder", "transformers", "-o", tmp_path / "named")
     assert "decoder transformers" in named.out
@@ -124,8 +124,8 @@ def test_the_decoder_can_be_named_and_is_told(command, tiny_folder: Path, policy
     assert refused.status == 2
     assert "needs a policy; use one that can run here: auto, transformers." in refused.err
     assert not (tmp_path / "none").exists()
-    facts = json.loads((out / "pictures.json").read_text())
-    (out / "pictures.json").write_text(json.dumps({name: value for name, value in facts.items() if name != "decoder"}))
+    facts = json.loads((out / "images.json").read_text())
+    (out / "images.json").write_text(json.dumps({name: value for name, value in facts.items() if name != "decoder"}))
     assert command(*asked, "-o", out).status == 0  # of an earlier version
 
 
@@ -134,7 +134,7 @@ def test_a_folder_of_other_things_is_left_alone(command, tiny_folder: Path, tmp_
     Image.new("RGB", (4, 4)).save(tmp_path / "mine" / "0000.png")
     ended = command("generate", tiny_folder, "dog", "-o", tmp_path / "mine")
     assert ended.status == 2
-    assert "no pictures.json" in ended.err
+    assert "no images.json" in ended.err
     file = tmp_path / "file"
     file.write_text("x")
     assert "is a file" in command("generate", tiny_folder, "dog", "-o", file).err
@@ -156,15 +156,15 @@ def test_a_refused_run_leaves_the_folder_free(command, tiny_folder: Path, tmp_pa
     assert command("generate", tiny_folder, "dog", "-o", out).status == 0
 
 
-def test_a_folder_without_a_picture_is_claimed_anew(command, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_image_is_claimed_anew(command, tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "pictures.json").write_text('{"prompts": ["fox"], "each": 3}')
+    (out / "images.json").write_text('{"prompts": ["fox"], "each": 3}')
     assert command("generate", tiny_folder, "dog", "-o", out).status == 0
-    assert "dog" in (out / "pictures.json").read_text()
+    assert "dog" in (out / "images.json").read_text()
 
 
-def test_more_pictures_of_one_prompt_go_into_the_same_folder(command, tiny_folder: Path, tmp_path: Path) -> None:
+def test_more_images_of_one_prompt_go_into_the_same_folder(command, tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert command("generate", tiny_folder, "dog", "-n", 2, "-o", out).status == 0
     made = (out / "0000.png").stat().st_mtime_ns
@@ -205,11 +205,11 @@ def test_damaged_files_of_a_folder_are_named(command, tiny_folder: Path, policy:
     assert f"{out / 'full' / '0000.png'}: not a readable image" in ended.err
     (out / "full" / "0000.png").unlink()
     assert command(*asked).status == 0
-    facts = json.loads((out / "pictures.json").read_text())
-    (out / "pictures.json").write_text(json.dumps({**facts, "each": None}))
+    facts = json.loads((out / "images.json").read_text())
+    (out / "images.json").write_text(json.dumps({**facts, "each": None}))
     assert "generated with each none, not 1" in command(*asked).err
-    (out / "pictures.json").write_text("[]")
-    assert "pictures.json: no table of names and values" in command(*asked).err
+    (out / "images.json").write_text("[]")
+    assert "images.json: no table of names and values" in command(*asked).err
 
 
 @pytest.mark.parametrize("verb", ["generate", "trace", "evaluate"])
@@ -225,9 +225,7 @@ def test_unknown_words_are_named_once_before_anything_is_drawn(command, tiny_fol
     assert "dinosaur, unicorn" in ended.err
 
 
-@pytest.mark.parametrize(
-    "theirs", ["sheet.png", "pictures.parquet", "full/0000.png", "policy/notes.txt", "0003.png", "tokens/a"]
-)
+@pytest.mark.parametrize("theirs", ["sheet.png", "images.parquet", "full/0000.png", "policy/notes.txt", "0003.png", "tokens/a"])
 def test_a_folder_with_files_of_such_names_is_refused(command, tiny_folder: Path, tmp_path: Path, theirs: str) -> None:
     out = tmp_path / "out"
     (out / theirs).parent.mkdir(parents=True)

@@ -19,7 +19,7 @@ MINE = (
     "policies/keep-20 2.safetensors", "search/keep-30/presets/mine.safetensors", "trace/parts/20240101.parquet",
     "trace/parts/curves-old.safetensors", "search/keep-20 copy/trials.parquet",
     "thesis.txt", "drafts/a.txt", "search/thesis.txt", "search/mine/trials.parquet", "search/keep-20/notes.md",
-    "policies/keep-20.md", "policies/best.safetensors", "pictures/full/mine.png", "pictures/holiday.png", "figures/paper.pdf",
+    "policies/keep-20.md", "policies/best.safetensors", "images/full/mine.png", "images/holiday.png", "figures/paper.pdf",
     "methods.csv.bak", "trace/parts/read-me.txt", "bench/notes.txt", "trace-shards/plan.txt", "RUN.JSON.txt", "heads.csv",
 )  # fmt: skip
 OURS = (
@@ -27,7 +27,7 @@ OURS = (
     "trace/parts/000001.parquet", "trace/parts/curves-0000.safetensors", "trace-shards/000/trace.json",
     "search/study.db", "search/study.db-wal", "search/study.journal.lock", "search/presets/h2o.safetensors",
     "search/keep-20/search.json", "search/small/presets.json", "search/small/study.db", "policies/keep-20.safetensors",
-    "policies/small.safetensors", "policies/front-12.5.safetensors", "pictures/searched/000.png", "pictures/sheet.png",
+    "policies/small.safetensors", "policies/front-12.5.safetensors", "images/searched/000.png", "images/sheet.png",
     "figures/map-entropy.svg", "figures/L1H0.png", "bench/unseen.json", "bench/keep-20/solver-0.db",
 )  # fmt: skip
 
@@ -59,7 +59,7 @@ def test_what_headscope_wrote_goes_and_what_is_the_users_stays(tmp_path: Path) -
 def test_a_name_that_is_not_ours_stays_wherever_it_lies(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     run = tmp_path_factory.mktemp("run")
     places = tuple(
-        f"{folder}{name}.mine" for folder in ("", "trace/", "search/", "search/presets/", "policies/", "pictures/full/")
+        f"{folder}{name}.mine" for folder in ("", "trace/", "search/", "search/presets/", "policies/", "images/full/")
     )
     clear_run(filled(run, (*places, *OURS)))
     assert files(run) == set(places)

@@ -40,4 +40,4 @@ def test_generate_takes_a_folder_of_prompts(
     (tmp_path / "p" / "1.TXT").write_text("dog\n")
     out = tmp_path / "out"
     assert headscope(capsys, monkeypatch, "generate", tiny_folder, "--prompts", tmp_path / "p", "--out", out).status == 0
-    assert '"dog"' in (out / "pictures.json").read_text()
+    assert '"dog"' in (out / "images.json").read_text()

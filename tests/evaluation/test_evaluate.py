@@ -28,9 +28,9 @@ from headscope.runtime.batches import (
     OTHER,
     Variant,
     batch_for,
-    batches_to_draw,
-    draw_numbers,
-    draw_variant,
+    batches_to_generate,
+    generate_numbers,
+    generate_variant,
     seconds_of,
 )
 from headscope.stickereval.prompts import grading_if_ours
@@ -54,30 +54,30 @@ def half(tiny: JanusModel) -> Policy:
 
 @pytest.fixture
 def larger(tiny: JanusModel, monkeypatch: pytest.MonkeyPatch) -> JanusModel:
-    """The tiny model with its pictures enlarged: SSIM's window is larger than they are."""
+    """The tiny model with its images enlarged: SSIM's window is larger than they are."""
     small = tiny.to_images
     monkeypatch.setattr(tiny, "to_images", lambda tokens: small(tokens).repeat_interleave(4, 1).repeat_interleave(4, 2))
     return tiny
 
 
 def test_every_variant_draws_what_generate_draws(tiny: JanusModel, half: Policy, tmp_path: Path) -> None:
-    drawn = draw_variant(tiny, Variant("half", half), PROMPTS, 2, tmp_path / "half", 4)
-    assert drawn.prompts == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2 + [PROMPTS[2]] * 2
-    alone = generate(tiny, drawn.prompts, [FIRST_SEED + n for n in range(6)], policy=half)
-    assert torch.equal(drawn.tokens, alone.tokens)
+    generated = generate_variant(tiny, Variant("half", half), PROMPTS, 2, tmp_path / "half", 4)
+    assert generated.prompts == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2 + [PROMPTS[2]] * 2
+    alone = generate(tiny, generated.prompts, [FIRST_SEED + n for n in range(6)], policy=half)
+    assert torch.equal(generated.tokens, alone.tokens)
 
 
-def test_pictures_that_stand_are_not_drawn_again(
+def test_images_that_stand_are_not_drawn_again(
     tiny: JanusModel, half: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = draw_variant(tiny, Variant("full"), PROMPTS, 2, tmp_path / "a", 4)
+    whole = generate_variant(tiny, Variant("full"), PROMPTS, 2, tmp_path / "a", 4)
 
     def stop(done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        draw_variant(tiny, Variant("full"), PROMPTS, 2, tmp_path / "b", 2, progress=stop)
+        generate_variant(tiny, Variant("full"), PROMPTS, 2, tmp_path / "b", 2, progress=stop)
     before = {path.name: path.read_bytes() for path in (tmp_path / "b").glob("*.parquet")}
     assert len(before) == 1
     asked: list[int] = []
@@ -87,21 +87,21 @@ def test_pictures_that_stand_are_not_drawn_again(
         return generate(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("headscope.runtime.batches.generate", counted)
-    again = draw_variant(tiny, Variant("full"), PROMPTS, 2, tmp_path / "b", 3)  # another batch size
+    again = generate_variant(tiny, Variant("full"), PROMPTS, 2, tmp_path / "b", 3)  # another batch size
     assert torch.equal(again.tokens, whole.tokens)
     assert asked == [FIRST_SEED + n for n in range(2, 6)]
     assert all((tmp_path / "b" / name).read_bytes() == content for name, content in before.items())
 
 
 def test_batches_are_what_a_folder_lacks(tiny: JanusModel, tmp_path: Path) -> None:
-    assert batches_to_draw(tmp_path / "none", 7, 3) == [[0, 1, 2], [3, 4, 5], [6]]
-    draw_numbers(tiny, Variant("full"), PROMPTS, 3, tmp_path / "some", [2, 3])
-    assert batches_to_draw(tmp_path / "some", 9, 3) == [[0, 1], [4, 5, 6], [7, 8]]
-    for numbers in batches_to_draw(tmp_path / "some", 9, 3):
-        draw_numbers(tiny, Variant("full"), PROMPTS, 3, tmp_path / "some", numbers)
-    assert batches_to_draw(tmp_path / "some", 9, 3) == []
-    whole = draw_variant(tiny, Variant("full"), PROMPTS, 3, tmp_path / "whole", 9)
-    assert torch.equal(draw_variant(tiny, Variant("full"), PROMPTS, 3, tmp_path / "some", 9).tokens, whole.tokens)
+    assert batches_to_generate(tmp_path / "none", 7, 3) == [[0, 1, 2], [3, 4, 5], [6]]
+    generate_numbers(tiny, Variant("full"), PROMPTS, 3, tmp_path / "some", [2, 3])
+    assert batches_to_generate(tmp_path / "some", 9, 3) == [[0, 1], [4, 5, 6], [7, 8]]
+    for numbers in batches_to_generate(tmp_path / "some", 9, 3):
+        generate_numbers(tiny, Variant("full"), PROMPTS, 3, tmp_path / "some", numbers)
+    assert batches_to_generate(tmp_path / "some", 9, 3) == []
+    whole = generate_variant(tiny, Variant("full"), PROMPTS, 3, tmp_path / "whole", 9)
+    assert torch.equal(generate_variant(tiny, Variant("full"), PROMPTS, 3, tmp_path / "some", 9).tokens, whole.tokens)
     assert 0 < seconds_of(tmp_path / "some") < 60
 
 
@@ -124,13 +124,13 @@ def test_an_evaluation_has_floors_and_what_each_policy_did(larger: JanusModel, h
     assert like.loc["other_seed", "agreement"] < 1
     prefix = larger.encode(PROMPTS).ids.shape[1]
     assert like.loc["half", "cache_bytes"] == CacheSpec(half.shape, prefix).bytes_of(half) < like.loc["full", "cache_bytes"]
-    seeds = found.pictures.groupby("variant")["seed"].apply(list)
+    seeds = found.images.groupby("variant")["seed"].apply(list)
     assert seeds["half"] == seeds["full"] == [FIRST_SEED + n for n in range(6)]
     assert seeds["other_seed"] == [FIRST_SEED + OTHER + n for n in range(6)]
     assert len(found.by_row) == 4 * 4
     files = sorted(path.name for path in (tmp_path / "e" / "half").iterdir())
     assert files == [f"{prompt:05d}-{seed}.png" for prompt in range(3) for seed in range(2)]
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "e" / "pictures.parquet"), found.pictures)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "e" / "images.parquet"), found.images)
     with pytest.raises(DataError, match="holds an evaluation with seeds 2, now it is 3"):
         evaluate(larger, ASKED, {"half": half}, tmp_path / "e", seeds=3)
 
@@ -141,19 +141,21 @@ def test_what_was_measured_is_not_measured_again(
     out = tmp_path / "e"
     real = tmp_path / "real"
     real.mkdir()
-    for number, pixels in enumerate(larger.to_images(draw_variant(larger, Variant("r"), PROMPTS, 1, tmp_path / "r", 4).tokens)):
+    for number, pixels in enumerate(
+        larger.to_images(generate_variant(larger, Variant("r"), PROMPTS, 1, tmp_path / "r", 4).tokens)
+    ):
         Image.fromarray(pixels.numpy()).save(real / f"{number}.png")
     first = evaluate(larger, ASKED, {"half": half}, out, seeds=1, real=real)
     measured: list[int] = []
 
-    def counted(pictures: torch.Tensor, reference: torch.Tensor) -> dict[str, torch.Tensor]:
-        measured.append(len(pictures))
-        return likeness(pictures, reference)
+    def counted(images: torch.Tensor, reference: torch.Tensor) -> dict[str, torch.Tensor]:
+        measured.append(len(images))
+        return likeness(images, reference)
 
     monkeypatch.setattr("headscope.evaluation.measuring.likeness", counted)
     again = evaluate(larger, ASKED, {"half": half}, out, seeds=1, real=real)
     assert measured == []
-    for name in ("pictures", "likeness", "scores", "by_row"):
+    for name in ("images", "likeness", "scores", "by_row"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(first, name))
     (out / "measured" / "half.json").write_text("{")  # damaged
     pd.testing.assert_frame_equal(evaluate(larger, ASKED, {"half": half}, out, seeds=1, real=real).likeness, first.likeness)
@@ -180,7 +182,7 @@ def test_what_is_wrong_is_told_before_the_folder_is_claimed(larger: JanusModel, 
         (long, {}, "tokens long"),
         (ASKED, {"guidance": float("nan")}, "guidance nan"),
         (ASKED, {"memory": 10}, "hold no cache"),
-        (ASKED, {"layout": "dpg"}, "layout dpg: takes 4 pictures a prompt, not 1"),
+        (ASKED, {"layout": "dpg"}, "layout dpg: takes 4 images a prompt, not 1"),
         (ASKED[:1], {"real": tmp_path}, "needs at least two images on each side"),
     ):
         with pytest.raises(DataError, match=said):
@@ -218,7 +220,7 @@ def test_facts_for_geneval_s_scorer_are_those_of_the_prompt_file_today(larger: J
 @pytest.mark.parametrize("name", ["NA", "None", "nan"])
 def test_a_policy_may_be_called_as_nothing_is(larger: JanusModel, half: Policy, tmp_path: Path, name: str) -> None:
     evaluate(larger, ASKED, {name: half}, tmp_path / "e", seeds=1)
-    write_csv = "variant,category,score,pictures\n" + f"{name},{name},0.5,3\n"
+    write_csv = "variant,category,score,images\n" + f"{name},{name},0.5,3\n"
     (tmp_path / "e" / "imported.csv").write_text(write_csv)
     page = write_evaluation(tmp_path / "e").read_text(encoding="utf-8")
     assert page.count(f'<th scope="row">{name}</th>') == 2
@@ -257,12 +259,12 @@ def test_what_is_to_be_there_is_a_list_of_things(tmp_path: Path, include: str) -
         grading_if_ours(read_asked(tmp_path / "p.jsonl"))
 
 
-def test_real_pictures_may_be_called_png_in_capitals_and_a_cut_one_is_named(tmp_path: Path) -> None:
+def test_real_images_may_be_called_png_in_capitals_and_a_cut_one_is_named(tmp_path: Path) -> None:
     for name in ("a.PNG", "b.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name, format="PNG")
     assert _real(tmp_path).shape == (2, 8, 8, 3)
     whole = (tmp_path / "a.PNG").read_bytes()
-    header = b"IHDR" + struct.pack(">II", 90_000, 90_000) + whole[24:29]  # of a picture that no memory holds
+    header = b"IHDR" + struct.pack(">II", 90_000, 90_000) + whole[24:29]  # of an image that no memory holds
     for broken in (whole[:40], whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]):
         (tmp_path / "a.PNG").write_bytes(broken)
         with pytest.raises(DataError, match=r"a\.PNG: not a readable image"):
@@ -326,7 +328,9 @@ def test_the_command_writes_a_page_and_goes_on(
     ended = headscope(capsys, monkeypatch, *arguments, "--workers", 2)
     assert ended.status == 0, ended.err
     for name in ("full", "other_seed", "half"):
-        one, two = (draw_variant(tiny, Variant(name), PROMPTS, 1, tmp_path / of / "tokens" / name, 4) for of in ("e", "two"))
+        one, two = (
+            generate_variant(tiny, Variant(name), PROMPTS, 1, tmp_path / of / "tokens" / name, 4) for of in ("e", "two")
+        )
         assert torch.equal(one.tokens, two.tokens)
     ended = headscope(capsys, monkeypatch, *arguments, "--layout", "fid")
     assert ended.status == 2

@@ -28,7 +28,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def used(file: Path) -> Policy:
-    """What `headscope policy show` and the first step of drawing do with a policy."""
+    """What `headscope policy show` and the first step of generating do with a policy."""
     policy = load_policy(file)
     accounting(policy)
     str(policy.provenance.get("method", "hand"))

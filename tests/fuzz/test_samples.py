@@ -1,4 +1,4 @@
-"""Mutants of recorded pictures and of a sensitivity table: of use, or one sentence."""
+"""Mutants of recorded images and of a sensitivity table: of use, or one sentence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headscope.errors import DataError
 from headscope.models import Samples
 from headscope.models.janus import JanusModel
 from headscope.runtime import generate
-from headscope.tracing.trace import pictures_hash
+from headscope.tracing.trace import images_hash
 from headscope.tuning.measure.options import COLUMNS, Option
 from headscope.tuning.measure.replay import Replay
 from headscope.tuning.measure.sensitivity import load_table, measure_sensitivity, table_identity
@@ -35,9 +35,9 @@ def replay(tiny: JanusModel, samples: Samples) -> Replay:
 
 
 def seen(file: Path) -> Samples:
-    """What every reader of recorded pictures does first."""
+    """What every reader of recorded images does first."""
     found = Samples.load(file)
-    pictures_hash(found)
+    images_hash(found)
     found.select(range(len(found)))
     assert found.tokens.dtype == torch.int32
     assert found.tokens.ndim == 2
@@ -48,7 +48,7 @@ def seen(file: Path) -> Samples:
 
 
 @pytest.mark.parametrize("mutated", [mutated_bytes, mutated_parquet])
-def test_a_mutant_of_recorded_pictures_is_one_sentence_or_of_use(samples: Samples, tmp_path: Path, mutated: Callable) -> None:
+def test_a_mutant_of_recorded_images_is_one_sentence_or_of_use(samples: Samples, tmp_path: Path, mutated: Callable) -> None:
     good = samples.save(tmp_path / "good.parquet").read_bytes()
     file = tmp_path / "samples.parquet"
     for number, rng in seeds(part=2):

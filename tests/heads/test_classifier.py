@@ -62,12 +62,12 @@ def test_constant_features_and_few_heads_do_not_fail() -> None:
     assert np.isfinite(HeadClassifier().fit(two).score_semantic(two)).all()
 
 
-def records(values: np.ndarray, pictures: int = 2) -> pd.DataFrame:
-    """A trace's table: one layer, one query head a row of `values` [heads, features], the same in every picture."""
+def records(values: np.ndarray, images: int = 2) -> pd.DataFrame:
+    """A trace's table: one layer, one query head a row of `values` [heads, features], the same in every image."""
     rows = [
         {"sample": sample, "stream": "conditional", "layer": 0, "head": head, "band": -1}
         | dict(zip(FEATURES, row, strict=True))
-        for sample in range(pictures)
+        for sample in range(images)
         for head, row in enumerate(values)
     ]
     return pd.DataFrame(rows)
@@ -75,7 +75,7 @@ def records(values: np.ndarray, pictures: int = 2) -> pd.DataFrame:
 
 def test_numbers_that_are_not_finite_are_left_out_of_the_means() -> None:
     table = records(np.arange(36, dtype=float).reshape(4, 9))
-    table.loc[0, "entropy"] = np.nan  # head 0 in picture 0: picture 1 still knows
+    table.loc[0, "entropy"] = np.nan  # head 0 in image 0: image 1 still knows
     table.loc[table["head"] == 3, "row_above"] = np.inf  # nobody knows: the mean of heads 0, 1 and 2
     made = features(table, 4, 4).set_index("kv_head")
     assert made.loc[0, "entropy"] == 5.0

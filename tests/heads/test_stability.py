@@ -17,12 +17,12 @@ from headscope.policy.shape import ModelShape
 from tests.heads.test_classifier import two_kinds
 
 
-def traced(noise: float, pictures: int = 8) -> tuple[pd.DataFrame, ModelShape]:
-    """30 heads in 5 layers, of two kinds; every picture adds noise of its own."""
+def traced(noise: float, images: int = 8) -> tuple[pd.DataFrame, ModelShape]:
+    """30 heads in 5 layers, of two kinds; every image adds noise of its own."""
     rng = np.random.default_rng(4)
     values = two_kinds(0, 20, 10)[0]
     rows = []
-    for sample in range(pictures):
+    for sample in range(images):
         for stream in ("conditional", "unconditional"):
             seen = values + noise * rng.standard_normal(values.shape) * values.std(0)
             for head, row in enumerate(seen):

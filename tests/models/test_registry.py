@@ -106,7 +106,7 @@ def test_a_folder_that_lacks_a_tensor_that_draws_is_refused_by_its_name(tiny_fol
         load_model(str(folder))
 
 
-def test_what_only_looks_at_pictures_may_be_missing(tiny_folder: Path, tmp_path: Path, tiny: JanusModel) -> None:
+def test_what_only_looks_at_images_may_be_missing(tiny_folder: Path, tmp_path: Path, tiny: JanusModel) -> None:
     def blind(tensors: dict[str, torch.Tensor]) -> None:
         for name in [name for name in tensors if name.startswith(("model.vision_model.", "model.vqmodel.encoder."))]:
             del tensors[name]
@@ -168,7 +168,7 @@ def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
     assert (back.prompts, back.texts, back.guidance, back.top_k, back.weights) == (["a", "b"], ["A", "B"], 5.0, None, "w")
     assert back.select([1]).prompts == ["b"]
     (tmp_path / "s.parquet").write_bytes(b"PAR1 cut")
-    with pytest.raises(DataError, match="not a file of recorded pictures"):
+    with pytest.raises(DataError, match="not a file of recorded images"):
         Samples.load(tmp_path / "s.parquet")
 
 

@@ -16,9 +16,9 @@ from headscope.policy.shipped import policy_file
 from headscope.runtime import CompressedCache, compressed
 
 
-def allocated(model: JanusModel, policy: Policy, pictures: int) -> int:
-    """Bytes of the tensors of a real cache for so many guided pictures."""
-    prefix = model.encode(["red apple"] * pictures)
+def allocated(model: JanusModel, policy: Policy, images: int) -> int:
+    """Bytes of the tensors of a real cache for so many guided images."""
+    prefix = model.encode(["red apple"] * images)
     ids = torch.cat([prefix.ids, prefix.unconditional_ids])
     cache = CompressedCache(policy)
     with torch.inference_mode(), compressed(model, policy):
@@ -33,9 +33,9 @@ def test_the_largest_batch_fits_and_one_more_does_not(tiny: JanusModel, room: in
     policy = make_preset(name, Limit.of_share(keep, CacheSpec(tiny.shape, prefix)))
     fits = what_fits(CacheSpec(tiny.shape, prefix, batch=3), room, {"mine": policy}, shares=(1.0,))
     mine = next(row for row in fits.rows if row.name == "mine")
-    if mine.pictures:
-        assert allocated(tiny, policy, mine.pictures) <= room
-    assert allocated(tiny, policy, mine.pictures + 1) > room
+    if mine.images:
+        assert allocated(tiny, policy, mine.images) <= room
+    assert allocated(tiny, policy, mine.images + 1) > room
     plain = fits.rows[0]
     assert plain.kept == 1.0
     assert fits.allowed == pytest.approx(room / (3 * plain.bytes))
@@ -45,8 +45,8 @@ def test_the_sentence_says_what_to_do(tiny: JanusModel) -> None:
     def said(room: int, batch: int) -> str:
         return what_fits(CacheSpec(tiny.shape, 4, batch=batch), room, {}).sentence
 
-    assert said(10**9, 4) == "A batch of 4 pictures fits with the plain cache: no policy is needed."
-    assert said(8_000, 1).startswith("A batch of 1 picture may keep 78.1%: headscope search RUN --keep 78.1%")
+    assert said(10**9, 4) == "A batch of 4 images fits with the plain cache: no policy is needed."
+    assert said(8_000, 1).startswith("A batch of 1 image may keep 78.1%: headscope search RUN --keep 78.1%")
     assert "does not fit with any policy: the smallest keeps 25.0%" in said(8_000, 16)
 
 

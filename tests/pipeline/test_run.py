@@ -17,7 +17,7 @@ from headscope.tuning.propose.presets import COMPARED
 from tests.cli.command import headscope, left_by_an_overwrite
 
 PROMPTS = ["red apple", "dog", "blue car", "red car", "apple", "blue dog"]
-SMALL = Settings(keep="50%", trials=6, calibration=3, unseen=3, searched_pictures=3, table_pictures=2)
+SMALL = Settings(keep="50%", trials=6, calibration=3, unseen=3, searched_images=3, table_images=2)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         "run.json", "prompts.json", "calibration.parquet", "unseen.parquet", "heads.safetensors", "policy.safetensors",
         "methods.csv", "kl_by_row.parquet", "report.html", "trace/heads.parquet", "trace/curves.safetensors",
         "search/study.db", "search/sensitivity-2.parquet", "search/trials.parquet", "search/search.json",
-        "search/presets.parquet", "pictures/sheet.png", "pictures/pictures.parquet", "pictures/full/000.png",
-        "pictures/searched/002.png",
+        "search/presets.parquet", "images/sheet.png", "images/images.parquet", "images/full/000.png",
+        "images/searched/002.png",
     }  # fmt: skip
     assert expected <= names
     assert not [name for name in names if ".part" in name]
@@ -88,7 +88,14 @@ def test_the_same_seed_finds_the_same_policy(finished: Path, tiny_folder: Path, 
 
 @pytest.mark.parametrize(
     ("work", "at"),
-    [("drawing the calibration", 1), ("tracing", 1), ("sensitivity", 9), ("presets", 4), ("trials", 3), ("drawing with", 1)],
+    [
+        ("generating the calibration", 1),
+        ("tracing", 1),
+        ("sensitivity", 9),
+        ("presets", 4),
+        ("trials", 3),
+        ("generating with", 1),
+    ],
 )
 def test_a_stopped_run_goes_on(
     finished: Path, tiny_folder: Path, tmp_path: Path, work: str, at: int, capsys, monkeypatch
@@ -117,14 +124,14 @@ def test_every_step_works_alone(finished: Path, tiny_folder: Path, tmp_path: Pat
         ("heads", out),
         ("search", out, "--keep", "50%", "--trials", 4),
         ("policy", "show", out / "policy.safetensors"),
-        ("generate", tiny_folder, "--policy", out / "policy.safetensors", "dog", "--compare", "--out", tmp_path / "drawn"),
+        ("generate", tiny_folder, "--policy", out / "policy.safetensors", "dog", "--compare", "--out", tmp_path / "generated"),
         ("report", out),
         ("models",),
     )
     for step in steps:
         ended = headscope(capsys, monkeypatch, *step)
         assert ended.status == 0, (step, ended)
-    assert (tmp_path / "drawn" / "sheet.png").exists()
+    assert (tmp_path / "generated" / "sheet.png").exists()
     assert (out / "report.html").exists()
 
 

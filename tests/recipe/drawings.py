@@ -1,4 +1,4 @@
-"""A picture file without pictures: plain squares, a colour each drawing."""
+"""An image file without images: plain squares, a colour each drawing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from headscope.recipe.detector_data import LessonBook
-from headscope.recipe.pictures import Stickers
+from headscope.recipe.images import Stickers
 from headscope.recipe.scenes import CLASSES
 
 

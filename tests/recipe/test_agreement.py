@@ -1,4 +1,4 @@
-"""The eye's labels, the pictures they are of, and the tables made of both."""
+"""The eye's labels, the images they are of, and the tables made of both."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from headscope.stickereval.prompts import PROMPTS, GradingPrompt, Wanted
 from tests.tiny import tiny_model
 
 REPORTS = Path(__file__).parents[2] / "reports" / "stickers"
-LABELS, PICTURES = REPORTS / "labels.jsonl", REPORTS / "labelled.safetensors"
+LABELS, IMAGES = REPORTS / "labels.jsonl", REPORTS / "labelled.safetensors"
 
 
 @pytest.fixture(scope="module")
 def labelled() -> eye.Labelled:
-    return eye.read_labelled(LABELS, PICTURES)
+    return eye.read_labelled(LABELS, IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +38,20 @@ def things(*names: str) -> list[Detection]:
     return [Detection(name, "noto", 0.9, 0.5, 0.5, 0.4) for name in names]
 
 
-def test_the_file_names_what_drew_the_pictures_and_is_small(labelled: eye.Labelled) -> None:
+def test_the_file_names_what_drew_the_images_and_is_small(labelled: eye.Labelled) -> None:
     assert {name: labelled.about[name] for name in ("model", "guidance", "temperature")} == {
         "model": "stickers-scenes",
         "guidance": "2.0",
         "temperature": "0.7",
     }
-    assert PICTURES.stat().st_size < 300_000
+    assert IMAGES.stat().st_size < 300_000
     assert Counter(prompt.tag for prompt in labelled.prompts) == dict.fromkeys(eye.GRADED, 50)
 
 
-def test_the_pictures_come_out_of_the_bundled_vq_model(labelled: eye.Labelled, model: JanusModel) -> None:
+def test_the_images_come_out_of_the_bundled_vq_model(labelled: eye.Labelled, model: JanusModel) -> None:
     few = eye.Labelled(labelled.tokens[:2], labelled.prompts[:2], labelled.things[:2], labelled.places[:2], labelled.about)
     assert eye.decode_labelled(few, model).shape == (2, 96, 96, 3)
-    with pytest.raises(DataError, match="is not the one that drew the labelled pictures"):
+    with pytest.raises(DataError, match="is not the one that drew the labelled images"):
         eye.decode_labelled(few, tiny_model())
 
 
@@ -102,14 +102,14 @@ def test_the_tables_fit_the_labels_and_each_other(folder: Path) -> None:
     table = pd.read_csv(folder / "agreement.csv").set_index("tag")
     assert list(table.index) == [*eye.GRADED, "overall"]
     cells = list(eye._CELLS.values())
-    assert (table[cells].sum(axis=1) == table["pictures"]).all()
+    assert (table[cells].sum(axis=1) == table["images"]).all()
     assert (table.loc[list(eye.GRADED), cells].sum() == table.loc["overall", cells]).all()
     judged = eye.verdicts(labelled, [[]] * len(labelled.things))
     assert table.loc["overall", ["eye_yes_grader_yes", "eye_yes_grader_no"]].sum() == (judged["eye"] == "yes").sum()
     for row in table.itertuples():
         equal = row.eye_yes_grader_yes + row.eye_no_grader_no
-        assert row.agreement == pytest.approx(equal / row.pictures, abs=1e-4)
-        assert (row.low, row.high) == pytest.approx(wilson(equal, row.pictures), abs=1e-4)
+        assert row.agreement == pytest.approx(equal / row.images, abs=1e-4)
+        assert (row.low, row.high) == pytest.approx(wilson(equal, row.images), abs=1e-4)
     seen = pd.read_csv(folder / "confusion.csv").groupby("eye")["count"].sum().drop(eye.NOTHING)
     assert seen.to_dict() == dict(sum(labelled.things, Counter()))
 
@@ -124,12 +124,12 @@ def test_some_of_the_committed_verdicts_come_out_again(labelled: eye.Labelled, m
     assert again["agreement"] == pytest.approx(table["agreement"], abs=0.026)  # a score may lie on the threshold
 
 
-def test_drawn_pictures_are_packed_with_what_drew_them(tmp_path: Path, model: JanusModel) -> None:
-    asked = {"model": "m", "guidance": 2.0, "temperature": 0.7, "pictures": [{"prompt_line": 3, "seed": 9}]}
+def test_drawn_images_are_packed_with_what_drew_them(tmp_path: Path, model: JanusModel) -> None:
+    asked = {"model": "m", "guidance": 2.0, "temperature": 0.7, "images": [{"prompt_line": 3, "seed": 9}]}
     (tmp_path / "prompts.json").write_text(json.dumps(asked))
-    save_file({"tokens": torch.full((1, 576), 7, dtype=torch.int32)}, tmp_path / "pictures.safetensors")
+    save_file({"tokens": torch.full((1, 576), 7, dtype=torch.int32)}, tmp_path / "images.safetensors")
     (tmp_path / "labels.jsonl").write_text(
-        '{"picture": 0, "things": {"lemon": 2, "dog": 1}, "places": {"lemon": [0.2, 0.5], "dog": [1, 0]}}\n'
+        '{"image": 0, "things": {"lemon": 2, "dog": 1}, "places": {"lemon": [0.2, 0.5], "dog": [1, 0]}}\n'
     )
     back = eye.read_labelled(tmp_path / "labels.jsonl", eye.pack_labelled(tmp_path, model, tmp_path / "p.safetensors"))
     assert back.tokens.dtype == torch.int16
@@ -139,23 +139,23 @@ def test_drawn_pictures_are_packed_with_what_drew_them(tmp_path: Path, model: Ja
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a readable file of labelled pictures"):
+    with pytest.raises(DataError, match="not a readable file of labelled images"):
         eye.read_labelled(LABELS, tmp_path / "none.safetensors")
 
     asked = PROMPTS.read_text().splitlines()
     for other in (asked[:-1], [line.replace("three", "two") for line in asked]):
         (tmp_path / "other.jsonl").write_text("\n".join(other))
         with pytest.raises(DataError, match="drawn from other prompts"):
-            eye.read_labelled(LABELS, PICTURES, tmp_path / "other.jsonl")
+            eye.read_labelled(LABELS, IMAGES, tmp_path / "other.jsonl")
     (tmp_path / "other.jsonl").write_text("\n".join(line.replace("noto", "flat") for line in asked))  # no style was labelled
-    assert len(eye.read_labelled(LABELS, PICTURES, tmp_path / "other.jsonl").prompts) == 200
+    assert len(eye.read_labelled(LABELS, IMAGES, tmp_path / "other.jsonl").prompts) == 200
     lines = LABELS.read_text().splitlines()
     for text, complaint in (
-        ("\n".join(lines[:3]), "labels of 3 pictures, .* holds 200"),
-        ("\n".join(lines[1:]), "line 1 is of picture 1; expected 0"),
-        ('{"picture": 0}', "not lines of"),
+        ("\n".join(lines[:3]), "labels of 3 images, .* holds 200"),
+        ("\n".join(lines[1:]), "line 1 is of image 1; expected 0"),
+        ('{"image": 0}', "not lines of"),
         ("{", "not lines of"),
     ):
         (tmp_path / "labels.jsonl").write_text(text)
         with pytest.raises(DataError, match=complaint):
-            eye.read_labelled(tmp_path / "labels.jsonl", PICTURES)
+            eye.read_labelled(tmp_path / "labels.jsonl", IMAGES)

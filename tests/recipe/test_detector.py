@@ -73,7 +73,7 @@ def test_a_warm_start_goes_on_from_a_detector_file(
     torch.testing.assert_close(trained(checkpoint).network.head.weight, detector.network.head.weight)
 
 
-def test_a_model_that_draws_no_pictures_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_draws_no_images_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headscope.recipe.detector.load_model", lambda name: object())
-    with pytest.raises(DataError, match="prose: draws no pictures; take `stickers-scenes`"):
+    with pytest.raises(DataError, match="prose: draws no images; take `stickers-scenes`"):
         drawing_model("prose")

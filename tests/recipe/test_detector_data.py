@@ -1,4 +1,4 @@
-"""What the detector learns from: nothing that is kept for its test, and pictures that the model has resampled."""
+"""What the detector learns from: nothing that is kept for its test, and images that the model has resampled."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_no_lesson_shows_what_is_kept_for_the_test(book: LessonBook, seed: int, 
         assert len(names) != held_out_count(names[0])
 
 
-def test_resampling_a_picture_without_chance_gives_the_picture_drawn_without_chance() -> None:
-    """Each token of a picture of most likely codes is the most likely one after those before it."""
+def test_resampling_a_image_without_chance_gives_the_image_drawn_without_chance() -> None:
+    """Each token of an image of most likely codes is the most likely one after those before it."""
     model = tiny_model()
     prompts = ["red apple", "dog face, noto style, blue background"]
     drawn = generate(model, prompts, 0, sampling=Sampling(temperature=0.0)).tokens.long()
@@ -76,7 +76,7 @@ def test_resampling_a_picture_without_chance_gives_the_picture_drawn_without_cha
     torch.testing.assert_close(resample(model, untold, [""], rng), untold)  # without a caption
 
 
-def test_resampled_pictures_show_the_same_things(scenes_model: JanusModel) -> None:
+def test_resampled_images_show_the_same_things(scenes_model: JanusModel) -> None:
     with safe_open(str(SAMPLE), "pt") as file:
         tokens = file.get_tensor("tokens")[[0, 1, 2, 16]].long()
     detector = StickerDetector.load()
@@ -97,9 +97,9 @@ def test_a_pool_is_filled_once_and_shows_lessons(book: LessonBook, scenes_model:
     again = Pool.fill(book, scenes_model, tmp_path, 2)
     assert path.stat().st_mtime_ns == made
     assert again.scenes == pool.scenes
-    torch.testing.assert_close(again.pictures, pool.pictures)
-    # One scene at each depth, and each time is kept: 1 + 2 + 3 pictures.
-    assert pool.pictures.shape == (6, 3, 96, 96)
+    torch.testing.assert_close(again.images, pool.images)
+    # One scene at each depth, and each time is kept: 1 + 2 + 3 images.
+    assert pool.images.shape == (6, 3, 96, 96)
     assert pool.scenes[1] == pool.scenes[2]
     assert pool.scenes[3] == pool.scenes[4] == pool.scenes[5]
 
@@ -111,10 +111,10 @@ def test_kept_tokens_come_back_with_what_they_show(tmp_path: Path) -> None:
     assert back.tolist() == tokens.tolist()
 
 
-def test_a_pool_mirrors_pictures_and_places_alike() -> None:
-    picture = torch.zeros(1, 3, 96, 96, dtype=torch.uint8)
-    picture[..., :48] = 255  # the left half is white, where the lemon is
-    pixels, scenes = Pool(picture, [LEMON]).draw(16, np.random.default_rng(0))
+def test_a_pool_mirrors_images_and_places_alike() -> None:
+    image = torch.zeros(1, 3, 96, 96, dtype=torch.uint8)
+    image[..., :48] = 255  # the left half is white, where the lemon is
+    pixels, scenes = Pool(image, [LEMON]).draw(16, np.random.default_rng(0))
     places = [scene.items[0].x for scene in scenes]
     assert set(places) == {0.3, 0.7}
     assert [float(each[0, 0, 0]) for each in pixels] == [1.0 if x == 0.3 else -1.0 for x in places]

@@ -1,4 +1,4 @@
-"""Icon packages become a table of pictures, or one sentence that says what to fetch."""
+"""Icon packages become a table of images, or one sentence that says what to fetch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from headscope.errors import DataError
-from headscope.recipe.icons import SETS, IconSet, Package, build_pictures, choose_drawings, read_packages, svg
+from headscope.recipe.icons import SETS, IconSet, Package, build_images, choose_drawings, read_packages, svg
 
 LICENCES = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "emojione": "CC-BY-4.0", "fxemoji": "Apache-2.0"}
 
@@ -72,7 +72,7 @@ def concepts(table: pd.DataFrame, concept: str) -> list[str]:
 
 
 def test_concepts_in_four_sets_become_rows_and_others_do_not(unpacked: Path, tmp_path: Path) -> None:
-    table = pd.read_parquet(build_pictures(unpacked, tmp_path / "out.parquet", size=8))
+    table = pd.read_parquet(build_images(unpacked, tmp_path / "out.parquet", size=8))
     assert list(table.columns) == ["concept", "style", "caption", "licence", "source", "webp"]
     assert concepts(table, "black bird") == ["emojione", "fluent", "flat", "noto", "twemoji"]
     assert concepts(table, "red apple") == ["emojione", "fluent", "noto", "twemoji"]
@@ -80,15 +80,15 @@ def test_concepts_in_four_sets_become_rows_and_others_do_not(unpacked: Path, tmp
 
 
 def test_a_row_names_caption_licence_and_source(unpacked: Path, tmp_path: Path) -> None:
-    table = pd.read_parquet(build_pictures(unpacked, tmp_path / "out.parquet", size=8))
+    table = pd.read_parquet(build_images(unpacked, tmp_path / "out.parquet", size=8))
     row = table[(table["concept"] == "black bird") & (table["style"] == "fluent")].iloc[0]
     assert row["caption"] == "black bird, fluent style"
     assert row["licence"] == "MIT"
     assert row["source"] == "@iconify-json/fluent-emoji:blackbird"
 
 
-def test_pictures_are_lossless_squares_of_the_size_asked_for(unpacked: Path, tmp_path: Path) -> None:
-    table = pd.read_parquet(build_pictures(unpacked, tmp_path / "out.parquet", size=8))
+def test_images_are_lossless_squares_of_the_size_asked_for(unpacked: Path, tmp_path: Path) -> None:
+    table = pd.read_parquet(build_images(unpacked, tmp_path / "out.parquet", size=8))
     blob = table[table["concept"] == "red apple"]["webp"].iloc[0]
     assert blob[:4] == b"RIFF"
     assert blob[12:16] in (b"VP8L", b"VP8X")  # the lossless kind
@@ -100,7 +100,7 @@ def test_an_icon_that_is_no_square_stands_in_the_middle(unpacked: Path, tmp_path
     content = json.loads(path.read_text(encoding="utf-8"))
     content["icons"]["red-apple"] = {"body": square("#ff0000"), "height": 16}
     path.write_text(json.dumps(content), encoding="utf-8")
-    table = pd.read_parquet(build_pictures(unpacked, tmp_path / "out.parquet", size=8))
+    table = pd.read_parquet(build_images(unpacked, tmp_path / "out.parquet", size=8))
     blob = table[table["source"] == "@iconify-json/noto:red-apple"]["webp"].iloc[0]
     alpha = np.asarray(Image.open(io.BytesIO(blob)).convert("RGBA"))[..., 3]
     assert (alpha[[0, 7]] == 0).all()
@@ -108,8 +108,8 @@ def test_an_icon_that_is_no_square_stands_in_the_middle(unpacked: Path, tmp_path
 
 
 def test_packed_and_unpacked_packages_give_the_same_table(unpacked: Path, packed: Path, tmp_path: Path) -> None:
-    one = pd.read_parquet(build_pictures(unpacked, tmp_path / "one.parquet", size=8))
-    other = pd.read_parquet(build_pictures(packed, tmp_path / "other.parquet", size=8))
+    one = pd.read_parquet(build_images(unpacked, tmp_path / "one.parquet", size=8))
+    other = pd.read_parquet(build_images(packed, tmp_path / "other.parquet", size=8))
     pd.testing.assert_frame_equal(one, other)
 
 
@@ -169,7 +169,7 @@ def test_an_icon_that_cannot_be_drawn_is_named_and_nothing_is_written(unpacked: 
     content["icons"]["red-apple"] = {"body": "<path"}
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(DataError, match="@iconify-json/noto:red-apple: cannot be drawn"):
-        build_pictures(unpacked, tmp_path / "out.parquet", size=8)
+        build_images(unpacked, tmp_path / "out.parquet", size=8)
     assert not list(tmp_path.glob("*.parquet"))
 
 
@@ -178,14 +178,14 @@ def test_without_the_renderer_the_extra_that_brings_it_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(DataError, match=r"headscope\[recipe\]"):
-        build_pictures(unpacked, tmp_path / "out.parquet", size=8)
+        build_images(unpacked, tmp_path / "out.parquet", size=8)
 
 
 def test_the_command_writes_the_file_and_prints_where(packed: Path, tmp_path: Path) -> None:
     from headscope.recipe.__main__ import app  # here, because it brings in the whole package
 
-    out = tmp_path / "pictures.parquet"
-    result = CliRunner().invoke(app, ["pictures", "--packages", str(packed), "--out", str(out), "--size", "8"])
+    out = tmp_path / "images.parquet"
+    result = CliRunner().invoke(app, ["images", "--packages", str(packed), "--out", str(out), "--size", "8"])
     assert result.exit_code == 0, result.output
     assert str(out) in result.output.replace("\n", "")
     assert len(pd.read_parquet(out)) == 9

@@ -1,4 +1,4 @@
-"""Pictures that the model drew itself, as lessons: which are taken, and as what."""
+"""Images that the model drew itself, as lessons: which are taken, and as what."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.recipe.drawings import squares
 
 
 class Told(StickerDetector):
-    """Says of each picture what it was told, in place of looking."""
+    """Says of each image what it was told, in place of looking."""
 
     def __init__(self, things: list[list[Thing]]) -> None:
         self.classes, self.told = ["lemon", "dog", "key"], things
 
-    def things(self, pictures: object, least: float, batch_size: int = 64) -> list[list[Thing]]:
+    def things(self, images: object, least: float, batch_size: int = 64) -> list[list[Thing]]:
         return self.told
 
 
@@ -53,7 +53,7 @@ CLEAR, FAINT, ELSE, UNSURE, STRANGE = (
         ([], None),
     ],
 )
-def test_what_a_drawn_picture_teaches(things: list[Thing], names: list[str] | None) -> None:
+def test_what_a_drawn_image_teaches(things: list[Thing], names: list[str] | None) -> None:
     asked = Scene("counting", (Item("lemon", "flat", 0.3, 0.3, 0.4),) * 2, "blue")
     rows, scenes = labelled(Told([things]), torch.zeros(1, 3, 96, 96, dtype=torch.uint8), [asked])
     if names is None:
@@ -70,7 +70,7 @@ def model() -> JanusModel:
     return drawing_model("stickers-scenes")
 
 
-def test_pictures_are_drawn_once_from_prompts_of_training(
+def test_images_are_drawn_once_from_prompts_of_training(
     model: JanusModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headscope.recipe.pseudo_labels.CHUNK", 2)
@@ -83,6 +83,6 @@ def test_pictures_are_drawn_once_from_prompts_of_training(
         names = [item.name for item in scene.items]
         assert not (scene.kind == "counting" and len(names) == held_out_count(names[0]))
         assert not (scene.kind in ("two", "position") and pair_held_out(names[0], names[1]))
-    assert len(pool.pictures) == len(pool.scenes) <= 2
+    assert len(pool.images) == len(pool.scenes) <= 2
     monkeypatch.setattr("headscope.recipe.pseudo_labels.draw", None)  # nothing is drawn a second time
     assert drawn_pool(book, model, detector, tmp_path, 2).scenes == pool.scenes

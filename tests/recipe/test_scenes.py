@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headscope.errors import DataError
 from headscope.models.registry import bundled_folder
-from headscope.recipe.pictures import Stickers
+from headscope.recipe.images import Stickers
 from headscope.recipe.presets import BACKGROUNDS, PRESETS
 from headscope.recipe.scenes import (
     CLASSES,
@@ -68,7 +68,7 @@ def test_the_first_thing_stands_where_the_caption_says(book: SceneBook, seed: in
 
 
 @given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(KINDS))
-def test_stickers_lie_in_the_picture_and_hardly_touch(book: SceneBook, seed: int, kind: str) -> None:
+def test_stickers_lie_in_the_image_and_hardly_touch(book: SceneBook, seed: int, kind: str) -> None:
     items = book.sample(kind, np.random.default_rng(seed)).items
     for number, item in enumerate(items):
         assert item.side / 2 - 0.06 <= item.x <= 1.06 - item.side / 2
@@ -108,15 +108,15 @@ def test_the_same_seed_draws_the_same_scenes(book: SceneBook) -> None:
 
 def test_a_sticker_is_painted_at_its_place_on_its_background(book: SceneBook) -> None:
     scene = compose("two", ["banana", "owl"], ["flat", "flat"], "left", np.random.default_rng(3))
-    picture = (book.render([scene], np.random.default_rng(4), tilt=0)[0] + 1) / 2
+    image = (book.render([scene], np.random.default_rng(4), tilt=0)[0] + 1) / 2
     for item in scene.items:
         expected = book.pyramid[0][book.index[item.name, item.style], :3, 16, 16]
-        torch.testing.assert_close(picture[:, int(item.y * 32), int(item.x * 32)], expected, atol=2e-2, rtol=0)
+        torch.testing.assert_close(image[:, int(item.y * 32), int(item.x * 32)], expected, atol=2e-2, rtol=0)
     corner = torch.tensor(BACKGROUNDS[scene.background]) / 255
-    torch.testing.assert_close(picture[:, 0, 0], corner, atol=1e-5, rtol=0)
+    torch.testing.assert_close(image[:, 0, 0], corner, atol=1e-5, rtol=0)
 
 
-def test_pictures_without_a_class_are_refused() -> None:
+def test_images_without_a_class_are_refused() -> None:
     lemon = Stickers(torch.zeros(1, 4, 8, 8), ["lemon"], ["noto"], np.zeros(1, bool))
     with pytest.raises(DataError, match=r"hold no red apple, banana.*all 48 classes"):
         SceneBook(lemon)

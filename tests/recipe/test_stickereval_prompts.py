@@ -14,14 +14,14 @@ from headscope.stickereval.prompts import TAGS, read_grading_prompts
 from tests.recipe.drawings import squares
 
 
-def test_real_pictures_are_one_a_grading_prompt_and_the_same_every_time(tmp_path: Path) -> None:
+def test_real_images_are_one_a_grading_prompt_and_the_same_every_time(tmp_path: Path) -> None:
     book = squares()
     first, again = (write_real(book, tmp_path / name) for name in ("a", "b"))
     names = sorted(path.name for path in first.iterdir())
     assert names == [f"{number:04d}.png" for number in range(len(read_grading_prompts()))]
     assert all((first / name).read_bytes() == (again / name).read_bytes() for name in names)
-    with Image.open(first / "0000.png") as picture:
-        assert (picture.size, picture.mode) == ((96, 96), "RGB")
+    with Image.open(first / "0000.png") as image:
+        assert (image.size, image.mode) == ((96, 96), "RGB")
 
 
 def test_styles_are_asked_for_of_drawings_that_the_detector_learned_only() -> None:
@@ -37,9 +37,9 @@ def test_the_prompts_have_the_wording_of_their_first_day() -> None:
     assert [line["prompt"] for line, _ in grading_prompts(squares()) if line["tag"] != "style"] == shipped
 
 
-def test_what_real_pictures_are_given_is_told_by_category() -> None:
+def test_what_real_images_are_given_is_told_by_category() -> None:
     """The drawings are plain squares here, in which the detector finds nothing it could grade as right."""
     table = ceiling(squares(), drawing_model("stickers-scenes"), StickerEval(), read_grading_prompts(), views=1)
     assert table["seen"].value_counts().to_dict() == dict.fromkeys(SEEN, len(TAGS) + 1)
-    assert (table["pictures"] == [*[40] * len(TAGS), 200] * 2).all()
+    assert (table["images"] == [*[40] * len(TAGS), 200] * 2).all()
     assert (table["score"] <= 0.1).all()

@@ -16,7 +16,7 @@ from headscope.errors import DataError
 from headscope.recipe import attention, bf16
 from headscope.recipe import transformer as recipe
 from headscope.recipe.configuration import build
-from headscope.recipe.pictures import Stickers
+from headscope.recipe.images import Stickers
 from headscope.recipe.presets import PRESETS, Preset
 from headscope.recipe.scenes import CLASSES
 from headscope.recipe.tokenizer import build_tokenizer, special_ids
@@ -48,7 +48,7 @@ def train(stickers: Stickers, tokenizer: PreTrainedTokenizerFast, monkeypatch: p
     """Train in a folder of `tmp_path` and hand back the weights and the optimiser's state."""
     monkeypatch.setattr(bf16, "has_units", lambda device: False)  # nothing to compile
 
-    def run(name: str, pictures: int, warm: Path | None = None, size: Preset = SIZE, seed: int = 0) -> dict[str, torch.Tensor]:
+    def run(name: str, images: int, warm: Path | None = None, size: Preset = SIZE, seed: int = 0) -> dict[str, torch.Tensor]:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         if warm is not None and not (folder / "vq.safetensors").exists():
@@ -57,7 +57,7 @@ def train(stickers: Stickers, tokenizer: PreTrainedTokenizerFast, monkeypatch: p
             torch.manual_seed(7)
             vq = build(size, len(tokenizer), special_ids(tokenizer)).model.vqmodel
             save_file({key: value.contiguous() for key, value in vq.state_dict().items()}, folder / "vq.safetensors")
-        plan = Plan(folder, seed, pictures=pictures, warm_start=warm, minutes_between_checkpoints=0)
+        plan = Plan(folder, seed, images=images, warm_start=warm, minutes_between_checkpoints=0)
         train_transformer(0, size, stickers, tokenizer, plan)
         return load_file(folder / "transformer.safetensors")
 
@@ -88,7 +88,7 @@ def test_a_seed_gives_its_weights_and_a_stop_changes_nothing(train: Train, monke
     assert saved == [1, 2, 3, 4, 5]
 
 
-def test_a_later_stage_goes_on_from_the_weights_and_sees_other_pictures(
+def test_a_later_stage_goes_on_from_the_weights_and_sees_other_images(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
@@ -100,11 +100,11 @@ def test_a_later_stage_goes_on_from_the_weights_and_sees_other_pictures(
         return batch
 
     first = train("first", 8)
-    write_json(tmp_path / "first" / "stages.json", [{"preset": "tiny", "pictures": 8}])
+    write_json(tmp_path / "first" / "stages.json", [{"preset": "tiny", "images": 8}])
     monkeypatch.setattr(recipe, "mixed_batch", watched)
     monkeypatch.setattr(recipe, "rate_factor", lambda *_: 0.0)  # a step of nothing: what it went on from stands
     later = train("later", 4, warm=tmp_path / "first")
-    assert stages_of(tmp_path / "later") == [{"preset": "tiny", "pictures": 8}]
+    assert stages_of(tmp_path / "later") == [{"preset": "tiny", "images": 8}]
     weights = {name for name in first if not name.startswith("optimiser.")}
     assert all(torch.equal(first[name], later[name]) for name in weights)
     train("first_again", 4)

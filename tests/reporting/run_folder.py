@@ -27,7 +27,7 @@ METHODS = {
     "pyramid": (0.05678, "slope 0.4, recent 0.75"),
     "ssd": (0.06789, "threshold 0.75, ratio 1.0, by_row True"),
 }
-SECTIONS = ("heads.safetensors", "trace", "search", "policy.safetensors", "methods.csv", "kl_by_row.parquet", "pictures")
+SECTIONS = ("heads.safetensors", "trace", "search", "policy.safetensors", "methods.csv", "kl_by_row.parquet", "images")
 
 
 def make_run(
@@ -64,7 +64,7 @@ def make_run(
     _policy(path, shape, scores, rng)
     _search(path, searched, rng)
     _methods(path, shape, searched, ms)
-    _pictures(path, prompts, pixels, rng)
+    _images(path, prompts, pixels, rng)
     return path
 
 
@@ -74,7 +74,7 @@ def _run_json(path: Path, shape: ModelShape, prompts: list[str]) -> None:
         "headscope": "0.1.0",
         "created": "2026-01-02T03:04:05+00:00",
         "model": model,
-        "settings": {"keep": "20%", "searched_pictures": 3, "quick": False},
+        "settings": {"keep": "20%", "searched_images": 3, "quick": False},
         "versions": {"torch": "2.13.0"},
         "machine": {"device": "cpu", "threads": 1},
         "steps": {"trace": {"seconds": 61.0, "peak_memory_bytes": 2**30}, "heads": {"seconds": 0.5}},
@@ -132,7 +132,7 @@ def _trace(path: Path, shape: ModelShape, scores: np.ndarray, rng: np.random.Gen
     (path / "trace").mkdir()
     save_file(curves, path / "trace" / "curves.safetensors")
     meta = {
-        **dict.fromkeys(("architecture", "weights", "pictures"), "x"),
+        **dict.fromkeys(("architecture", "weights", "images"), "x"),
         "model": shape.name,
         "geometry": shape.geometry.to_dict(),
         "cache": "full",
@@ -210,16 +210,16 @@ def _methods(path: Path, shape: ModelShape, searched: float, ms: tuple[float, fl
     pd.DataFrame(by_row).to_parquet(path / "kl_by_row.parquet", index=False)
 
 
-def _pictures(path: Path, prompts: list[str], pixels: int, rng: np.random.Generator) -> None:
+def _images(path: Path, prompts: list[str], pixels: int, rng: np.random.Generator) -> None:
     for kind in ("full", "searched"):
-        (path / "pictures" / kind).mkdir(parents=True)
+        (path / "images" / kind).mkdir(parents=True)
         for number in range(len(prompts)):
             hue = rng.integers(40, 230, 3)
             y, x = np.mgrid[0:pixels, 0:pixels] / pixels - 0.5
             disc = ((x**2 + y**2) < 0.12)[..., None]
-            picture = np.where(disc, hue, 245) + rng.integers(-6, 6, (pixels, pixels, 3))
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path / "pictures" / kind / f"{number:03d}.png")
+            image = np.where(disc, hue, 245) + rng.integers(-6, 6, (pixels, pixels, 3))
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path / "images" / kind / f"{number:03d}.png")
     count = len(prompts)
     agreement = rng.uniform(0.4, 0.9, count)
     table = pd.DataFrame({"index": range(count), "prompt": prompts, "seed": range(count), "token_agreement": agreement})
-    table.to_parquet(path / "pictures" / "pictures.parquet", index=False)
+    table.to_parquet(path / "images" / "images.parquet", index=False)

@@ -87,17 +87,17 @@ def run(whole: Path, tmp_path: Path) -> Path:
 def test_the_page_loads_nothing_from_anywhere(run: Path) -> None:
     page = page_of(run)
     loaded = [value or "" for _, attributes in page.tags for name, value in attributes.items() if name in LOADING]
-    assert loaded, "the pictures are in the page"
+    assert loaded, "the images are in the page"
     assert all(value.startswith(("data:image/", "#")) for value in loaded), loaded
     assert not re.findall(r"url\s*\((?!['\"]?data:|#)|@import|https?://", page.text)
     assert not {"script", "link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
 
 
-def test_a_page_of_a_large_model_with_many_large_pictures_stays_under_six_megabytes(tmp_path: Path) -> None:
+def test_a_page_of_a_large_model_with_many_large_images_stays_under_six_megabytes(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", side=24, layers=30, kv_heads=32, group=1, pixels=384, prompts=[str(n) for n in range(70)])
     page = page_of(run)
     assert len(page.text.encode()) < 6e6
-    assert "6 more stand in the folder pictures" in page.said
+    assert "6 more stand in the folder images" in page.said
 
 
 @pytest.mark.usefixtures("plain_figures")
@@ -115,7 +115,7 @@ def test_every_loss_of_the_table_of_methods_stands_on_the_page_beside_its_method
 @pytest.mark.usefixtures("plain_figures")
 def test_a_searched_policy_that_wins_is_said_in_the_headline_with_its_figures(run: Path) -> None:
     page = page_of(run)
-    agreement = pd.read_parquet(run / "pictures" / "pictures.parquet")["token_agreement"].mean()
+    agreement = pd.read_parquet(run / "images" / "images.parquet")["token_agreement"].mean()
     assert f"A fifth of the cache, KL 0.012 nats a token, {100 * agreement:.0f} % of the tokens the same." in page.said
     assert "loses 47 % less than the best known method, h2o" in page.said  # 1 - .01234 / .02345
 
@@ -180,7 +180,7 @@ def test_a_dry_run_boasts_of_nothing(run: Path) -> None:
         ("policy.safetensors", "There is no policy to use: the search step has not run."),
         ("methods.csv", "There is no comparison: the compare step has not run."),
         ("kl_by_row.parquet", "The loss by row of the image was not written."),
-        ("pictures", "There are no images: the generate step has not run."),
+        ("images", "There are no images: the generate step has not run."),
     ],
 )
 def test_a_missing_file_leaves_its_section_out_with_a_sentence(run: Path, file: str, sentence: str) -> None:
@@ -226,7 +226,7 @@ def test_names_that_would_break_a_page_or_a_command_are_quoted(run: Path) -> Non
     assert eval(source.group(1)) == facts["model"]["source"]
 
 
-def test_pictures_figures_and_tables_can_be_heard(run: Path) -> None:
+def test_images_figures_and_tables_can_be_heard(run: Path) -> None:
     page = page_of(run)
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
     assert all(attributes.get("aria-label") for tag, attributes in page.tags if tag == "svg")
@@ -286,8 +286,8 @@ def test_a_folder_without_run_json_is_no_run_folder(tmp_path: Path) -> None:
         "search/trials.parquet",
         "search/search.json",
         "trace/curves.safetensors",
-        "pictures/pictures.parquet",
-        "pictures/full/001.png",
+        "images/images.parquet",
+        "images/full/001.png",
         "prompts.json",
     ],
 )

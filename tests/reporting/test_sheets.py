@@ -1,4 +1,4 @@
-"""Contact sheets: every picture at its place, pixel by pixel."""
+"""Contact sheets: every image at its place, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def boxes(sheet: Path, colour: tuple[int, int, int]) -> list[tuple[int, int]]:
     return [(int(columns.min()), int(rows.min())), (int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1)]
 
 
-def test_the_pictures_of_a_prompt_stand_side_by_side_at_the_scale_asked_for(tmp_path: Path) -> None:
+def test_the_images_of_a_prompt_stand_side_by_side_at_the_scale_asked_for(tmp_path: Path) -> None:
     red, blue = (255, 0, 0), (0, 0, 255)
     sheet = contact_sheet([("a cat", [plain(red), plain(blue)])], ["full", "policy"], tmp_path / "sheet.png", scale=3)
     (left, top), size = boxes(sheet, red)
@@ -43,9 +43,9 @@ def test_forty_eight_samples_fit_a_grid_of_which_every_cell_is_filled_in_order(t
     assert Image.open(sheet).width <= 1200
 
 
-def test_pillow_pictures_of_any_mode_are_taken(tmp_path: Path) -> None:
-    pictures = [Image.new("L", (8, 8), 90), Image.new("RGBA", (8, 8), (0, 255, 0, 255))]
-    sheet = contact_sheet([("grey and green", pictures)], [], tmp_path / "sheet.png")
+def test_pillow_images_of_any_mode_are_taken(tmp_path: Path) -> None:
+    images = [Image.new("L", (8, 8), 90), Image.new("RGBA", (8, 8), (0, 255, 0, 255))]
+    sheet = contact_sheet([("grey and green", images)], [], tmp_path / "sheet.png")
     assert boxes(sheet, (0, 255, 0))[1] == (16, 16)
     assert boxes(sheet, (90, 90, 90))[1] == (16, 16)
 
@@ -72,4 +72,4 @@ def test_a_word_wider_than_its_cell_does_not_run_into_the_next_one(tmp_path: Pat
     sheet = contact_sheet(rows, [], tmp_path / "sheet.png")
     left, top = boxes(sheet, (8, 8, 8))[0]
     below = np.asarray(Image.open(sheet))[top + 64 :, left:]
-    assert (below == 255).all()  # nothing under the second picture, whose prompt is empty
+    assert (below == 255).all()  # nothing under the second image, whose prompt is empty

@@ -83,7 +83,7 @@ def test_more_kinds_of_heads_and_what_replay_costs(made, run: Path) -> None:
     assert (table["used"] <= table["buckets"]).all()
     table = made("replay", run, "--keep", "60%", "--images", 1)
     assert list(table.columns) == COLUMNS["replay"]
-    assert (table["pictures"] == 1).all()
+    assert (table["images"] == 1).all()
 
 
 def test_what_cannot_be_measured_is_one_sentence(capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -102,13 +102,13 @@ def test_a_share_is_read_alike_however_it_is_written(monkeypatch: pytest.MonkeyP
         setup.shares("120%")
 
 
-@pytest.mark.parametrize("kept", ["[]", '{"a": null}', '{"a": {"kl": 1, "top1": 1, "cache_bytes": 1, "by_picture": [1]}}'])
+@pytest.mark.parametrize("kept", ["[]", '{"a": null}', '{"a": {"kl": 1, "top1": 1, "cache_bytes": 1, "by_image": [1]}}'])
 def test_losses_that_a_script_kept_are_of_its_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: str) -> None:
     read_losses = functions(monkeypatch, "stickers/bench_setup.py").read_losses
     (tmp_path / "unseen.json").write_text(kept)
     with pytest.raises(DataError, match=r"unseen\.json: .*expected"):
         read_losses(tmp_path / "unseen.json", 2)
-    good = {"a": {"kl": 1.0, "top1": 0.5, "cache_bytes": 7, "by_picture": [0.5, 1.5]}}
+    good = {"a": {"kl": 1.0, "top1": 0.5, "cache_bytes": 7, "by_image": [0.5, 1.5]}}
     (tmp_path / "unseen.json").write_text(json.dumps(good))
     assert read_losses(tmp_path / "unseen.json", 2) == good
     (tmp_path / "unseen.json").write_text(json.dumps(good).replace("1.5", "NaN"))

@@ -35,14 +35,14 @@ def make(folder: Path, quality: dict[str, float], kept: str = "20%") -> tuple[Pa
     (run / "run.json").write_text(json.dumps({"limit": {"text": kept}}))
     rows = [("full", 0.0, 1000)] + [(name, kl, 200) for name, kl in METHODS.items()]
     pd.DataFrame(rows, columns=["method", "replay_kl", "cache_bytes"]).to_csv(run / "methods.csv", index=False)
-    pictures, scores = [], []
+    images, scores = [], []
     for name, share in {"full": 0.9, "other_seed": 0.8, **{f"{m}-20": q for m, q in quality.items()}}.items():
         right = rng.random(40) < share
-        pictures += [(name, n, "single" if n < 20 else "two", bool(right[n])) for n in range(40)]
+        images += [(name, n, "single" if n < 20 else "two", bool(right[n])) for n in range(40)]
         for category, part in (("single", right[:20]), ("two", right[20:]), ("overall", right)):
             scores.append((name, category, part.mean(), 0.0, 1.0))
-    frame = pd.DataFrame(pictures, columns=["variant", "prompt", "tag", "correct"])
-    frame.to_parquet(evaluation / "pictures.parquet", index=False)
+    frame = pd.DataFrame(images, columns=["variant", "prompt", "tag", "correct"])
+    frame.to_parquet(evaluation / "images.parquet", index=False)
     pd.DataFrame(scores, columns=["variant", "category", "score", "low", "high"]).to_csv(evaluation / "scores.csv", index=False)
     return evaluation, run
 
@@ -128,7 +128,7 @@ def test_a_run_of_several_budgets_brings_them_all(meaning, tmp_path: Path) -> No
     assert set(policies_of(run, model.shape)) == {"searched-50", "h2o-50", "searched-7.5", "h2o-7.5"}
     save_policy(policy, run / "policy.safetensors")  # and the run's own, for its limit
     assert set(policies_of(run)) == {"searched-50", "h2o-50", "searched-7.5", "h2o-7.5", "searched-20"}
-    for name in ("pictures.parquet", "scores.csv"):  # one more variant was evaluated
+    for name in ("images.parquet", "scores.csv"):  # one more variant was evaluated
         table = pd.read_parquet(evaluation / name) if name.endswith("parquet") else pd.read_csv(evaluation / name)
         table = pd.concat([table, table[table["variant"] == "searched-20"].assign(variant="searched-50")])
         table.to_parquet(evaluation / name) if name.endswith("parquet") else table.to_csv(evaluation / name, index=False)
@@ -184,17 +184,17 @@ def test_a_run_that_names_no_limit_is_refused(meaning, tmp_path: Path, facts: st
 
 def test_images_that_do_not_go_with_the_scores_are_named(meaning, tmp_path: Path) -> None:
     evaluation, run = make(tmp_path, dict.fromkeys(METHODS, 0.5))
-    file = evaluation / "pictures.parquet"
-    pictures = pd.read_parquet(file)
-    pictures[pictures["variant"] != "h2o-20"].to_parquet(file)
-    with pytest.raises(DataError, match=r"scores\.csv has h2o-20, pictures\.parquet does not"):
+    file = evaluation / "images.parquet"
+    images = pd.read_parquet(file)
+    images[images["variant"] != "h2o-20"].to_parquet(file)
+    with pytest.raises(DataError, match=r"scores\.csv has h2o-20, images\.parquet does not"):
         meaning(evaluation, [run])
-    pictures.drop(columns="tag").to_parquet(file)
-    with pytest.raises(DataError, match=r"pictures\.parquet: has no column tag"):
+    images.drop(columns="tag").to_parquet(file)
+    with pytest.raises(DataError, match=r"images\.parquet: has no column tag"):
         meaning(evaluation, [run])
     file.write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"pictures\.parquet: "):
+    with pytest.raises(DataError, match=r"images\.parquet: "):
         meaning(evaluation, [run])
     file.unlink()
-    with pytest.raises(DataError, match=r"pictures\.parquet: no such table"):
+    with pytest.raises(DataError, match=r"images\.parquet: no such table"):
         meaning(evaluation, [run])

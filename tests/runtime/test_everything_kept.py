@@ -50,21 +50,21 @@ def own_tokens(model: JanusModel, prompts: list[str], guidance: float) -> torch.
 
 @pytest.mark.parametrize("kind", ["window", "half", "heavy", "mixed"])
 def test_greedy_tokens_are_those_of_generate(tiny: JanusModel, kind: str) -> None:
-    drawn = generate(tiny, PROMPTS, 0, policy=everything(tiny, kind), sampling=GREEDY)
+    generated = generate(tiny, PROMPTS, 0, policy=everything(tiny, kind), sampling=GREEDY)
     expected = own_tokens(tiny, PROMPTS, 3.0)
     assert len(expected.unique()) > 3  # a constant image would prove little
-    assert torch.equal(drawn.tokens.long(), expected)
+    assert torch.equal(generated.tokens.long(), expected)
 
 
 def test_our_loop_without_a_policy_gives_the_tokens_of_generate(tiny: JanusModel) -> None:
-    drawn = generate(tiny, PROMPTS, sampling=GREEDY)
-    assert torch.equal(drawn.tokens.long(), own_tokens(tiny, PROMPTS, 3.0))
+    generated = generate(tiny, PROMPTS, sampling=GREEDY)
+    assert torch.equal(generated.tokens.long(), own_tokens(tiny, PROMPTS, 3.0))
 
 
 def test_the_bundled_model_draws_the_tokens_of_generate(stickers: JanusModel) -> None:
     prompts = ["red apple, noto style", "cat face, twemoji style, blue background"]
-    drawn = generate(stickers, prompts, 0, policy=everything(stickers, "mixed"), sampling=GREEDY)
-    assert torch.equal(drawn.tokens.long(), own_tokens(stickers, prompts, 3.0))
+    generated = generate(stickers, prompts, 0, policy=everything(stickers, "mixed"), sampling=GREEDY)
+    assert torch.equal(generated.tokens.long(), own_tokens(stickers, prompts, 3.0))
 
 
 def logits_through(model: ImageModel, policy: Policy | None, tokens: torch.Tensor, chunk: int) -> torch.Tensor:

@@ -56,7 +56,7 @@ def test_an_image_of_logits_that_are_none_is_not_drawn(policy: bool, guidance: f
 
 @pytest.mark.parametrize("policy", [False, True], ids=["full cache", "with a policy"])
 def test_the_token_where_it_begins_is_told(policy: bool) -> None:
-    """Code 5 has an embedding that is no number: the token after its first appearance is the first that can't be drawn."""
+    """Code 5 has an embedding that is no number: the token after its first appearance is the first that can't be generated."""
     model = tiny_model()
     kept = Policy.uniform(model.shape, **SMALL) if policy else None
     tokens = generate(model, ["red apple"], 3, policy=kept).tokens[0].tolist()

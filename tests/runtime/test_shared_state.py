@@ -93,8 +93,8 @@ def test_a_thread_may_observe_while_another_draws_with_a_policy() -> None:
 
     alone = traced()
     for _ in range(3):
-        drawn, count = together(lambda: generate(model, ["red apple"], 5, policy=policy).tokens, traced)
-        assert torch.equal(drawn, expected)
+        generated, count = together(lambda: generate(model, ["red apple"], 5, policy=policy).tokens, traced)
+        assert torch.equal(generated, expected)
         assert count == alone
     assert model.decoder.config._attn_implementation == "sdpa"
 
@@ -153,15 +153,15 @@ def test_a_module_that_changed_after_a_first_image_is_followed(change: Callable[
     model = tiny_model()
     everything = Policy.uniform(model.shape, window=15, stride=4, prefix=8)
 
-    def drawn(policy: Policy | None) -> torch.Tensor:
+    def generated(policy: Policy | None) -> torch.Tensor:
         return generate(model, ["red apple", "dog"], 0, policy=policy, sampling=GREEDY).tokens
 
-    before = drawn(everything)
-    assert torch.equal(before, drawn(None))
+    before = generated(everything)
+    assert torch.equal(before, generated(None))
     assert step_for(model) is not None
     change(model.decoder.layers[1])  # type: ignore[index, operator, union-attr]
-    after = drawn(everything)
-    assert torch.equal(after, drawn(None))
+    after = generated(everything)
+    assert torch.equal(after, generated(None))
     assert not torch.equal(after, before)
     assert (step_for(model) is not None) == (change is exchange)
 
@@ -205,6 +205,6 @@ def test_a_replay_of_single_heads_leaves_other_threads_alone() -> None:
     alone = losses()
     assert heads.shortcut
     for _ in range(3):
-        found, drawn = together(losses, lambda: generate(model, ["a blue car"], 4).tokens)
+        found, generated = together(losses, lambda: generate(model, ["a blue car"], 4).tokens)
         assert found == alone
-        assert torch.equal(drawn, expected)
+        assert torch.equal(generated, expected)

@@ -77,7 +77,7 @@ def prompts() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def drawn(model: Any, cache: CompressedCache | None, **settings: Any) -> torch.Tensor:
+def generated(model: Any, cache: CompressedCache | None, **settings: Any) -> torch.Tensor:
     return model.generate(**prompts(), max_new_tokens=TOKENS, **{CACHE: cache}, **settings)[:, PREFIX:]
 
 
@@ -86,13 +86,13 @@ def drawn(model: Any, cache: CompressedCache | None, **settings: Any) -> torch.T
 def test_with_everything_kept_generate_gives_its_own_tokens(family: str, settings: dict[str, Any]) -> None:
     model = network(family)
     before = model.config._attn_implementation
-    expected = drawn(model, None, **settings)
+    expected = generated(model, None, **settings)
     assert len(expected.unique()) > 3
     for policy in (policy_for(family, TOKENS - 1), policy_for(family, [TOKENS - 1, 4], [0, TOKENS - 5])):
         with compressed(model, policy):
-            assert torch.equal(drawn(model, CompressedCache(policy), **settings), expected)
+            assert torch.equal(generated(model, CompressedCache(policy), **settings), expected)
     assert model.config._attn_implementation == before
-    assert torch.equal(drawn(model, None, **settings), expected)
+    assert torch.equal(generated(model, None, **settings), expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -171,15 +171,15 @@ def test_rows_of_the_batch_go_on_alone_and_several_times(first: int) -> None:
 def test_a_prompt_in_chunks_is_the_same_prompt_where_its_length_is_told(family: str, chunk: int) -> None:
     model, policy = network(family), policy_for(family, [3, 1], [0, 3])
     with compressed(model, policy):
-        whole = drawn(model, CompressedCache(policy), do_sample=False)
+        whole = generated(model, CompressedCache(policy), do_sample=False)
         told = CompressedCache(policy, prefix=PREFIX)
-        assert torch.equal(drawn(model, told, do_sample=False, prefill_chunk_size=chunk), whole)
+        assert torch.equal(generated(model, told, do_sample=False, prefill_chunk_size=chunk), whole)
         assert {layer.prefix for layer in told.compressed_layers} == {PREFIX}
         if chunk != 4:  # four tokens and then one may be a prompt and an image token
             with pytest.raises(CacheError, match=r"prefix=\.\.\."):
-                drawn(model, CompressedCache(policy), do_sample=False, prefill_chunk_size=chunk)
+                generated(model, CompressedCache(policy), do_sample=False, prefill_chunk_size=chunk)
         with pytest.raises(CacheError, match="cross the end of the prompt"):
-            drawn(model, CompressedCache(policy, prefix=PREFIX - 1), do_sample=False)
+            generated(model, CompressedCache(policy, prefix=PREFIX - 1), do_sample=False)
 
 
 def test_a_prompt_in_chunks_is_traced_where_its_length_is_told() -> None:
@@ -187,7 +187,7 @@ def test_a_prompt_in_chunks_is_traced_where_its_length_is_told() -> None:
 
     def traced(chunk: int | None, prefix: int | None) -> torch.Tensor:
         with compressed(model, policy), watch_live(model.model, Geometry(4, 4), prefix=prefix) as seen:
-            drawn(model, CompressedCache(policy, prefix=PREFIX), do_sample=False, prefill_chunk_size=chunk)
+            generated(model, CompressedCache(policy, prefix=PREFIX), do_sample=False, prefill_chunk_size=chunk)
         return seen.layers[1].whole.columns
 
     whole = traced(None, None)
@@ -254,9 +254,9 @@ def test_what_a_small_cache_can_not_do_is_refused_in_a_sentence(tiny: JanusModel
             **{CACHE: CompressedCache(policy)},
         )
     with pytest.raises(CacheError, match="use `with headscope"):
-        drawn(model, CompressedCache(policy), do_sample=False)
+        generated(model, CompressedCache(policy), do_sample=False)
     with compressed(model, policy), pytest.raises(CacheError, match="must be a headscope CompressedCache"):
-        drawn(model, None, do_sample=False)
+        generated(model, None, do_sample=False)
     with (
         pytest.raises(PolicyMismatch, match="this Qwen3ForCausalLM has 2, 4 and 2"),
         compressed(network("qwen3"), tiny_policy(tiny)),

@@ -56,7 +56,7 @@ def test_held_out_compositions_are_read_right(detector: StickerDetector) -> None
 
 
 def test_the_table_of_its_whole_test_meets_the_goals() -> None:
-    table = pd.read_csv(TABLE).set_index(["pictures_of", "seen"])
+    table = pd.read_csv(TABLE).set_index(["images_of", "seen"])
     for seen in ("composed", "after the VQ model"):
         assert table.loc[("single", seen), "right"] >= 0.97
         assert table.loc[("scenes", seen), "right"] >= 0.93
@@ -64,16 +64,16 @@ def test_the_table_of_its_whole_test_meets_the_goals() -> None:
     assert (table["right"] <= table["high"]).all()
 
 
-def test_a_blank_picture_holds_nothing(detector: StickerDetector) -> None:
+def test_a_blank_image_holds_nothing(detector: StickerDetector) -> None:
     blank = torch.full((2, 96, 96, 3), 230, dtype=torch.uint8)
     blank[1, :, :, 2] = 170
     assert detector.detect(blank) == [[], []]
 
 
-def test_floats_and_bytes_are_the_same_picture(detector: StickerDetector) -> None:
+def test_floats_and_bytes_are_the_same_image(detector: StickerDetector) -> None:
     with safe_open(str(SAMPLE), "pt") as file:
-        pictures = load_model("stickers-scenes").to_images(file.get_tensor("tokens")[:3])
-    as_bytes, as_floats = detector.detect(pictures), detector.detect(pictures.numpy() / 255.0, batch_size=2)
+        images = load_model("stickers-scenes").to_images(file.get_tensor("tokens")[:3])
+    as_bytes, as_floats = detector.detect(images), detector.detect(images.numpy() / 255.0, batch_size=2)
     assert [[one.name for one in each] for each in as_bytes] == [[one.name for one in each] for each in as_floats]
     for one, other in zip(chain(*as_bytes), chain(*as_floats), strict=True):
         assert one.score == pytest.approx(other.score, abs=1e-3)
@@ -153,8 +153,8 @@ def test_a_half_drawn_thing_takes_the_class_recognised_beside_it() -> None:
 
 def test_a_mirror_image_is_seen_mirrored(detector: StickerDetector) -> None:
     with safe_open(str(SAMPLE), "pt") as file:
-        pictures = load_model("stickers-scenes").to_images(file.get_tensor("tokens")[16:24])
-    there, mirrored = detector.detect(pictures), detector.detect(pictures.flip(2))
+        images = load_model("stickers-scenes").to_images(file.get_tensor("tokens")[16:24])
+    there, mirrored = detector.detect(images), detector.detect(images.flip(2))
     for one, other in zip(chain(*there), chain(*mirrored), strict=True):
         assert (one.name, one.style) == (other.name, other.style)
         assert (one.x, one.y, one.score) == pytest.approx((1 - other.x, other.y, other.score), abs=1e-3)

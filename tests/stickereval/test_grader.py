@@ -100,8 +100,8 @@ def test_scores_are_means_over_prompts_with_intervals_over_prompts() -> None:
     scores = category_scores(table(single=[[True] * 8, [False] * 8] * 20, two=[[True, False] * 4] * 40)).set_index("category")
     assert list(scores.index) == ["single", "two", "overall"]
     assert scores["score"].tolist() == [0.5, 0.5, 0.5]
-    assert scores["pictures"].tolist() == [320, 320, 640]
-    # Forty prompts that are all right or all wrong: +- 1.96 * sqrt(.25 / 40), as if each had one picture.
+    assert scores["images"].tolist() == [320, 320, 640]
+    # Forty prompts that are all right or all wrong: +- 1.96 * sqrt(.25 / 40), as if each had one image.
     assert scores.loc["single", "high"] - scores.loc["single", "low"] == pytest.approx(2 * 1.96 * 0.0791, rel=0.1)
     assert scores.loc["two", "low"] == scores.loc["two", "high"] == 0.5
 
@@ -125,11 +125,11 @@ def test_tables_of_other_prompts_are_not_compared() -> None:
         category_scores(table())
 
 
-def test_pictures_of_another_size_and_a_missing_prompt_are_errors() -> None:
+def test_images_of_another_size_and_a_missing_prompt_are_errors() -> None:
     grader = StickerEval()
-    with pytest.raises(DataError, match=r"Pictures of shape \[1, 64, 64, 3\].*grades \[pictures, 96, 96, 3\]"):
+    with pytest.raises(DataError, match=r"Images of shape \[1, 64, 64, 3\].*grades \[images, 96, 96, 3\]"):
         grader.grade(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), [asked("single", Wanted("lemon", 1))])
-    with pytest.raises(DataError, match="2 pictures for 1 prompts"):
+    with pytest.raises(DataError, match="2 images for 1 prompts"):
         grader.grade(torch.zeros(2, 96, 96, 3), [asked("single", Wanted("lemon", 1))])
     with pytest.raises(DataError, match=r"dtype torch\.int64"):
         grader.grade(torch.zeros(1, 96, 96, 3, dtype=torch.int64), [asked("single", Wanted("lemon", 1))])

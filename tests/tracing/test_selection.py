@@ -79,8 +79,8 @@ def test_live_tracing_gives_the_numbers_of_the_parallel_pass(tiny: JanusModel, s
         if cache == "static":
             step_through(tiny, samples)
         else:
-            drawn = generate(tiny, samples.prompts, samples.seeds.tolist(), policy=everything)
-            assert torch.equal(drawn.tokens, samples.tokens)
+            generated = generate(tiny, samples.prompts, samples.seeds.tolist(), policy=everything)
+            assert torch.equal(generated.tokens, samples.tokens)
     assert list(seen.layers) == [0, 1]
     for number in (0, 1):
         for found, wanted in zip(seen.layers[number].bands, expected.layers[number].bands, strict=True):
@@ -123,13 +123,13 @@ def test_a_second_batch_in_one_live_block_is_refused(tiny: JanusModel, samples: 
 
 
 def test_two_threads_trace_one_model_without_mixing(tiny: JanusModel, samples: Samples) -> None:
-    pictures = [samples.select([0]), samples.select([1])]
-    alone = [watch(tiny, picture).layers[1].whole.columns for picture in pictures]
+    images = [samples.select([0]), samples.select([1])]
+    alone = [watch(tiny, image).layers[1].whole.columns for image in images]
     found: dict[int, list[torch.Tensor]] = {0: [], 1: []}
 
     def work(number: int) -> None:
         for _ in range(5):
-            found[number].append(watch(tiny, pictures[number]).layers[1].whole.columns)
+            found[number].append(watch(tiny, images[number]).layers[1].whole.columns)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
     for thread in threads:

@@ -73,11 +73,11 @@ def test_what_is_not_this_trace_is_refused(tiny: JanusModel, samples: Samples, t
     trace(tiny, samples, tmp_path / "t")
     with pytest.raises(DataError, match="holds a trace already"):
         trace(tiny, samples, tmp_path / "t")
-    with pytest.raises(DataError, match="other pictures"):
+    with pytest.raises(DataError, match="other images"):
         trace(tiny, samples.select([0]), tmp_path / "t", resume=True)
     with pytest.raises(DataError, match="holds a trace of every 1, not 2; choose another folder"):
         trace(tiny, samples, tmp_path / "t", resume=True, selection=Selection(every=2))
-    with pytest.raises(DataError, match="no picture to trace"):
+    with pytest.raises(DataError, match="no image to trace"):
         trace(tiny, samples.select([]), tmp_path / "u")
     with pytest.raises(DataError, match="holds no trace"):
         TraceDataset(tmp_path / "nothing")
@@ -93,7 +93,7 @@ def test_the_trace_is_the_same_again(tiny: JanusModel, samples: Samples, tmp_pat
 
 
 def stopped(model: JanusModel, samples: Samples, out: Path) -> Path:
-    """A trace that was stopped after its first picture."""
+    """A trace that was stopped after its first image."""
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -183,7 +183,7 @@ def test_a_full_disk_is_one_sentence_and_loses_no_part(
     assert seen == [2, 3]
 
 
-def test_pictures_in_a_pass_do_not_change_the_statistics(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
+def test_images_in_a_pass_do_not_change_the_statistics(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
     one = trace(tiny, samples, tmp_path / "one", batch_size=1).heads()
     three = trace(tiny, samples, tmp_path / "three", batch_size=3).heads()
     pd.testing.assert_frame_equal(one, three, rtol=1e-4, atol=1e-5)
@@ -214,7 +214,7 @@ def test_shards_merge_to_the_trace_of_all(tiny: JanusModel, samples: Samples, tm
     for name, curve in whole.curves().items():
         torch.testing.assert_close(merged.curves()[name], curve, rtol=1e-4, atol=1e-6)
     assert merged.samples().prompts == samples.prompts
-    assert merged.meta["pictures"] == whole.meta["pictures"]
+    assert merged.meta["images"] == whole.meta["images"]
     pd.testing.assert_frame_equal(merged.words(), whole.words(), rtol=1e-4, atol=1e-5)
 
 
@@ -259,7 +259,7 @@ trace(model, Samples.load(sys.argv[2]), sys.argv[3], batch_size=1, progress=lamb
 """
 
 
-def test_a_killed_run_loses_at_most_the_picture_it_was_at(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_killed_run_loses_at_most_the_image_it_was_at(tiny_folder: Path, tmp_path: Path) -> None:
     model = load_model(str(tiny_folder))
     samples = generate(model, ["red apple", "dog", "a blue car"] * 20, 0)
     samples.save(tmp_path / "samples.parquet")
@@ -281,7 +281,7 @@ def test_a_killed_run_loses_at_most_the_picture_it_was_at(tiny_folder: Path, tmp
         torch.testing.assert_close(resumed.curves()[name], curve)
 
 
-def test_sums_whose_list_of_pictures_was_changed_are_made_anew(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
+def test_sums_whose_list_of_images_was_changed_are_made_anew(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
     whole = trace(tiny, samples, tmp_path / "whole", batch_size=1).curves()
     file = stopped(tiny, samples, tmp_path / "t") / "parts" / "curves-0000.safetensors"
     with safe_open(file, "pt") as opened:
@@ -290,7 +290,7 @@ def test_sums_whose_list_of_pictures_was_changed_are_made_anew(tiny: JanusModel,
     save_file(load_file(file), file, {**facts, "included": json.dumps({"2": included["0"]})})
     with pytest.warns(UserWarning, match="curves-0000"):
         resumed = trace(tiny, samples, tmp_path / "t", batch_size=1, resume=True).curves()
-    for name, curve in whole.items():  # else the first picture would count twice
+    for name, curve in whole.items():  # else the first image would count twice
         assert torch.equal(resumed[name], curve)
 
 
@@ -326,7 +326,7 @@ def test_rows_of_what_was_not_traced_are_refused(tiny: JanusModel, samples: Samp
         dataset.heads()
 
 
-def test_pictures_that_the_model_cannot_have_drawn_are_refused(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
+def test_images_that_the_model_cannot_have_drawn_are_refused(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
     tokens = samples.tokens.clone()
     tokens[1, 3] = 16
     with pytest.raises(DataError, match="code 16, expected 0 to 15"):

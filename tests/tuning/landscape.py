@@ -30,13 +30,13 @@ LIMIT = Limit.of_share(0.5, CacheSpec(SHAPE, PREFIX))
 class Landscape:
     """A loss with a known best direction: semantic heads gain from heavy tokens, the others from window tokens."""
 
-    def __init__(self, pictures: int = 4, killed_at: int | None = None, slow: float = 0.0) -> None:
+    def __init__(self, images: int = 4, killed_at: int | None = None, slow: float = 0.0) -> None:
         self.measured: list[Policy] = []
-        self.pictures, self.replayed = pictures, 0
+        self.images, self.replayed = images, 0
         self.killed_at, self.slow = killed_at, slow
 
     def __len__(self) -> int:
-        return self.pictures
+        return self.images
 
     def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
         self.measured.append(policy)
@@ -45,10 +45,10 @@ class Landscape:
         time.sleep(self.slow)
         gain = (1 - SCORES) * policy.window.clamp(max=8) + SCORES * policy.heavy.clamp(max=12)
         loss = float(torch.exp(-gain.float() / 6).mean()) + 0.01 * abs(float(policy.decay.mean()) - 0.7)
-        divergence = loss + torch.linspace(-0.001, 0.001, self.pictures)[:, None].expand(-1, SHAPE.geometry.tokens - 1)
+        divergence = loss + torch.linspace(-0.001, 0.001, self.images)[:, None].expand(-1, SHAPE.geometry.tokens - 1)
         true = torch.ones_like(divergence, dtype=torch.bool)
         result = ReplayResult(divergence, true, divergence, SHAPE.geometry)
-        for losses in result.kl_by_picture.split(4):
+        for losses in result.kl_by_image.split(4):
             self.replayed += len(losses)
             if watch is not None:
                 watch(losses)

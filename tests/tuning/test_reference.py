@@ -14,7 +14,7 @@ from headscope.tuning import Replay
 from headscope.tuning.measure.full_cache import Reference, kl_divergence
 
 
-def drawn(seed: int, sharp: float, apart: float) -> tuple[torch.Tensor, torch.Tensor]:
+def generated(seed: int, sharp: float, apart: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities [3, 5, 40] of two distributions."""
     random = torch.Generator().manual_seed(seed)
     p = sharp * torch.randn(3, 5, 40, generator=random)
@@ -26,7 +26,7 @@ def drawn(seed: int, sharp: float, apart: float) -> tuple[torch.Tensor, torch.Te
 @example(7597, 5.5, 1.25, 18)  # the rest is a millionth
 @settings(max_examples=100, deadline=None)
 def test_the_error_is_within_the_bound(seed: int, sharp: float, apart: float, codes: int) -> None:
-    p, q = drawn(seed, sharp, apart)
+    p, q = generated(seed, sharp, apart)
     table = Reference(3, 5, 40, room=3 * 5 * 8 * codes)
     assert table.compact
     assert table.codes == codes
@@ -40,7 +40,7 @@ def test_the_error_is_within_the_bound(seed: int, sharp: float, apart: float, co
 
 
 def test_the_whole_has_no_error() -> None:
-    p, q = drawn(0, 2.0, 1.0)
+    p, q = generated(0, 2.0, 1.0)
     table = Reference(3, 5, 40)
     table.add(p)
     found, bound = table.divergence(q, slice(0, 3))

@@ -1,4 +1,4 @@
-"""Replay measures what drawing would see: against masks, token by token, and under the full cache."""
+"""Replay measures what generating would see: against masks, token by token, and under the full cache."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from headscope.tuning.measure.single_head import HeadsAlone, alone_policy
 
 
 @pytest.fixture(scope="module")
-def drawn(tiny: JanusModel) -> Samples:
+def generated(tiny: JanusModel) -> Samples:
     return generate(tiny, ["red apple", "a blue car on a red background", "dog"], 7)
 
 
 @pytest.fixture(scope="module")
-def replay(tiny: JanusModel, drawn: Samples) -> Replay:
-    return Replay(tiny, drawn, batch_size=2)
+def replay(tiny: JanusModel, generated: Samples) -> Replay:
+    return Replay(tiny, generated, batch_size=2)
 
 
 def mixed(model: JanusModel, stride: int) -> Policy:
@@ -37,7 +37,7 @@ def mixed(model: JanusModel, stride: int) -> Policy:
 
 
 def slow_kl(model: JanusModel, samples: Samples, policy: Policy) -> torch.Tensor:
-    """Guided KL [n, N - 1], one picture, one stream and one token at a time."""
+    """Guided KL [n, N - 1], one image, one stream and one token at a time."""
     result = []
     with torch.inference_mode():
         for number, prompt in enumerate(samples.prompts):
@@ -62,10 +62,12 @@ def slow_kl(model: JanusModel, samples: Samples, policy: Policy) -> torch.Tensor
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8])
-def test_replay_in_chunks_equals_decoding_token_by_token(tiny: JanusModel, drawn: Samples, replay: Replay, stride: int) -> None:
+def test_replay_in_chunks_equals_decoding_token_by_token(
+    tiny: JanusModel, generated: Samples, replay: Replay, stride: int
+) -> None:
     policy = mixed(tiny, stride)
     found = replay.measure(policy)
-    torch.testing.assert_close(found.divergence, slow_kl(tiny, drawn, policy), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found.divergence, slow_kl(tiny, generated, policy), rtol=1e-3, atol=1e-5)
     assert found.kl > 1e-4
     assert found.cache_bytes == CompressedBytes(tiny, policy, replay.prefix)
 
@@ -82,12 +84,12 @@ def test_everything_kept_loses_nothing(tiny: JanusModel, replay: Replay) -> None
     assert abs(result.extra_nats) < 1e-5
 
 
-def test_rows_and_pictures_are_means_of_the_same_numbers(tiny: JanusModel, replay: Replay) -> None:
+def test_rows_and_images_are_means_of_the_same_numbers(tiny: JanusModel, replay: Replay) -> None:
     result = replay.measure(mixed(tiny, 4))
     by_row = result.divergence.double()
     assert result.kl_by_row[0] == pytest.approx(float(by_row[:, :3].mean()))
     assert result.kl_by_row[3] == pytest.approx(float(by_row[:, 11:].mean()))
-    assert float(result.kl_by_picture.mean()) == pytest.approx(result.kl)
+    assert float(result.kl_by_image.mean()) == pytest.approx(result.kl)
 
 
 def test_chunks_end_where_strides_end(tiny: JanusModel) -> None:
@@ -108,10 +110,10 @@ def test_one_head_alone_costs_what_a_plain_replay_says(replay: Replay, option: O
             assert alone._short(layer, heads, option) == pytest.approx(plain, rel=1e-3, abs=1e-7)
 
 
-def test_pictures_of_another_model_are_refused(tiny: JanusModel, drawn: Samples) -> None:
+def test_images_of_another_model_are_refused(tiny: JanusModel, generated: Samples) -> None:
     with pytest.raises(DataError, match="samples are empty"):
-        Replay(tiny, drawn.select([]))
-    with pytest.raises(DataError, match="15 image tokens, tiny draws 16"):
-        Replay(tiny, Samples(**{**vars(drawn), "tokens": drawn.tokens[:, 1:]}))
+        Replay(tiny, generated.select([]))
+    with pytest.raises(DataError, match="15 image tokens, tiny generates 16"):
+        Replay(tiny, Samples(**{**vars(generated), "tokens": generated.tokens[:, 1:]}))
     with pytest.raises(DataError, match="other weights"):
-        Replay(tiny, Samples(**{**vars(drawn), "weights": "feedbeef"}))
+        Replay(tiny, Samples(**{**vars(generated), "weights": "feedbeef"}))

@@ -187,7 +187,7 @@ def test_a_sweep_gives_up_what_has_lost_already_and_finds_the_same_best(tmp_path
         def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
             return super().measure(policy)
 
-    land, whole = Landscape(pictures=32), Whole(pictures=32)
+    land, whole = Landscape(images=32), Whole(images=32)
     sweep = sweep_presets(land, LIMIT, SCORES, path=tmp_path / "presets.json")
     slow = sweep_presets(whole, LIMIT, SCORES)
     assert sweep.best.keys() == slow.best.keys()
@@ -198,14 +198,14 @@ def test_a_sweep_gives_up_what_has_lost_already_and_finds_the_same_best(tmp_path
     least = sweep.table.groupby("method")["kl"].transform("min")
     assert (sweep.table["at_least"] > least)[given_up].all()
     assert (sweep.table["at_least"] <= slow.table["kl"] * 1.000001)[sweep.table["fits"]].all()
-    again = Landscape(pictures=32)
+    again = Landscape(images=32)
     resumed = sweep_presets(again, LIMIT, SCORES, path=tmp_path / "presets.json")
     assert again.measured == []
     assert resumed.table.drop(columns="seconds").equals(sweep.table.drop(columns="seconds"))
 
 
 def test_a_policy_that_one_preset_gives_up_may_be_the_best_of_another(tmp_path: Path) -> None:
-    land = Landscape(pictures=32)
+    land = Landscape(images=32)
     alone = sweep_presets(land, LIMIT, SCORES, names=["ssd"])
     path = tmp_path / "presets.json"
     write_json(path, {alone.best["ssd"].fingerprint(): {"at_least": 1e-9, "seconds": 0.0}})  # as another preset left it
@@ -223,17 +223,17 @@ def test_no_multiplier_changes_nothing() -> None:
 
 
 def test_a_policy_that_is_worse_is_given_up_and_never_the_result() -> None:
-    land = Landscape(pictures=32)
+    land = Landscape(images=32)
     result, _ = run(40, land=land)
     trials = result.trials
     pruned = trials[trials["state"] == "pruned"]
     assert len(pruned) > 0
-    assert (pruned["pictures"] < 32).any()
+    assert (pruned["images"] < 32).any()
     assert land.replayed < 32 * len(land.measured)
     assert result.policy.fingerprint() not in set(pruned["fingerprint"])
     complete = trials[trials["state"] == "complete"]
     assert result.kl == pytest.approx(complete["kl"].min())
-    whole, _ = run(40, land=Landscape(pictures=32), prune=False)
+    whole, _ = run(40, land=Landscape(images=32), prune=False)
     assert not (whole.trials["state"] == "pruned").any()
 
 

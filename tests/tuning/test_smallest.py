@@ -28,7 +28,7 @@ def test_the_smallest_good_share_is_found(max_loss: float, least: float, steep: 
     assert [step.good for step in found.steps].count(False) <= 1  # it ends at the first that is no good
 
 
-def test_unseen_pictures_decide_too() -> None:
+def test_unseen_images_decide_too() -> None:
     found = smallest(0.1, 0.2, lambda share: 0.05, lambda share: (0.05, 0.0 if share > 0.55 else 0.2))
     assert found.keep / RUNG <= 0.55 < found.keep
     assert not found.steps[0].good

@@ -20,13 +20,13 @@ from headscope.tuning.measure.table import kind_for, said, sensitivity_table
 
 
 @pytest.fixture(scope="module")
-def drawn(tiny: JanusModel) -> Samples:
+def generated(tiny: JanusModel) -> Samples:
     return generate(tiny, ["red apple", "a blue car on a red background"], 5)
 
 
 @pytest.fixture(scope="module")
-def replay(tiny: JanusModel, drawn: Samples) -> Replay:
-    return Replay(tiny, drawn)
+def replay(tiny: JanusModel, generated: Samples) -> Replay:
+    return Replay(tiny, generated)
 
 
 @pytest.fixture(scope="module")

@@ -201,8 +201,8 @@ def test_numbers_that_are_none_end_the_search_and_stand_in_the_trial(tmp_path: P
         def measure(self, policy: Policy, watch: Any = None) -> ReplayResult:
             found = super().measure(policy)
             broken = ReplayResult(found.divergence * losses, found.agreement, found.surplus, found.geometry)
-            for by_picture in broken.kl_by_picture.split(4):
-                watch(by_picture)
+            for by_image in broken.kl_by_image.split(4):
+                watch(by_image)
             return broken
 
     kept = book(tmp_path / "study.db", Broken())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headscope.models.protocol import ImageModel
 from headscope.pipeline.limits import counted_for
-from headscope.pipeline.recorded import unseen_pictures
+from headscope.pipeline.recorded import unseen_images
 from headscope.pipeline.settings import Place, Progress, Settings, as_counts
 from headscope.pipeline.steps.timed import timed
 from headscope.policy.files import load_policy, save_policy
@@ -29,7 +29,7 @@ def compare_step(
     last two in the search's folder where `place` names one."""
     here = place or Place(folder.search, folder.policy)
     with timed(folder, "compare"):
-        samples = unseen_pictures(model, folder, prompts, settings, progress)
+        samples = unseen_images(model, folder, prompts, settings, progress)
         searched = load_policy(here.policy, model.shape)
         full = Limit.of_share("100%", counted_for(model, settings, searched.prefix))
         policies = {"full": make_preset("full", full), "searched": searched}

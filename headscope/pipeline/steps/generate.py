@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from headscope.models.protocol import ImageModel
-from headscope.pipeline.pictures import save_png
+from headscope.pipeline.images import save_png
 from headscope.pipeline.settings import Progress, Settings, as_counts
 from headscope.pipeline.steps.timed import timed
 from headscope.policy.files import load_policy
@@ -19,7 +19,7 @@ from headscope.storage import write_whole
 
 
 def generate_step(model: ImageModel, folder: RunFolder, settings: Settings, progress: Progress | None = None) -> pd.DataFrame:
-    """Draw the unseen prompts with the policy too: pictures/full, pictures/searched, sheet.png, pictures.parquet."""
+    """Generate the unseen prompts with the policy too: images/full, images/searched, sheet.png, images.parquet."""
     full = Samples.load(folder.unseen)
     with timed(folder, "generate"):
         policy = load_policy(folder.policy, model.shape)
@@ -30,17 +30,17 @@ def generate_step(model: ImageModel, folder: RunFolder, settings: Settings, prog
             policy=policy,
             sampling=Sampling(full.guidance, full.temperature, full.top_k),
             batch_size=settings.batch_size,
-            progress=as_counts(progress, "drawing with the policy"),
+            progress=as_counts(progress, "generating with the policy"),
         )
-        return write_pictures(model, full, searched, folder.pictures)
+        return write_images(model, full, searched, folder.images)
 
 
-def write_pictures(model: ImageModel, full: Samples, searched: Samples, out: Path) -> pd.DataFrame:
+def write_images(model: ImageModel, full: Samples, searched: Samples, out: Path) -> pd.DataFrame:
     """PNG files of both, a contact sheet side by side, and a table of how many tokens agree."""
     images = {"full": model.to_images(full.tokens), "searched": model.to_images(searched.tokens)}
-    for name, pictures in images.items():
-        for number, picture in enumerate(pictures):
-            save_png(picture, out / name / f"{number:03d}.png")
+    for name, each in images.items():
+        for number, image in enumerate(each):
+            save_png(image, out / name / f"{number:03d}.png")
     agreement = (full.tokens == searched.tokens).float().mean(1)
     rows = [(prompt, [images["full"][i].numpy(), images["searched"][i].numpy()]) for i, prompt in enumerate(full.prompts)]
     contact_sheet(rows, ["full cache", "policy"], out / "sheet.png")
@@ -52,5 +52,5 @@ def write_pictures(model: ImageModel, full: Samples, searched: Samples, out: Pat
             "token_agreement": agreement.tolist(),
         }
     )
-    write_whole(out / "pictures.parquet", lambda path: table.to_parquet(path, index=False))
+    write_whole(out / "images.parquet", lambda path: table.to_parquet(path, index=False))
     return table

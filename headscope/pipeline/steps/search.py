@@ -60,7 +60,7 @@ def tuned_under(
     ready: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
-    """`tune` on a run's calibration pictures and head classes; writes nothing but the search's own files.
+    """`tune` on a run's calibration images and head classes; writes nothing but the search's own files.
 
     Args:
         joins: another process leads this search.
@@ -68,12 +68,12 @@ def tuned_under(
     samples = Samples.load(folder.samples)
     return tune(
         model,
-        samples.select(range(min(settings.searched_pictures, len(samples)))),
+        samples.select(range(min(settings.searched_images, len(samples)))),
         Heads.load(folder.heads).scores(),
         limit,
         place.search,
         trials=settings.trials,
-        table_pictures=settings.table_pictures,
+        table_images=settings.table_images,
         strides=settings.strides,
         buckets=settings.buckets,
         sampler=settings.sampler,
@@ -81,7 +81,7 @@ def tuned_under(
         patience=settings.patience,
         seed=settings.seed,
         quick=settings.quick,
-        table=folder.table(settings.table_pictures),
+        table=folder.table(settings.table_images),
         kind=settings.table,
         groups=None if settings.quick else groups_of(model, folder, settings.table),
         storage=crew.storage,

@@ -22,7 +22,7 @@ def sensitivity_step(
     folder: RunFolder,
     keeps: Sequence[str],
     *,
-    pictures: int = 8,
+    images: int = 8,
     stride: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
@@ -30,7 +30,7 @@ def sensitivity_step(
     """Give each head alone a window, heavy tokens or both at equal bytes: sensitivity.parquet, needs.csv.
 
     Args:
-        keeps: shares such as "20%". pictures: of the calibration pictures to replay. stride: of heavy heads, in tokens.
+        keeps: shares such as "20%". images: of the calibration images to replay. stride: of heavy heads, in tokens.
     Raises:
         DataError: the trace or heads step has not run. BudgetError: a share that holds no heavy token.
     """
@@ -41,7 +41,7 @@ def sensitivity_step(
     asked = {keep: equal_options(keep, spec, stride) for keep in keeps}
     with timed(folder, "sensitivity"):
         losses = measure_sensitivity(
-            Replay(model, samples.select(range(min(pictures, len(samples)))), by_stream=False),
+            Replay(model, samples.select(range(min(images, len(samples)))), by_stream=False),
             list(dict.fromkeys(option for options in asked.values() for option in options.values())),
             folder.sensitivity,
             stride=stride,
@@ -51,5 +51,5 @@ def sensitivity_step(
     table = pd.concat([one.table.assign(keep=one.keep) for one in found], ignore_index=True)
     write_whole(folder.needs, lambda path: table.to_csv(path, index=False, float_format="%.6g"))
     said = {one.keep: {"correlation": one.correlation, "low": one.low, "high": one.high} for one in found}
-    folder.note(needs={"stride": stride, "pictures": pictures, **said})
+    folder.note(needs={"stride": stride, "images": images, **said})
     return found

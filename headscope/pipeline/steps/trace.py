@@ -6,7 +6,7 @@ import hashlib
 from functools import partial
 
 from headscope.models.protocol import ImageModel
-from headscope.pipeline.recorded import calibration_pictures
+from headscope.pipeline.recorded import calibration_images
 from headscope.pipeline.settings import Progress, Settings, as_counts
 from headscope.pipeline.steps.timed import timed
 from headscope.policy.policy import Policy
@@ -27,14 +27,14 @@ def trace_step(
     live: bool = False,
     policy: Policy | None = None,
 ) -> TraceDataset:
-    """Draw the calibration pictures and trace them: calibration.parquet, trace/.
+    """Generate the calibration images and trace them: calibration.parquet, trace/.
 
     Args:
         selection: what to trace, everything of the default set unless given.
-        live: trace while drawing. policy: draw and trace through its compressed cache, which only live tracing can see.
+        live: trace while generating. policy: generate and trace through its compressed cache, which only live tracing can see.
     """
     with timed(folder, "trace"):
-        samples = calibration_pictures(model, folder, prompts, settings, progress, policy)
+        samples = calibration_images(model, folder, prompts, settings, progress, policy)
         return trace(
             model,
             samples,
@@ -43,13 +43,13 @@ def trace_step(
             progress=as_counts(progress, "tracing"),
             resume=folder.trace.exists(),
             beside=True,  # what --overwrite has left there
-            play=partial(_draw_again, model, policy) if live or policy is not None else None,
+            play=partial(_generate_again, model, policy) if live or policy is not None else None,
             cache=_cache_name(policy, live),
         )
 
 
-def _draw_again(model: ImageModel, policy: Policy | None, samples: Samples) -> None:
-    """Draw recorded pictures once more, for a live trace; the same seeds give the same tokens."""
+def _generate_again(model: ImageModel, policy: Policy | None, samples: Samples) -> None:
+    """Generate recorded images once more, for a live trace; the same seeds give the same tokens."""
     generate(
         model,
         samples.prompts,

@@ -13,24 +13,24 @@ from __future__ import annotations
 
 import torch
 
-# A table as large as this is kept whole: 55 pictures of Janus-Pro.
+# A table as large as this is kept whole: 55 images of Janus-Pro.
 ROOM = 2 * 2**30
 # Bytes of a kept code: its log-probability and its number.
 _CODE = 8
 
 
 class Reference:
-    """Log-probabilities [pictures, positions, V] of one distribution, whole or compact.
+    """Log-probabilities [images, positions, V] of one distribution, whole or compact.
 
     Args:
-        pictures, positions, vocabulary: the size of the whole.
+        images, positions, vocabulary: the size of the whole.
         room: bytes that it may take; what does not fit whole keeps its top.
     """
 
-    def __init__(self, pictures: int, positions: int, vocabulary: int, room: int = ROOM) -> None:
+    def __init__(self, images: int, positions: int, vocabulary: int, room: int = ROOM) -> None:
         self.vocabulary = vocabulary
-        whole = pictures * positions * vocabulary * 4
-        self.codes = vocabulary if whole <= room else max(min(room // (pictures * positions * _CODE), vocabulary // 2), 1)
+        whole = images * positions * vocabulary * 4
+        self.codes = vocabulary if whole <= room else max(min(room // (images * positions * _CODE), vocabulary // 2), 1)
         self._whole: list[torch.Tensor] = []
         self._top: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
@@ -40,13 +40,13 @@ class Reference:
         return self.codes < self.vocabulary
 
     def add(self, logp: torch.Tensor) -> None:
-        """Keep the next pictures' log-probabilities, float32 [n, positions, V]."""
+        """Keep the next images' log-probabilities, float32 [n, positions, V]."""
         if not self.compact:
             self._whole.extend(logp)
             return
-        for picture in logp:
-            top = picture.topk(self.codes, -1)
-            rest = _without(picture, top.indices).clamp(min=-50.0)
+        for image in logp:
+            top = image.topk(self.codes, -1)
+            rest = _without(image, top.indices).clamp(min=-50.0)
             self._top.append((top.values, top.indices.int(), rest))
 
     def nbytes(self) -> int:
@@ -54,13 +54,13 @@ class Reference:
         kept = [*self._whole, *(tensor for three in self._top for tensor in three)]
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
-    def divergence(self, measured: torch.Tensor, pictures: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def divergence(self, measured: torch.Tensor, images: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward KL in nats of `measured` log-probabilities [n, positions, V] against these, and by how much it may be too
-        low: two float32 [n, positions]. Picture by picture, to keep the temporaries small."""
+        low: two float32 [n, positions]. Image by image, to keep the temporaries small."""
         if not self.compact:
-            kl = torch.stack([kl_divergence(p, q) for p, q in zip(self._whole[pictures], measured, strict=True)])
+            kl = torch.stack([kl_divergence(p, q) for p, q in zip(self._whole[images], measured, strict=True)])
             return kl, torch.zeros_like(kl)
-        both = [_from_top(*top, q) for top, q in zip(self._top[pictures], measured, strict=True)]
+        both = [_from_top(*top, q) for top, q in zip(self._top[images], measured, strict=True)]
         return torch.stack([kl for kl, _ in both]), torch.stack([bound for _, bound in both])
 
 

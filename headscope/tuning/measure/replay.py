@@ -25,22 +25,22 @@ from headscope.runtime.finite import no_numbers
 from headscope.samples import Samples
 from headscope.tuning.measure.full_cache import ROOM, Reference
 
-# Working memory of one batch of pictures; a default that leaves room on a machine with 3 GB.
+# Working memory of one batch of images; a default that leaves room on a machine with 3 GB.
 BATCH_BYTES = 400 * 2**20
 
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What one policy loses on the recorded pictures.
+    """What one policy loses on the recorded images.
 
     Attributes:
-        divergence: float32 [pictures, N - 1], forward KL of the guided distribution, nats.
+        divergence: float32 [images, N - 1], forward KL of the guided distribution, nats.
         conditional, unconditional: the same of each stream alone (None where it was not asked for, or without guidance).
-        agreement: bool [pictures, N - 1], both distributions have the same most likely code.
-        surplus: float32 [pictures, N - 1], extra nats that the recorded token costs (may be negative).
+        agreement: bool [images, N - 1], both distributions have the same most likely code.
+        surplus: float32 [images, N - 1], extra nats that the recorded token costs (may be negative).
         geometry: of the image, for sums by row.
         bound: by how much `kl` may be too low, nats a token: 0 unless only the top of the reference is kept.
-        cache_bytes: bytes of the cache's tensors for one picture (both streams).
+        cache_bytes: bytes of the cache's tensors for one image (both streams).
         seconds: wall clock of this measurement.
     """
 
@@ -56,7 +56,7 @@ class ReplayResult:
 
     @property
     def kl(self) -> float:
-        """Mean over pictures and positions: the search's objective, nats a token."""
+        """Mean over images and positions: the search's objective, nats a token."""
         return float(self.divergence.double().mean())
 
     @property
@@ -70,13 +70,13 @@ class ReplayResult:
         return float(self.surplus.double().mean())
 
     @property
-    def kl_by_picture(self) -> torch.Tensor:
-        """float64 [pictures]: losses that pair with another policy's, picture by picture."""
+    def kl_by_image(self) -> torch.Tensor:
+        """float64 [images]: losses that pair with another policy's, image by image."""
         return self.divergence.double().mean(1)
 
     @property
     def kl_by_row(self) -> torch.Tensor:
-        """float64 [rows]: mean over pictures and the tokens of a row (row 0 without its first token)."""
+        """float64 [rows]: mean over images and the tokens of a row (row 0 without its first token)."""
         row = self.geometry.coordinates()[0][1:]
         totals = torch.zeros(self.geometry.rows, dtype=torch.float64).index_add_(0, row, self.divergence.double().mean(0))
         return totals / torch.bincount(row, minlength=self.geometry.rows).clamp(min=1)
@@ -94,7 +94,7 @@ class GivenUp(Exception):
     """Raised by the watcher of a replay to end it."""
 
 
-# Told the losses, float64 [pictures], of the next pictures as soon as they are known; may raise to end the measurement.
+# Told the losses, float64 [images], of the next images as soon as they are known; may raise to end the measurement.
 Watch = Callable[[torch.Tensor], None]
 
 
@@ -102,11 +102,11 @@ class Measures(Protocol):
     """What a search needs of a replay; tests pass synthetic ones."""
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         ...
 
     def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
-        """The loss of `policy` on the pictures this object holds; see `Replay.measure`."""
+        """The loss of `policy` on the images this object holds; see `Replay.measure`."""
         ...
 
 
@@ -118,7 +118,7 @@ class Remembered:
     results: dict[str, ReplayResult] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.replay)
 
     def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
@@ -127,39 +127,39 @@ class Remembered:
         if key not in self.results:
             self.results[key] = self.replay.measure(policy, watch)
         elif watch is not None:
-            watch(self.results[key].kl_by_picture)
+            watch(self.results[key].kl_by_image)
         return self.results[key]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some of the pictures, ready to run: rows are the conditional streams, then (under guidance) the unconditional ones.
+    """Some of the images, ready to run: rows are the conditional streams, then (under guidance) the unconditional ones.
 
     Attributes:
         prefix: [rows, P, C] embeddings; tokens: [rows, N - 1, C] embeddings of image tokens 0 .. N - 2.
         mask: int64 [rows, P + N - 1], zero at the padding on the left.
-        pictures: which pictures of the replay these are.
+        images: which images of the replay these are.
     """
 
     prefix: torch.Tensor
     tokens: torch.Tensor
     mask: torch.Tensor
-    pictures: slice
+    images: slice
 
 
 class Replay:
-    """The recorded pictures of `samples` under the full cache, against which policies are measured.
+    """The recorded images of `samples` under the full cache, against which policies are measured.
 
     Args:
         model: whose tokens were recorded.
         samples: the recorded tokens with prompts, guidance scale and temperature.
-        batch_size: pictures that run together; by default as many as fit in 400 MiB.
+        batch_size: images that run together; by default as many as fit in 400 MiB.
         dtype: of the cache (the model's by default).
         by_stream: also report each stream's own KL (three reference tables in memory in place of one).
         reference_bytes: what the tables of the full cache's predictions may take; see `Reference`.
 
     Raises:
-        DataError: no picture, tokens of another grid or outside the vocabulary, samples of another model's weights.
+        DataError: no image, tokens of another grid or outside the vocabulary, samples of another model's weights.
         NumberError: the full cache gives NaN or infinite logits; names the token.
     """
 
@@ -190,14 +190,14 @@ class Replay:
             self._remember_reference(reference_bytes)
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.tokens)
 
     def measure(self, policy: Policy, watch: Watch | None = None) -> ReplayResult:
         """Run the recorded tokens through the compressed cache under `policy`.
 
         Args:
-            watch: told the losses of a batch of pictures once it is done; what it raises ends the measurement.
+            watch: told the losses of a batch of images once it is done; what it raises ends the measurement.
 
         Raises:
             PolicyMismatch: the policy is for another model.
@@ -212,7 +212,7 @@ class Replay:
                 )
                 hidden = self.run(batch, policy, cache)
                 nbytes = nbytes or cache.nbytes() * self.streams // len(batch.prefix)
-                parts.append(self.compare(hidden, batch.pictures))
+                parts.append(self.compare(hidden, batch.images))
                 divergence = parts[-1][0]
                 self._check_numbers(divergence, cache)
                 if watch is not None and divergence is not None:
@@ -247,30 +247,30 @@ class Replay:
             hidden.append(self.model.decode(batch.tokens[:, start:end], mask, cache))
         return torch.cat(hidden, 1)
 
-    def compare(self, hidden: torch.Tensor, pictures: slice) -> tuple[torch.Tensor | None, ...]:
+    def compare(self, hidden: torch.Tensor, images: slice) -> tuple[torch.Tensor | None, ...]:
         """(divergence, bound, agreement, surplus, conditional, unconditional) of hidden states [rows, N - 1, C]."""
         logits = self._streams(hidden)
         measured = torch.log_softmax(self._guided(*logits), -1)
-        recorded = self.tokens[pictures, 1:, None]
-        surplus = (self._recorded[pictures] - measured.gather(-1, recorded).squeeze(-1)).cpu()
-        agreement = (measured.argmax(-1) == self._top[pictures]).cpu()
+        recorded = self.tokens[images, 1:, None]
+        surplus = (self._recorded[images] - measured.gather(-1, recorded).squeeze(-1)).cpu()
+        agreement = (measured.argmax(-1) == self._top[images]).cpu()
         own = [
-            table.divergence(torch.log_softmax(stream, -1), pictures)[0].cpu()
+            table.divergence(torch.log_softmax(stream, -1), images)[0].cpu()
             for table, stream in zip(self.references[1:], logits, strict=False)
             if stream is not None
         ]
-        divergence, bound = self.references[0].divergence(measured, pictures)
+        divergence, bound = self.references[0].divergence(measured, images)
         return divergence.cpu(), bound.cpu(), agreement, surplus, *(own or (None, None))
 
-    def divergence(self, hidden: torch.Tensor, pictures: slice) -> torch.Tensor:
-        """Only the guided KL, float32 [pictures, N - 1]: what the sensitivity table needs."""
+    def divergence(self, hidden: torch.Tensor, images: slice) -> torch.Tensor:
+        """Only the guided KL, float32 [images, N - 1]: what the sensitivity table needs."""
         measured = torch.log_softmax(self._guided(*self._streams(hidden)), -1)
-        found = self.references[0].divergence(measured, pictures)[0].cpu()
+        found = self.references[0].divergence(measured, images)[0].cpu()
         self._check_numbers(found)
         return found
 
     def _check_numbers(self, values: torch.Tensor | None, cache: CompressedCache | None = None) -> None:
-        """Refuse numbers [pictures, N - 1] that are none: the logits at their place were."""
+        """Refuse numbers [images, N - 1] that are none: the logits at their place were."""
         if values is not None and bool((wrong := ~values.isfinite()).any()):
             token = int(wrong.any(0).nonzero()[0]) + 1
             raise no_numbers(self.model, token, () if cache is None else (layer.kept() for layer in cache.compressed_layers))
@@ -292,21 +292,21 @@ class Replay:
         self._mask = torch.stack(mask).to(device)  # [streams, n, P]
 
     def fitting_batch(self) -> int:
-        """Pictures whose logits, states and attention masks fit in BATCH_BYTES."""
+        """Images whose logits, states and attention masks fit in BATCH_BYTES."""
         length = self.prefix + self.geometry.tokens
         states = 24 * self._prefix.shape[-1]  # residual, projections and the wider middle of the MLP
         masks = 3 * self.model.shape.query_heads * length
         return max(1, BATCH_BYTES // (4 * self.streams * length * (states + masks + 5 * self.model.vocabulary)))
 
     def _batch(self, start: int) -> Batch:
-        pictures = slice(start, min(start + self.batch_size, len(self.tokens)))
-        embedded = self.model.embed_tokens(self.tokens[pictures, :-1])
+        images = slice(start, min(start + self.batch_size, len(self.tokens)))
+        embedded = self.model.embed_tokens(self.tokens[images, :-1])
         ones = self._mask.new_ones(self.streams * len(embedded), embedded.shape[1])
         return Batch(
-            prefix=self._prefix[:, pictures].flatten(0, 1),
+            prefix=self._prefix[:, images].flatten(0, 1),
             tokens=embedded.repeat(self.streams, 1, 1),
-            mask=torch.cat([self._mask[:, pictures].flatten(0, 1), ones], 1),
-            pictures=pictures,
+            mask=torch.cat([self._mask[:, images].flatten(0, 1), ones], 1),
+            images=images,
         )
 
     def _remember_reference(self, room: int) -> None:
@@ -322,12 +322,12 @@ class Replay:
                 if stream is not None:
                     table.add(torch.log_softmax(stream, -1))
             top.append(guided.argmax(-1))
-            recorded.append(guided.gather(-1, self.tokens[batch.pictures, 1:, None]).squeeze(-1))
+            recorded.append(guided.gather(-1, self.tokens[batch.images, 1:, None]).squeeze(-1))
             self._check_numbers(recorded[-1])
         self._top, self._recorded = torch.cat(top), torch.cat(recorded)
 
     def _streams(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits of each stream after the temperature, float32 [pictures, N - 1, V]."""
+        """Logits of each stream after the temperature, float32 [images, N - 1, V]."""
         logits = self.model.logits(hidden).float() / self.temperature
         if self.streams == 1:
             return logits, None
@@ -359,10 +359,10 @@ def _columns(parts: list[tuple[torch.Tensor | None, ...]]) -> Iterator[tuple[tor
 def _check(model: ImageModel, samples: Samples) -> None:
     tokens = torch.as_tensor(samples.tokens)
     if len(tokens) == 0:
-        raise DataError("No recorded picture to replay: the samples are empty; trace at least one prompt first.")
+        raise DataError("No recorded image to replay: the samples are empty; trace at least one prompt first.")
     if tokens.shape[1] != model.shape.geometry.tokens:
         raise DataError(
-            f"The recorded pictures have {tokens.shape[1]} image tokens, {model.name} draws "
+            f"The recorded images have {tokens.shape[1]} image tokens, {model.name} generates "
             f"{model.shape.geometry.tokens}: they were recorded with another model; trace this one again."
         )
     if int(tokens.min()) < 0 or int(tokens.max()) >= model.vocabulary:
@@ -372,6 +372,6 @@ def _check(model: ImageModel, samples: Samples) -> None:
         )
     if samples.weights and samples.weights != model.shape.weights:
         raise DataError(
-            f"The recorded pictures are of other weights ({samples.weights[:12]}) than {model.name} has "
+            f"The recorded images are of other weights ({samples.weights[:12]}) than {model.name} has "
             f"({model.shape.weights[:12]}): trace this model again."
         )

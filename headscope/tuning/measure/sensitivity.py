@@ -52,7 +52,7 @@ def measure_sensitivity(
     A head that loses less than `negligible` at an option is taken to lose as little wherever it keeps more.
 
     Args:
-        replay: the calibration pictures (a few are enough: the order of heads is stable).
+        replay: the calibration images (a few are enough: the order of heads is stable).
         options: by default `default_options` of the model's grid.
         path: parquet file, rewritten whole every `save_every` seconds and at the end, also after an interruption.
         stride: of the heavy options; by default `table_stride`.
@@ -67,7 +67,7 @@ def measure_sensitivity(
         `attrs` say how many `cells` this call measured, and the `seconds` that took.
 
     Raises:
-        DataError: `path` holds a table of other weights, pictures, stride or groups.
+        DataError: `path` holds a table of other weights, images, stride or groups.
     """
     shape = replay.model.shape
     stride = stride or table_stride(shape.geometry)
@@ -147,18 +147,18 @@ def time_cells(alone: HeadsAlone, option: Option) -> float:
 
 
 def table_identity(replay: Replay, stride: int) -> dict[str, str | int]:
-    """What a table belongs to: weights, stride, and the recorded pictures it was measured on."""
+    """What a table belongs to: weights, stride, and the recorded images it was measured on."""
     tokens = torch.as_tensor(replay.samples.tokens).to(torch.int32).contiguous()
-    pictures = hashlib.sha256(tokens.numpy().tobytes())
-    pictures.update(json.dumps([list(replay.samples.prompts), replay.guidance, replay.temperature]).encode())
-    return {"weights": replay.model.shape.weights, "stride": stride, "pictures": pictures.hexdigest()[:16]}
+    images = hashlib.sha256(tokens.numpy().tobytes())
+    images.update(json.dumps([list(replay.samples.prompts), replay.guidance, replay.temperature]).encode())
+    return {"weights": replay.model.shape.weights, "stride": stride, "images": images.hexdigest()[:16]}
 
 
 def load_table(path: str | Path, identity: dict[str, str | int] | None = None) -> pd.DataFrame:
     """Read a table; with `identity`, refuse one that belongs to something else.
 
     Raises:
-        DataError: missing, not readable, without the columns and numbers of a table, or of other weights, pictures or stride.
+        DataError: missing, not readable, without the columns and numbers of a table, or of other weights, images or stride.
     """
     read = read_parquet(path, "sensitivity table", _KIND)
     try:

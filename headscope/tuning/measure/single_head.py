@@ -7,7 +7,7 @@ While one head of layer l is compressed and everything else is full,
   full-cache input, yields what *every* head of *every* layer writes when it alone is compressed;
 - from layer l on, one parallel call under the full cache with that head's output put in its place gives the loss.
 
-The replay goes through the runtime's own cache, so heavy heads choose exactly as they do when drawing. A test holds the
+The replay goes through the runtime's own cache, so heavy heads choose exactly as they do when generating. A test holds the
 result equal to `Replay.measure` of the policy that compresses only that head.
 """
 
@@ -144,7 +144,7 @@ class HeadsAlone:
         return outputs
 
     def _spliced(self, number: int, batch: Batch, layer: int, kv_heads: Sequence[int]) -> torch.Tensor:
-        """Guided KL [pictures, N - 1] with these heads' output in layer `layer` put in place of the full one."""
+        """Guided KL [images, N - 1] with these heads' output in layer `layer` put in place of the full one."""
         replay, shape = self.replay, self.replay.model.shape
         group = shape.query_heads // shape.kv_heads * shape.head_dim
         columns = torch.cat([torch.arange(head * group, (head + 1) * group) for head in kv_heads])
@@ -158,7 +158,7 @@ class HeadsAlone:
 
         with _skipping(replay.model.decoder, layer), _before([projections[layer]], splice):
             hidden = replay.model.decode(self._inputs[number][layer], batch.mask, None)
-        return replay.divergence(hidden[:, replay.prefix :], batch.pictures)
+        return replay.divergence(hidden[:, replay.prefix :], batch.images)
 
 
 def _several(kv_heads: int | Sequence[int]) -> Sequence[int]:

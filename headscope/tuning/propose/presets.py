@@ -1,4 +1,4 @@
-"""Presets at equal bytes, and fairly: the free number of each is swept on the calibration pictures, its best stands."""
+"""Presets at equal bytes, and fairly: the free number of each is swept on the calibration images, its best stands."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sweep_presets(
     """Measure every variant of every preset at the largest size that fits `limit`.
 
     Args:
-        replay: the calibration pictures.
+        replay: the calibration images.
         semantic_score: float32 [layers, kv_heads], for the presets that tell classes apart.
         quick: one variant a preset, of those that replay in chunks of a row: a dry run, no fair comparison.
         path: JSON file of losses by fingerprint; what stands in it is not measured again.
@@ -55,8 +55,8 @@ def sweep_presets(
     A variant whose buffer does not fit the limit is left out, and said in the table (`fits` False). A preset of which none
     fits is tried with a shorter stride, where it has one; and is left out where that does not help.
 
-    The cheapest variants go first. A variant that has lost more on some of the pictures than the best of its preset on all of
-    them can't become the best any more, as no picture gains: it is given up, its `kl` is nan, and `at_least` stands for it.
+    The cheapest variants go first. A variant that has lost more on some of the images than the best of its preset on all of
+    them can't become the best any more, as no image gains: it is given up, its `kl` is nan, and `at_least` stands for it.
 
     Raises:
         BudgetError: no preset fits.
@@ -138,9 +138,9 @@ def _measured(replay: Measures, policy: Policy, least: float) -> dict[str, float
     began = time.perf_counter()
     lost, seen = 0.0, 0
 
-    def watch(by_picture: torch.Tensor) -> None:
+    def watch(by_image: torch.Tensor) -> None:
         nonlocal lost, seen
-        lost, seen = lost + float(by_picture.sum()), seen + len(by_picture)
+        lost, seen = lost + float(by_image.sum()), seen + len(by_image)
         if seen < len(replay) and lost / len(replay) > least:
             raise GivenUp
 

@@ -38,7 +38,7 @@ class Front:
     policies: list[Policy]
 
     def under(self, nbytes: int) -> int | None:
-        """The row of the least loss within `nbytes` a picture; None where nothing is that small."""
+        """The row of the least loss within `nbytes` an image; None where nothing is that small."""
         fits = self.points[self.points["cache_bytes"] <= nbytes]
         return None if fits.empty else int(fits["kl"].idxmin())
 

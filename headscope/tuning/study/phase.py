@@ -1,7 +1,7 @@
 """Trials: an Optuna study that proposes points of a space, measures their policies, and keeps both so that it continues.
 
 Samplers only propose, the storage only keeps, the replay only measures. What continuing needs is in the storage: each
-trial carries its policy, its losses picture by picture, and the fingerprint by which equal policies are measured once.
+trial carries its policy, its losses image by image, and the fingerprint by which equal policies are measured once.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from headscope.tuning.measure.replay import GivenUp, Measures
 from headscope.tuning.propose.samplers import INCUMBENT, Reseeded
 from headscope.tuning.propose.spaces import Space
 from headscope.tuning.study.quiet import quiet_optuna
-from headscope.tuning.study.results import Checked, PictureResult, claim, dump_policy, is_proposal
+from headscope.tuning.study.results import Checked, ImageResult, claim, dump_policy, is_proposal
 from headscope.tuning.study.storage import for_one
 from headscope.tuning.study.workers import ERROR, RESULT, Watch, carried_out
 
 # What equal policies share of a measurement.
-MEASURED = ("kl", "top1", "cache_bytes", "given_up", "kl_by_picture")
+MEASURED = ("kl", "top1", "cache_bytes", "given_up", "kl_by_image")
 
-# A policy is given up once it is worse than the best one, picture by picture, at this level (one-sided Wilcoxon test),
-# and not before so many pictures were replayed.
+# A policy is given up once it is worse than the best one, image by image, at this level (one-sided Wilcoxon test),
+# and not before so many images were replayed.
 PRUNED_AT, PRUNED_AFTER = 0.1, 8
 # A worker that waits for the last trials of others looks again after so many seconds.
 WAIT = 0.5
@@ -41,7 +41,7 @@ WAIT = 0.5
 
 @dataclass(frozen=True)
 class Found:
-    """One measured policy: where it came from and what it lost (`kl` in nats a token on the calibration pictures)."""
+    """One measured policy: where it came from and what it lost (`kl` in nats a token on the calibration images)."""
 
     label: str
     phase: str
@@ -62,7 +62,7 @@ class TrialBook:
         seed: with the turn of a proposal it seeds the sampler (`Reseeded`).
         measured: results by fingerprint, shared between the books of a search.
         sampler: one of `SAMPLERS`.
-        prune: give a policy up as soon as it is worse than the best one, picture by picture.
+        prune: give a policy up as soon as it is worse than the best one, image by image.
 
     Raises:
         DataError: the file is not a study, or one of another model, limit or calibration set; it can't be read or written,
@@ -97,7 +97,7 @@ class TrialBook:
                 pruner=pruner if prune else optuna.pruners.NopPruner(),
             )
             claim(self.study, identity, where)
-            self._checked = Checked(self.study, PictureResult, where)
+            self._checked = Checked(self.study, ImageResult, where)
             self._learn()
             self._watch = Watch(self.study, alone=for_one(kept))
             self._watch.reap()
@@ -115,7 +115,7 @@ class TrialBook:
                     value=attributes["kl"],
                     params={name: _plain(values[name], distributions[name]) for name in distributions} if values else {},
                     distributions=distributions if values else {},
-                    intermediate_values=dict(enumerate(attributes["kl_by_picture"])),
+                    intermediate_values=dict(enumerate(attributes["kl_by_image"])),
                     user_attrs={INCUMBENT: True, RESULT: attributes},
                 )
             )
@@ -189,7 +189,7 @@ class TrialBook:
     def table(self) -> pd.DataFrame:
         """One row a trial: phase, number, label, state, kl, top1, cache_bytes, seconds, repeated, error and the numbers.
 
-        The `kl` of a proposal that was given up (state `pruned`) is that of the `pictures` that were replayed.
+        The `kl` of a proposal that was given up (state `pruned`) is that of the `images` that were replayed.
         """
         rows = []
         for trial in self._checked.trials():
@@ -201,7 +201,7 @@ class TrialBook:
                     "number": trial.number,
                     "state": trial.state.name.lower(),
                     **kept,
-                    "pictures": len(result.get("kl_by_picture", ())),
+                    "images": len(result.get("kl_by_image", ())),
                     "repeated": bool(result.get("repeated", False)),
                     "error": str(trial.user_attrs.get(ERROR, "")).encode(errors="replace").decode(),
                     "fingerprint": result.get("fingerprint", ""),
@@ -227,8 +227,8 @@ class TrialBook:
             began = time.perf_counter()
             losses: list[float] = []
 
-            def watch(by_picture: torch.Tensor) -> None:
-                for loss in by_picture.tolist():
+            def watch(by_image: torch.Tensor) -> None:
+                for loss in by_image.tolist():
                     if trial is not None:
                         trial.report(loss, len(losses))
                     losses.append(loss)
@@ -248,9 +248,9 @@ class TrialBook:
             else:
                 found = {"kl": result.kl, "top1": result.top1, "cache_bytes": result.cache_bytes, "given_up": False}
                 seconds = result.seconds  # of the measurement itself, also where a `Remembered` one made it before
-            self.measured[fingerprint] = {**found, "kl_by_picture": losses}
+            self.measured[fingerprint] = {**found, "kl_by_image": losses}
         elif trial is not None and known is not None:
-            for number, loss in enumerate(known["kl_by_picture"]):
+            for number, loss in enumerate(known["kl_by_image"]):
                 trial.report(loss, number)
         return {
             **self.measured[fingerprint],

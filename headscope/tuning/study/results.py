@@ -33,12 +33,12 @@ class Result(BaseModel):
     policy: str
 
 
-class PictureResult(Result):
-    """What trials keep that were measured picture by picture."""
+class ImageResult(Result):
+    """What trials keep that were measured image by image."""
 
     top1: FiniteFloat | None
     given_up: bool
-    kl_by_picture: list[FiniteFloat]
+    kl_by_image: list[FiniteFloat]
     fingerprint: str
     seconds: FiniteFloat
     repeated: bool

@@ -32,8 +32,8 @@ MOST_ON_CPU = 64
 Progress = Callable[[str, int, int, float], None]
 
 
-# What a folder of images holds at its top, beside pictures.json.
-_OURS = rf"\d{{4,}}\.png|sheet\.png|pictures\.parquet|tokens|{FULL}|{POLICY}"
+# What a folder of images holds at its top, beside images.json.
+_OURS = rf"\d{{4,}}\.png|sheet\.png|images\.parquet|tokens|{FULL}|{POLICY}"
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ def plan_images(model: ImageModel, request: Request, *, free: int, batch: int | 
 
 
 def generate_images(model: ImageModel, plan: Plan, out: Path, progress: Progress | None = None) -> pd.DataFrame | None:
-    """Generate what is missing: 0000.png ..., or with both caches full/0000.png, policy/0000.png, sheet.png, pictures.parquet.
+    """Generate what is missing: 0000.png ..., or with both caches full/0000.png, policy/0000.png, sheet.png, images.parquet.
 
     Image p * each + s is prompt p with seed `seed` + that number. Tokens are kept in tokens/, so that a stopped run loses a
-    batch at most; pictures.json says what the folder holds, and which decoder it came from.
+    batch at most; images.json says what the folder holds, and which decoder it came from.
 
     Args:
         model: the image model.
@@ -192,10 +192,10 @@ def generate_images(model: ImageModel, plan: Plan, out: Path, progress: Progress
 
 
 def _claim(model: ImageModel, plan: Plan, out: Path) -> None:
-    """Write pictures.json, or refuse a folder of other images."""
+    """Write images.json, or refuse a folder of other images."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; choose another folder.")
-    request, file = plan.request, out / "pictures.json"
+    request, file = plan.request, out / "images.json"
     wanted = _facts(model, plan)
     if file.is_file():
         held = read_json(file)
@@ -215,7 +215,7 @@ def _claim(model: ImageModel, plan: Plan, out: Path) -> None:
         if differing:
             write_json(file, wanted)
     elif (taken := _taken(out)) is not None:
-        raise DataError(f"{out}: holds {taken} and no pictures.json that says whose it is; choose another folder.")
+        raise DataError(f"{out}: holds {taken} and no images.json that says whose it is; choose another folder.")
     else:
         write_json(file, wanted)
 
@@ -253,7 +253,7 @@ def _short(value: Any) -> str:
 
 
 def _compared(full: dict[int, Samples], small: dict[int, Samples], out: Path) -> pd.DataFrame:
-    """sheet.png and pictures.parquet of the samples by number."""
+    """sheet.png and images.parquet of the samples by number."""
     rows, table = [], []
     for number, one in sorted(full.items()):
         rows.append((one.prompts[0], [_opened(out / kind / f"{number:04d}.png") for kind in (FULL, POLICY)]))
@@ -261,7 +261,7 @@ def _compared(full: dict[int, Samples], small: dict[int, Samples], out: Path) ->
         table.append({"index": number, "prompt": one.prompts[0], "seed": int(one.seeds[0]), "token_agreement": agreement})
     contact_sheet(rows, ["full cache", "policy"], out / "sheet.png")
     found = pd.DataFrame(table)
-    write_whole(out / "pictures.parquet", lambda path: found.to_parquet(path, index=False))
+    write_whole(out / "images.parquet", lambda path: found.to_parquet(path, index=False))
     return found
 
 

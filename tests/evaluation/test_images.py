@@ -1,4 +1,4 @@
-"""What became of pictures: likeness, distances, folders for other scorers, and scores that come back."""
+"""What became of images: likeness, distances, folders for other scorers, and scores that come back."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_psnr_is_what_its_formula_says() -> None:
     assert math.isinf(float(found[2]))
 
 
-def test_ssim_is_one_for_equal_pictures_and_falls_with_noise() -> None:
+def test_ssim_is_one_for_equal_images_and_falls_with_noise() -> None:
     one = noise(4, 0)
     worse = [(one.int() + (k * 20 * torch.randn(one.shape, generator=torch.Generator().manual_seed(k))).int()).clamp(0, 255)
              for k in range(4)]  # fmt: skip
@@ -52,12 +52,12 @@ def test_token_agreement_counts_row_by_row() -> None:
     assert token_agreement(one, other, 4).tolist() == [[1.0, 0.75, 0.5]]
 
 
-def test_features_tell_pictures_apart_and_do_not_hang_on_the_batch() -> None:
+def test_features_tell_images_apart_and_do_not_hang_on_the_batch() -> None:
     network = FeatureNetwork()
-    pictures = torch.cat([noise(2, 0), torch.zeros(1, 48, 48, 3, dtype=torch.uint8)])
-    found = network(pictures)
+    images = torch.cat([noise(2, 0), torch.zeros(1, 48, 48, 3, dtype=torch.uint8)])
+    found = network(images)
     assert found.shape == (3, 1280)
-    torch.testing.assert_close(found, network(pictures, batch_size=1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found, network(images, batch_size=1), rtol=1e-3, atol=1e-4)
     assert float((found[0] - found[2]).norm()) > 3 * float((found[0] - found[1]).norm())
 
 
@@ -90,13 +90,13 @@ def test_geneval_s_folders_hold_what_its_scorer_reads(tmp_path: Path) -> None:
     line = {"tag": "counting", "include": [{"class": "cow", "count": 2}], "prompt": "a photo of two cows"}
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a dog"}) + "\n\n" + json.dumps(line, separators=(",", ":")) + "\n")
     asked = read_asked(tmp_path / "p.jsonl")
-    pictures = list(noise(3, 0).numpy())
-    write_geneval(tmp_path / "full", 1, asked[1], pictures)
+    images = list(noise(3, 0).numpy())
+    write_geneval(tmp_path / "full", 1, asked[1], images)
     place = tmp_path / "full" / "00001"
     assert (place / "metadata.jsonl").read_text() == json.dumps(line, separators=(",", ":")) + "\n"  # as the file has it
     files = sorted((place / "samples").iterdir())
     assert [file.name for file in files] == ["0000.png", "0001.png", "0002.png"]
-    assert (np.asarray(Image.open(files[2])) == pictures[2]).all()
+    assert (np.asarray(Image.open(files[2])) == images[2]).all()
 
 
 def test_dpg_s_grids_are_named_after_the_prompt_files(tmp_path: Path) -> None:
@@ -104,14 +104,14 @@ def test_dpg_s_grids_are_named_after_the_prompt_files(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(f"prompt {name}\n")
     asked = read_asked(tmp_path)
     assert [one.name for one in asked] == ["2", "10", "partiprompts1"]
-    pictures = list(noise(4, 0).numpy())
-    write_dpg(tmp_path / "out", asked[0], pictures)
+    images = list(noise(4, 0).numpy())
+    write_dpg(tmp_path / "out", asked[0], images)
     grid = np.asarray(Image.open(tmp_path / "out" / "2.png"))
     assert grid.shape == (96, 96, 3)
     for number, (row, column) in enumerate([(0, 0), (0, 48), (48, 0), (48, 48)]):
-        assert (grid[row : row + 48, column : column + 48] == pictures[number]).all()
-    with pytest.raises(DataError, match="takes four pictures a prompt, found 3"):
-        write_dpg(tmp_path / "out", Asked("x", "x", {}), pictures[:3])
+        assert (grid[row : row + 48, column : column + 48] == images[number]).all()
+    with pytest.raises(DataError, match="takes four images a prompt, found 3"):
+        write_dpg(tmp_path / "out", Asked("x", "x", {}), images[:3])
 
 
 def test_a_layout_wants_prompts_that_its_scorer_can_use() -> None:
@@ -136,7 +136,7 @@ def test_results_of_geneval_s_scorer_come_back_by_variant_and_tag(tmp_path: Path
     assert found.loc[("full", "counting"), "score"] == 1.0
     assert found.loc[("h2o", "counting"), "score"] == 0.5
     assert found.loc[("h2o", "overall"), "score"] == 0.25  # the mean of the tags, as GenEval counts
-    assert found.loc[("full", "overall"), "pictures"] == 3
+    assert found.loc[("full", "overall"), "images"] == 3
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ def test_results_of_geneval_s_scorer_come_back_by_variant_and_tag(tmp_path: Path
             '{"filename": "full/00000/samples/0000.png", "tag": "a", "correct": true}\n' * 2,
             "line 2: .* in line 1 already",
         ),
-        ('{"filename": "full/00002/samples/0000.png", "tag": "a", "correct": true}', "is none of 2 prompts x 1 pictures"),
-        ('{"filename": "full/00000/samples/0001.png", "tag": "a", "correct": true}', "is none of 2 prompts x 1 pictures"),
+        ('{"filename": "full/00002/samples/0000.png", "tag": "a", "correct": true}', "is none of 2 prompts x 1 images"),
+        ('{"filename": "full/00000/samples/0001.png", "tag": "a", "correct": true}', "is none of 2 prompts x 1 images"),
         (
             '{"variant": "full", "category": "overall", "score": 1}\n'
             '{"filename": "full/00000/samples/0000.png", "tag": "a", "correct": true}',
-            "full has a score of overall and pictures that make one too; leave one out",
+            "full has a score of overall and images that make one too; leave one out",
         ),
         ('{"a": 1}', "of no known shape"),
         ("[", r"line 1 is not JSON \(Expecting value, column 2\); expected"),

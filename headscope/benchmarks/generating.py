@@ -22,7 +22,7 @@ COLUMNS = ["shape", "dtype", "batch", "variant", "ms_step", "tokens_s", "cache_b
 VARIANTS = ("generate", "full", "20")
 
 
-def bench_drawing(
+def bench_generate(
     shape: str = "janus-pro-1b",
     batches: Sequence[int] = (32, 64, 128),
     *,

@@ -1,4 +1,4 @@
-"""Pictures for training: stickers placed anew each time, so that no picture comes twice the same."""
+"""Images for training: stickers placed anew each time, so that no image comes twice the same."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def load_stickers(path: str | Path, preset: Preset, seed: int = 0) -> Stickers:
     try:
         table = pd.read_parquet(path)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such picture file; build one with `python -m headscope.recipe pictures`.") from None
+        raise DataError(f"{path}: no such image file; build one with `python -m headscope.recipe images`.") from None
     except Exception as error:
         raise DataError(f"{path}: not a readable parquet file ({error}).") from None
     missing = [name for name in COLUMNS if name not in table.columns]
@@ -57,12 +57,12 @@ def load_stickers(path: str | Path, preset: Preset, seed: int = 0) -> Stickers:
     table = table.sort_values(["concept", "style", "source"]).drop_duplicates(["concept", "style"]).reset_index(drop=True)
     if table.empty:
         raise DataError(f"{path}: holds none of the {len(EVERYDAY)} everyday concepts that this preset trains on.")
-    pictures = np.empty((len(table), preset.pixels, preset.pixels, 4), dtype=np.uint8)
+    images = np.empty((len(table), preset.pixels, preset.pixels, 4), dtype=np.uint8)
     for row, blob in enumerate(table["webp"]):
-        picture = Image.open(io.BytesIO(blob)).convert("RGBa")
-        pictures[row] = np.asarray(picture.resize((preset.pixels, preset.pixels), Image.Resampling.LANCZOS))
+        image = Image.open(io.BytesIO(blob)).convert("RGBa")
+        images[row] = np.asarray(image.resize((preset.pixels, preset.pixels), Image.Resampling.LANCZOS))
     held_out = np.random.default_rng(seed).random(len(table)) < HELD_OUT_SHARE
-    rgba = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(255)
+    rgba = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
     return Stickers(rgba, list(table["concept"]), list(table["style"]), held_out)
 
 
@@ -137,5 +137,5 @@ def prompts_by_seed(stickers: Stickers, count: int, seed: int) -> list[str]:
 
 
 def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
-    """Pictures in -1..1 as uint8."""
+    """Images in -1..1 as uint8."""
     return ((pixels + 1) * 127.5).round().byte()
