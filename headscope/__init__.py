@@ -5,8 +5,9 @@ The public names are loaded when they are first used, so that `import headscope`
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from headscope.lazy import loaded
 
 if TYPE_CHECKING:
     from headscope.errors import HeadscopeError
@@ -26,11 +27,21 @@ if TYPE_CHECKING:
         register_preset,
         save_policy,
     )
+    from headscope.progress import Progress
     from headscope.runtime import CompressedCache, Sampling, compressed, generate
     from headscope.samples import Samples
     from headscope.tracing import Selection, TraceDataset, merge_traces, register_statistic, trace, trace_module, watch_live
-    from headscope.tuning import Replay, SearchResult, measure_sensitivity, solve
-    from headscope.tuning import tune as search
+    from headscope.tuning import (
+        LimitConfig,
+        PromptConfig,
+        Replay,
+        RunConfig,
+        SearchConfig,
+        SearchResult,
+        measure_sensitivity,
+        solve,
+    )
+    from headscope.tuning.search import search
 
 # Where each public name lives.
 _HOMES = {
@@ -70,7 +81,12 @@ _HOMES = {
     "SearchResult": "tuning",
     "measure_sensitivity": "tuning",
     "solve": "tuning",
-    "search": "tuning",
+    "LimitConfig": "tuning",
+    "PromptConfig": "tuning",
+    "RunConfig": "tuning",
+    "SearchConfig": "tuning",
+    "search": "tuning.search",
+    "Progress": "progress",
 }
 
 __all__ = [
@@ -83,11 +99,16 @@ __all__ = [
     "Heads",
     "HeadscopeError",
     "Limit",
+    "LimitConfig",
     "ModelShape",
     "Policy",
+    "Progress",
+    "PromptConfig",
     "Replay",
+    "RunConfig",
     "Samples",
     "Sampling",
+    "SearchConfig",
     "SearchResult",
     "Selection",
     "TraceDataset",
@@ -119,9 +140,5 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'headscope' has no attribute '{name}'")
-    module = import_module(f"headscope.{_HOMES[name]}")
-    value = getattr(module, "tune" if name == "search" else name)
-    globals()[name] = value
+    value = globals()[name] = loaded(__name__, _HOMES, name)
     return value

@@ -1,4 +1,4 @@
-"""What headscope writes into a run folder, by name: `--overwrite` removes that, and nothing that is somebody's own."""
+"""What headscope writes into a run folder, by name: `overwrite` removes that, and nothing that is somebody's own."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def clear_run(path: Path) -> None:
         kept = kept.resolve()
         if run == kept or run in kept.parents:
             place = f"the {what} folder" if run == kept else f"a folder above the {what} folder"
-            raise DataError(f"{path}: is {place}, which --overwrite does not clear; choose another folder with --out.")
+            raise DataError(f"{path}: is {place}, which `overwrite` does not clear; choose another folder for `out`.")
     try:
         clear(run, _written_in(run))
         (run / "run.json").unlink(missing_ok=True)  # last: whoever is stopped before can give the same command again
     except OSError as error:
         raise DataError(
-            f"{error.filename or path}: cannot be removed ({error.strerror or error}); choose another folder with --out."
+            f"{error.filename or path}: cannot be removed ({error.strerror or error}); choose another folder for `out`."
         ) from error
 
 

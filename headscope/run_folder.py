@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headscope.errors import DataError
-from headscope.facts import OBJECT, TEXT, check, optional, record, whole
+from headscope.facts import OBJECT, TEXT, check, clipped, optional, record, shown, whole
 from headscope.overwriting import clear_run
 from headscope.policy.shape import ModelShape
 from headscope.provenance import version_of, versions
@@ -144,20 +144,19 @@ class RunFolder:
             self.check_model(shape)
             if not resume:
                 raise DataError(
-                    f"{self.path}: holds a run of {found['model']['name']} already; continue it with --resume, start anew with "
-                    "--overwrite, or choose another folder with --out."
+                    f"{self.path}: holds a run of {found['model']['name']} already; continue it with `resume`, start anew with "
+                    "`overwrite`, or choose another folder for `out`."
                 )
-            for name, value in settings.items():
-                before = found["settings"].get(name, value)
-                if before not in (None, value):  # None: the steps so far did not need it
-                    raise DataError(
-                        f"{self.path}: was begun with {name} {_brief(before)}, now it is {_brief(value)}; use the same, or "
-                        "another folder with --out."
-                    )
+            if different := _difference(found["settings"], settings):
+                name, before, value = different
+                raise DataError(
+                    f"{self.path}: was begun with {name} {_brief(before)}, now it is {_brief(value)}; use the same, or "
+                    "another folder for `out`."
+                )
             self.note(settings=settings)
             return
         if not cleared and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise DataError(f"{self.path}: exists and is no run folder; choose another one with --out.")
+            raise DataError(f"{self.path}: exists and is no run folder; choose another one for `out`.")
         write_json(
             self.json,
             {
@@ -181,7 +180,7 @@ class RunFolder:
         if found["weights"] != shape.weights:
             raise DataError(
                 f"{self.path}: is a run of {found['name']} (weights {found['weights'][:12]}), not of {shape.name} (weights "
-                f"{shape.weights[:12]}); choose another folder with --out."
+                f"{shape.weights[:12]}); choose another folder for `out`."
             )
 
     def done(self, step: str) -> bool:
@@ -189,6 +188,17 @@ class RunFolder:
         return step in self.read()["steps"]
 
 
+def _difference(before: dict[str, Any], now: dict[str, Any], table: str = "") -> tuple[str, Any, Any] | None:
+    """The first setting that is another one now, as (name, before, now); what was None or missing was not needed so far."""
+    for name, value in now.items():
+        there = before.get(name)
+        if isinstance(there, dict) and isinstance(value, dict):
+            if found := _difference(there, value, f"{table}{name}."):
+                return found
+        elif there not in (None, value):
+            return f"{table}{name}", there, value
+    return None
+
+
 def _brief(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shown(value) if isinstance(value, str) else clipped(str(value))

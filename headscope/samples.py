@@ -64,6 +64,10 @@ class Samples:
             tokens=self.tokens[chosen],
         )
 
+    def first(self, count: int | None) -> Samples:
+        """The first `count` images; all of them where there are not so many, or of None."""
+        return self.select(range(len(self) if count is None else min(count, len(self))))
+
     def save(self, path: str | Path) -> Path:
         """Write a parquet file: columns prompt, text, seed, tokens (list of int32); the rest is metadata."""
         import pyarrow as pa

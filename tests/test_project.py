@@ -22,7 +22,22 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports go down only. `recipe` stands apart: it may know everything, and nothing imports it.
 FLOORS = {
-    **dict.fromkeys(("errors", "facts", "plugins", "prompt_files", "provenance", "reading", "storage", "words"), -2),
+    **dict.fromkeys(
+        (
+            "errors",
+            "facts",
+            "intervals",
+            "lazy",
+            "plugins",
+            "progress",
+            "prompt_files",
+            "provenance",
+            "reading",
+            "storage",
+            "words",
+        ),
+        -2,
+    ),
     "geometry": -1,
     **dict.fromkeys(("policy", "overwriting", "run_folder", "samples", "bundled"), 0),
     "models": 1,

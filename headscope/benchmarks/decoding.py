@@ -23,6 +23,7 @@ from headscope.policy.footprint import CacheSpec, Limit
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
 from headscope.policy.project import project
+from headscope.progress import Progress, of_task
 from headscope.runtime.buckets import HeavyHeads
 from headscope.runtime.cache import CompressedCache, compressed
 from headscope.runtime.decoders.llama_cpu import LlamaCpuDecoder, LlamaStep, step_for
@@ -32,8 +33,6 @@ COLUMNS = ["dtype", "batch", "variant", "ms_step", "ms_last_row", "tokens_s", "c
            "ms_median", "ms_least", "decoder"]  # fmt: skip
 VARIANTS = ("dynamic", "static", "full", "50", "20", "10", "20_semantic", "20_mixed", "floor")
 _MARK = "headscope: a decoding step"
-# Told after each unit of work: (what is being done, units done, units in all, nan).
-Progress = Callable[[str, int, int, float], None]
 Row = dict[str, Any]
 
 
@@ -57,7 +56,7 @@ def bench_decode(
         batches: rows of the batch.
         rows: timed rows of the image before its last, in equal parts of it.
         device: where the weights are.
-        progress: see Progress.
+        progress: told of rows of the image, see `headscope.progress`.
 
     Returns:
         Rows of COLUMNS. ms_step: over the image; ms_last_row, ms_median and ms_least: mean, median and least of its last row.
@@ -73,12 +72,7 @@ def bench_decode(
         model = RandomDecoder(shape, getattr(torch, dtype), device)
         for batch in batches:
             runs = [_Run(model, name, batch) for name in VARIANTS]
-
-            def tell(done: int, total: int, what: str = f"{dtype}, batch {batch}") -> None:
-                if progress is not None:
-                    progress(what, done, total, float("nan"))
-
-            timed = _time(model, runs, rows, tell)
+            timed = _time(model, runs, rows, of_task(progress, f"{dtype}, batch {batch}"))
             for run in runs:
                 facts = {"dtype": dtype, "batch": batch, "variant": run.name}
                 found.append({**facts, **_measures(run, timed[run.name], speed)})
@@ -222,7 +216,7 @@ class _Run:
 
 
 def _time(
-    model: RandomDecoder, runs: Sequence[_Run], rows: int, progress: Callable[[int, int], object]
+    model: RandomDecoder, runs: Sequence[_Run], rows: int, tell: Callable[[int, int], object]
 ) -> dict[str, dict[int, list[float]]]:
     """Seconds of the steps of the timed rows, by variant and row; variants take turns token by token."""
     geometry = model.shape.geometry
@@ -246,7 +240,7 @@ def _time(
                 states = torch.randn(shape, generator=generator).to(model.device, model.dtype)
                 for run in runs:
                     run.fill(states.split([model.size.heads, model.size.kv_heads, model.size.kv_heads], 1))
-                progress(row + 1, geometry.rows)
+                tell(row + 1, geometry.rows)
                 continue
             embeds = some(length)
             for t in range(length):
@@ -256,7 +250,7 @@ def _time(
                     began = _clock(model.device)
                     run.one(embeds[:, t])
                     seconds[run.name][row].append(_clock(model.device) - began)
-            progress(row + 1, geometry.rows)
+            tell(row + 1, geometry.rows)
     return seconds
 
 

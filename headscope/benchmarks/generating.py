@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from headscope.benchmarks.decoding import Progress, Row, bandwidth
+from headscope.benchmarks.decoding import Row, bandwidth
 from headscope.benchmarks.shapes import SIZES, random_janus
 from headscope.models.janus import JanusModel
 from headscope.policy import CacheSpec, Limit, project
 from headscope.policy.policy import Policy
 from headscope.policy.presets import make_preset
+from headscope.progress import Progress, of_task
 from headscope.runtime import Sampling, generate
 from headscope.runtime.decoders import decoder_name
 from headscope.runtime.decoders.transformers import TransformersDecoder
@@ -47,7 +48,7 @@ def bench_generate(
         device: where the weights are.
         repeats: images that are timed, of which the fastest counts.
         memories: GB of the cards.
-        progress: as of `bench_decode`.
+        progress: told of batches, see `headscope.progress`.
         after: called with the rows so far whenever there is a new one.
     """
     model = random_janus(shape, getattr(torch, dtype), device)
@@ -55,6 +56,7 @@ def bench_generate(
     speed = bandwidth(device)
     weights = sum(p.numel() * p.element_size() for p in model.decoder.parameters())
     rows: list[Row] = []
+    tell = of_task(progress, "batches and variants")
     work = [(batch, name, name, repeats) for batch in batches for name in VARIANTS]
     if device != "cpu":
         work += _largest(model, policies, weights, memories)
@@ -83,8 +85,7 @@ def bench_generate(
         )
         if after is not None:
             after(rows)
-        if progress is not None:
-            progress("batches and variants", done + 1, len(work), float("nan"))
+        tell(done + 1, len(work))
     return rows
 
 

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
+from headscope.progress import Progress, of_task
 from headscope.tracing import Selection, watching
 from headscope.tracing.catalogue import chosen_curves, chosen_statistics
 from headscope.tracing.hooks import Layer
@@ -59,18 +60,26 @@ def bench_tracing(
     *,
     variants: Sequence[str] = VARIANTS,
     repeats: int = 5,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Time the variants in turns in one process, and take each one's peak memory from a process of its own.
 
     Variants: `plain`, the forward pass; `tracer`, the same with every query, layer, head and stream traced and the default
     statistics and curves computed; `tracer_full`, with the full set; `maps`, eager attention that returns its maps.
 
+    Args:
+        tokens: prefix included, one or more.
+        shape: of the decoder.
+        variants: see above.
+        repeats: passes of each, of which the fastest counts.
+        progress: told of passes, see `headscope.progress`.
+
     Returns:
         tokens (prefix included), variant, ms (the least of `repeats`), peak_mb (resident memory of the whole process), and
         ms_ratio, peak_ratio and added_mb against the plain pass of the same size.
     """
     rows: list[dict[str, Any]] = []
+    tell = of_task(progress, "passes")
     for size in tokens:
         run = _passes(size, shape)
         seconds: dict[str, list[float]] = {variant: [] for variant in variants}
@@ -81,8 +90,7 @@ def bench_tracing(
                 started = time.perf_counter()
                 run(variant)
                 seconds[variant].append(time.perf_counter() - started)
-            if progress is not None:
-                progress(len(rows) + turn, len(tokens) * (repeats + len(variants)))
+            tell(len(rows) + turn, len(tokens) * (repeats + len(variants)))
         del run
         for variant in variants:
             peak = _peak_of(size, shape, variant)

@@ -39,7 +39,7 @@ def trace(
     from rich.table import Table
 
     from headscope.benchmarks.tracing import VARIANTS, Shape, bench_tracing
-    from headscope.storage import write_whole
+    from headscope.storage import write_csv
 
     if unknown := [name for name in variant or () if name not in VARIANTS]:
         raise typer.BadParameter(f"variant {unknown[0]}: expected {', '.join(VARIANTS)}.")
@@ -53,9 +53,9 @@ def trace(
             shape,
             variants=variant or VARIANTS,
             repeats=repeats,
-            progress=lambda done, total: tell("passes", done, total, float("nan")),
+            progress=tell,
         )
-    write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.4g"))
+    write_csv(table, out, float_format="%.4g")
     shown = Table(*table.columns, box=None)
     for row in table.itertuples(index=False):
         shown.add_row(*(_cell(cell) for cell in row))

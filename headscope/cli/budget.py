@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
-from headscope.cli.console import Batch, Device, KeepOf, ModelName, say
-from headscope.cli.search import DTYPES
+from headscope.cli.console import LIMIT, Batch, Device, KeepOf, ModelName, limit_from, say
 
 
 def budget(
     model: ModelName,
     memory: Annotated[str | None, typer.Option(help="Bytes for the cache, such as 12GiB (default: what is free here).")] = None,
-    batch: Batch = 1,
+    batch: Batch = LIMIT.batch,
     policy: Annotated[list[Path] | None, typer.Option(help="A policy file; may be given again.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the cache (default: the model's here).")] = None,
     guidance: Annotated[bool, typer.Option("--guidance/--no-guidance", help="Two streams an image, or one.")] = True,
@@ -30,21 +29,13 @@ def budget(
     from headscope.models import load_model
     from headscope.pipeline.budgets import free_memory, what_fits
     from headscope.pipeline.prompts import default_prompts
-    from headscope.policy import CacheSpec, load_policy, parse_size
+    from headscope.policy import load_policy, parse_size
 
     loaded = load_model(model, device=device)
     longest = prefix if prefix is not None else int(loaded.encode(default_prompts(model)).ids.shape[1])
     room = parse_size(memory) if memory is not None else free_memory(str(loaded.device))
-    if keep_of not in ("all", "image"):
-        raise typer.BadParameter(f"--keep-of {keep_of}: expected all or image.")
-    spec = CacheSpec(
-        loaded.shape,
-        longest,
-        batch=batch,
-        streams=1 + guidance,
-        dtype=DTYPES.get(dtype, dtype) if dtype else str(loaded.dtype),
-        count_prefix=keep_of == "all",
-    )
+    limit = limit_from(None, None, keep_of, batch=batch, dtype=dtype, streams=1 + guidance)
+    spec = limit.spec(loaded.shape, longest, dtype=str(loaded.dtype), streams=1 + guidance)
     fits = what_fits(spec, room, {path.stem: load_policy(path, loaded.shape) for path in policy or []})
     say(
         f"{loaded.shape.name}: prompts of {longest} tokens, {loaded.shape.geometry.tokens} image tokens, {1 + guidance} streams"
@@ -52,3 +43,5 @@ def budget(
     rows = [(row.name, f"{row.kept:.1%}", f"{row.bytes:,}", f"{row.images:,}") for row in fits.rows]
     print_table(pd.DataFrame(rows, columns=["cache", "kept", "bytes per image", f"images in {words.size(room)}"]))
     say(fits.sentence)
+    if fits.keep is not None:
+        say(f"next: headscope search RUN --keep {fits.keep}")

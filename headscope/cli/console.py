@@ -5,7 +5,6 @@ Nothing here, nor at the top of a verb's file, imports torch or transformers: `-
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shlex
@@ -15,17 +14,36 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from headscope.tuning.config import LimitConfig, PromptConfig, RunConfig, SearchConfig
 from headscope.words import duration
 
 if TYPE_CHECKING:
-    from headscope.pipeline.settings import Progress as Tell
+    from headscope.pipeline.workers import Workers
+    from headscope.progress import Progress as Tell
 
+SEARCH, PROMPTS, LIMIT = SearchConfig(), PromptConfig(), LimitConfig()
+BATCH_SIZE = RunConfig.model_fields["batch_size"].default
+
+# Arguments that sentences of lower floors name in backticks, and that are options of the same name here.
+ARGUMENTS = (
+    "out",
+    "resume",
+    "overwrite",
+    "storage",
+    "table",
+    "workers",
+    "layers",
+    "heads",
+    "dtype",
+    "model_shape",
+    "accept_other_weights",
+)
 # Columns where there is no terminal to fit into: a table in a file or a pipe comes whole.
 WHOLE = 10_000
 
@@ -72,9 +90,9 @@ Keep = Annotated[str | None, typer.Option(help="Share of the plain cache to keep
 Memory = Annotated[str | None, typer.Option(help="Bytes to keep, such as 12MiB, for --batch images.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images generated together that --memory is for.")]
 KeepOf = Annotated[str, typer.Option(help="What --keep counts: `all` tokens, or those of the `image`.")]
-Trials = Annotated[int, typer.Option(min=1, help="Trials of the study.")]
+Trials = Annotated[int, typer.Option(min=0, help="Trials of the study.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A dry run: no sensitivity table, presets not swept.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
+WorkerCount = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
 Engine = Annotated[str, typer.Option(help="What runs them: processes, or ray.")]
 Address = Annotated[str | None, typer.Option(help="Of a Ray cluster (default: one on this machine).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
@@ -85,12 +103,17 @@ Overwrite = Annotated[
 
 def say(text: str, style: str | None = None) -> None:
     """One line of output; never wrapped, so that paths can be copied."""
-    lines.print(short(text), style=style, markup=False, soft_wrap=True)
+    lines.print(short(as_options(text)), style=style, markup=False, soft_wrap=True)
 
 
 def say_error(text: str) -> None:
     """What went wrong, on the error stream."""
-    errors.print(f"error: {short(text)}", style="red", markup=False, soft_wrap=True)
+    errors.print(f"error: {short(as_options(text))}", style="red", markup=False, soft_wrap=True)
+
+
+def as_options(text: str) -> str:
+    """Arguments that lower floors name, as options of the command: "`out`" -> "--out"."""
+    return re.sub(rf"`({'|'.join(ARGUMENTS)})`", lambda found: f"--{found[1].replace('_', '-')}", text)
 
 
 def short(text: str) -> str:
@@ -136,11 +159,10 @@ def progress() -> Iterator[Tell]:
     with Progress(*columns, console=errors) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def tell(what: str, done: int, total: int, least: float) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total, note="")
-            note = "" if not math.isfinite(least) else f"least KL {least:.4f}"
-            bars.update(tasks[what], completed=done, total=total, note=note)
+        def tell(task: str, done: int, total: int, note: str = "") -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(task, total=total, note="")
+            bars.update(tasks[task], completed=done, total=total, note=note)
 
         yield tell
 
@@ -150,15 +172,14 @@ def _lines_of_progress() -> Tell:
     began: dict[str, float] = {}
     ended: set[str] = set()
 
-    def tell(what: str, done: int, total: int, least: float) -> None:
-        if what not in began:
-            began[what] = time.monotonic()
-            errors.print(f"{what} ({total:,}) ...", markup=False, soft_wrap=True)
-        if done >= total and what not in ended:
-            ended.add(what)
-            note = "" if not math.isfinite(least) else f", least KL {least:.4f}"
-            took = duration(time.monotonic() - began[what])
-            errors.print(f"{what}: {total:,} in {took}{note}", markup=False, soft_wrap=True)
+    def tell(task: str, done: int, total: int, note: str = "") -> None:
+        if task not in began:
+            began[task] = time.monotonic()
+            errors.print(f"{task} ({total:,}) ...", markup=False, soft_wrap=True)
+        if done >= total and task not in ended:
+            ended.add(task)
+            took = duration(time.monotonic() - began[task])
+            errors.print(f"{task}: {total:,} in {took}{f', {note}' if note else ''}", markup=False, soft_wrap=True)
 
     return tell
 
@@ -177,14 +198,19 @@ def settle_threads(model: str) -> None:
         torch.set_num_threads(1)
 
 
-def check_engine(engine: str) -> None:
-    """Refuse an engine that there is not.
+def workers_from(count: int, engine: str, address: str | None, storage: str | None = None) -> Workers:
+    """Who shares the work.
 
     Raises:
-        typer.BadParameter: see above.
+        typer.BadParameter: an engine that there is not, or a storage for one process only.
     """
+    from headscope.pipeline.workers import Workers
+
     if engine not in ("processes", "ray"):
         raise typer.BadParameter(f"--engine {engine}: expected processes or ray.")
+    if count > 1 and storage is not None and not ("://" in storage or storage.endswith(".journal")):
+        raise typer.BadParameter(f"--workers {count}: a SQLite file is for one process; name a *.journal or a database URL.")
+    return Workers(count, engine, address, storage)
 
 
 def check_begin(resume: bool, overwrite: bool) -> None:
@@ -203,12 +229,19 @@ def default_out(model: str) -> Path:
     return Path("runs") / (Path(model).resolve().name if name in ("", "..") else name)
 
 
-def limit_options(keep: str | None, memory: str | None) -> tuple[str | None, str | None]:
-    """`--keep` or `--memory`, 20 % where neither is given.
+def limit_from(keep: str | None, memory: str | None, keep_of: str, **more: Any) -> LimitConfig:
+    """`--keep` or `--memory`, and what `--keep-of` counts.
 
     Raises:
-        typer.BadParameter: both.
+        typer.BadParameter: both, or something else than `all` or `image`.
     """
     if keep is not None and memory is not None:
         raise typer.BadParameter("give --keep or --memory, not both.")
-    return (None, memory) if memory is not None else (keep or "20%", None)
+    if keep_of not in ("all", "image"):
+        raise typer.BadParameter(f"--keep-of {keep_of}: expected all or image.")
+    return LimitConfig(keep=keep, memory=memory, count_prefix=keep_of == "all", **more)
+
+
+def prompts_from(file: Path | None, calibration: int, unseen: int) -> PromptConfig:
+    """`--prompts`, `--calibration` and `--unseen`."""
+    return PROMPTS.replace(file=None if file is None else str(file), calibration=calibration, unseen=unseen)

@@ -35,7 +35,7 @@ def decode(
     from headscope.benchmarks.decoding import bench_decode, break_even
     from headscope.benchmarks.shapes import SIZES
     from headscope.models.registry import resolve_device
-    from headscope.storage import check_writable, write_whole
+    from headscope.storage import check_writable, write_csv
 
     device = resolve_device(device) if device == "auto" else device  # one that is named is looked at last
     gpu = device != "cpu"
@@ -60,8 +60,8 @@ def decode(
     with progress() as tell:
         measured, curves = bench_decode(shape, dtypes, batches, rows=rows, device=device, progress=tell)
     table, by_rows = pd.DataFrame(measured), pd.DataFrame(curves)
-    write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.5g"))
-    by_row = write_whole(out.with_suffix(".rows.csv"), lambda path: by_rows.to_csv(path, index=False, float_format="%.5g"))
+    write_csv(table, out, float_format="%.5g")
+    by_row = write_csv(by_rows, out.with_suffix(".rows.csv"), float_format="%.5g")
     _show(table)
     for found in break_even(curves):
         where = f"{found['dtype']}, batch {found['batch']}"
@@ -92,7 +92,7 @@ def _whole_images(out: Path, shape: str, dtype: str, batches: list[int], device:
     from headscope.benchmarks.generating import bench_generate
     from headscope.models.registry import resolve_device
     from headscope.provenance import machine, versions
-    from headscope.storage import write_json, write_whole
+    from headscope.storage import write_csv, write_json
 
     resolve_device(device)
     facts = machine(torch.device(device), torch.bfloat16)
@@ -103,7 +103,7 @@ def _whole_images(out: Path, shape: str, dtype: str, batches: list[int], device:
     )
 
     def written(rows: list[dict[str, Any]]) -> None:
-        write_whole(out, lambda path: pd.DataFrame(rows).to_csv(path, index=False, float_format="%.5g"))
+        write_csv(pd.DataFrame(rows), out, float_format="%.5g")
 
     with progress() as tell:
         table = bench_generate(shape, batches, dtype=dtype, device=device, progress=tell, after=written)

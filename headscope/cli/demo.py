@@ -7,18 +7,25 @@ from typing import Annotated
 
 import typer
 
-from headscope.cli.console import Overwrite, Resume, Seed, Trials
+from headscope.cli.console import SEARCH, Overwrite, Resume, Seed, Trials
 from headscope.cli.run import go
+from headscope.tuning.config import RunConfig
+
+# Fewer images than a search takes by default: a laptop is through in minutes.
+SEARCHED, TABLE_IMAGES = 6, 2
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
-    trials: Trials = 40,
-    seed: Seed = 0,
+    trials: Trials = SEARCH.trials,
+    seed: Seed = SEARCH.seed,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """The whole job on the bundled model, offline. Example: headscope demo --out runs/demo"""
-    from headscope.pipeline import Settings
-
-    go("stickers", out, None, Settings(trials=trials, seed=seed), "auto", None, resume, overwrite)
+    config = RunConfig(
+        model="stickers",
+        seed=seed,
+        search=SEARCH.replace(trials=trials, seed=seed, images=SEARCHED, table_images=TABLE_IMAGES),
+    )
+    go(config, out, device="auto", resume=resume, overwrite=overwrite)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headscope.cli.console import Device, Dtype, ModelName, Workers, lines, progress, say, settle_threads
+from headscope.cli.console import Device, Dtype, ModelName, WorkerCount, lines, progress, say, settle_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +37,7 @@ def evaluate(
     results: Annotated[Path | None, typer.Option("--import", help="JSON lines of another scorer, beside ours.")] = None,
     memory: Annotated[str, typer.Option(help="Bytes for the caches, such as 2GiB; the workers share them.")] = "2GiB",
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the model's).")] = None,
-    workers: Workers = 1,
+    workers: WorkerCount = 1,
     floor: Annotated[bool, typer.Option(help="Generate with the full cache in the other dtype too, as a floor.")] = True,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -48,8 +47,8 @@ def evaluate(
     from headscope.evaluation import LAYOUTS, EvaluationConfig, need_packages, read_results
     from headscope.evaluation import evaluate as measure
     from headscope.models import load_model
-    from headscope.pipeline.generating import generate_in_processes
-    from headscope.pipeline.settings import Crew
+    from headscope.pipeline.generating import GenerateInProcesses
+    from headscope.pipeline.workers import Workers
     from headscope.policy import parse_size
     from headscope.reporting.evaluation import write_evaluation
     from headscope.runtime.batches import FULL, OTHER_SEED
@@ -68,15 +67,12 @@ def evaluate(
         say("not graded: StickerEval grades its own kinds of prompts, of a model of 96 x 96 pixels.")
     config = EvaluationConfig(seeds, guidance, grading, real, layout, parse_size(memory) // workers)
     with progress() as tell:
-        generators = partial(
-            generate_in_processes, source=model, device=device, crew=Crew(workers=workers),
-            done=lambda done, total: tell("generating batches", done, total, float("nan")),
-        )  # fmt: skip
+        generators = GenerateInProcesses(model, device, Workers(workers), tell)
         found = measure(
             loaded, asked, policies, out, config,
             other_dtype=(lambda: load_model(model, device=device, dtype=other)) if floor else None,
             generators=generators if workers > 1 else None,
-            progress=lambda what, done, total: tell(what, done, total, float("nan")),
+            progress=tell,
         )  # fmt: skip
     if imported is not None:
         _imported(imported, out, len(asked) * seeds)
@@ -127,9 +123,9 @@ def _policies(files: Sequence[Path], runs: Sequence[Path], shape: ModelShape) ->
 
 def _imported(imported: pd.DataFrame, out: Path, images: int) -> None:
     """Write and print another scorer's results; `images`: of each variant."""
-    from headscope.storage import write_whole
+    from headscope.storage import write_csv
 
-    write_whole(out / "imported.csv", lambda path: imported.to_csv(path, index=False))
+    write_csv(imported, out / "imported.csv")
     for row in imported[imported["category"] == "overall"].to_dict("records"):
         if 0 < row["images"] < images:
             say(f"imported: {row['variant']} has scores of {row['images']:,} of its {images:,} images only.")

@@ -40,7 +40,7 @@ def generate(
     from headscope.pipeline.budgets import free_memory
     from headscope.pipeline.images import Request, generate_images, plan_images
     from headscope.pipeline.prompts import default_prompts, read_prompts
-    from headscope.policy.files import load_policy
+    from headscope.policy.policy import load_policy
     from headscope.runtime.sampling import Sampling
 
     together = _batch(batch)

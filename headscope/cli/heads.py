@@ -56,18 +56,18 @@ def heads(
         _explain(run, explain)  # of the classes that stand, whichever method made them
         return
     from headscope.heads import HeadClassifier
-    from headscope.pipeline import open_run, settings_of
+    from headscope.pipeline import open_run
     from headscope.pipeline.steps import heads_step
 
     count = clusters if clusters == "bic" else int(clusters)
     judge = HeadClassifier(seed, method=method, n_clusters=count, threshold=threshold)
-    model, folder = open_run(run)
-    found = heads_step(folder, model, settings_of(folder, seed=seed), judge)
+    opened = open_run(run)
+    found = heads_step(opened, judge)
     _counts(found.table)
     say(str(found.meta["verdict"]))
     if stability:
-        _stability(folder.trace, model.shape, judge, against or [], folder.stability, seed)
-    say(f"heads: {folder.heads}")
+        _stability(opened.folder.trace, opened.model.shape, judge, against or [], opened.folder.stability, seed)
+    say(f"heads: {opened.folder.heads}")
     if explain is not None:
         _explain(run, explain)
         return
@@ -108,7 +108,7 @@ def _stability(trace: Path, shape: ModelShape, judge: HeadClassifier, against: l
     from headscope.cli.tables import print_table
     from headscope.errors import DataError
     from headscope.heads.stability import enough, stability
-    from headscope.storage import write_whole
+    from headscope.storage import write_csv
     from headscope.tracing import TraceDataset
 
     here = TraceDataset(trace)
@@ -118,7 +118,7 @@ def _stability(trace: Path, shape: ModelShape, judge: HeadClassifier, against: l
             raise DataError(f"{name}: is a run of other weights than {trace.parent}; name runs of the same model.")
     others = {name: other.heads() for name, other in traces.items()}
     table = stability(here.heads(band=None), shape, judge, others=others, seed=seed)
-    write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.4f"))
+    write_csv(table, out, float_format="%.4f")
     shown = table[["what", "value"]].rename(columns={"what": "agreement between", "value": ""})
     for name, digits in (("rand", 2), ("rank", 3)):
         ends = zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)

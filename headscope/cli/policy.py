@@ -23,11 +23,11 @@ def _group() -> None:
 @app.command("show")
 def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy file.")]) -> None:
     """Print what a policy keeps, and for which model. Example: headscope policy show runs/demo/policy.safetensors"""
-    from headscope.policy import counted_for, load_policy
+    from headscope.policy import load_policy
 
     policy = load_policy(file)
     shape = policy.shape
-    spec = counted_for(policy)
+    spec = policy.spec()
     geometry = shape.geometry
     say(f"model      {shape.name}, {shape.layers} layers, {shape.kv_heads} KV heads, {geometry} tokens")
     say(f"weights    {shape.weights[:16]}")

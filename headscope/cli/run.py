@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headscope.cli.console import (
+    BATCH_SIZE,
+    LIMIT,
+    PROMPTS,
+    SEARCH,
     Batch,
     Device,
     Dtype,
@@ -23,15 +27,16 @@ from headscope.cli.console import (
     Trials,
     check_begin,
     default_out,
-    limit_options,
+    limit_from,
     progress,
+    prompts_from,
     say,
     settle_threads,
 )
+from headscope.tuning.config import RunConfig
 
 if TYPE_CHECKING:
     from headscope.models.protocol import ImageModel
-    from headscope.pipeline import Settings
     from headscope.pipeline.estimate import Estimate
 
 Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/ and the model's name).")]
@@ -43,68 +48,42 @@ def run(
     prompts: PromptFile = None,
     keep: Keep = None,
     memory: Memory = None,
-    batch: Batch = 1,
+    batch: Batch = LIMIT.batch,
     keep_of: KeepOf = "all",
-    trials: Trials = 40,
-    calibration: Annotated[int, typer.Option(min=1, help="Prompts to trace and search on.")] = 16,
-    unseen: Annotated[int, typer.Option(min=1, help="Prompts to judge by.")] = 16,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images generated together while running.")] = 16,
-    quick: Quick = False,
-    seed: Seed = 0,
+    trials: Trials = SEARCH.trials,
+    calibration: Annotated[int, typer.Option(min=1, help="Prompts to trace and search on.")] = PROMPTS.calibration,
+    unseen: Annotated[int, typer.Option(min=1, help="Prompts to judge by.")] = PROMPTS.unseen,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images generated together while running.")] = BATCH_SIZE,
+    quick: Quick = SEARCH.quick,
+    seed: Seed = SEARCH.seed,
     device: Device = "auto",
     dtype: Dtype = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Trace, classify, search, generate and report. Example: headscope run stickers --keep 20% --out runs/stickers"""
-    from headscope.pipeline import Settings
-
-    keep, memory = limit_options(keep, memory)
-    settings = Settings(
-        keep=keep,
-        memory=memory,
-        batch=batch,
-        of=keep_of,
-        trials=trials,
-        calibration=calibration,
-        unseen=unseen,
-        quick=quick,
+    config = RunConfig(
+        model=model,
+        dtype=dtype,
         seed=seed,
         batch_size=batch_size,
+        limit=limit_from(keep, memory, keep_of, batch=batch),
+        prompts=prompts_from(prompts, calibration, unseen),
+        search=SEARCH.replace(trials=trials, quick=quick, seed=seed),
     )
-    go(model, out or default_out(model), prompts, settings, device, dtype, resume, overwrite)
+    go(config, out or default_out(model), device=device, resume=resume, overwrite=overwrite)
 
 
-def go(
-    model: str,
-    out: Path,
-    prompts: Path | None,
-    settings: Settings,
-    device: str,
-    dtype: str | None,
-    resume: bool,
-    overwrite: bool,
-) -> None:
+def go(config: RunConfig, out: Path, *, device: str, resume: bool, overwrite: bool) -> None:
     """Run with a progress display, then print the table of methods and where the report is."""
     from headscope.cli.tables import methods_table
     from headscope.pipeline import run as run_all
 
     check_begin(resume, overwrite)
-    settle_threads(model)
+    settle_threads(config.model)
     with progress() as tell:
-        report = run_all(
-            model,
-            out,
-            prompts=prompts,
-            settings=settings,
-            device=device,
-            dtype=dtype,
-            resume=resume,
-            overwrite=overwrite,
-            announce=_announce,
-            progress=tell,
-        )
-    methods_table(out / "methods.csv", settings.quick)
+        report = run_all(config, out, device=device, resume=resume, overwrite=overwrite, announce=_announce, progress=tell)
+    methods_table(out / "methods.csv", config.search.quick)
     say(f"report: {report}")
 
 

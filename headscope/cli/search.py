@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headscope.cli.console import (
+    LIMIT,
+    SEARCH,
     Address,
     Batch,
     Device,
@@ -19,79 +20,79 @@ from headscope.cli.console import (
     Quick,
     Seed,
     Trials,
-    Workers,
-    check_engine,
+    WorkerCount,
     default_out,
     errors,
-    limit_options,
+    limit_from,
     pasted,
     progress,
     say,
     settle_threads,
     short,
+    workers_from,
 )
 
 if TYPE_CHECKING:
-    from headscope.models.protocol import ImageModel
-    from headscope.pipeline import Settings
-    from headscope.pipeline.settings import Crew
-    from headscope.run_folder import RunFolder
-    from headscope.tuning.smallest import Step
+    from headscope.pipeline import Run
+    from headscope.pipeline.workers import Workers
+    from headscope.tuning import LimitConfig, SearchConfig, Step
 
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+RunOrStudy = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `headscope trace`, or a study's TOML file.")]
+Keeps = Annotated[str | None, typer.Option(help="Share of the plain cache to keep, such as 20%; or several: 50,30,20,15,10%.")]
+MaxLoss = Annotated[
+    float | None, typer.Option(help="In place of a limit: the smallest cache that loses less, in nats a token.")
+]
+CacheDtype = Annotated[str | None, typer.Option(help="Of the cache that the limit is for (default: the model's here).")]
+Guided = Annotated[
+    bool | None, typer.Option("--guidance/--no-guidance", help="Whether the limit holds two streams (default: as run).")
+]
+Images = Annotated[int | None, typer.Option(min=1, help="Calibration images a trial replays (default: all).")]
+Sampler = Annotated[str, typer.Option(help="tpe, gp, cma-es, nsga-ii or random.")]
+Prune = Annotated[bool, typer.Option("--prune/--no-prune", help="Give up what is worse, image by image.")]
+Buckets = Annotated[int, typer.Option(min=1, help="Most kinds of heads in a layer.")]
+TableKind = Annotated[
+    str, typer.Option(help="Sensitivity of heads, of groups (class by layer), or by the trace's coverage; auto by size.")
+]
+TableImages = Annotated[int, typer.Option(min=1, help="Calibration images that the table is measured on.")]
+Patience = Annotated[int, typer.Option(min=0, help="End a phase after so many trials without a gain; 0 never.")]
+Front = Annotated[bool, typer.Option("--front", help="One study over the limit itself: loss against bytes.")]
+Storage = Annotated[str | None, typer.Option(help="SQLite file, *.journal or postgresql://user@host/name (default: in RUN).")]
+Out = Annotated[Path | None, typer.Option(help="Run folder of a TOML study (default: runs/ and its model).")]
 
 
 def search(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `headscope trace`, or a study's TOML file.")],
-    keep: Annotated[
-        str | None, typer.Option(help="Share of the plain cache to keep, such as 20%; or several: 50,30,20,15,10%.")
-    ] = None,
+    run: RunOrStudy,
+    keep: Keeps = None,
     memory: Memory = None,
-    max_loss: Annotated[
-        float | None, typer.Option(help="In place of a limit: the smallest cache that loses less, in nats a token.")
-    ] = None,
-    batch: Batch = 1,
-    dtype: Annotated[str | None, typer.Option(help="Of the cache that the limit is for (default: the model's here).")] = None,
-    guidance: Annotated[
-        bool | None, typer.Option("--guidance/--no-guidance", help="Whether the limit holds two streams (default: as run).")
-    ] = None,
+    max_loss: MaxLoss = None,
+    batch: Batch = LIMIT.batch,
+    dtype: CacheDtype = None,
+    guidance: Guided = None,
     keep_of: KeepOf = "all",
-    trials: Trials = 40,
-    images: Annotated[int | None, typer.Option(min=1, help="Calibration images a trial replays (default: all).")] = None,
-    sampler: Annotated[str, typer.Option(help="tpe, gp, cma-es, nsga-ii or random.")] = "tpe",
-    prune: Annotated[bool, typer.Option("--prune/--no-prune", help="Give up what is worse, image by image.")] = True,
-    buckets: Annotated[int, typer.Option(min=1, help="Most kinds of heads in a layer.")] = 3,
-    table: Annotated[
-        str, typer.Option(help="Sensitivity of heads, of groups (class by layer), or by the trace's coverage; auto by size.")
-    ] = "auto",
-    patience: Annotated[int, typer.Option(min=0, help="End a phase after so many trials without a gain; 0 never.")] = 30,
-    front: Annotated[bool, typer.Option("--front", help="One study over the limit itself: loss against bytes.")] = False,
-    storage: Annotated[
-        str | None, typer.Option(help="SQLite file, *.journal or postgresql://user@host/name (default: in RUN).")
-    ] = None,
-    workers: Workers = 1,
+    trials: Trials = SEARCH.trials,
+    images: Images = SEARCH.images,
+    sampler: Sampler = SEARCH.sampler,
+    prune: Prune = SEARCH.prune,
+    buckets: Buckets = SEARCH.buckets,
+    table: TableKind = SEARCH.table,
+    table_images: TableImages = SEARCH.table_images,
+    patience: Patience = SEARCH.patience,
+    front: Front = False,
+    storage: Storage = None,
+    workers: WorkerCount = 1,
     engine: Engine = "processes",
     address: Address = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder of a TOML study (default: runs/ and its model).")] = None,
-    quick: Quick = False,
-    seed: Seed = 0,
+    out: Out = None,
+    quick: Quick = SEARCH.quick,
+    seed: Seed = SEARCH.seed,
     device: Device = "auto",
 ) -> None:
     """Search a policy; the same command goes on after a stop. Example: headscope search runs/stickers --keep 20%"""
-    from headscope.pipeline import open_run, settings_of
-    from headscope.pipeline.settings import Crew
-    from headscope.tuning.measure.table import KINDS
-    from headscope.tuning.propose.samplers import SAMPLERS
-    from headscope.tuning.study.storage import shared
-
-    check_engine(engine)
-    if sampler not in SAMPLERS:
-        raise typer.BadParameter(f"--sampler {sampler}: expected one of {', '.join(SAMPLERS)}.")
-    if table not in KINDS:
-        raise typer.BadParameter(f"--table {table}: expected one of {', '.join(KINDS)}.")
-    if workers > 1 and storage is not None and not shared(storage):
-        raise typer.BadParameter(f"--workers {workers}: a SQLite file is for one process; name a *.journal or a database URL.")
-    crew = Crew(storage, workers, engine, address)
+    config = SEARCH.replace(
+        trials=trials, seed=seed, sampler=sampler, prune=prune, patience=patience, buckets=buckets, images=images,
+        table=table, table_images=table_images, quick=quick,
+    )  # fmt: skip
+    crew = workers_from(workers, engine, address, storage)
     if run.suffix == ".toml":
         _defined(run, out, device, crew)
         return
@@ -100,38 +101,25 @@ def search(
     if max_loss is not None and not max_loss > 0:
         raise typer.BadParameter(f"--max-loss {max_loss:g}: expected more than 0; only the full cache loses nothing.")
     keeps = keep_list(keep)
-    single, memory = limit_options(keeps[0] if len(keeps) == 1 else None, memory)
-    model, folder = open_run(run, device)
-    settle_threads(model.name)
-    settings = settings_of(folder, keep=single, memory=memory, batch=batch, of=keep_of, trials=trials, quick=quick, seed=seed)
-    settings = replace(
-        settings,
-        searched_images=images or settings.calibration,
-        table_images=max(settings.table_images, min(8, images or settings.calibration)),
-        sampler=sampler,
-        prune=prune,
-        buckets=buckets,
-        table=table,
-        patience=patience or None,
-        limit_dtype=None if dtype is None else DTYPES.get(dtype, dtype),
-        limit_guidance=guidance,
-    )
+    streams = None if guidance is None else 1 + guidance
+    limit = limit_from(keeps[0] if len(keeps) == 1 else None, memory, keep_of, batch=batch, dtype=dtype, streams=streams)
+    opened = _opened(run, device, limit, config)
     if max_loss is not None:
-        _smallest(model, folder, max_loss, settings, crew)
+        _smallest(opened, crew, max_loss)
     elif front:
-        _front(model, folder, keeps, settings, crew)
+        _front(opened, crew, keeps)
     elif len(keeps) > 1:
-        _many(model, folder, keeps, settings, crew)
+        _many(opened, crew, keeps)
     else:
-        _one(model, folder, settings, crew)
+        _one(opened, crew)
 
 
-def _say_table(search: Path) -> None:
-    """What the sensitivity table cost, where there is one."""
-    from headscope.storage import read_json
+def _opened(path: Path, device: str, limit: LimitConfig, config: SearchConfig) -> Run:
+    from headscope.pipeline import open_run
 
-    if found := read_json(search / "search.json").get("sensitivity"):
-        say(found["sentence"])
+    run = open_run(path, device).under(limit, config)
+    settle_threads(run.model.name)
+    return run
 
 
 def keep_list(keep: str | None) -> list[str]:
@@ -142,15 +130,24 @@ def keep_list(keep: str | None) -> list[str]:
     return parts
 
 
-def _one(model: ImageModel, folder: RunFolder, settings: Settings, crew: Crew) -> None:
+def _say_table(search: Path) -> None:
+    """What the sensitivity table cost, where there is one."""
+    from headscope.storage import read_json
+
+    if found := read_json(search / "search.json").get("sensitivity"):
+        say(found["sentence"])
+
+
+def _one(run: Run, workers: Workers) -> None:
     from headscope.cli.tables import methods_table
     from headscope.models.registry import source_of
     from headscope.pipeline.searching import search_one
 
     with progress() as tell:
-        search_one(model, folder, settings, tell, crew=crew)
+        search_one(run.told(tell), workers=workers)
+    folder = run.folder
     _say_table(folder.search)
-    methods_table(folder.path / "methods.csv", settings.quick)
+    methods_table(folder.path / "methods.csv", run.config.search.quick)
     say(f"policy: {folder.policy}")
     model_name = _as_argument(source_of(folder))
     say(f"next: {pasted('headscope', 'generate', model_name, '--policy', folder.policy, '--out', 'images')}")
@@ -162,30 +159,32 @@ def _as_argument(source: str) -> str:
     return name if name == source or os.sep in name else f".{os.sep}{name}"
 
 
-def _many(model: ImageModel, folder: RunFolder, keeps: list[str], settings: Settings, crew: Crew) -> None:
+def _many(run: Run, workers: Workers, keeps: list[str]) -> None:
     from headscope.cli.tables import methods_table
-    from headscope.pipeline.searching import place_of, search_many
+    from headscope.pipeline.searching import search_many
+    from headscope.pipeline.steps.paths import SearchPaths
 
     with progress() as tell:
-        search_many(model, folder, keeps, settings, tell, crew)
-    _say_table(place_of(folder, keeps[0]).search)
-    for keep in keeps:
-        methods_table(place_of(folder, keep).search / "methods.csv", settings.quick)
-        say(f"policy: {place_of(folder, keep).policy}")
-    say(f"table: {folder.path / 'budgets.csv'}")
+        search_many(run.told(tell), keeps, workers)
+    every = [SearchPaths.at_share(run.folder, keep) for keep in keeps]
+    _say_table(every[0].search)
+    for paths in every:
+        methods_table(paths.tables / "methods.csv", run.config.search.quick)
+        say(f"policy: {paths.policy}")
+    say(f"table: {run.folder.path / 'budgets.csv'}")
 
 
-def _front(model: ImageModel, folder: RunFolder, keeps: list[str], settings: Settings, crew: Crew) -> None:
+def _front(run: Run, workers: Workers, keeps: list[str]) -> None:
     from headscope.pipeline.fronts import search_front
 
     with progress() as tell:
-        found = search_front(model, folder, keeps or ["50%", "30%", "20%", "15%", "10%"], settings, tell, crew)
+        found = search_front(run.told(tell), keeps or ["50%", "30%", "20%", "15%", "10%"], workers.storage)
     for row in found.chosen.itertuples(index=False):
         say(f"{row.keep:>6}  {row.kept_ratio:.1%} kept  unseen KL {row.unseen_kl:.4f}  {row.file}")
-    say(f"front: {folder.path / 'front.csv'}, {folder.path / 'front.svg'}")
+    say(f"front: {run.folder.path / 'front.csv'}, {run.folder.path / 'front.svg'}")
 
 
-def _smallest(model: ImageModel, folder: RunFolder, max_loss: float, settings: Settings, crew: Crew) -> None:
+def _smallest(run: Run, workers: Workers, max_loss: float) -> None:
     from headscope.pipeline.searching import search_smallest
 
     def told(step: Step) -> None:
@@ -196,21 +195,21 @@ def _smallest(model: ImageModel, folder: RunFolder, max_loss: float, settings: S
         )
 
     with progress() as tell:
-        found, _ = search_smallest(model, folder, max_loss, settings, tell, crew, told)
+        found, _ = search_smallest(run.told(tell), max_loss, workers, told)
     last = next(step for step in found.steps if step.keep == found.keep)
     say(f"smallest: {found.keep:.1%} of the plain cache; it loses {last.unseen:.4f} nats a token on unseen prompts")
     say("The share was chosen by looking at the unseen prompts too, so this loss is a little better than on others.")
-    say(f"policy: {folder.policy}")
+    say(f"policy: {run.folder.policy}")
 
 
-def _defined(file: Path, out: Path | None, device: str, crew: Crew) -> None:
+def _defined(file: Path, out: Path | None, device: str, workers: Workers) -> None:
     from headscope.cli.tables import methods_table
     from headscope.pipeline.searching import run_definition
-    from headscope.tuning.definition import read_definition
+    from headscope.tuning import read_config
 
-    definition = read_definition(file)
-    settle_threads(definition.model)
+    config = read_config(file)
+    settle_threads(config.model)
     with progress() as tell:
-        policy, place = run_definition(definition, out or default_out(definition.model), device, tell, crew)
-    methods_table(place.search / "methods.csv")
-    say(f"policy: {policy}")
+        paths = run_definition(config, out or default_out(config.model), device, tell, workers)
+    methods_table(paths.tables / "methods.csv", config.search.quick)
+    say(f"policy: {paths.policy}")

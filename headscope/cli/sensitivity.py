@@ -30,10 +30,11 @@ def sensitivity(
     keeps = [part.strip() for part in keep.split(",") if part.strip()]
     if not keeps:
         raise typer.BadParameter("--keep: expected shares such as 30%,20%,10%.")
-    model, folder = open_run(run, device, dtype)
-    settle_threads(model.name)
+    opened = open_run(run, device, dtype)
+    folder = opened.folder
+    settle_threads(opened.model.name)
     with progress() as tell:
-        found = sensitivity_step(model, folder, keeps, images=images, stride=stride, seed=seed, progress=tell)
+        found = sensitivity_step(opened.told(tell), keeps, images=images, stride=stride, seed=seed)
     for one in found:
         sizes = ", ".join(f"{kind} {option.window} + {option.heavy}" for kind, option in one.options.items())
         say(f"{one.keep}: tokens a head, recent + heavy: {sizes}")

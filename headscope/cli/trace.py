@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headscope.cli.console import (
+    BATCH_SIZE,
+    PROMPTS,
+    SEARCH,
     Address,
     Device,
     Dtype,
@@ -17,14 +20,16 @@ from headscope.cli.console import (
     PromptFile,
     Resume,
     Seed,
-    Workers,
+    WorkerCount,
     check_begin,
-    check_engine,
     pasted,
     progress,
+    prompts_from,
     say,
     settle_threads,
+    workers_from,
 )
+from headscope.tuning.config import RunConfig
 
 if TYPE_CHECKING:
     from headscope.tracing import Selection
@@ -36,9 +41,9 @@ def trace(
     model: ModelName,
     out: Annotated[Path, typer.Option(help="The run folder to make.")],
     prompts: PromptFile = None,
-    calibration: Annotated[int, typer.Option(min=1, help="Prompts to trace.")] = 16,
-    unseen: Annotated[int, typer.Option(min=1, help="Prompts to leave for judging.")] = 16,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images generated together.")] = 16,
+    calibration: Annotated[int, typer.Option(min=1, help="Prompts to trace.")] = PROMPTS.calibration,
+    unseen: Annotated[int, typer.Option(min=1, help="Prompts to leave for judging.")] = PROMPTS.unseen,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images generated together.")] = BATCH_SIZE,
     guidance: Annotated[
         float | None, typer.Option(min=0.0, help="Scale of guidance, 1 for none (default: the model's).")
     ] = None,
@@ -53,10 +58,10 @@ def trace(
         bool, typer.Option("--live", help="Trace while generating, step by step, not in one pass afterwards.")
     ] = False,
     policy: Annotated[Path | None, typer.Option(help="Trace through this policy's compressed cache (implies --live).")] = None,
-    workers: Workers = 1,
+    workers: WorkerCount = 1,
     engine: Engine = "processes",
     address: Address = None,
-    seed: Seed = 0,
+    seed: Seed = SEARCH.seed,
     device: Device = "auto",
     dtype: Dtype = None,
     resume: Resume = False,
@@ -64,36 +69,31 @@ def trace(
 ) -> None:
     """Generate images and trace every head. Example: headscope trace stickers --out runs/stickers"""
     from headscope.models import load_model
-    from headscope.pipeline import RunFolder, Settings
-    from headscope.pipeline.prompts import default_prompts, read_prompts, split
-    from headscope.pipeline.run import begin, read_prompts_of
-    from headscope.pipeline.settings import Crew
+    from headscope.pipeline import begin_run
     from headscope.pipeline.shards import trace_in_shards
     from headscope.pipeline.steps import trace_step
-    from headscope.policy.files import load_policy
+    from headscope.policy.policy import load_policy
 
-    check_engine(engine)
+    crew = workers_from(workers, engine, address)
     check_begin(resume, overwrite)
     if workers > 1 and (live or policy is not None):
         raise typer.BadParameter(f"--workers {workers}: live tracing goes with one process; leave one of them out.")
     selection = _selection(layers, heads, rows, stream, every, bands, full)
-    texts = default_prompts(model) if prompts is None else read_prompts(prompts)
-    settings = Settings(keep=None, calibration=calibration, unseen=unseen, seed=seed, batch_size=batch_size, guidance=guidance)
+    config = RunConfig(
+        model=model, dtype=dtype, guidance=guidance, seed=seed, batch_size=batch_size,
+        prompts=prompts_from(prompts, calibration, unseen),
+    )  # fmt: skip
     settle_threads(model)
     loaded = load_model(model, device=device, dtype=dtype)
     selection.check(loaded.shape.layers, loaded.shape.query_heads, loaded.shape.geometry.rows)
     through = None if policy is None else load_policy(policy, loaded.shape)
-    folder = RunFolder(out)
-    parts = split(texts, calibration, unseen)
-    begin(loaded, model, folder, parts, settings, resume=resume, overwrite=overwrite)
+    run = begin_run(config, out, model=loaded, resume=resume, overwrite=overwrite, limited=False)
     with progress() as tell:  # a finished trace is only looked over
-        chosen = read_prompts_of(folder)["calibration"]
         if workers > 1:
-            crew = Crew(workers=workers, engine=engine, address=address)
-            trace_in_shards(loaded, folder, chosen, settings, crew, tell, selection=selection)
+            trace_in_shards(run.told(tell), crew, selection=selection)
         else:
-            trace_step(loaded, folder, chosen, settings, tell, selection=selection, live=live, policy=through)
-    say(f"trace: {folder.trace}")
+            trace_step(run.told(tell), selection=selection, live=live, policy=through)
+    say(f"trace: {run.folder.trace}")
     say(f"next: {pasted('headscope', 'heads', out)}")
 
 

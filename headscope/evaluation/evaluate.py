@@ -18,15 +18,16 @@ from headscope.evaluation.measuring import Measured, Measurer
 from headscope.models.protocol import ImageModel
 from headscope.models.tokens import warn_of_unknown_words
 from headscope.policy import Policy
+from headscope.progress import Progress, of_task, renamed
 from headscope.prompt_files import Asked
 from headscope.runtime.batches import (
     FULL,
     OTHER,
     OTHER_SEED,
+    ImageBatches,
     Variant,
     batch_for,
     batches_to_generate,
-    generate_variant,
     seconds_of,
 )
 from headscope.runtime.cache import check_prefix
@@ -34,11 +35,10 @@ from headscope.runtime.sampling import Sampling
 from headscope.samples import Samples
 from headscope.stickereval.grader import category_scores, paired_difference
 from headscope.stickereval.prompts import GradingPrompt
-from headscope.storage import write_whole
+from headscope.storage import write_csv, write_parquet
 
 MEMORY = 2 * 2**30
 _TO_REAL = ("kernel", "kernel_spread", "frechet")
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def evaluate(
         other_dtype: loads the same model in the other dtype, for that floor; None: no such floor.
         generators: generates what is missing before this process does, in other processes say; `other_dtype` is then bfloat16
             beside float32, or float32.
-        progress: told (what, done, in all).
+        progress: told what is being done, see `headscope.progress`.
 
     Raises:
         DataError: `out` holds an evaluation of something else, or a prompt, a policy or an image that cannot be used.
@@ -145,10 +145,10 @@ def evaluate(
     samples = _generated(model, other_dtype, variants, texts, config, out / "tokens", batch, progress)
     measurer = Measurer(model, samples[FULL], asked, out, seeds, config.grading, real, config.layout)
     measured: dict[str, Measured] = {}
+    tell = of_task(progress, "measuring")
     for name in [FULL, *(name for name in samples if name.startswith(f"{FULL}_")), OTHER_SEED, *policies]:
         measured[name] = measurer.measure(name, samples[name])
-        if progress is not None:
-            progress("measuring", len(measured), len(samples))
+        tell(len(measured), len(samples))
     sizes = {variant.name: variant.cache_bytes(model, prefix, streams) for variant in variants}
     return _written(out, measured, sizes, {name: seconds_of(out / "tokens" / name) for name in measured})
 
@@ -188,9 +188,8 @@ def _generated(
     found: dict[str, Samples] = {}
 
     def generate(source: ImageModel, variant: Variant, name: str) -> None:
-        shown = None if progress is None else (lambda done, total: progress(f"generating {name}", done, total))
-        sampling = Sampling(config.guidance)
-        found[name] = generate_variant(source, variant, texts, config.seeds, folder / name, batch, sampling, shown)
+        batches = ImageBatches(source, variant, texts, config.seeds, folder / name, Sampling(config.guidance))
+        found[name] = batches.all(batch, renamed(progress, f"generating {name}"))
 
     for variant in variants:
         generate(model, variant, variant.name)
@@ -219,14 +218,14 @@ def _written(out: Path, measured: dict[str, Measured], sizes: dict[str, int], se
     graded = {name: one.images for name, one in measured.items() if "tag" in one.images}
     images = pd.concat([one.images for one in measured.values()], ignore_index=True)
     found = Evaluation(images, pd.DataFrame(rows), _scores(graded), pd.DataFrame(by_row))
-    write_whole(out / "images.parquet", lambda path: found.images.to_parquet(path, index=False))
+    write_parquet(found.images, out / "images.parquet")
     for name in ("likeness", "scores", "by_row"):
         _write_csv(getattr(found, name), out / f"{name}.csv")
     return found
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    write_whole(path, lambda target: table.to_csv(target, index=False, float_format="%.6g"))
+    write_csv(table, path, float_format="%.6g")
 
 
 def _scores(graded: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from headscope.samples import Samples
 from headscope.stickereval.detector import WEIGHTS
 from headscope.stickereval.grader import StickerEval
 from headscope.stickereval.prompts import GradingPrompt
-from headscope.storage import read_json, read_parquet, write_json, write_whole
+from headscope.storage import read_json, read_parquet, write_json, write_parquet
 
 GRADED = ["tag", "correct", "reason", "found"]
 _COLUMNS = {
@@ -175,7 +175,7 @@ def _images(model: ImageModel, samples: Samples, batch_size: int = 16) -> torch.
 
 def _keep(folder: Path, name: str, key: str, measured: Measured) -> None:
     """The table first: where the facts stand, all does."""
-    write_whole(folder / f"{name}.parquet", lambda path: measured.images.to_parquet(path, index=False))
+    write_parquet(measured.images, folder / f"{name}.parquet")
     means = {measure: None if np.isnan(value) else value for measure, value in measured.means.items()}
     write_json(folder / f"{name}.json", {"key": key, "means": means, "by_row": measured.by_row})
 

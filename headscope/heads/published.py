@@ -31,7 +31,7 @@ def read_scores(path: str | Path, model_shape: str, threshold: float = THRESHOLD
     layers, heads = int(match[1]), int(match[2])
     lines = read_lines(path, "file of scores (CSV, a line a layer and a number a head)")
     if len(lines) != layers:
-        raise DataError(f"{path}: has {len(lines)} lines, expected {layers}, a line a layer; check --model-shape.")
+        raise DataError(f"{path}: has {len(lines)} lines, expected {layers}, a line a layer; check `model_shape`.")
     rows = []
     for layer, line in enumerate(lines):
         cells = line.text.split(",")

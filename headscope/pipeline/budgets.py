@@ -28,11 +28,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Fits:
-    """Attributes: rows; allowed: the share that `batch` images may keep (above 1: all of it); sentence: that in words."""
+    """What fits.
+
+    Attributes:
+        rows: a cache each.
+        allowed: share of the plain cache that `batch` images may keep, above 1 all of it.
+        sentence: that in words.
+        keep: the limit to search with, such as "12.5%"; None where none is needed or none helps.
+    """
 
     rows: tuple[Row, ...]
     allowed: float
     sentence: str
+    keep: str | None
 
 
 def what_fits(spec: CacheSpec, room: int, policies: Mapping[str, Policy], shares: Sequence[float] = SHARES) -> Fits:
@@ -47,7 +55,7 @@ def what_fits(spec: CacheSpec, room: int, policies: Mapping[str, Policy], shares
     one = spec.replace(batch=1)
     plain, smallest = one.full_bytes, one.smallest_bytes
     rows = [
-        Row("plain" if share == 1.0 else f"--keep {100 * share:g}%", share, floor(share * plain), room // floor(share * plain))
+        Row("plain" if share == 1.0 else f"keep {100 * share:g}%", share, floor(share * plain), room // floor(share * plain))
         for share in shares
         if share * plain >= smallest
     ]
@@ -55,20 +63,20 @@ def what_fits(spec: CacheSpec, room: int, policies: Mapping[str, Policy], shares
         nbytes = one.replace(prefix=max(spec.prefix, policy.prefix)).bytes_of(policy)
         rows.append(Row(name, nbytes / plain, nbytes, room // nbytes))
     allowed = room / (spec.batch * plain)
-    return Fits(tuple(rows), allowed, _sentence(spec.batch, allowed, smallest / plain))
+    keep = f"{floor(1000 * allowed) / 10:g}%" if smallest / plain <= allowed < 1 else None
+    return Fits(tuple(rows), allowed, _sentence(spec.batch, allowed, smallest / plain, keep), keep)
 
 
-def _sentence(batch: int, allowed: float, smallest: float) -> str:
+def _sentence(batch: int, allowed: float, smallest: float, keep: str | None) -> str:
     images = "1 image" if batch == 1 else f"{batch:,} images"
     if allowed >= 1:
         return f"A batch of {images} fits with the plain cache: no policy is needed."
-    if allowed < smallest:
+    if keep is None:
         return (
             f"A batch of {images} does not fit with any policy: the smallest keeps {smallest:.1%}, "
             f"there is room for {allowed:.1%}; generate {max(int(batch * allowed / smallest), 0):,} at a time."
         )
-    share = f"{floor(1000 * allowed) / 10:g}%"
-    return f"A batch of {images} may keep {share}: headscope search RUN --keep {share}"
+    return f"A batch of {images} may keep {keep}."
 
 
 def free_memory(device: str) -> int:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from headscope.models.protocol import ImageModel
-from headscope.pipeline.limits import streams_of
-from headscope.pipeline.settings import Settings
+from headscope.pipeline.opened import Run
 from headscope.runtime.plain import PlainCache
+from headscope.tuning import RunConfig, SearchConfig
 from headscope.tuning.measure.options import default_options
 from headscope.tuning.measure.replay import BATCH_BYTES
 
@@ -40,10 +39,12 @@ class Estimate:
 
 
 @torch.inference_mode()
-def estimate(model: ImageModel, settings: Settings, calibration: int, unseen: int, prefix: int) -> Estimate:
+def estimate(run: Run) -> Estimate:
     """Time one parallel pass over one image and a few decoding steps; count the rest."""
-    tokens, streams = model.shape.geometry.tokens, streams_of(model, settings)
-    rows = streams * min(settings.batch_size, max(calibration, unseen))
+    model, config, prompts = run.model, run.config, run.prompts()
+    calibration, unseen = len(prompts["calibration"]), len(prompts["unseen"])
+    tokens, streams = model.shape.geometry.tokens, run.streams
+    rows = streams * min(config.batch_size, max(calibration, unseen))
     embeds = model.embed_tokens(torch.zeros(streams, tokens, dtype=torch.int64, device=model.device))
     model.decode(embeds[:, :8], None, None)
     parallel = _least(lambda: model.logits(model.decode(embeds, None, None)), 2)
@@ -52,30 +53,30 @@ def estimate(model: ImageModel, settings: Settings, calibration: int, unseen: in
     model.decode(embeds[:1, : tokens // 2].repeat(rows, 1, 1), None, cache)
     decoding = _least(lambda: model.decode(step, None, cache), STEPS)
     replayed = CHUNKED * parallel
-    searched = min(settings.searched_images, calibration)
+    searched = min(config.search.images or calibration, calibration)
     heads = model.shape.layers * model.shape.kv_heads
     cells = len(default_options(model.shape.geometry)) * heads
     seconds = {
-        "trace": _draws(calibration, settings) * tokens * decoding + 3 * parallel * calibration,
+        "trace": _batches(calibration, config) * tokens * decoding + 3 * parallel * calibration,
         "heads": 2.0,
-        "search": _search(settings, cells, searched, parallel),
-        "compare": _draws(unseen, settings) * tokens * decoding + 7 * unseen * replayed,
-        "generate": _draws(unseen, settings) * tokens * decoding,
+        "search": _search(config.search, cells, searched, parallel),
+        "compare": _batches(unseen, config) * tokens * decoding + 7 * unseen * replayed,
+        "generate": _batches(unseen, config) * tokens * decoding,
         "report": 5.0,
     }
     weights = sum(p.numel() * p.element_size() for p in model.decoder.parameters())
-    tables = 4 * tokens * model.vocabulary * max(searched + settings.table_images, unseen)
+    tables = 4 * tokens * model.vocabulary * max(searched + config.search.table_images, unseen)
     return Estimate(seconds, LIBRARIES + 2 * weights + tables + BATCH_BYTES)
 
 
-def _search(settings: Settings, cells: int, images: int, parallel: float) -> float:
+def _search(config: SearchConfig, cells: int, images: int, parallel: float) -> float:
     """Seconds of the table (most cells skip the layers below), the presets and the trials."""
-    replays = (settings.trials + (5 if settings.quick else OTHER_REPLAYS)) * images * CHUNKED * parallel
-    return replays if settings.quick else replays + 0.6 * cells * min(settings.table_images, images) * parallel
+    replays = (config.trials + (5 if config.quick else OTHER_REPLAYS)) * images * CHUNKED * parallel
+    return replays if config.quick else replays + 0.6 * cells * min(config.table_images, images) * parallel
 
 
-def _draws(images: int, settings: Settings) -> int:
-    return math.ceil(images / settings.batch_size)
+def _batches(images: int, config: RunConfig) -> int:
+    return math.ceil(images / config.batch_size)
 
 
 def _least(work: Callable[[], object], times: int) -> float:

@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from headscope.evaluation.evaluate import Task
 from headscope.models import load_model
 from headscope.models.protocol import ImageModel
-from headscope.pipeline.settings import Crew
-from headscope.pipeline.workers import spread
+from headscope.pipeline.workers import Workers, map_tasks
+from headscope.progress import Progress, of_task
 from headscope.runtime import Sampling
-from headscope.runtime.batches import generate_numbers
+from headscope.runtime.batches import ImageBatches
 
 
-def generate_in_processes(
-    tasks: Sequence[Task],
-    prompts: Sequence[str],
-    seeds: int,
-    guidance: float | None,
-    *,
-    source: str,
-    device: str,
-    crew: Crew,
-    done: Callable[[int, int], None],
-) -> None:
-    """Generate each task in one of the crew's processes; what was generated before a stop stays.
+@dataclass(frozen=True)
+class GenerateInProcesses:
+    """Generates tasks of an evaluation in processes of their own; what was generated before a stop stays.
 
-    Args:
-        source: where the model comes from. done: told how many of all tasks are finished.
-    Raises:
-        HeadscopeError: what a process raised.
+    Attributes:
+        source: where the model comes from.
+        device: where each process loads it.
+        workers: the processes.
+        progress: told how many of all tasks are finished.
     """
-    each = [(source, device, task, list(prompts), seeds, guidance) for task in tasks]
-    done(0, len(each))
-    spread(_draw, each, crew, lambda finished: done(finished, len(each)))
+
+    source: str
+    device: str
+    workers: Workers
+    progress: Progress | None = None
+
+    def __call__(self, tasks: Sequence[Task], prompts: Sequence[str], seeds: int, guidance: float | None) -> None:
+        """Generate every task; see `headscope.evaluation.evaluate.Generators`.
+
+        Raises:
+            HeadscopeError: what a process raised.
+        """
+        each = [(self.source, self.device, task, list(prompts), seeds, guidance) for task in tasks]
+        tell = of_task(self.progress, "generating batches")
+        tell(0, len(each))
+        map_tasks(_generate, each, self.workers, tell)
 
 
-def _draw(source: str, device: str, task: Task, prompts: list[str], seeds: int, guidance: float | None) -> str:
+def _generate(source: str, device: str, task: Task, prompts: list[str], seeds: int, guidance: float | None) -> str:
     model = _loaded(source, device, task.dtype)
-    generate_numbers(model, task.variant, prompts, seeds, task.folder, task.numbers, Sampling(guidance))
+    ImageBatches(model, task.variant, prompts, seeds, task.folder, Sampling(guidance)).generate(task.numbers)
     return str(task.folder)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,19 @@ from headscope.errors import BudgetError, DataError
 from headscope.models.protocol import ImageModel
 from headscope.models.tokens import warn_of_unknown_words
 from headscope.policy.policy import Policy
+from headscope.progress import Progress, of_task
 from headscope.reporting import contact_sheet
-from headscope.runtime.batches import Variant, each_batch
+from headscope.runtime.batches import ImageBatches, Variant
 from headscope.runtime.cache import check_prefix
 from headscope.runtime.decoders import AUTO, decoder_name
 from headscope.runtime.sampling import Sampling
 from headscope.samples import Samples
-from headscope.storage import read_json, write_json, write_whole
+from headscope.storage import read_json, write_json, write_parquet, write_whole
 from headscope.words import size
 
 FULL, POLICY = "full", "policy"
 # Above this a larger batch is not faster on a CPU; a GPU gains until its memory is full.
 MOST_ON_CPU = 64
-# Told after each batch: (what is being done, images done, images in all, nan).
-Progress = Callable[[str, int, int, float], None]
 
 
 # What a folder of images holds at its top, beside images.json.
@@ -161,7 +159,7 @@ def generate_images(model: ImageModel, plan: Plan, out: Path, progress: Progress
         model: the image model.
         plan: see `plan_images`.
         out: the folder; goes on with what is there.
-        progress: see Progress.
+        progress: told of images, see `headscope.progress`.
 
     Returns:
         With both caches the table: index, prompt, seed, token_agreement.
@@ -177,16 +175,16 @@ def generate_images(model: ImageModel, plan: Plan, out: Path, progress: Progress
         folder = out / kind.name if len(kinds) > 1 else out
         what = f"{FULL} cache" if kind.name == FULL else kind.name
         parts: dict[int, Samples] = {}
-        if progress is not None:
-            progress(what, 0, request.total, float("nan"))
+        tell = of_task(progress, what)
+        tell(0, request.total)
         tokens = out / "tokens" / kind.name
-        for numbers, samples in each_batch(model, kind, request.prompts, request.each, tokens, plan.batch, request.sampling):
+        batches = ImageBatches(model, kind, request.prompts, request.each, tokens, request.sampling)
+        for numbers, samples in batches.each(plan.batch):
             for place, number in enumerate(numbers):
                 parts[number] = samples.select([place])
                 if not (folder / f"{number:04d}.png").is_file():
                     save_png(model.to_images(parts[number].tokens)[0], folder / f"{number:04d}.png")
-            if progress is not None:
-                progress(what, len(parts), request.total, float("nan"))
+            tell(len(parts), request.total)
         found[kind.name] = parts
     return _compared(found[FULL], found[POLICY], out) if len(found) > 1 else None
 
@@ -261,7 +259,7 @@ def _compared(full: dict[int, Samples], small: dict[int, Samples], out: Path) ->
         table.append({"index": number, "prompt": one.prompts[0], "seed": int(one.seeds[0]), "token_agreement": agreement})
     contact_sheet(rows, ["full cache", "policy"], out / "sheet.png")
     found = pd.DataFrame(table)
-    write_whole(out / "images.parquet", lambda path: found.to_parquet(path, index=False))
+    write_parquet(found, out / "images.parquet")
     return found
 
 

@@ -6,38 +6,34 @@ import os
 from pathlib import Path
 
 from headscope.models import load_model
-from headscope.models.protocol import ImageModel
 from headscope.models.registry import source_of
 from headscope.overwriting import clear_trace, remove_empty
+from headscope.pipeline.opened import Run
 from headscope.pipeline.recorded import calibration_images
-from headscope.pipeline.settings import Crew, Progress, Settings
 from headscope.pipeline.steps.timed import timed
-from headscope.pipeline.workers import spread
-from headscope.run_folder import RunFolder
+from headscope.pipeline.workers import Workers, map_tasks
+from headscope.progress import of_task
 from headscope.samples import Samples
 from headscope.tracing import Selection, TraceDataset, merge_traces, trace
 
 
-def trace_in_shards(
-    model: ImageModel,
-    folder: RunFolder,
-    prompts: list[str],
-    settings: Settings,
-    crew: Crew,
-    progress: Progress | None = None,
-    *,
-    selection: Selection | None = None,
-) -> TraceDataset:
+def trace_in_shards(run: Run, workers: Workers, *, selection: Selection | None = None) -> TraceDataset:
     """Generate the calibration images, trace a part of them in every worker, join the parts: calibration.parquet, trace/.
 
     A part that was finished before a stop is not traced again. The statistics are those of one process; the curves, sums
     over images, agree to the rounding of their order.
+
+    Args:
+        run: whose calibration prompts.
+        workers: that share the work.
+        selection: what to trace, everything of the default set unless given.
     """
+    folder, model = run.folder, run.model
     with timed(folder, "trace"):
-        samples = calibration_images(model, folder, prompts, settings, progress)
+        samples = calibration_images(run)
         if (folder.trace / "trace.json").is_file():
             return TraceDataset(folder.trace)
-        parts = min(crew.workers, len(samples))
+        parts = min(workers.count, len(samples))
         source, device = source_of(folder), str(model.device)
         dtype = str(model.dtype).removeprefix("torch.")
         shards = folder.path / "trace-shards"
@@ -45,12 +41,7 @@ def trace_in_shards(
             (source, device, dtype, str(folder.samples), number, parts, str(shards / f"{number:03d}"), selection)
             for number in range(parts)
         ]
-
-        def done(count: int) -> None:
-            if progress is not None:
-                progress("tracing in shards", count, parts, float("nan"))
-
-        paths = spread(trace_shard, each, crew, done)
+        paths = map_tasks(trace_shard, each, workers, of_task(run.progress, "tracing in shards"))
         _keep(_joined(paths, shards / "joined"), folder.trace)
         for path in paths:
             clear_trace(Path(path))

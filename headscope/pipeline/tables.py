@@ -4,38 +4,32 @@ from __future__ import annotations
 
 from headscope.heads import Heads
 from headscope.heads.files import SEMANTIC
-from headscope.models.protocol import ImageModel
-from headscope.pipeline.settings import Progress, Settings
-from headscope.run_folder import RunFolder
+from headscope.pipeline.opened import Run
+from headscope.progress import renamed
 from headscope.samples import Samples
 from headscope.tracing.dataset import TraceDataset
-from headscope.tuning import Replay
-from headscope.tuning.measure.coverage import Coverage, Groups
-from headscope.tuning.measure.table import HEADS, Table, kind_for, sensitivity_table
+from headscope.tuning import Coverage, Groups, Losses, Replay, losses_from, sensitivity_table
+from headscope.tuning.measure.table import HEADS, kind_for
 
 
-def groups_of(model: ImageModel, folder: RunFolder, kind: str) -> Groups | None:
-    """What a table that is not of every head needs: classes and curves; None where `kind` measures every head.
+def groups_of(run: Run) -> Groups | None:
+    """What a table that is not of every head needs: classes and curves; None where every head is measured.
 
     Raises:
         DataError: no trace, or one that lacks layers or heads.
     """
-    if kind_for(kind, model.shape) == HEADS:
+    shape, folder = run.model.shape, run.folder
+    if kind_for(run.config.search.table, shape) == HEADS:
         return None
     heads = Heads.load(folder.heads).table
     semantic = heads.assign(semantic=heads["class"] == SEMANTIC).pivot(index="layer", columns="kv_head", values="semantic")
-    return Groups(semantic.to_numpy(dtype=bool), Coverage(TraceDataset(folder.trace).curves(), model.shape))
+    return Groups(semantic.to_numpy(dtype=bool), Coverage(TraceDataset(folder.trace).curves(), shape))
 
 
-def table_of(
-    model: ImageModel, folder: RunFolder, samples: Samples, settings: Settings, progress: Progress | None = None
-) -> Table:
+def losses_of(run: Run, samples: Samples) -> Losses:
     """Measure the run's table, or read it."""
-
-    def tell(done: int, total: int) -> None:
-        if progress is not None:
-            progress("sensitivity of heads", done, total, float("nan"))
-
-    few = Replay(model, samples.select(range(min(settings.table_images, len(samples)))), by_stream=False)
-    groups = groups_of(model, folder, settings.table)
-    return sensitivity_table(few, settings.table, groups, folder.table(settings.table_images), tell)
+    config, shape = run.config.search, run.model.shape
+    few = Replay(run.model, samples.first(config.table_images), by_stream=False)
+    progress = renamed(run.progress, "sensitivity of heads")
+    table = sensitivity_table(few, config.table, groups_of(run), run.folder.table(config.table_images), progress)
+    return losses_from(table.losses, shape.layers, shape.kv_heads, shape.geometry)

@@ -1,4 +1,4 @@
-"""A crew: more processes that work on the same study, on this machine or, by Ray, on a cluster.
+"""Workers: more processes that work on the same study, on this machine or, by Ray, on a cluster.
 
 Whoever leads measures the table, the presets and the incumbents, then calls the others in; all propose until the study has
 its trials. What one measures, the others learn from the storage. A worker that dies costs its trial, which is queued again
@@ -16,53 +16,69 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headscope.errors import HeadscopeError
 from headscope.models import load_model
-from headscope.models.protocol import ImageModel
 from headscope.models.registry import source_of
-from headscope.pipeline.limits import limit_of
-from headscope.pipeline.settings import Crew, Place, Settings
-from headscope.pipeline.steps import tuned_under
+from headscope.pipeline.opened import Run
+from headscope.pipeline.steps.paths import SearchPaths
+from headscope.pipeline.steps.search import search_of
 from headscope.run_folder import RunFolder
+from headscope.tuning import RunConfig
 
 # How often Ray starts a worker again that died.
 RESTARTS = 3
 
 
-def work(source: str, device: str, dtype: str, folder: str, settings: Settings, place: tuple[str, str], storage: str) -> str:
+@dataclass(frozen=True)
+class Workers:
+    """Who shares work.
+
+    Attributes:
+        count: processes.
+        engine: "processes" of this machine, or "ray" on a cluster.
+        address: of the Ray cluster, None for one on this machine.
+        storage: where a study is kept, see `open_storage`; by default a SQLite file in the run folder, a journal for more
+            processes than one.
+    """
+
+    count: int = 1
+    engine: str = "processes"
+    address: str | None = None
+    storage: str | None = None
+
+
+def work(source: str, device: str, folder: str, config: RunConfig, paths: SearchPaths, storage: str) -> str:
     """One worker: load the model and propose until the study has its trials. Returns which process it was."""
     import torch
 
     if device == "cpu":
         torch.set_num_threads(1)
-    model = load_model(source, device=device, dtype=dtype)
-    run = RunFolder(Path(folder))
-    limit = limit_of(model, settings, int(run.read()["prefix"]))
-    tuned_under(model, run, settings, Place(Path(place[0]), Path(place[1])), limit, Crew(storage=storage), joins=True)
+    model = load_model(source, device=device, dtype=config.dtype)
+    search_of(Run(model, RunFolder(Path(folder)), config), paths, storage).join()
     return f"process {os.getpid()}"
 
 
 @contextmanager
-def joined(model: ImageModel, folder: RunFolder, settings: Settings, place: Place, crew: Crew) -> Iterator[None]:
-    """Call `crew.workers - 1` others in; they are waited for at the end of the block, unless it ends with an error.
+def join_search(run: Run, paths: SearchPaths, workers: Workers) -> Iterator[None]:
+    """Call `workers.count - 1` others in; they are waited for at the end of the block, unless it ends with an error.
 
     Raises:
         HeadscopeError: Ray is not installed, or its cluster does not answer.
     """
-    task = (
-        source_of(folder),
-        str(model.device),
-        str(model.dtype).removeprefix("torch."),
-        str(folder.path.absolute()),
-        settings,
+    storage = str(workers.storage)
+    arguments = (
+        source_of(run.folder),
+        str(run.model.device),
+        str(run.folder.path),
+        run.config.replace(dtype=str(run.model.dtype).removeprefix("torch.")),
+        paths,
+        storage if "://" in storage else str(Path(storage).absolute()),
     )
-    where = (str(place.search.absolute()), str(place.policy.absolute()))
-    storage = str(crew.storage) if "://" in str(crew.storage) else str(Path(str(crew.storage)).absolute())
-    arguments = (*task, where, storage)
-    with _on_ray(arguments, crew) if crew.engine == "ray" else _processes(arguments, crew.workers - 1):
+    with _on_ray(arguments, workers) if workers.engine == "ray" else _processes(arguments, workers.count - 1):
         yield
 
 
@@ -93,10 +109,10 @@ def _quietly(*arguments: Any) -> None:
 
 
 @contextmanager
-def _on_ray(arguments: tuple[Any, ...], crew: Crew) -> Iterator[None]:
-    with _cluster(crew) as ray:
+def _on_ray(arguments: tuple[Any, ...], workers: Workers) -> Iterator[None]:
+    with _cluster(workers) as ray:
         remote = ray.remote(num_cpus=1, max_retries=RESTARTS)(work)
-        running = [remote.remote(*arguments) for _ in range(crew.workers - 1)]
+        running = [remote.remote(*arguments) for _ in range(workers.count - 1)]
         yield
         for task in running:
             try:
@@ -105,31 +121,36 @@ def _on_ray(arguments: tuple[Any, ...], crew: Crew) -> Iterator[None]:
                 print(f"a Ray worker ended early ({type(error).__name__}); its trial was made by the others.", file=sys.stderr)
 
 
-def spread(job: Callable[..., str], each: Sequence[tuple[Any, ...]], crew: Crew, done: Callable[[int], None]) -> list[str]:
-    """`job(*arguments)` for every tuple of `each`, on the crew's processes or its Ray cluster; what dies is begun again.
+def map_tasks(
+    job: Callable[..., str], each: Sequence[tuple[Any, ...]], workers: Workers, done: Callable[[int, int], None]
+) -> list[str]:
+    """`job(*arguments)` for every tuple of `each`, on processes or a Ray cluster; what dies is begun again.
 
     Args:
-        done: told how many are finished.
+        job: a function at the top of a module.
+        each: its arguments, a tuple a task.
+        workers: who shares the work.
+        done: told how many are finished, and how many there are.
 
     Raises:
         HeadscopeError: what a job raised, workers that die again and again, or Ray is missing or does not answer.
     """
-    if crew.engine == "ray":
-        with _cluster(crew) as ray:
+    if workers.engine == "ray":
+        with _cluster(workers) as ray:
             remote = ray.remote(num_cpus=1, max_retries=RESTARTS)(job)
             waiting = every = [remote.remote(*arguments) for arguments in each]
             while waiting:
                 _, waiting = ray.wait(waiting)
-                done(len(every) - len(waiting))
+                done(len(every) - len(waiting), len(every))
             try:
                 return list(ray.get(every))
             except ray.exceptions.RayTaskError as error:
                 raise HeadscopeError(str(error.cause)) from None
-    return _in_processes(job, each, crew.workers, done)
+    return _in_processes(job, each, workers.count, done)
 
 
 def _in_processes(
-    job: Callable[..., str], each: Sequence[tuple[Any, ...]], workers: int, done: Callable[[int], None]
+    job: Callable[..., str], each: Sequence[tuple[Any, ...]], workers: int, done: Callable[[int, int], None]
 ) -> list[str]:
     found: dict[int, str] = {}
     for _ in range(RESTARTS + 1):
@@ -139,7 +160,7 @@ def _in_processes(
             futures = {pool.submit(job, *arguments): n for n, arguments in enumerate(each) if n not in found}
             for future in as_completed(futures):
                 found[futures[future]] = future.result()
-                done(len(found))
+                done(len(found), len(each))
             pool.shutdown()
             return [found[n] for n in range(len(each))]
         except BrokenProcessPool:
@@ -149,7 +170,7 @@ def _in_processes(
             for child in set(multiprocessing.active_children()) - before:
                 child.terminate()
             raise
-    raise HeadscopeError(f"Workers ended early {RESTARTS + 1} times, for want of memory perhaps; try fewer --workers.")
+    raise HeadscopeError(f"Workers ended early {RESTARTS + 1} times, for want of memory perhaps; try fewer `workers`.")
 
 
 def _leave_stopping_to_the_leader() -> None:
@@ -157,26 +178,26 @@ def _leave_stopping_to_the_leader() -> None:
 
 
 @contextmanager
-def _cluster(crew: Crew) -> Iterator[Any]:
-    """Ray, connected to `crew.address` or to a cluster of its own on this machine."""
+def _cluster(workers: Workers) -> Iterator[Any]:
+    """Ray, connected to `workers.address` or to a cluster of its own on this machine."""
     try:
         import ray
     except ImportError:
-        raise HeadscopeError("--engine ray: needs the package ray; pip install 'headscope[ray]'.") from None
+        raise HeadscopeError("engine ray: needs the package ray; pip install 'headscope[ray]'.") from None
     begun = not ray.is_initialized()
     if begun:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_worker_niceness", "0")  # workers and leader share the work, so they share the machine evenly
         try:
             ray.init(
-                address=crew.address,
-                num_cpus=None if crew.address else crew.workers,
-                include_dashboard=None if crew.address else False,
+                address=workers.address,
+                num_cpus=None if workers.address else workers.count,
+                include_dashboard=None if workers.address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise HeadscopeError(f"--address {crew.address}: no Ray cluster answers ({str(error).splitlines()[0]}).") from None
+            raise HeadscopeError(f"address {workers.address}: no Ray cluster answers ({str(error).splitlines()[0]}).") from None
     try:
         yield ray
     finally:

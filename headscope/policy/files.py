@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ from headscope.errors import DataError, HeadscopeError, PolicyMismatch
 from headscope.facts import FLAG, NUMBER, OBJECT, TEXT, TEXTS, check, one_of, optional, or_null, parsed, record, shown, whole
 from headscope.geometry import MOST_TOKENS, Geometry
 from headscope.policy.footprint import CACHE_DTYPES, CacheSpec, Limit
-from headscope.policy.policy import HEAD_TENSORS, Policy, check_tensor
 from headscope.policy.shape import ModelShape
-from headscope.policy.shipped import policy_file, shipped
+from headscope.policy.shipped import shipped
+from headscope.policy.tensors import DTYPES, HEAD_TENSORS, check_tensor
 from headscope.reading import open_tensors
 from headscope.storage import write_whole
 
@@ -83,62 +84,67 @@ _FIELDS = {
 _DTYPES = {"I32": torch.int32, "F32": torch.float32, "U8": torch.uint8}
 
 
-def save_policy(policy: Policy, path: str | Path, overwrite: bool = True) -> Path:
-    """Write `policy` to `path`, whole or not at all.
+@dataclass(frozen=True)
+class PolicyFile:
+    """What a policy file holds, each part of the right type and range; whether they make a policy is `Policy`'s to say.
 
-    Raises:
-        DataError: the place cannot be written, or holds a file and `overwrite` is False.
-        PolicyMismatch: its provenance or results are no JSON values, or such that `load_policy` would refuse them.
+    Attributes:
+        tensors: [layers, kv_heads] each, by name.
+        stride: tokens between two choices of the heavy set.
+        prefix: tokens that the byte accounting assumes.
+        shape: the model that it was made for; weights "" where it was made for any of this shape.
+        limit: the byte limit, or None.
+        provenance: JSON values.
+        results: JSON values.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    stride: int
+    prefix: int
+    shape: ModelShape
+    limit: Limit | None
+    provenance: Mapping[str, Any]
+    results: Mapping[str, Any]
+
+
+def write_file(file: PolicyFile, path: str | Path, accounting: Mapping[str, Any], *, overwrite: bool = True) -> Path:
+    """Write a policy file, whole or not at all; see `Policy.save`.
+
+    Args:
+        file: its content.
+        path: of it.
+        accounting: bytes, for readers.
+        overwrite: replace a file that stands there.
     """
     path = Path(path)
     if os.path.exists(path) and not overwrite:
         raise DataError(f"{path}: exists already; choose another name.")
-    shape = policy.shape
+    shape = file.shape
     metadata = {
         "needs": [],
         "model": {**shape.to_dict(), "weights": shape.weights or None},
-        "stride": policy.stride,
-        "prefix": policy.prefix,
+        "stride": file.stride,
+        "prefix": file.prefix,
         "lead": shape.geometry.row_length,
         "score": SCORE,
-        "limit": None if policy.limit is None else policy.limit.to_dict(),
-        "provenance": dict(policy.provenance),
-        "results": dict(policy.results),
+        "limit": None if file.limit is None else file.limit.to_dict(),
+        "provenance": dict(file.provenance),
+        "results": dict(file.results),
     }
     try:
         metadata = json.loads(json.dumps(metadata))
     except (TypeError, ValueError) as error:
         raise PolicyMismatch(f"{path}: provenance and results have to be JSON values ({error}).") from None
     check(metadata, _FIELDS[SCHEMA], str(path), PolicyMismatch)
-    metadata |= {"headscope_schema": SCHEMA, "accounting": accounting(policy)}
-    tensors = {name: getattr(policy, name).contiguous() for name in HEAD_TENSORS}
-    tensors |= {name: torch.full_like(policy.per_visit, value) for name, value in FIXED.items()}
+    metadata |= {"headscope_schema": SCHEMA, "accounting": dict(accounting)}
+    tensors = {name: tensor.contiguous() for name, tensor in file.tensors.items()}
+    tensors |= {name: torch.full(tensors["window"].shape, value, dtype=DTYPES[name]) for name, value in FIXED.items()}
     strings = {name: json.dumps(value) for name, value in metadata.items()}
     return write_whole(path, lambda target: save_file(tensors, target, metadata=strings))
 
 
-def counted_for(policy: Policy) -> CacheSpec:
-    """What the policy's bytes are counted for: as its limit is, or one guided float32 image without one."""
-    spec = CacheSpec(policy.shape, policy.prefix) if policy.limit is None else policy.limit.spec
-    return spec.replace(shape=policy.shape, prefix=policy.prefix)
-
-
-def accounting(policy: Policy) -> dict[str, Any]:
-    """Bytes of the policy and of the plain cache, and what they are counted for."""
-    spec = counted_for(policy)
-    sizes = {"bytes": spec.bytes_of(policy), "plain_bytes": spec.full_bytes, "kept_ratio": spec.share_of(policy)}
-    return {**sizes, **spec.to_dict()}
-
-
-def load_policy(path: str | Path, shape: ModelShape | None = None, accept_other_weights: bool = False) -> Policy:
-    """Read a policy file, or a shipped policy by its name, and check that it fits `shape` (no check without one).
-
-    Raises:
-        DataError: missing, not readable, or not a policy file.
-        PolicyMismatch: a fact or a tensor that is missing or impossible, a later schema, another architecture, or other
-            weights of the same architecture unless `accept_other_weights`, which is then recorded in the provenance.
-    """
-    path = policy_file(path)
+def read_file(path: Path) -> PolicyFile:
+    """Read a policy file; see `Policy.load`."""
     if os.path.isdir(path):
         raise DataError(f"{path}: is a folder; name the policy file in it, such as {path / 'policy.safetensors'}.")
     known = ", ".join(shipped()) or "there is none"
@@ -149,20 +155,20 @@ def load_policy(path: str | Path, shape: ModelShape | None = None, accept_other_
         metadata = _metadata(path, file.metadata() or {})
         try:
             made = _shape(metadata["model"])
-            policy = Policy(
-                **{name: _tensor(file, name, made) for name in HEAD_TENSORS},
-                stride=metadata["stride"],
-                prefix=metadata["prefix"],
-                shape=made,
-                limit=_limit(metadata, made),
-                provenance={name: value for name, value in metadata.get("provenance", {}).items() if name != "limit"},
-                results=metadata.get("results", {}),
+            found = PolicyFile(
+                {name: _tensor(file, name, made) for name in HEAD_TENSORS},
+                metadata["stride"],
+                metadata["prefix"],
+                made,
+                _limit(metadata, made),
+                {name: value for name, value in metadata.get("provenance", {}).items() if name != "limit"},
+                metadata.get("results", {}),
             )
             if metadata["headscope_schema"] > 1:
                 _check_fixed(file, metadata, made)
         except HeadscopeError as error:
             raise PolicyMismatch(f"{path}: {error}") from None
-    return policy if shape is None else _fitted(policy, shape, path, accept_other_weights)
+    return found
 
 
 def _metadata(path: Path, strings: dict[str, str]) -> dict[str, Any]:
@@ -224,8 +230,17 @@ def _tensor(file: safe_open, name: str, shape: ModelShape) -> torch.Tensor:
     return file.get_tensor(name)
 
 
-def _fitted(policy: Policy, shape: ModelShape, path: Path, accept_other_weights: bool) -> Policy:
-    made = policy.shape
+def check_fits(made: ModelShape, shape: ModelShape, path: Path) -> None:
+    """Refuse a policy of another architecture.
+
+    Args:
+        made: what the policy was made for.
+        shape: what it is to be used on.
+        path: its file, for messages.
+
+    Raises:
+        PolicyMismatch: see above.
+    """
     if (made.layers, made.kv_heads) != (shape.layers, shape.kv_heads) or made.geometry != shape.geometry:
         raise PolicyMismatch(
             f"{path}: made for {made.name} ({made.layers} layers, {made.kv_heads} KV heads, {made.geometry} tokens), but "
@@ -242,13 +257,3 @@ def _fitted(policy: Policy, shape: ModelShape, path: Path, accept_other_weights:
                 f"{path}: made for {getattr(made, name)} {name.replace('_', ' ')}, {shape.name} has {getattr(shape, name)}: "
                 "search one for it."
             )
-    fitted = policy.replace(shape=shape, limit=None if policy.limit is None else policy.limit.for_model(shape))
-    if made.weights in ("", shape.weights):
-        return fitted
-    if not accept_other_weights:
-        raise PolicyMismatch(
-            f"{path}: made for other weights of this architecture ({made.name}, {made.weights[:12]}) than {shape.name} "
-            f"({shape.weights[:12]}): search again, or use it as it is with --accept-other-weights."
-        )
-    noted = {**policy.provenance, "accepted_other_weights": {"made_for": made.weights, "used_on": shape.weights}}
-    return fitted.replace(provenance=noted)

@@ -5,45 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from headscope.errors import HeadscopeError, PolicyMismatch
-from headscope.facts import clipped
-from headscope.policy.footprint import Limit
+from headscope.policy.files import PolicyFile, check_fits, read_file, write_file
+from headscope.policy.footprint import CacheSpec, Limit
 from headscope.policy.shape import ModelShape
-
-HEAD_TENSORS = ("window", "heavy", "anchor", "decay", "per_visit", "semantic_score")
-DTYPES = {
-    "window": torch.int32,
-    "heavy": torch.int32,
-    "anchor": torch.int32,
-    "decay": torch.float32,
-    "per_visit": torch.uint8,
-    "semantic_score": torch.float32,
-    # Of the file alone: this version knows one value of each.
-    "bits": torch.uint8,
-    "prompt": torch.uint8,
-}
-
-
-def check_tensor(name: str, found: tuple[int, ...], dtype: torch.dtype | str, shape: ModelShape) -> None:
-    """Raises PolicyMismatch unless a tensor of a policy is [layers, kv_heads] and of its dtype.
-
-    Args:
-        name: one of HEAD_TENSORS.
-        found: its shape.
-        dtype: a text for one that no policy has.
-        shape: the model.
-    """
-    expected = (shape.layers, shape.kv_heads)
-    if found != expected:
-        raise PolicyMismatch(
-            f"tensor {name}: has shape {clipped(str(found))}, expected {expected} (layers, KV heads) for {shape.name}."
-        )
-    if dtype != DTYPES[name]:
-        raise PolicyMismatch(f"tensor {name}: has dtype {dtype}, expected {DTYPES[name]}.")
+from headscope.policy.shipped import policy_file
+from headscope.policy.tensors import DTYPES, HEAD_TENSORS, check_tensor
 
 
 @dataclass(frozen=True)
@@ -192,6 +164,69 @@ class Policy:
         """Whether no head ever drops a token."""
         return bool((self.window + self.heavy >= self.shape.geometry.tokens - 1).all())
 
+    def spec(self) -> CacheSpec:
+        """What the policy's bytes are counted for: as its limit is, or one guided float32 image without one."""
+        spec = CacheSpec(self.shape, self.prefix) if self.limit is None else self.limit.spec
+        return spec.replace(shape=self.shape, prefix=self.prefix)
+
+    def accounting(self) -> dict[str, Any]:
+        """Bytes of the policy and of the plain cache, and what they are counted for."""
+        spec = self.spec()
+        sizes = {"bytes": spec.bytes_of(self), "plain_bytes": spec.full_bytes, "kept_ratio": spec.share_of(self)}
+        return {**sizes, **spec.to_dict()}
+
+    def save(self, path: str | Path, overwrite: bool = True) -> Path:
+        """Write a policy file, whole or not at all.
+
+        Args:
+            path: of the file.
+            overwrite: replace a file that stands there.
+
+        Raises:
+            DataError: the place cannot be written, or holds a file and `overwrite` is False.
+            PolicyMismatch: its provenance or results are no JSON values, or such that `load` would refuse them.
+        """
+        tensors = {name: getattr(self, name) for name in HEAD_TENSORS}
+        facts = (self.stride, self.prefix, self.shape, self.limit, self.provenance, self.results)
+        return write_file(PolicyFile(tensors, *facts), path, self.accounting(), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path, shape: ModelShape | None = None, accept_other_weights: bool = False) -> Policy:
+        """Read a policy file, or a shipped policy by its name.
+
+        Args:
+            path: of the file, or a name such as "stickers-20".
+            shape: the model that it has to fit; None: any.
+            accept_other_weights: use it on other weights of the same architecture, and record that in the provenance.
+
+        Raises:
+            DataError: missing, not readable, or not a policy file.
+            PolicyMismatch: a fact or a tensor that is missing or impossible, a later schema, another architecture, or other
+                weights unless they are accepted.
+        """
+        path = policy_file(path)
+        facts = dict(vars(read_file(path)))
+        try:
+            policy = cls(**facts.pop("tensors"), **facts)
+        except HeadscopeError as error:
+            raise PolicyMismatch(f"{path}: {error}") from None
+        return policy if shape is None else policy._for_model(shape, path, accept_other_weights)
+
+    def _for_model(self, shape: ModelShape, path: Path, accept_other_weights: bool) -> Policy:
+        """The same policy, of the model that it is used on; see `load`."""
+        check_fits(self.shape, shape, path)
+        fitted = self.replace(shape=shape, limit=None if self.limit is None else self.limit.for_model(shape))
+        made = self.shape.weights
+        if made in ("", shape.weights):
+            return fitted
+        if not accept_other_weights:
+            raise PolicyMismatch(
+                f"{path}: made for other weights of this architecture ({self.shape.name}, {made[:12]}) than {shape.name} "
+                f"({shape.weights[:12]}): search again, or use it as it is with `accept_other_weights`."
+            )
+        noted = {**self.provenance, "accepted_other_weights": {"made_for": made, "used_on": shape.weights}}
+        return fitted.replace(provenance=noted)
+
     def replace(self, **changes: Any) -> Policy:
         """A copy with some fields changed."""
         return replace(self, **changes)
@@ -206,3 +241,13 @@ class Policy:
     def same_as(self, other: Policy) -> bool:
         """Whether both keep the same."""
         return self.fingerprint() == other.fingerprint()
+
+
+def save_policy(policy: Policy, path: str | Path, overwrite: bool = True) -> Path:
+    """`Policy.save`, by another name."""
+    return policy.save(path, overwrite)
+
+
+def load_policy(path: str | Path, shape: ModelShape | None = None, accept_other_weights: bool = False) -> Policy:
+    """`Policy.load`, by another name."""
+    return Policy.load(path, shape, accept_other_weights)

@@ -32,7 +32,7 @@ from headscope.runtime import Sampling, generate
 from headscope.stickereval.detector import WEIGHTS, StickerDetector
 from headscope.stickereval.grader import StickerEval
 from headscope.stickereval.prompts import read_grading_prompts
-from headscope.storage import write_whole
+from headscope.storage import write_csv, write_whole
 
 LONGEST_PROMPT = 64
 SHIPPED = Path(__file__).parents[1] / "bundled" / "stickers"
@@ -157,7 +157,7 @@ def detector(
         print(grader.ship(grader.trained(checkpoint), out))
     table = grader.examine(StickerDetector.load(out), book, drawer, grader.EXAM)
     print(table.to_string(index=False))
-    print(write_whole(report, lambda path: table.to_csv(path, index=False, float_format="%.4f")))
+    print(write_csv(table, report, float_format="%.4f"))
 
 
 @app.command()
@@ -182,7 +182,7 @@ def ceiling(
     book = LessonBook(load_stickers(images, PRESETS["full"], 0))
     table = asked.ceiling(book, grader.drawing_model(model), StickerEval(), read_grading_prompts(), views, seed)
     print(table.to_string(index=False))
-    print(write_whole(out, lambda path: table.to_csv(path, index=False, float_format="%.4f")))
+    print(write_csv(table, out, float_format="%.4f"))
 
 
 def _earlier(weights: Path | None) -> StickerDetector:

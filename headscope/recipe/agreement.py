@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from headscope.errors import DataError
+from headscope.intervals import share_interval
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.janus import JanusModel
-from headscope.recipe.detector import wilson
 from headscope.stickereval.detector import Detection, StickerDetector
 from headscope.stickereval.grader import judge
 from headscope.stickereval.prompts import PROMPTS, TAGS, GradingPrompt, read_grading_prompts
@@ -139,7 +139,7 @@ def agreement(judged: pd.DataFrame) -> pd.DataFrame:
             continue
         counts = Counter(zip(part["eye"], part["grader"], strict=True))
         equal = counts["yes", "yes"] + counts["no", "no"]
-        low, high = wilson(equal, len(part))
+        low, high = share_interval(equal, len(part))
         cells = {name: counts[cell] for cell, name in _CELLS.items()}
         rows.append({"tag": tag, "images": len(part), "agreement": equal / len(part), "low": low, "high": high, **cells})
     return pd.DataFrame(rows)

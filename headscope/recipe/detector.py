@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from headscope.errors import DataError
+from headscope.intervals import share_interval
 from headscope.models import load_model
 from headscope.models.janus import JanusModel
 from headscope.recipe import bf16
@@ -300,7 +301,7 @@ def examine(
     together = table[table["kind"].isin(["two", "counting", "position"])].assign(kind="scenes")
     lines = []
     for (kind, seen), part in pd.concat([table, together]).groupby(["kind", "seen"], sort=False):
-        low, high = wilson(int(part["right"].sum()), len(part))
+        low, high = share_interval(int(part["right"].sum()), len(part))
         lines.append((kind, seen, len(part), part["classes"].mean(), part["right"].mean(), low, high))
     return pd.DataFrame(lines, columns=["images_of", "seen", "images", "classes_right", "right", "low", "high"])
 
@@ -316,11 +317,3 @@ def write_sample(book: LessonBook, model: JanusModel, path: Path, singles: int =
     write_whole(path, lambda target: save_file({"tokens": tokens}, target, {"scenes": json.dumps(facts)}))
     os.chmod(path, 0o644)
     return path
-
-
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (E. B. Wilson, 1927)."""
-    share, spread = right / count, z * z / count
-    middle = share + spread / 2
-    half = z * (share * (1 - share) / count + spread / (4 * count)) ** 0.5
-    return (middle - half) / (1 + spread), (middle + half) / (1 + spread)

@@ -21,7 +21,7 @@ from rich.progress import track
 
 from headscope.errors import DataError
 from headscope.recipe.images import COLUMNS, caption
-from headscope.storage import write_whole
+from headscope.storage import write_parquet
 
 # Fewer sets than this and a word is one artist's drawing, from which nobody learns what the object looks like.
 LEAST_SETS = 4
@@ -102,7 +102,7 @@ def build_images(folder: Path, out: Path, size: int = 96) -> Path:
     shown = track(drawings, description="images", console=Console(stderr=True))
     rows = [_row(drawing, size, renderer) for drawing in shown]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return write_whole(out, lambda temporary: table.to_parquet(temporary, index=False))
+    return write_parquet(table, out)
 
 
 def read_packages(folder: Path, sets: Sequence[IconSet] = SETS) -> list[Package]:

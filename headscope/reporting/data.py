@@ -58,7 +58,7 @@ class RunData:
     @property
     def quick(self) -> bool:
         """Whether the run was a dry run, whose comparison means little."""
-        return bool(self.run.get("settings", {}).get("quick"))
+        return bool((self.search or {}).get("quick"))
 
     @property
     def geometry(self) -> Geometry:
@@ -83,7 +83,7 @@ def read_run(path: str | Path) -> RunData:
     prompts = _dictionary(path / "prompts.json") or {}
     if not all(isinstance(texts, list) for texts in prompts.values()):
         raise DataError(
-            f"{path / 'prompts.json'}: holds something that is no list of prompts; start the run anew with --overwrite."
+            f"{path / 'prompts.json'}: holds something that is no list of prompts; start the run anew with `overwrite`."
         )
     trace = _dictionary(folder.trace / "trace.json") or {}
     data = RunData(

@@ -51,7 +51,7 @@ def write_figures(
         command = shlex.join(["headscope", "heads", str(data.path)])
         raise DataError(f"{data.path}: the heads are not classified yet; run `{command}` first.")
     if kind not in FORMATS:
-        raise DataError(f"--format {kind}: unknown; known are {', '.join(FORMATS)}.")
+        raise DataError(f"format {kind}: unknown; known are {', '.join(FORMATS)}.")
     names = _statistics(data.path, statistics)
     chosen = _chosen(data, heads)
     folder = data.path / "figures" if out is None else Path(out)
@@ -90,7 +90,7 @@ def _statistics(path: Path, asked: Sequence[str]) -> list[str]:
         return known
     names = list(dict.fromkeys(asked or [name for name in MAPS if name in known]))
     if unknown := [name for name in names if name not in known]:
-        raise DataError(f"--statistic {unknown[0]}: not in this trace, which has {', '.join(known)}.")
+        raise DataError(f"statistic {unknown[0]}: not in this trace, which has {', '.join(known)}.")
     return names
 
 

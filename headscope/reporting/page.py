@@ -85,7 +85,7 @@ def _of_images(data: RunData) -> dict[str, Any]:
 def _of_methods(data: RunData) -> dict[str, Any]:
     """The table's rows, the full cache first, then from the least loss to the most, and the figures beside them."""
     calibration = len(data.prompts.get("calibration", []))
-    searched_images = min(calibration, int(data.run.get("settings", {}).get("searched_images") or calibration))
+    searched_images = int((data.search or {}).get("images") or calibration)
     shared = {"unseen": len(data.prompts.get("unseen", [])), "searched_images": searched_images}
     if data.methods is None:
         return {"methods": [], **shared}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from headscope.errors import DataError
 from headscope.models.protocol import ImageModel
 from headscope.policy import CacheSpec, Policy
+from headscope.progress import Progress, of_task
 from headscope.runtime.decoders.registry import AUTO
 from headscope.runtime.generate import generate
 from headscope.runtime.sampling import Sampling
@@ -67,90 +68,78 @@ def batch_for(model: ImageModel, variants: Sequence[Variant], prefix: int, strea
     return min(memory // largest, most)
 
 
-def generate_variant(
-    model: ImageModel,
-    variant: Variant,
-    prompts: Sequence[str],
-    seeds: int,
-    folder: Path,
-    batch_size: int,
-    sampling: Sampling | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Samples:
-    """Images of each prompt and seed, prompt by prompt; those that stand in `folder` are not generated again.
+@dataclass(frozen=True)
+class ImageBatches:
+    """The images of one variant, batch by batch in a folder; those that stand there are not generated again.
 
-    Args:
+    Number p * seeds + s is prompt p with the seed `first_seed` + that number.
+
+    Attributes:
         model: the image model.
         variant: the policy, where seeds begin, and the decoder.
         prompts: texts.
         seeds: images of each prompt.
         folder: for the batches, a parquet file each.
-        batch_size: images generated together.
         sampling: guidance, temperature and top-k; its seed is the variant's affair.
-        progress: called with (images done, images in all).
-
-    Returns:
-        len(prompts) * seeds samples; number p * seeds + s is prompt p with seed `first_seed` + that number.
     """
-    total = len(prompts) * seeds
-    done: dict[int, Samples] = {}
-    if progress is not None:
-        progress(0, total)
-    for numbers, samples in each_batch(model, variant, prompts, seeds, folder, batch_size, sampling):
-        done |= {number: samples.select([place]) for place, number in enumerate(numbers)}
-        if progress is not None:
-            progress(len(done), total)
-    return _joined([done[number] for number in range(total)])
 
+    model: ImageModel
+    variant: Variant
+    prompts: Sequence[str]
+    seeds: int
+    folder: Path
+    sampling: Sampling | None = None
 
-def each_batch(
-    model: ImageModel,
-    variant: Variant,
-    prompts: Sequence[str],
-    seeds: int,
-    folder: Path,
-    batch_size: int,
-    sampling: Sampling | None = None,
-) -> Iterator[tuple[list[int], Samples]]:
-    """What `generate_variant` joins, batch by batch: numbers and samples, of those that stood in `folder` first."""
-    total = len(prompts) * seeds
-    there = dict(sorted(dict(_drawn(folder, total)).items()))
-    if there:
-        yield list(there), _joined(list(there.values()))
-    todo = [number for number in range(total) if number not in there]
-    for start in range(0, len(todo), batch_size):
-        numbers = todo[start : start + batch_size]
-        yield numbers, generate_numbers(model, variant, prompts, seeds, folder, numbers, sampling)
+    @property
+    def total(self) -> int:
+        """Images in all."""
+        return len(self.prompts) * self.seeds
 
+    def all(self, batch_size: int, progress: Progress | None = None) -> Samples:
+        """Every image, in the order of the numbers.
 
-def generate_numbers(
-    model: ImageModel,
-    variant: Variant,
-    prompts: Sequence[str],
-    seeds: int,
-    folder: Path,
-    numbers: Sequence[int],
-    sampling: Sampling | None = None,
-) -> Samples:
-    """One batch of `generate_variant`: the images of these following numbers, and their seconds, into files of their own."""
-    began = time.monotonic()
-    samples = generate(
-        model,
-        [prompts[number // seeds] for number in numbers],
-        [variant.first_seed + number for number in numbers],
-        sampling=sampling,
-        policy=variant.policy,
-        batch_size=len(numbers),
-        decoder=variant.decoder,
-    )
-    samples.save(folder / f"{numbers[0]:06d}.parquet")
-    write_json(folder / f"{numbers[0]:06d}.json", {"seconds": time.monotonic() - began, "images": len(numbers)})
-    return samples
+        Args:
+            batch_size: images generated together.
+            progress: told of the images.
+        """
+        done: dict[int, Samples] = {}
+        tell = of_task(progress, f"generating {self.variant.name}")
+        tell(0, self.total)
+        for numbers, samples in self.each(batch_size):
+            done |= {number: samples.select([place]) for place, number in enumerate(numbers)}
+            tell(len(done), self.total)
+        return _joined([done[number] for number in range(self.total)])
+
+    def each(self, batch_size: int) -> Iterator[tuple[list[int], Samples]]:
+        """Numbers and samples of a batch each, of those that stood in the folder first."""
+        there = dict(sorted(dict(_found_in(self.folder, self.total)).items()))
+        if there:
+            yield list(there), _joined(list(there.values()))
+        todo = [number for number in range(self.total) if number not in there]
+        for start in range(0, len(todo), batch_size):
+            numbers = todo[start : start + batch_size]
+            yield numbers, self.generate(numbers)
+
+    def generate(self, numbers: Sequence[int]) -> Samples:
+        """The images of these following numbers, and their seconds, into files of their own."""
+        began = time.monotonic()
+        samples = generate(
+            self.model,
+            [self.prompts[number // self.seeds] for number in numbers],
+            [self.variant.first_seed + number for number in numbers],
+            sampling=self.sampling,
+            policy=self.variant.policy,
+            batch_size=len(numbers),
+            decoder=self.variant.decoder,
+        )
+        samples.save(self.folder / f"{numbers[0]:06d}.parquet")
+        write_json(self.folder / f"{numbers[0]:06d}.json", {"seconds": time.monotonic() - began, "images": len(numbers)})
+        return samples
 
 
 def batches_to_generate(folder: Path, total: int, batch_size: int) -> list[list[int]]:
     """Numbers of the images that `folder` lacks, in batches of following ones."""
-    there = {number for number, _ in _drawn(folder, total)}
+    there = {number for number, _ in _found_in(folder, total)}
     batches: list[list[int]] = []
     for number in range(total):
         if number in there:
@@ -162,7 +151,7 @@ def batches_to_generate(folder: Path, total: int, batch_size: int) -> list[list[
 
 
 def seconds_of(folder: Path) -> float:
-    """Seconds an image of `generate_variant`, of several processes each its own; NaN where they were not noted."""
+    """Seconds an image of `ImageBatches`, of several processes each its own; NaN where they were not noted."""
     try:
         noted = [read_json(path) for path in folder.glob("[0-9]*.json")]
         return sum(float(one["seconds"]) for one in noted) / sum(int(one["images"]) for one in noted)
@@ -170,7 +159,7 @@ def seconds_of(folder: Path) -> float:
         return math.nan
 
 
-def _drawn(folder: Path, total: int) -> list[tuple[int, Samples]]:
+def _found_in(folder: Path, total: int) -> list[tuple[int, Samples]]:
     """(number, sample) of what was generated before; an image's number follows from its seed."""
     found = []
     for path in sorted(path for path in folder.glob("*.parquet") if path.stem.isdigit()):

@@ -42,6 +42,6 @@ def no_numbers(
     advice = (
         "look for such numbers in its weights"
         if model.dtype == torch.float32
-        else f"{dtype} may be too small for them: load the model in float32 (dtype, --dtype)"
+        else f"{dtype} may be too small for them: load the model in float32 (`dtype`)"
     )
     return NumberError(f"{model.name}: the logits of {what} {token} are NaN or infinite{where}; {advice}.")

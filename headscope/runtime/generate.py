@@ -10,6 +10,7 @@ import torch
 from headscope.models.protocol import ImageModel, Prefix
 from headscope.models.tokens import warn_of_unknown_words
 from headscope.policy.policy import Policy
+from headscope.progress import Progress, of_task
 from headscope.runtime.decoders.protocol import Decoder, ImageDecoder
 from headscope.runtime.decoders.registry import AUTO, choose
 from headscope.runtime.finite import no_numbers
@@ -17,7 +18,6 @@ from headscope.runtime.sampling import Sampler, Sampling
 from headscope.samples import Samples
 
 DEFAULT_BATCH = 16
-Progress = Callable[[int, int], None]
 
 
 def generate(
@@ -41,7 +41,7 @@ def generate(
         policy: what the cache keeps; None keeps everything.
         batch_size: images generated together (16); results do not depend on it but for the rounding of matrix products.
         decoder: "auto", or the name of the one to use: "transformers", "llama_cpu", "llama_cuda".
-        progress: called with (image tokens done, image tokens in all).
+        progress: told of image tokens, see `headscope.progress`.
 
     Returns:
         Samples with tokens int32 [n, N].
@@ -59,13 +59,12 @@ def generate(
     warn_of_unknown_words(model, prompts)
     prefix = model.encode(prompts)  # all at once: one length, so that batches are alike
     size, count = batch_size or DEFAULT_BATCH, model.shape.geometry.tokens
-    found = []
+    found, tell = [], of_task(progress, "generating")
     for start in range(0, len(prompts), size):
         rows = slice(start, min(start + size, len(prompts)))
 
         def report(step: int, rows: slice = rows) -> None:
-            if progress is not None:
-                progress(rows.start * count + (rows.stop - rows.start) * step, len(prompts) * count)
+            tell(rows.start * count + (rows.stop - rows.start) * step, len(prompts) * count)
 
         sampler = Sampler(model, asked, every[rows])
         found.append(_image_tokens(choose(model, policy, decoder), _part(prefix, rows), sampler, report))

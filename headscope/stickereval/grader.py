@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import bootstrap
 
 from headscope.errors import DataError
+from headscope.intervals import mean_interval
 from headscope.stickereval.detector import WEIGHTS, Detection, StickerDetector
 from headscope.stickereval.prompts import TAGS, GradingPrompt, Wanted
 
@@ -149,21 +149,10 @@ def _by_prompt(graded: pd.DataFrame) -> pd.Series:
 def _summary(values: pd.Series, resamples: int, seed: int, column: str) -> pd.DataFrame:
     tags = values.index.get_level_values("tag")
     each = {tag: values[tags == tag].to_numpy(dtype=float) for tag in TAGS if tag in tags}
-    rows = [(tag, part.mean(), *_interval([part], resamples, seed), len(part)) for tag, part in each.items()]
+    rows = [(tag, part.mean(), *mean_interval(part, seed=seed, resamples=resamples), len(part)) for tag, part in each.items()]
     overall = np.mean([part.mean() for part in each.values()])
-    rows.append(("overall", overall, *_interval(list(each.values()), resamples, seed), len(values)))
+    rows.append(("overall", overall, *mean_interval(*each.values(), seed=seed, resamples=resamples), len(values)))
     return pd.DataFrame(rows, columns=["category", column, "low", "high", "prompts"])
-
-
-def _interval(parts: Sequence[np.ndarray], resamples: int, seed: int) -> tuple[float, float]:
-    """95 % interval of the mean of the means of parts [prompts], by a percentile bootstrap within each."""
-
-    def overall(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.mean([part.mean(axis) for part in drawn], 0)
-
-    two = [np.repeat(part, 2) if len(part) == 1 else part for part in parts]  # scipy takes two or more
-    found = bootstrap(two, overall, n_resamples=resamples, vectorized=True, method="percentile", rng=seed)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def _wrong_styles(found: list[Detection], include: Sequence[Wanted]) -> list[str]:

@@ -49,7 +49,7 @@ class TraceDataset:
             raise DataError(f"{self.path}: holds no trace; make one with `headscope trace`.")
         self.meta: dict[str, Any] = read_meta(self.path)
         if not self.meta["complete"]:
-            raise DataError(f"{self.path}: the trace was stopped before its end; go on with `headscope trace ... --resume`.")
+            raise DataError(f"{self.path}: the trace was stopped before its end; trace again with `resume`.")
 
     def heads(self, columns: Sequence[str] | None = None, **filters: Any) -> pd.DataFrame:
         """sample, stream, layer, head, band (-1: all rows traced) and one float32 column a statistic.

@@ -90,7 +90,7 @@ def write_curves(path: Path, curves: dict[str, torch.Tensor]) -> None:
     try:
         write_whole(path, lambda target: save_file(curves, target))
     except SafetensorError as error:  # what a full disk is to safetensors; it is no OSError
-        raise DataError(f"{path}: cannot be written ({error}); free some space, then go on with --resume.") from error
+        raise DataError(f"{path}: cannot be written ({error}); free some space, then go on with `resume`.") from error
 
 
 def read_table(

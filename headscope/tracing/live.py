@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
 from headscope.models.attention import Group
+from headscope.samples import Samples
 from headscope.tracing.accumulators import Accumulated, Accumulator, by_row, refuse_altered, whole
 from headscope.tracing.selection import Selection
+
+
+@dataclass(frozen=True)
+class Live:
+    """Images that are generated once more, so that a trace sees the attention of each step.
+
+    Attributes:
+        play: generates given images again, through whatever cache.
+        cache: the name of that cache, written into the trace; traces of two caches are not joined.
+    """
+
+    play: Callable[[Samples], object]
+    cache: str
 
 
 class LiveAccumulator:

@@ -32,7 +32,7 @@ def merge_traces(paths: Sequence[str | Path], out: str | Path) -> TraceDataset:
     if len(paths) < 2:
         raise DataError(f"Found {len(paths)} trace, expected at least two to merge.")
     if os.path.exists(out):
-        raise DataError(f"{out}: exists already; choose another folder with --out.")
+        raise DataError(f"{out}: exists already; choose another folder for `out`.")
     traces = [TraceDataset(path) for path in paths]
     first = traces[0]
     for other in traces[1:]:

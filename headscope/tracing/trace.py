@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from headscope.errors import DataError
 from headscope.facts import shown
 from headscope.models.protocol import ImageModel
+from headscope.progress import Progress, of_task
 from headscope.reading import is_there
 from headscope.samples import Samples
 from headscope.storage import write_json
@@ -27,6 +27,7 @@ from headscope.tracing.catalogue import DEFINITIONS, chosen_curves, chosen_stati
 from headscope.tracing.dataset import WHOLE_IMAGE, TraceDataset, compact
 from headscope.tracing.files import BY_TOKEN, read_meta
 from headscope.tracing.hooks import Layer, streams_of, watch, watch_live
+from headscope.tracing.live import Live
 from headscope.tracing.parts import Parts
 from headscope.tracing.selection import Selection
 
@@ -40,11 +41,9 @@ def trace(
     *,
     selection: Selection | None = None,
     batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     resume: bool = False,
-    beside: bool = False,
-    play: Callable[[Samples], object] | None = None,
-    cache: str = "full",
+    live: Live | None = None,
 ) -> TraceDataset:
     """Trace heads over recorded images, into the folder `out`.
 
@@ -53,13 +52,15 @@ def trace(
     its padding, the image tokens before the query, and the query itself. Without guidance (scale 1) there is one stream.
 
     Args:
+        model: the model that generated the images.
+        samples: recorded images.
+        out: folder of the trace.
         selection: layers, heads, rows, streams, sampling, bands and the full set; everything of the default set unless given.
-        batch_size: images in one pass, None for TOGETHER. progress: called with (images done, images in all).
+        batch_size: images in one pass, None for TOGETHER.
+        progress: told of images, see `headscope.progress`.
         resume: go on with a stopped trace, or return a finished one; what is not as it was written is named in a warning
-            and traced again.
-        beside: other files may lie in `out`, and stay there.
-        play: generates given images once more, step by step; then attention is what those steps saw, through whatever cache
-            `play` uses, and not that of a parallel pass. cache: the name of that cache, written into the trace.
+            and traced again. Other files may then lie in `out`, and stay there.
+        live: attention as the steps of generating see it, not that of a parallel pass.
 
     Raises:
         DataError: `out` holds a trace already and `resume` is False, or one of another model or other images, or
@@ -75,11 +76,11 @@ def trace(
         raise DataError(f"The images are of other weights than {model.name} has: generate them with this model.")
     _check_tokens(model, samples)
     selection.check(model.shape.layers, model.shape.query_heads, model.shape.geometry.rows)
-    if play is not None and selection.streams != Selection().streams:
+    if live is not None and selection.streams != Selection().streams:
         raise DataError("A live trace sees the streams that are generated: leave the choice of streams to parallel traces.")
     streams = streams_of(samples.guidance, selection)
-    meta = _meta(model, samples, selection, streams, cache)
-    _claim(out, meta, resume, beside)
+    meta = _meta(model, samples, selection, streams, "full" if live is None else live.cache)
+    _claim(out, meta, resume)
     if read_meta(out)["complete"]:
         finished = TraceDataset(out)
         if (damage := finished.damage()) is None:
@@ -91,19 +92,19 @@ def trace(
     todo = parts.missing()
     for damaged in parts.damaged:
         warnings.warn(f"{damaged}: not as it was written, traced again", stacklevel=2)
+    tell = of_task(progress, "tracing")
     for start in range(0, len(todo), batch_size):
         numbers = todo[start : start + batch_size]
         writer = _Writer(model, samples.select(numbers), numbers, selection, streams)
-        if play is None:
+        if live is None:
             watch(model, writer.samples, selection, each=writer.take)
         else:
             with watch_live(model.decoder, model.shape.geometry, selection, streams) as seen:
-                play(writer.samples)
+                live.play(writer.samples)
             for number, layer in seen.layers.items():
                 writer.take(number, layer)
         parts.write(*writer.finished())
-        if progress is not None:
-            progress(len(samples) - len(todo) + start + len(numbers), len(samples))
+        tell(len(samples) - len(todo) + start + len(numbers), len(samples))
     compact(out, parts)
     return TraceDataset(out)
 
@@ -224,12 +225,12 @@ def _choice(value: Any) -> str:
     return shown(value) if value else "all"
 
 
-def _claim(out: Path, meta: dict[str, Any], resume: bool, beside: bool) -> None:
+def _claim(out: Path, meta: dict[str, Any], resume: bool) -> None:
     """Write trace.json, or check that the one that is there is of this trace."""
     file = out / "trace.json"
     if not is_there(file):
         if out.exists() and not out.is_dir():
-            raise DataError(f"{out}: is a file, expected a folder to make; choose another one with --out.")
+            raise DataError(f"{out}: is a file, expected a folder to make; choose another one for `out`.")
         try:
             # What starts with a dot is the temporary file of a run that was killed at once.
             others = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.exists() else []
@@ -237,8 +238,8 @@ def _claim(out: Path, meta: dict[str, Any], resume: bool, beside: bool) -> None:
             raise DataError(
                 f"{out}: what it holds is not readable by this user ({error.strerror}); choose another one."
             ) from None
-        if others and not beside:
-            raise DataError(f"{out}: holds other files ({others[0]}) and no trace; choose another folder with --out.")
+        if others and not resume:
+            raise DataError(f"{out}: holds other files ({others[0]}) and no trace; choose another folder for `out`.")
         write_json(file, meta)
         return
     found = read_meta(out)
@@ -246,11 +247,11 @@ def _claim(out: Path, meta: dict[str, Any], resume: bool, beside: bool) -> None:
         if found.get(name) != meta[name]:
             if name == "selection":
                 raise DataError(
-                    f"{out}: holds a trace of {_difference(found[name], meta[name])}; choose another folder with --out."
+                    f"{out}: holds a trace of {_difference(found[name], meta[name])}; choose another folder for `out`."
                 )
             raise DataError(
                 f"{out}: holds a trace of other {name} ({shown(found[name], 40)}, now {shown(meta[name], 40)}); choose "
-                "another folder with --out."
+                "another folder for `out`."
             )
     if not resume:
-        raise DataError(f"{out}: holds a trace already; go on with --resume or choose another folder with --out.")
+        raise DataError(f"{out}: holds a trace already; go on with `resume` or choose another folder for `out`.")

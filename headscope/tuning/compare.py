@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from headscope.intervals import mean_interval
 from headscope.policy.footprint import CacheSpec
 from headscope.policy.policy import Policy
 from headscope.policy.presets import CONTROLS
+from headscope.progress import Progress, of_task
 from headscope.runtime import CompressedCache, compressed
 from headscope.tuning.measure.replay import Replay, chunks
 
 TIMED_STEPS = 48
-BOOTSTRAPS = 2000
 COLUMNS = ["method", "budget", "kept_ratio", "replay_kl", "top1", "cache_bytes", "ms_per_step"]
 
 
@@ -45,7 +46,7 @@ def compare_methods(
     count_prefix: bool = True,
     timed_images: int = 4,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> MethodTable:
     """Measure every policy on the images of `replay`, and time a decoding step with its cache full.
 
@@ -56,11 +57,12 @@ def compare_methods(
         timed_images: images generated together in the timed steps, times both streams.
     """
     rows, by_row, losses = [], [], {}
+    tell = of_task(progress, "methods")
     spec = CacheSpec(replay.model.shape, 0, streams=replay.streams, dtype=str(replay.dtype), count_prefix=count_prefix)
     for done, (name, policy) in enumerate(policies.items()):
         result = replay.measure(policy)
         losses[name] = result.kl_by_image.numpy()
-        low, high = bootstrap(losses[name], seed)
+        low, high = mean_interval(losses[name], seed=seed)
         rows.append(
             {
                 "method": name,
@@ -76,27 +78,20 @@ def compare_methods(
             }
         )
         by_row += [{"method": name, "row": row, "kl": float(kl)} for row, kl in enumerate(result.kl_by_row)]
-        if progress is not None:
-            progress(done + 1, len(policies))
+        tell(done + 1, len(policies))
     methods = pd.DataFrame(rows)
     if "searched" in losses:
-        pairs = [bootstrap(losses[name] - losses["searched"], seed) for name in methods["method"]]
+        pairs = [mean_interval(losses[name] - losses["searched"], seed=seed) for name in methods["method"]]
         methods["difference_low"], methods["difference_high"] = zip(*pairs, strict=True)
     if "ssd" in losses:
         controls = [
-            bootstrap(losses[n] - losses["ssd"], seed) if n in CONTROLS else (np.nan, np.nan) for n in methods["method"]
+            mean_interval(losses[name] - losses["ssd"], seed=seed) if name in CONTROLS else (np.nan, np.nan)
+            for name in methods["method"]
         ]
         methods["control_low"], methods["control_high"] = zip(*controls, strict=True)
     times = step_times(replay, policies, timed_images)
     methods["ms_per_step"] = [1e3 * times[name] for name in methods["method"]]
     return MethodTable(methods, pd.DataFrame(by_row))
-
-
-def bootstrap(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % interval of the mean, by resampling images."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (BOOTSTRAPS, len(values)))].mean(1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
 @torch.inference_mode()

@@ -34,7 +34,7 @@ def smallest(
     least: float,
     solved: Callable[[float], float],
     searched: Callable[[float], tuple[float, float]],
-    progress: Callable[[Step], None] | None = None,
+    told: Callable[[Step], None] | None = None,
 ) -> Smallest:
     """Find the smallest share of the cache whose loss stays below `max_loss`.
 
@@ -45,13 +45,13 @@ def smallest(
         max_loss: nats a token. least: the smallest share that anything fits into.
         solved: share -> loss of the solver's answer on the calibration images (infinite where nothing fits).
         searched: share -> loss of the searched policy on the calibration images and on unseen ones.
-        progress: told each searched share.
+        told: each searched share.
 
     Raises:
         BudgetError: not even the whole cache loses so little.
     """
     if max_loss <= 0:
-        raise BudgetError(f"--max-loss {max_loss:g}: expected more than 0 nats a token; only the full cache loses nothing.")
+        raise BudgetError(f"max_loss {max_loss:g}: expected more than 0 nats a token; only the full cache loses nothing.")
     rungs = [1.0]
     while rungs[-1] / RUNG > least:
         rungs.append(rungs[-1] / RUNG)
@@ -64,8 +64,8 @@ def smallest(
     def step(rung: int) -> bool:
         calibration, unseen = searched(rungs[rung])
         steps.append(Step(rungs[rung], calibration, unseen, max(calibration, unseen) <= max_loss))
-        if progress is not None:
-            progress(steps[-1])
+        if told is not None:
+            told(steps[-1])
         return steps[-1].good
 
     rung = good
@@ -77,5 +77,5 @@ def smallest(
             rung -= 1
         rung -= 1
         if rung < 0:
-            raise BudgetError(f"--max-loss {max_loss:g}: nothing loses so little, not even the whole cache.")
+            raise BudgetError(f"max_loss {max_loss:g}: nothing loses so little, not even the whole cache.")
     return Smallest(rungs[rung], tuple(steps))

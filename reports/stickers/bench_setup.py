@@ -14,29 +14,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 import torch
 import typer
-from scipy.stats import bootstrap
 
+from headscope import Progress
 from headscope.errors import HeadscopeError
 from headscope.facts import NUMBER, Kind, check, record
 from headscope.heads import Heads
 from headscope.models import ImageModel, Samples
-from headscope.pipeline import open_run, read_prompts_of, settings_of, unseen_images
+from headscope.pipeline import open_run, unseen_images
 from headscope.policy import CONTROLS, CacheSpec, Limit, Policy, dtype_name, parse_share
-from headscope.storage import read_json, read_parquet, write_json, write_whole
+from headscope.storage import read_json, read_parquet, write_csv, write_json
 from headscope.tuning import (
     ANCHOR,
     Losses,
+    PhasedStudy,
     Remembered,
     Replay,
+    SearchConfig,
     SearchResult,
+    StudyStore,
     Sweep,
     losses_from,
     measure_sensitivity,
-    search,
     study_replay,
     sweep_presets,
 )
@@ -76,10 +77,10 @@ class Setup:
     def open(cls, run: Path, out: Path | None) -> Setup:
         """A run folder; its unseen images are generated with the full cache if they are not there."""
         one_thread()
-        model, files = open_run(run)
-        unseen = unseen_images(model, files, read_prompts_of(files)["unseen"], settings_of(files))
-        scores = Heads.load(files.heads).scores()
-        return cls(model, Samples.load(files.samples), unseen, scores, int(files.read()["prefix"]), out or files.path / "bench")
+        opened = open_run(run)
+        files = opened.folder
+        samples, scores = Samples.load(files.samples), Heads.load(files.heads).scores()
+        return cls(opened.model, samples, unseen_images(opened), scores, opened.prefix, out or files.path / "bench")
 
     def limit(self, share: float) -> Limit:
         """The byte limit of one image, with guidance if the calibration images have it."""
@@ -91,7 +92,7 @@ class Setup:
 
     def few(self, images: int) -> Replay:
         """The first so many calibration images."""
-        return Replay(self.model, self.calibration.select(range(min(images, len(self.calibration)))), by_stream=False)
+        return Replay(self.model, self.calibration.first(images), by_stream=False)
 
     def study(self) -> Remembered:
         """The calibration images as a study replays them; no policy is measured twice."""
@@ -109,9 +110,9 @@ class Setup:
     ) -> SearchResult:
         """A search that begins with the presets (controls left out); its study is kept, and goes on, in `name`.db."""
         presets = {preset: policy for preset, policy in sweep.best.items() if preset not in CONTROLS}
-        storage, tell = self.folder(share) / f"{name}.db", shown(f"{name} at {share:.0%}")
-        limit, score = self.limit(share), self.semantic_score
-        return search(replay, limit, table, score, presets=presets, storage=storage, progress=tell, **options)
+        store, tell = StudyStore.open(self.folder(share) / f"{name}.db"), shown(f"{name} at {share:.0%}")
+        losses, config = None if table is None else self.losses(table), SearchConfig(**options)
+        return PhasedStudy(replay, self.limit(share), losses, self.semantic_score, config, store, presets, tell).run()
 
     def sensitivity(self, images: int) -> pd.DataFrame:
         """The sensitivity table of single heads; `attrs["seconds"]` is what measuring it took, in all calls together."""
@@ -185,18 +186,10 @@ def shares(keep: str) -> list[float]:
     return [parse_share(part) for part in parts]
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of values [n], by a percentile bootstrap; of a single one, that one twice."""
-    if len(values) < 2:  # scipy takes two or more
-        return float(values.mean()), float(values.mean())
-    found = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
-    return float(found.low), float(found.high)
-
-
-def shown(what: str) -> Callable[..., None]:
+def shown(what: str) -> Progress:
     """A progress on the error stream: one line that counts in a terminal, else one line at the end."""
 
-    def tell(done: int, total: int, *_: object) -> None:
+    def tell(task: str, done: int, total: int, note: str = "") -> None:
         if sys.stderr.isatty() or done == total:
             print(f"\r{what}: {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
@@ -205,7 +198,7 @@ def shown(what: str) -> Callable[..., None]:
 
 def write_table(table: pd.DataFrame, out: Path, float_format: str = "%.6g") -> None:
     """Write a CSV file whole."""
-    write_whole(out, lambda path: table.to_csv(path, index=False, float_format=float_format))
+    write_csv(table, out, float_format=float_format)
 
 
 def show(table: pd.DataFrame) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from bench_setup import Folder, Keep, Out, Run, Setup, TableImages, Unseen, interval, shares, show, start, write_table
+from bench_setup import Folder, Keep, Out, Run, Setup, TableImages, Unseen, shares, show, start, write_table
 
+from headscope.intervals import mean_interval
 from headscope.tuning import fitting_strides, solve, step_times
 
 COUNTS = (1, 2, 3, 4, 6)
@@ -37,7 +38,7 @@ def main(
             policy = solved[str(count)]
             found = unseen.measure(policy)
             used = sum(len(policy.buckets(layer)) for layer in range(shape.layers)) / shape.layers
-            low, high = interval(np.array(found["by_image"]))
+            low, high = mean_interval(np.array(found["by_image"]))
             row = {"budget": share, "stride": stride, "buckets": count, "used": used, "replay_kl": found["kl"]}
             rows.append({**row, "kl_low": low, "kl_high": high, "ms_per_step": 1e3 * times[str(count)]})
     write_table(pd.DataFrame(rows), out)

@@ -42,9 +42,9 @@ def main(
 ) -> None:
     """Policies a minute that replay measures."""
     one_thread()
-    model, folder = open_run(run)
-    samples = Samples.load(folder.samples)
-    replay = Replay(model, samples.select(range(min(images, len(samples)))), by_stream=False)
+    opened = open_run(run)
+    model, samples = opened.model, Samples.load(opened.folder.samples)
+    replay = Replay(model, samples.first(images), by_stream=False)
     limit, row = byte_limit(model, parse_share(keep), replay.prefix, replay.streams), model.shape.geometry.stride_row
     even = make_preset("h2o", limit)
     policies = {"window only": make_preset("streaming", limit)}

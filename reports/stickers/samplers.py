@@ -59,7 +59,7 @@ def main(
     for seed, method, name in product(range(seeds), (SEARCHED, OPTUNA), sampler or SAMPLERS):
         study = f"{method}-{name}-{seed}{'' if prune else '-whole'}"
         begin = table if method == SEARCHED else None
-        options = {"trials": trials, "seed": seed, "sampler": name, "prune": prune, "patience": None}
+        options = {"trials": trials, "seed": seed, "sampler": name, "prune": prune, "patience": 0}
         result = setup.search(share, replay, sweep, begin, study, **options)
         rows += best_so_far(result, {"budget": share, "method": method, "sampler": name, "seed": seed, "prune": prune})
     curves = pd.DataFrame(rows)

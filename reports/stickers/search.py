@@ -32,13 +32,13 @@ from bench_setup import (
     TableImages,
     Trials,
     Unseen,
-    interval,
     shares,
     show,
     start,
     write_table,
 )
 
+from headscope.intervals import mean_interval
 from headscope.policy import Policy, make_preset, save_policy
 from headscope.reporting import budgets_figure, save_figure
 from headscope.storage import write_whole
@@ -119,7 +119,7 @@ def compared(share: float, found: list[Entry], unseen: Unseen) -> list[dict[str,
     for entry in found:
         result = unseen.measure(entry.policy)
         apart = np.array(result["by_image"]) - first
-        (low, high), (least, most) = interval(np.array(result["by_image"])), interval(apart)
+        (low, high), (least, most) = mean_interval(np.array(result["by_image"])), mean_interval(apart)
         row = {"budget": share, "method": entry.method, "seed": entry.seed, "replay_kl": result["kl"]}
         row |= {"cache_bytes": result["cache_bytes"], "trials": entry.trials, "seconds": round(entry.seconds, 1)}
         row |= {"calibration_kl": entry.kl, "top1": result["top1"], "kl_low": low, "kl_high": high}

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from bench_setup import Folder, Keep, Out, Run, Setup, TableImages, Unseen, interval, shares, show, shown, start, write_table
+from bench_setup import Folder, Keep, Out, Run, Setup, TableImages, Unseen, shares, show, shown, start, write_table
 
-from headscope.pipeline import RunFolder, groups_of
-from headscope.tuning import fitting_strides, sensitivity_table, solve
+from headscope.intervals import mean_interval
+from headscope.pipeline import groups_of, open_run
+from headscope.tuning import SearchConfig, fitting_strides, sensitivity_table, solve
 
 KINDS = ("heads", "groups", "coverage")
 BUCKETS = 3
@@ -32,7 +33,9 @@ def main(
     """The solver by a table of every head, of groups, of the trace alone."""
     setup, rows = Setup.open(run, folder), []
     row_length, unseen = setup.model.shape.geometry.stride_row, Unseen(setup)
-    groups, path = groups_of(setup.model, RunFolder(run), "groups"), setup.out / "sensitivity.parquet"
+    opened = open_run(run)
+    groups = groups_of(opened.under(opened.config.limit, SearchConfig(table="groups")))
+    path = setup.out / "sensitivity.parquet"
     replay = setup.few(table_images)
     tables = {kind: sensitivity_table(replay, kind, groups, path, shown(f"table of {kind}")) for kind in KINDS}
     for share in shares(keep):
@@ -41,7 +44,7 @@ def main(
         for kind, table in tables.items():
             policy = solve(setup.losses(table.losses), limit, stride, BUCKETS)
             found = unseen.measure(policy)
-            low, high = interval(np.array(found["by_image"]))
+            low, high = mean_interval(np.array(found["by_image"]))
             row = {"budget": share, "table": kind, "cells": table.cells, "seconds": round(table.seconds, 1)}
             rows.append({**row, "stride": stride, "replay_kl": found["kl"], "kl_low": low, "kl_high": high})
     write_table(pd.DataFrame(rows), out)

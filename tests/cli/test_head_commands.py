@@ -9,11 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from headscope.models import load_model
-from headscope.pipeline import RunFolder, Settings
-from headscope.pipeline.prompts import read_prompts, split
-from headscope.pipeline.run import begin
+from headscope.pipeline import begin_run
 from headscope.pipeline.steps import heads_step, trace_step
+from headscope.tuning import PromptConfig, RunConfig
 from tests.cli.command import headscope, left_by_an_overwrite
 
 PROMPTS = "red apple\ndog\nblue car\nred car\napple\nblue dog\n"
@@ -23,13 +21,11 @@ PROMPTS = "red apple\ndog\nblue car\nred car\napple\nblue dog\n"
 def traced(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("heads")
     (folder / "prompts.txt").write_text(PROMPTS, encoding="utf-8")
-    model, settings = load_model(str(tiny_folder)), Settings(keep=None, calibration=3, unseen=3, guidance=2.5)
-    run = RunFolder(folder / "run")
-    parts = split(read_prompts(folder / "prompts.txt"), 3, 3)
-    begin(model, str(tiny_folder), run, parts, settings)
-    trace_step(model, run, parts[0], settings)
-    heads_step(run, model, settings)
-    return run.path
+    prompts = PromptConfig(file=str(folder / "prompts.txt"), calibration=3, unseen=3)
+    run = begin_run(RunConfig(model=str(tiny_folder), prompts=prompts, guidance=2.5), folder / "run", limited=False)
+    trace_step(run)
+    heads_step(run)
+    return run.folder.path
 
 
 def test_sensitivity_measures_every_head_at_every_budget_and_goes_on(
@@ -67,9 +63,9 @@ def test_figures_are_written_for_every_kind(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--statistic", "entropie"), "--statistic entropie: not in this trace"),
+        (("--statistic", "entropie"), "statistic entropie: not in this trace"),
         (("--heads", "L9H0"), "the model has layers L0 to L1"),
-        (("--format", "gif"), "--format gif: unknown; known are png, svg, pdf"),
+        (("--format", "gif"), "format gif: unknown; known are png, svg, pdf"),
     ],
 )
 def test_figures_that_cannot_be_drawn_are_refused_before_any_is(

@@ -86,7 +86,7 @@ def test_the_working_folder_and_those_above_it_are_refused(tmp_path: Path, monke
     (here / "elsewhere").symlink_to(here.parent)
     before = files(tmp_path)
     monkeypatch.chdir(here)
-    with pytest.raises(DataError, match="working folder, which --overwrite does not clear"):
+    with pytest.raises(DataError, match="working folder, which `overwrite` does not clear"):
         clear_run(Path(place))
     assert files(tmp_path) == before
 

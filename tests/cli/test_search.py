@@ -129,7 +129,7 @@ def test_budget_says_what_fits(command, run: Path, tiny_folder: Path) -> None:
     policy = run / "policy.safetensors"
     ended = command("budget", tiny_folder, "--memory", "64KiB", "--batch", 8, "--policy", policy, "--prefix", 4)
     assert ended.status == 0, ended.err
-    assert "A batch of 8 images may keep 80%: headscope search RUN --keep 80%" in ended.out
+    assert "A batch of 8 images may keep 80%.\nnext: headscope search RUN --keep 80%" in ended.out
     assert "policy" in ended.out
 
 

@@ -10,8 +10,7 @@ import typer
 from headscope.cli.trace import _numbers, merge, trace
 from headscope.errors import DataError
 from headscope.models.janus import JanusModel
-from headscope.policy.files import save_policy
-from headscope.policy.policy import Policy
+from headscope.policy.policy import Policy, save_policy
 from headscope.tracing import TraceDataset
 from tests.cli.command import headscope
 

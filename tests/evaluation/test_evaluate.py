@@ -26,11 +26,10 @@ from headscope.runtime import generate
 from headscope.runtime.batches import (
     FIRST_SEED,
     OTHER,
+    ImageBatches,
     Variant,
     batch_for,
     batches_to_generate,
-    generate_numbers,
-    generate_variant,
     seconds_of,
 )
 from headscope.stickereval.prompts import grading_if_ours
@@ -61,7 +60,7 @@ def larger(tiny: JanusModel, monkeypatch: pytest.MonkeyPatch) -> JanusModel:
 
 
 def test_every_variant_draws_what_generate_draws(tiny: JanusModel, half: Policy, tmp_path: Path) -> None:
-    generated = generate_variant(tiny, Variant("half", half), PROMPTS, 2, tmp_path / "half", 4)
+    generated = ImageBatches(tiny, Variant("half", half), PROMPTS, 2, tmp_path / "half").all(4)
     assert generated.prompts == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2 + [PROMPTS[2]] * 2
     alone = generate(tiny, generated.prompts, [FIRST_SEED + n for n in range(6)], policy=half)
     assert torch.equal(generated.tokens, alone.tokens)
@@ -70,14 +69,14 @@ def test_every_variant_draws_what_generate_draws(tiny: JanusModel, half: Policy,
 def test_images_that_stand_are_not_drawn_again(
     tiny: JanusModel, half: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = generate_variant(tiny, Variant("full"), PROMPTS, 2, tmp_path / "a", 4)
+    whole = ImageBatches(tiny, Variant("full"), PROMPTS, 2, tmp_path / "a").all(4)
 
-    def stop(done: int, total: int) -> None:
+    def stop(task: str, done: int, total: int, note: str = "") -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generate_variant(tiny, Variant("full"), PROMPTS, 2, tmp_path / "b", 2, progress=stop)
+        ImageBatches(tiny, Variant("full"), PROMPTS, 2, tmp_path / "b").all(2, progress=stop)
     before = {path.name: path.read_bytes() for path in (tmp_path / "b").glob("*.parquet")}
     assert len(before) == 1
     asked: list[int] = []
@@ -87,7 +86,7 @@ def test_images_that_stand_are_not_drawn_again(
         return generate(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("headscope.runtime.batches.generate", counted)
-    again = generate_variant(tiny, Variant("full"), PROMPTS, 2, tmp_path / "b", 3)  # another batch size
+    again = ImageBatches(tiny, Variant("full"), PROMPTS, 2, tmp_path / "b").all(3)  # another batch size
     assert torch.equal(again.tokens, whole.tokens)
     assert asked == [FIRST_SEED + n for n in range(2, 6)]
     assert all((tmp_path / "b" / name).read_bytes() == content for name, content in before.items())
@@ -95,13 +94,14 @@ def test_images_that_stand_are_not_drawn_again(
 
 def test_batches_are_what_a_folder_lacks(tiny: JanusModel, tmp_path: Path) -> None:
     assert batches_to_generate(tmp_path / "none", 7, 3) == [[0, 1, 2], [3, 4, 5], [6]]
-    generate_numbers(tiny, Variant("full"), PROMPTS, 3, tmp_path / "some", [2, 3])
+    some = ImageBatches(tiny, Variant("full"), PROMPTS, 3, tmp_path / "some")
+    some.generate([2, 3])
     assert batches_to_generate(tmp_path / "some", 9, 3) == [[0, 1], [4, 5, 6], [7, 8]]
     for numbers in batches_to_generate(tmp_path / "some", 9, 3):
-        generate_numbers(tiny, Variant("full"), PROMPTS, 3, tmp_path / "some", numbers)
+        some.generate(numbers)
     assert batches_to_generate(tmp_path / "some", 9, 3) == []
-    whole = generate_variant(tiny, Variant("full"), PROMPTS, 3, tmp_path / "whole", 9)
-    assert torch.equal(generate_variant(tiny, Variant("full"), PROMPTS, 3, tmp_path / "some", 9).tokens, whole.tokens)
+    whole = ImageBatches(tiny, Variant("full"), PROMPTS, 3, tmp_path / "whole").all(9)
+    assert torch.equal(some.all(9).tokens, whole.tokens)
     assert 0 < seconds_of(tmp_path / "some") < 60
 
 
@@ -142,7 +142,7 @@ def test_what_was_measured_is_not_measured_again(
     real = tmp_path / "real"
     real.mkdir()
     for number, pixels in enumerate(
-        larger.to_images(generate_variant(larger, Variant("r"), PROMPTS, 1, tmp_path / "r", 4).tokens)
+        larger.to_images(ImageBatches(larger, Variant("r"), PROMPTS, 1, tmp_path / "r").all(4).tokens)
     ):
         Image.fromarray(pixels.numpy()).save(real / f"{number}.png")
     first = evaluate(larger, ASKED, {"half": half}, out, seeds=1, real=real)
@@ -329,7 +329,7 @@ def test_the_command_writes_a_page_and_goes_on(
     assert ended.status == 0, ended.err
     for name in ("full", "other_seed", "half"):
         one, two = (
-            generate_variant(tiny, Variant(name), PROMPTS, 1, tmp_path / of / "tokens" / name, 4) for of in ("e", "two")
+            ImageBatches(tiny, Variant(name), PROMPTS, 1, tmp_path / of / "tokens" / name).all(4) for of in ("e", "two")
         )
         assert torch.equal(one.tokens, two.tokens)
     ended = headscope(capsys, monkeypatch, *arguments, "--layout", "fid")

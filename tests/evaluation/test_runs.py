@@ -10,7 +10,7 @@ import pytest
 
 from headscope.errors import DataError
 from headscope.evaluation import losses_of, policies_of
-from headscope.pipeline.searching import place_of
+from headscope.pipeline.steps.paths import SearchPaths
 from headscope.policy import Policy, save_policy
 from headscope.run_folder import RunFolder
 from tests.tiny import tiny_model
@@ -46,5 +46,5 @@ def test_a_run_searched_for_a_size_is_refused(run: Path) -> None:
 
 def test_a_share_has_one_place_in_the_run(run: Path) -> None:
     folder = RunFolder(run)
-    assert place_of(folder, "0.2") == place_of(folder, " 20%") == place_of(folder, "20.0 %")
-    assert place_of(folder, "0.075").policy.name == "keep-7.5.safetensors"
+    assert len({SearchPaths.at_share(folder, keep) for keep in ("0.2", " 20%", "20.0 %")}) == 1
+    assert SearchPaths.at_share(folder, "0.075").policy.name == "keep-7.5.safetensors"

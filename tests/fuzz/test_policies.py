@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from headscope.policy import CacheSpec, Limit, Policy, load_policy, save_policy
-from headscope.policy.files import accounting
 from headscope.runtime.cache import check_prefix
 from tests.fuzz.mutants import mutated_bytes, mutated_safetensors, seeds, survives
 from tests.policy.shapes import SHAPE
@@ -30,7 +29,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def used(file: Path) -> Policy:
     """What `headscope policy show` and the first step of generating do with a policy."""
     policy = load_policy(file)
-    accounting(policy)
+    policy.accounting()
     str(policy.provenance.get("method", "hand"))
     for layer in range(policy.shape.layers):
         policy.buckets(layer)

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from headscope.policy import make_preset
+from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.replay import ReplayResult
 from headscope.tuning.propose.spaces import ClassSpace, fitting_strides
 from headscope.tuning.study.phase import TrialBook
-from headscope.tuning.study.storage import open_storage
+from headscope.tuning.study.storage import StudyStore, open_storage
 from tests.fuzz.mutants import mutated_bytes, mutated_json, mutated_text, nasty, seeds, survives
 from tests.tuning.landscape import LIMIT, SCORES, SHAPE, Landscape
 
@@ -35,7 +36,14 @@ class Failing(Landscape):
 
 
 def book(path: Path, land: Landscape | None = None) -> TrialBook:
-    return TrialBook(land or Landscape(), SHAPE, "classes", {"seed": 1}, open_storage(path), 0, {}, where=path.name)
+    return TrialBook(
+        land or Landscape(),
+        SHAPE,
+        "classes",
+        StudyStore(open_storage(path), path.name, identity={"seed": 1}),
+        SearchConfig(),
+        {},
+    )
 
 
 def made(path: Path) -> bytes:

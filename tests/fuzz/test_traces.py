@@ -45,7 +45,7 @@ def other(tiny: JanusModel, samples: Samples, tmp_path_factory: pytest.TempPathF
 def stopped(tiny: JanusModel, samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("stopped") / "trace"
 
-    def stop(done: int, total: int) -> None:
+    def stop(task: str, done: int, total: int, note: str = "") -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headscope.models.janus import JanusModel
-from headscope.pipeline.budgets import what_fits
+from headscope.pipeline.budgets import Fits, what_fits
 from headscope.policy import CacheSpec, Limit, Policy, load_policy, make_preset, save_policy
 from headscope.policy.shipped import policy_file
 from headscope.runtime import CompressedCache, compressed
@@ -42,12 +42,16 @@ def test_the_largest_batch_fits_and_one_more_does_not(tiny: JanusModel, room: in
 
 
 def test_the_sentence_says_what_to_do(tiny: JanusModel) -> None:
+    def fits(room: int, batch: int) -> Fits:
+        return what_fits(CacheSpec(tiny.shape, 4, batch=batch), room, {})
+
     def said(room: int, batch: int) -> str:
-        return what_fits(CacheSpec(tiny.shape, 4, batch=batch), room, {}).sentence
+        return fits(room, batch).sentence
 
     assert said(10**9, 4) == "A batch of 4 images fits with the plain cache: no policy is needed."
-    assert said(8_000, 1).startswith("A batch of 1 image may keep 78.1%: headscope search RUN --keep 78.1%")
+    assert said(8_000, 1) == "A batch of 1 image may keep 78.1%."
     assert "does not fit with any policy: the smallest keeps 25.0%" in said(8_000, 16)
+    assert [fits(*one).keep for one in ((10**9, 4), (8_000, 1), (8_000, 16))] == [None, "78.1%", None]
 
 
 def test_shipped_policies_go_by_name(tmp_path: Path, tiny: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:

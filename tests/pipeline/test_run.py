@@ -10,20 +10,29 @@ import pytest
 import torch
 
 from headscope.models import ImageModel, Samples, load_model
-from headscope.pipeline import Settings, run
+from headscope.pipeline import run
 from headscope.pipeline.prompts import PLAIN, default_prompts, split
 from headscope.policy import CacheSpec, load_policy
+from headscope.tuning import LimitConfig, PromptConfig, RunConfig, SearchConfig
 from headscope.tuning.propose.presets import COMPARED
 from tests.cli.command import headscope, left_by_an_overwrite
 
 PROMPTS = ["red apple", "dog", "blue car", "red car", "apple", "blue dog"]
-SMALL = Settings(keep="50%", trials=6, calibration=3, unseen=3, searched_images=3, table_images=2)
+
+
+def small(folder: Path) -> RunConfig:
+    return RunConfig(
+        model=str(folder),
+        limit=LimitConfig(keep="50%"),
+        prompts=PromptConfig(texts=tuple(PROMPTS), calibration=3, unseen=3),
+        search=SearchConfig(trials=6, table_images=2),
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    report = run(str(tiny_folder), out, prompts=PROMPTS, settings=SMALL)
+    report = run(small(tiny_folder), out)
     assert report == out / "report.html"
     return out
 
@@ -81,7 +90,7 @@ def test_the_policy_says_where_it_comes_from(finished: Path, tiny_folder: Path) 
 
 
 def test_the_same_seed_finds_the_same_policy(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    run(str(tiny_folder), tmp_path / "again", prompts=PROMPTS, settings=SMALL)
+    run(small(tiny_folder), tmp_path / "again")
     first, second = (load_policy(out / "policy.safetensors") for out in (finished, tmp_path / "again"))
     assert first.same_as(second)
 
@@ -100,16 +109,16 @@ def test_the_same_seed_finds_the_same_policy(finished: Path, tiny_folder: Path, 
 def test_a_stopped_run_goes_on(
     finished: Path, tiny_folder: Path, tmp_path: Path, work: str, at: int, capsys, monkeypatch
 ) -> None:
-    def stop(what: str, done: int, total: int, least: float) -> None:
+    def stop(what: str, done: int, total: int, note: str = "") -> None:
         if what.startswith(work) and done >= at:
             raise KeyboardInterrupt
 
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        run(str(tiny_folder), out, prompts=PROMPTS, settings=SMALL, progress=stop)
+        run(small(tiny_folder), out, progress=stop)
     assert not (out / "report.html").exists()
     assert not list(out.rglob("*.part*"))
-    run(str(tiny_folder), out, prompts=PROMPTS, settings=SMALL, resume=True)
+    run(small(tiny_folder), out, resume=True)
     again, whole = (pd.read_csv(path / "methods.csv").drop(columns="ms_per_step") for path in (out, finished))
     pd.testing.assert_frame_equal(again, whole)
     ended = headscope(capsys, monkeypatch, "report", out)

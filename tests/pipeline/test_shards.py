@@ -6,29 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from headscope.models import ImageModel
-from headscope.pipeline import RunFolder, Settings, shards
-from headscope.pipeline.run import begin
-from headscope.pipeline.settings import Crew
+from headscope.pipeline import begin_run, shards
 from headscope.pipeline.steps import trace_step
+from headscope.pipeline.workers import Workers
+from headscope.tuning import PromptConfig, RunConfig
 
 PROMPTS = ["red apple", "dog", "blue car"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_parts_become_the_trace_beside_what_is_the_users(
-    tiny: ImageModel, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr(shards, "spread", lambda job, each, crew, done: [job(*one) for one in each])
-    settings = Settings(keep=None)
-    folders = [RunFolder(tmp_path / name) for name in ("shards", "whole")]
-    for folder in folders:
-        begin(tiny, str(tiny_folder), folder, (PROMPTS, ["red car"]), settings)
+    monkeypatch.setattr(shards, "map_tasks", lambda job, each, workers, done: [job(*one) for one in each])
+    texts = [PROMPTS[0], "red car", PROMPTS[1], "a red car", PROMPTS[2]]
+    config = RunConfig(model=str(tiny_folder), prompts=PromptConfig(texts=texts, unseen=1))  # type: ignore[arg-type]
+    runs = [begin_run(config, tmp_path / name, limited=False) for name in ("shards", "whole")]
+    folders = [run.folder for run in runs]
     for name in ("trace/thesis.txt", "trace-shards/thesis.txt"):
         (folders[0].path / name).parent.mkdir()
         (folders[0].path / name).write_text("years of work")
-    made = shards.trace_in_shards(tiny, folders[0], PROMPTS, settings, Crew(workers=workers))
-    whole = trace_step(tiny, folders[1], PROMPTS, settings)
+    made = shards.trace_in_shards(runs[0], Workers(workers))
+    whole = trace_step(runs[1])
     assert made.heads().equals(whole.heads())
     assert sorted(path.name for path in made.path.iterdir()) == sorted(
         ["thesis.txt", *(path.name for path in whole.path.iterdir())]

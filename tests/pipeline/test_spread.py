@@ -12,10 +12,9 @@ import pytest
 
 from headscope.errors import DataError, HeadscopeError
 from headscope.pipeline import workers as crew
-from headscope.pipeline.settings import Crew
-from headscope.pipeline.workers import spread
+from headscope.pipeline.workers import Workers, map_tasks
 
-TWO = Crew(workers=2)
+TWO = Workers(2)
 
 
 def note(folder: str, number: int) -> str:
@@ -60,7 +59,12 @@ def calls(folder: Path) -> list[int]:
 
 def test_what_a_dead_worker_was_at_is_begun_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told: list[int] = []
-    assert spread(dies_once, [(str(tmp_path), n) for n in range(4)], TWO, told.append) == ["0", "1", "2", "3"]
+    assert map_tasks(dies_once, [(str(tmp_path), n) for n in range(4)], TWO, lambda done, total: told.append(done)) == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]
     assert told == [1, 2, 3, 4]
     assert "begun again" in capsys.readouterr().err
     assert set(calls(tmp_path)) == {0, 1, 2, 3}
@@ -68,21 +72,21 @@ def test_what_a_dead_worker_was_at_is_begun_again(tmp_path: Path, capsys: pytest
 
 def test_workers_that_die_again_and_again_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "RESTARTS", 1)
-    with pytest.raises(HeadscopeError, match="Workers ended early 2 times, for want of memory perhaps; try fewer --workers"):
-        spread(dies, [(str(tmp_path), 0)], TWO, lambda _: None)
+    with pytest.raises(HeadscopeError, match="Workers ended early 2 times, for want of memory perhaps; try fewer `workers`"):
+        map_tasks(dies, [(str(tmp_path), 0)], TWO, lambda done, total: None)
 
 
 def test_an_error_of_a_job_ends_the_rest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="number 0 is not to be had"):
-        spread(refuses, [(str(tmp_path), 0)], TWO, lambda _: None)
+        map_tasks(refuses, [(str(tmp_path), 0)], TWO, lambda done, total: None)
     assert gone()
 
 
 def test_a_stop_begins_nothing_that_waits_and_leaves_no_process(tmp_path: Path) -> None:
-    def stop(done: int) -> None:
+    def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        spread(slow, [(str(tmp_path), n) for n in range(40)], TWO, stop)
+        map_tasks(slow, [(str(tmp_path), n) for n in range(40)], TWO, stop)
     assert gone()
     assert len(calls(tmp_path)) < 10

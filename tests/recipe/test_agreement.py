@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from headscope.errors import DataError
+from headscope.intervals import share_interval
 from headscope.models.janus import JanusModel
 from headscope.recipe import agreement as eye
-from headscope.recipe.detector import drawing_model, wilson
+from headscope.recipe.detector import drawing_model
 from headscope.stickereval.detector import Detection
 from headscope.stickereval.grader import judge
 from headscope.stickereval.prompts import PROMPTS, GradingPrompt, Wanted
@@ -109,7 +110,7 @@ def test_the_tables_fit_the_labels_and_each_other(folder: Path) -> None:
     for row in table.itertuples():
         equal = row.eye_yes_grader_yes + row.eye_no_grader_no
         assert row.agreement == pytest.approx(equal / row.images, abs=1e-4)
-        assert (row.low, row.high) == pytest.approx(wilson(equal, row.images), abs=1e-4)
+        assert (row.low, row.high) == pytest.approx(share_interval(equal, row.images), abs=1e-4)
     seen = pd.read_csv(folder / "confusion.csv").groupby("eye")["count"].sum().drop(eye.NOTHING)
     assert seen.to_dict() == dict(sum(labelled.things, Counter()))
 

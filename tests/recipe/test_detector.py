@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headscope.errors import DataError
-from headscope.recipe.detector import drawing_model, ship, targets, train_detector, trained, wholly_right, wilson
+from headscope.recipe.detector import drawing_model, ship, targets, train_detector, trained, wholly_right
 from headscope.recipe.detector_data import LessonBook, Pool
 from headscope.recipe.scenes import Item, Scene
 from headscope.stickereval.detector import (
@@ -45,11 +45,6 @@ def test_things_outside_the_classes_get_the_number_after_the_last() -> None:
     assert true.names.tolist() == [[1, 48, -1, -1]]
     assert true.styles.tolist() == [[4, 2, -1, -1]]
     assert targets([Scene("drawn", (Item("lemon", "", 0.3, 0.3, 0.4),), "blue")]).styles.tolist() == [[-1, -1, -1, -1]]
-
-
-def test_wilson_intervals_match_a_known_one() -> None:
-    assert wilson(95, 100) == pytest.approx((0.888, 0.978), abs=1e-3)
-    assert wilson(10, 10)[1] == pytest.approx(1.0)
 
 
 def test_a_stopped_training_goes_on_where_it_was(book: LessonBook, tmp_path: Path) -> None:

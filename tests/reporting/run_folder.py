@@ -74,7 +74,7 @@ def _run_json(path: Path, shape: ModelShape, prompts: list[str]) -> None:
         "headscope": "0.1.0",
         "created": "2026-01-02T03:04:05+00:00",
         "model": model,
-        "settings": {"keep": "20%", "searched_images": 3, "quick": False},
+        "settings": {"seed": 7},
         "versions": {"torch": "2.13.0"},
         "machine": {"device": "cpu", "threads": 1},
         "steps": {"trace": {"seconds": 61.0, "peak_memory_bytes": 2**30}, "heads": {"seconds": 0.5}},
@@ -84,7 +84,7 @@ def _run_json(path: Path, shape: ModelShape, prompts: list[str]) -> None:
             "batch": 1,
             "streams": 2,
             "dtype": "float32",
-            "of": "all",
+            "count_prefix": True,
             "plain_bytes": 21605,
         },
         "seed": 7,
@@ -179,6 +179,7 @@ def _search(path: Path, best: float, rng: np.random.Generator) -> None:
     table.to_parquet(path / "search" / "trials.parquet", index=False)
     importances = {"table": {"heavy": 0.55, "semantic": 0.3, "stride": 0.05, "early": 0.03, "late": 0.02}}
     summary = {"best": {"label": "table trial", "kl": best}, "importances": importances, "stopped": "", "dropped_strides": [32]}
+    summary |= {"images": 3, "quick": False}
     write_json(path / "search" / "search.json", summary)
 
 

@@ -162,9 +162,8 @@ def test_steps_that_were_not_timed_are_not_given_a_figure(run: Path) -> None:
 
 @pytest.mark.usefixtures("plain_figures")
 def test_a_dry_run_boasts_of_nothing(run: Path) -> None:
-    facts = json.loads((run / "run.json").read_text())
-    facts["settings"]["quick"] = True
-    (run / "run.json").write_text(json.dumps(facts))
+    facts = json.loads((run / "search" / "search.json").read_text())
+    (run / "search" / "search.json").write_text(json.dumps({**facts, "quick": True}))
     said = page_of(run).said
     assert "This was a dry run" in said
     assert "less than the best known method" not in said

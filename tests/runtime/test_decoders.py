@@ -11,9 +11,8 @@ import torch
 from headscope.errors import DataError
 from headscope.models.attention import observe
 from headscope.models.janus import JanusModel
-from headscope.policy.files import load_policy
 from headscope.policy.footprint import CacheSpec
-from headscope.policy.policy import Policy
+from headscope.policy.policy import Policy, load_policy
 from headscope.runtime import Sampling, generate
 from headscope.runtime.decoders import DECODERS, choose, decoder_name, usable_decoders
 

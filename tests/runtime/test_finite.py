@@ -75,7 +75,7 @@ def test_half_precision_is_told_how_to_go_on() -> None:
         model.network.model.language_model.norm.weight.mul_(3e4)
     assert generate(model, ["dog"], 0).tokens.shape == (1, 16)
     model.network.to(torch.float16)
-    with pytest.raises(NumberError, match="--dtype"):
+    with pytest.raises(NumberError, match="`dtype`"):
         generate(model, ["dog"], 0)
 
 

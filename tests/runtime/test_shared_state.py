@@ -18,7 +18,7 @@ from headscope.runtime.decoders.llama_cpu import step_for
 from headscope.tracing import watch_live
 from headscope.tuning import Replay
 from headscope.tuning.measure.options import Option
-from headscope.tuning.measure.single_head import HeadsAlone
+from headscope.tuning.measure.single_head import SingleHeadLoss
 from tests.tiny import tiny_model
 
 WAIT = 30.0
@@ -196,7 +196,7 @@ def test_a_replay_of_single_heads_leaves_other_threads_alone() -> None:
     samples = generate(model, ["red apple", "dog"], 0)
     expected = generate(model, ["a blue car"], 4).tokens
     replay = Replay(model, samples, by_stream=False)
-    heads, option = HeadsAlone(replay, stride=4), Option(window=1, heavy=0)
+    heads, option = SingleHeadLoss(replay, stride=4), Option(window=1, heavy=0)
 
     def losses() -> list[float]:
         return [heads.loss(layer, head, option) for layer in (0, 1) for head in (0, 1)]

@@ -50,7 +50,7 @@ def test_a_finished_trace_holds_every_head_of_both_streams(tiny: JanusModel, sam
 def test_a_stopped_trace_goes_on_and_ends_the_same(tiny: JanusModel, samples: Samples, tmp_path: Path) -> None:
     whole = trace(tiny, samples, tmp_path / "whole", batch_size=1).heads()
 
-    def stop(done: int, total: int) -> None:
+    def stop(task: str, done: int, total: int, note: str = "") -> None:
         if done == 2:
             raise KeyboardInterrupt
 
@@ -63,7 +63,7 @@ def test_a_stopped_trace_goes_on_and_ends_the_same(tiny: JanusModel, samples: Sa
     seen: list[int] = []
     with pytest.warns(UserWarning, match="000001: not as it was written, traced again"):
         resumed = trace(
-            tiny, samples, tmp_path / "t", batch_size=1, progress=lambda done, total: seen.append(done), resume=True
+            tiny, samples, tmp_path / "t", batch_size=1, progress=lambda task, done, total: seen.append(done), resume=True
         )
     assert seen == [2, 3]  # one part was whole
     pd.testing.assert_frame_equal(resumed.heads(), whole)
@@ -95,7 +95,7 @@ def test_the_trace_is_the_same_again(tiny: JanusModel, samples: Samples, tmp_pat
 def stopped(model: JanusModel, samples: Samples, out: Path) -> Path:
     """A trace that was stopped after its first image."""
 
-    def stop(done: int, total: int) -> None:
+    def stop(task: str, done: int, total: int, note: str = "") -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -179,7 +179,7 @@ def test_a_full_disk_is_one_sentence_and_loses_no_part(
         with pytest.raises(DataError, match="No space left on device"):
             trace(tiny, samples, out, resume=True)
     seen: list[int] = []
-    trace(tiny, samples, out, batch_size=1, resume=True, progress=lambda done, total: seen.append(done))
+    trace(tiny, samples, out, batch_size=1, resume=True, progress=lambda task, done, total: seen.append(done))
     assert seen == [2, 3]
 
 
@@ -255,7 +255,7 @@ from pathlib import Path
 from headscope.models import Samples, load_model
 from headscope.tracing import trace
 model = load_model(sys.argv[1])
-trace(model, Samples.load(sys.argv[2]), sys.argv[3], batch_size=1, progress=lambda done, total: print(done, flush=True))
+trace(model, Samples.load(sys.argv[2]), sys.argv[3], batch_size=1, progress=lambda task, done, total: print(done, flush=True))
 """
 
 
@@ -272,7 +272,9 @@ def test_a_killed_run_loses_at_most_the_image_it_was_at(tiny_folder: Path, tmp_p
                 break
         told = int(line)
     seen: list[int] = []
-    resumed = trace(model, samples, tmp_path / "t", batch_size=1, resume=True, progress=lambda done, total: seen.append(done))
+    resumed = trace(
+        model, samples, tmp_path / "t", batch_size=1, resume=True, progress=lambda task, done, total: seen.append(done)
+    )
     assert seen[0] > told  # what it said was done is done
     assert seen[0] < 60
     whole = trace(model, samples, tmp_path / "whole", batch_size=1)
@@ -300,7 +302,7 @@ def test_sums_of_earlier_versions_are_gone_on_with(tiny: JanusModel, samples: Sa
         facts = {name: text for name, text in opened.metadata().items() if name in ("included", "digest")}
     save_file(load_file(file), file, facts)
     seen: list[int] = []
-    trace(tiny, samples, tmp_path / "t", batch_size=1, resume=True, progress=lambda done, total: seen.append(done))
+    trace(tiny, samples, tmp_path / "t", batch_size=1, resume=True, progress=lambda task, done, total: seen.append(done))
     assert seen == [2, 3]
 
 

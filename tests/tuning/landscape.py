@@ -11,15 +11,18 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from headscope.geometry import Geometry
 from headscope.policy import CacheSpec, Limit, ModelShape, Policy
-from headscope.tuning import SearchResult, search, sweep_presets
+from headscope.tuning import SearchConfig, SearchResult, sweep_presets
 from headscope.tuning.measure.options import Losses, Option
 from headscope.tuning.measure.replay import ReplayResult, Watch
+from headscope.tuning.study.phases import PhasedStudy
+from headscope.tuning.study.storage import StudyStore
 
 SHAPE = ModelShape("toy", 3, 4, 4, 8, Geometry(6, 6), "a", "w")
 PREFIX = 5
@@ -64,12 +67,19 @@ def table() -> Losses:
 
 
 def run(
-    trials: int, storage: Path | str | None = None, land: Landscape | None = None, **changes
+    trials: int,
+    storage: Path | str | None = None,
+    land: Landscape | None = None,
+    *,
+    limit: Limit = LIMIT,
+    study: str = "",
+    **changes: Any,
 ) -> tuple[SearchResult, Landscape]:
     land = land or Landscape()
     presets = sweep_presets(Landscape(), LIMIT, SCORES).best
-    given = {"trials": trials, "seed": 3, "storage": storage, "presets": presets, **changes}
-    return search(land, changes.pop("limit", LIMIT), table(), SCORES, **{k: v for k, v in given.items() if k != "limit"}), land
+    losses = table()
+    config = SearchConfig(**{"trials": trials, "seed": 3, **changes})
+    return PhasedStudy(land, limit, losses, SCORES, config, StudyStore.open(storage, study), presets).run(), land
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import pytest
 
 from headscope.errors import DataError
 from headscope.policy import CacheSpec
+from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.replay import ReplayResult, Watch
 from headscope.tuning.propose.spaces import ClassSpace, TableSpace, fitting_strides, neutral
 from headscope.tuning.study.pareto import Front, search_the_front
-from headscope.tuning.study.storage import open_storage
+from headscope.tuning.study.storage import StudyStore
 from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape, table
 
 SHARES = {"80%": 0.8, "50%": 0.5, "35%": 0.35}
@@ -34,11 +35,8 @@ def space_at(share: float) -> TableSpace:
 
 
 def found(trials: int, storage: Path | None = None, land: Weighed | None = None, seed: int = 1) -> Front:
-    kept = None if storage is None else open_storage(storage)
-    identity = {"seed": seed}
-    return search_the_front(
-        land or Weighed(), space_at, SHARES, {}, trials=trials, seed=seed, storage=kept, identity=identity, where=str(storage)
-    )
+    store = StudyStore.open(storage, identity={"seed": seed})
+    return search_the_front(land or Weighed(), space_at, SHARES, {}, SearchConfig(trials=trials, seed=seed), store)
 
 
 def test_nothing_on_the_front_is_beaten_and_everything_else_is() -> None:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from headscope.errors import BudgetError, DataError
 from headscope.geometry import Geometry
+from headscope.intervals import rank_correlation
 from headscope.models.janus import JanusModel
 from headscope.policy import CacheSpec, ModelShape
 from headscope.runtime import generate
 from headscope.tuning import Replay, equal_options, measure_sensitivity, needs
-from headscope.tuning.measure.ablation import rank_correlation
 from headscope.tuning.measure.options import Option
 from headscope.tuning.measure.single_head import alone_policy
 

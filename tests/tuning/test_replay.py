@@ -13,7 +13,7 @@ from headscope.policy.policy import Policy
 from headscope.runtime import CompressedCache, compressed, generate
 from headscope.tuning.measure.options import Option
 from headscope.tuning.measure.replay import Replay, chunks
-from headscope.tuning.measure.single_head import HeadsAlone, alone_policy
+from headscope.tuning.measure.single_head import SingleHeadLoss, alone_policy
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_chunks_end_where_strides_end(tiny: JanusModel) -> None:
 @pytest.mark.parametrize("anchor", [0, 2])
 @pytest.mark.parametrize("option", [Option(1), Option(4), Option(0, 3), Option(2, 2, 0.0)])
 def test_one_head_alone_costs_what_a_plain_replay_says(replay: Replay, option: Option, anchor: int) -> None:
-    alone = HeadsAlone(replay, stride=4, anchor=anchor)
+    alone = SingleHeadLoss(replay, stride=4, anchor=anchor)
     assert alone.shortcut
     for layer in range(2):
         for heads in ((0,), (1,), (0, 1)):

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from headscope.errors import BudgetError, DataError
 from headscope.policy import PRESETS, CacheSpec, Limit, Policy
 from headscope.storage import write_json
-from headscope.tuning import search, sweep_presets
+from headscope.tuning import SearchConfig, sweep_presets
 from headscope.tuning.measure.options import Losses
 from headscope.tuning.measure.replay import ReplayResult, Watch
 from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, TableSpace, fitting_strides, merged, neutral
+from headscope.tuning.study.phases import PhasedStudy
+from headscope.tuning.study.storage import StudyStore
 from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape, run, table
 
 
@@ -61,7 +63,6 @@ def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_an_interrupted_proposal_is_made_again(tmp_path: Path) -> None:
     whole, _ = run(10, tmp_path / "whole.db")
     land = Landscape()
-    presets = sweep_presets(Landscape(), LIMIT, SCORES).best
     measure = land.measure
 
     def stop_at_the_twentieth(policy: Policy, watch: Watch | None = None) -> ReplayResult:
@@ -71,9 +72,7 @@ def test_an_interrupted_proposal_is_made_again(tmp_path: Path) -> None:
 
     land.measure = stop_at_the_twentieth  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        search(
-            land, LIMIT, table(), SCORES, trials=10, seed=3, storage=tmp_path / "s.db", presets=presets
-        )  # fmt: skip
+        run(10, tmp_path / "s.db", land)
     rest, _ = run(10, tmp_path / "s.db")
     assert rest.policy.same_as(whole.policy)
 
@@ -238,7 +237,8 @@ def test_a_policy_that_is_worse_is_given_up_and_never_the_result() -> None:
 
 
 def test_without_a_table_optuna_is_alone() -> None:
-    alone = search(Landscape(), LIMIT, None, SCORES, trials=12, seed=3)
+    config = SearchConfig(trials=12, seed=3)
+    alone = PhasedStudy(Landscape(), LIMIT, None, SCORES, config, StudyStore.open(None)).run()
     assert set(alone.trials["phase"].str.split(" ").str[0]) == {"classes", "groups"}
     assert alone.solver is None
     assert alone.incumbents == {}

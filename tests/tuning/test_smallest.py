@@ -36,7 +36,7 @@ def test_unseen_images_decide_too() -> None:
 
 
 def test_a_loss_that_nothing_reaches_is_refused() -> None:
-    with pytest.raises(BudgetError, match="--max-loss 0: expected more than 0"):
+    with pytest.raises(BudgetError, match="max_loss 0: expected more than 0"):
         smallest(0.0, 0.2, lambda share: 1.0, lambda share: (1.0, 1.0))
     with pytest.raises(BudgetError, match="not even the whole cache"):
         smallest(0.1, 0.2, lambda share: 1.0, lambda share: (1.0, 1.0))

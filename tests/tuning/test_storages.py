@@ -154,12 +154,12 @@ def test_an_unknown_database_is_refused() -> None:
 
 
 def test_no_pickle_comes_from_a_storage_that_others_write_to(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--sampler cma-es: keeps its state as a pickle"):
+    with pytest.raises(DataError, match="sampler cma-es: keeps its state as a pickle"):
         run(1, tmp_path / "study.journal", sampler="cma-es")
 
 
 def test_an_unknown_sampler_is_refused() -> None:
-    with pytest.raises(HeadscopeError, match="--sampler grid: unknown; expected one of tpe, gp, cma-es, nsga-ii, random"):
+    with pytest.raises(HeadscopeError, match="sampler: grid: unknown; expected one of tpe, gp, cma-es, nsga-ii, random"):
         run(1, land=Landscape(), sampler="grid")
 
 

@@ -121,7 +121,7 @@ def test_each_kind_says_what_every_head_would_cost(replay: Replay, coverage: Cov
         table = sensitivity_table(replay, kind, groups, tmp_path / "table.parquet")
         assert (table.cells, table.every, len(table.losses)) == (cells, every, every)
         assert f"{cells:,} cells" in table.sentence()
-        assert (f"(--table heads) would be {every:,}" in table.sentence()) == (kind != "heads")
+        assert (f"(`table` heads) would be {every:,}" in table.sentence()) == (kind != "heads")
     again = sensitivity_table(replay, "groups", groups, tmp_path / "table.parquet")
     assert again.sentence().endswith(f"would be {every:,}.")  # nothing was measured, so no time is known
 

@@ -20,6 +20,7 @@ from sqlalchemy import event
 
 from headscope.errors import DataError, NumberError
 from headscope.policy import Policy
+from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.replay import ReplayResult
 from headscope.tuning.propose.samplers import RETRIES
 from headscope.tuning.propose.spaces import ClassSpace, fitting_strides
@@ -28,7 +29,7 @@ from headscope.tuning.study.faults import StorageError
 from headscope.tuning.study.phase import TrialBook
 from headscope.tuning.study.quiet import quiet_optuna
 from headscope.tuning.study.results import is_proposal
-from headscope.tuning.study.storage import open_storage
+from headscope.tuning.study.storage import StudyStore, open_storage
 from headscope.tuning.study.workers import ALIVE, ERROR, WORKER, Watch, lives, marked, worker_name
 from tests.tuning.landscape import LIMIT, SCORES, SHAPE, Landscape
 
@@ -39,7 +40,8 @@ HOST, NUMBER, BEGAN, SPACE_OF_NUMBERS = worker_name().rsplit(":", 3)
 
 def book(storage: Any, land: Any = None) -> TrialBook:
     kept = open_storage(storage) if isinstance(storage, (str, Path)) else storage
-    return TrialBook(land or Landscape(), SHAPE, "classes", {"a": 1}, kept, 0, {}, sampler="random")
+    store = StudyStore(kept, identity={"a": 1})
+    return TrialBook(land or Landscape(), SHAPE, "classes", store, SearchConfig(sampler="random"), {})
 
 
 def running(study: optuna.Study, worker: str | None, alive: float) -> int:

@@ -3,8 +3,8 @@
 from headscope.pipeline.steps.classify import heads_step
 from headscope.pipeline.steps.compare import compare_step
 from headscope.pipeline.steps.generate import generate_step
-from headscope.pipeline.steps.search import search_step, tuned_under
+from headscope.pipeline.steps.search import search_step
 from headscope.pipeline.steps.sensitivity import sensitivity_step
 from headscope.pipeline.steps.trace import trace_step
 
-__all__ = ["compare_step", "generate_step", "heads_step", "search_step", "sensitivity_step", "trace_step", "tuned_under"]
+__all__ = ["compare_step", "generate_step", "heads_step", "search_step", "sensitivity_step", "trace_step"]

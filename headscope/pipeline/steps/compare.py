@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
-from headscope.models.protocol import ImageModel
-from headscope.pipeline.limits import counted_for
+from headscope.pipeline.opened import Run
 from headscope.pipeline.recorded import unseen_images
-from headscope.pipeline.settings import Place, Progress, Settings, as_counts
+from headscope.pipeline.steps.paths import SearchPaths
 from headscope.pipeline.steps.timed import timed
-from headscope.policy.files import load_policy, save_policy
 from headscope.policy.footprint import Limit
+from headscope.policy.policy import load_policy, save_policy
 from headscope.policy.presets import make_preset
-from headscope.run_folder import RunFolder
-from headscope.storage import write_whole
-from headscope.tuning import Replay
-from headscope.tuning.compare import COLUMNS, MethodTable, compare_methods
+from headscope.progress import renamed
+from headscope.storage import write_csv, write_parquet
+from headscope.tuning import MethodTable, Replay, compare_methods
+from headscope.tuning.compare import COLUMNS
 
 
-def compare_step(
-    model: ImageModel,
-    folder: RunFolder,
-    prompts: list[str],
-    settings: Settings,
-    progress: Progress | None = None,
-    *,
-    place: Place | None = None,
-) -> MethodTable:
-    """Measure the searched policy and the presets on unseen prompts: unseen.parquet, methods.csv, kl_by_row.parquet, the
-    last two in the search's folder where `place` names one."""
-    here = place or Place(folder.search, folder.policy)
-    with timed(folder, "compare"):
-        samples = unseen_images(model, folder, prompts, settings, progress)
-        searched = load_policy(here.policy, model.shape)
-        full = Limit.of_share("100%", counted_for(model, settings, searched.prefix))
+def compare_step(run: Run, paths: SearchPaths | None = None) -> MethodTable:
+    """Measure the searched policy and the presets on unseen prompts: unseen.parquet, methods.csv, kl_by_row.parquet.
+
+    Args:
+        run: whose unseen prompts.
+        paths: where the search keeps its files; by default it is the run's only one.
+    """
+    paths, model, limit = paths or SearchPaths.of(run.folder), run.model, run.config.limit
+    with timed(run.folder, "compare"):
+        samples = unseen_images(run)
+        searched = load_policy(paths.policy, model.shape)
+        full = Limit.of_share("100%", run.spec().replace(prefix=searched.prefix))
         policies = {"full": make_preset("full", full), "searched": searched}
-        for path in sorted((here.search / "presets").glob("*.safetensors")):
+        for path in sorted((paths.search / "presets").glob("*.safetensors")):
             policies[path.stem] = load_policy(path, model.shape)
-        replay = Replay(model, samples, by_stream=False)
         table = compare_methods(
-            replay,
+            Replay(model, samples, by_stream=False),
             policies,
-            settings.memory or settings.keep or "",
-            count_prefix=settings.of == "all",
-            seed=settings.seed,
-            progress=as_counts(progress, "methods on unseen prompts"),
+            limit.text,
+            count_prefix=limit.count_prefix,
+            seed=run.config.search.seed,
+            progress=renamed(run.progress, "methods on unseen prompts"),
         )
-        into = folder.path if place is None else here.search
-        write_whole(into / "methods.csv", lambda path: table.methods.to_csv(path, index=False))
-        write_whole(into / "kl_by_row.parquet", lambda path: table.by_row.to_parquet(path, index=False))
+        write_csv(table.methods, paths.tables / "methods.csv")
+        write_parquet(table.by_row, paths.tables / "kl_by_row.parquet")
         row = table.methods.set_index("method").loc["searched"]
         results = {name: float(row[name]) for name in COLUMNS if name not in ("method", "budget")}
-        save_policy(searched.replace(results={**searched.results, "unseen": results}), here.policy)
+        save_policy(searched.replace(results={**searched.results, "unseen": results}), paths.policy)
         return table

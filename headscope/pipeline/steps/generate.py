@@ -8,29 +8,29 @@ import pandas as pd
 
 from headscope.models.protocol import ImageModel
 from headscope.pipeline.images import save_png
-from headscope.pipeline.settings import Progress, Settings, as_counts
+from headscope.pipeline.opened import Run
 from headscope.pipeline.steps.timed import timed
-from headscope.policy.files import load_policy
+from headscope.policy.policy import load_policy
+from headscope.progress import renamed
 from headscope.reporting import contact_sheet
-from headscope.run_folder import RunFolder
 from headscope.runtime import Sampling, generate
 from headscope.samples import Samples
-from headscope.storage import write_whole
+from headscope.storage import write_parquet
 
 
-def generate_step(model: ImageModel, folder: RunFolder, settings: Settings, progress: Progress | None = None) -> pd.DataFrame:
+def generate_step(run: Run) -> pd.DataFrame:
     """Generate the unseen prompts with the policy too: images/full, images/searched, sheet.png, images.parquet."""
+    model, folder = run.model, run.folder
     full = Samples.load(folder.unseen)
     with timed(folder, "generate"):
-        policy = load_policy(folder.policy, model.shape)
         searched = generate(
             model,
             full.prompts,
             full.seeds.tolist(),
-            policy=policy,
+            policy=load_policy(folder.policy, model.shape),
             sampling=Sampling(full.guidance, full.temperature, full.top_k),
-            batch_size=settings.batch_size,
-            progress=as_counts(progress, "generating with the policy"),
+            batch_size=run.config.batch_size,
+            progress=renamed(run.progress, "generating with the policy"),
         )
         return write_images(model, full, searched, folder.images)
 
@@ -52,5 +52,5 @@ def write_images(model: ImageModel, full: Samples, searched: Samples, out: Path)
             "token_agreement": agreement.tolist(),
         }
     )
-    write_whole(out / "images.parquet", lambda path: table.to_parquet(path, index=False))
+    write_parquet(table, out / "images.parquet")
     return table

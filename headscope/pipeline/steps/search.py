@@ -5,87 +5,54 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from headscope.heads import Heads
-from headscope.models.protocol import ImageModel
-from headscope.pipeline.limits import limit_facts, limit_of
-from headscope.pipeline.settings import Crew, Place, Progress, Settings
+from headscope.pipeline.opened import Run, limit_facts
+from headscope.pipeline.steps.paths import SearchPaths
 from headscope.pipeline.steps.timed import timed
 from headscope.pipeline.tables import groups_of
-from headscope.policy.files import save_policy
-from headscope.policy.footprint import Limit
-from headscope.policy.policy import Policy
-from headscope.run_folder import RunFolder
+from headscope.policy.policy import Policy, save_policy
 from headscope.samples import Samples
-from headscope.tuning import Tuned, tune
+from headscope.tuning import Search, SearchFiles
 
 
 def search_step(
-    model: ImageModel,
-    folder: RunFolder,
-    settings: Settings,
-    progress: Progress | None = None,
-    *,
-    place: Place | None = None,
-    crew: Crew | None = None,
+    run: Run,
+    paths: SearchPaths | None = None,
+    storage: str | None = None,
     ready: Callable[[], None] | None = None,
 ) -> Policy:
-    """Search a policy under the limit: search/, policy.safetensors, or what `place` names.
+    """Search a policy under the limit: search/, policy.safetensors, or what `paths` names.
 
     Args:
-        crew: where the study is kept. ready: called before the first proposal; see `headscope.tuning.search`.
+        run: whose calibration images and head classes.
+        paths: where the search keeps its files; by default it is the run's only one.
+        storage: of the study, see `open_storage`.
+        ready: called before the first proposal, see `headscope.tuning.Search.lead`.
 
     Raises:
-        DataError: the trace or heads step has not run. BudgetError: see `limit_of`.
+        DataError: the trace or heads step has not run.
+        BudgetError: see `Run.limit`.
     """
-    Samples.load(folder.samples), Heads.load(folder.heads)  # what is missing is said before limits are checked
-    prefix = int(folder.read()["prefix"])
-    limit = limit_of(model, settings, prefix)
-    if place is None:
-        folder.note(limit=limit_facts(limit, settings))
-    here = place or Place(folder.search, folder.policy)
-    with timed(folder, "search"):
-        tuned = tuned_under(model, folder, settings, here, limit, crew or Crew(), ready=ready, progress=progress)
-        save_policy(tuned.policy, here.policy)
-        return tuned.policy
+    paths = paths or SearchPaths.of(run.folder)
+    search = search_of(run, paths, storage)
+    if paths.alone:
+        run.folder.note(limit=limit_facts(run.config.limit, search.limit))
+    with timed(run.folder, "search"):
+        policy = search.lead(ready).policy
+        save_policy(policy, paths.policy)
+        return policy
 
 
-def tuned_under(
-    model: ImageModel,
-    folder: RunFolder,
-    settings: Settings,
-    place: Place,
-    limit: Limit,
-    crew: Crew,
-    *,
-    joins: bool = False,
-    ready: Callable[[], None] | None = None,
-    progress: Progress | None = None,
-) -> Tuned:
-    """`tune` on a run's calibration images and head classes; writes nothing but the search's own files.
-
-    Args:
-        joins: another process leads this search.
-    """
-    samples = Samples.load(folder.samples)
-    return tune(
-        model,
-        samples.select(range(min(settings.searched_images, len(samples)))),
-        Heads.load(folder.heads).scores(),
-        limit,
-        place.search,
-        trials=settings.trials,
-        table_images=settings.table_images,
-        strides=settings.strides,
-        buckets=settings.buckets,
-        sampler=settings.sampler,
-        prune=settings.prune,
-        patience=settings.patience,
-        seed=settings.seed,
-        quick=settings.quick,
-        table=folder.table(settings.table_images),
-        kind=settings.table,
-        groups=None if settings.quick else groups_of(model, folder, settings.table),
-        storage=crew.storage,
-        ready=ready,
-        joins=joins,
-        progress=progress,
+def search_of(run: Run, paths: SearchPaths, storage: str | None = None) -> Search:
+    """The search of a run, to be led or joined; see `search_step`."""
+    config, folder = run.config.search, run.folder
+    samples, scores = Samples.load(folder.samples), Heads.load(folder.heads).scores()  # what is missing is said first
+    return Search(
+        run.model,
+        samples,
+        scores,
+        run.limit(),
+        config,
+        SearchFiles(paths.search, folder.table(config.table_images), storage),
+        None if config.quick else groups_of(run),
+        run.progress,
     )

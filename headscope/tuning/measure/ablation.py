@@ -7,22 +7,19 @@ the window and semantic heads with the heavy tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from headscope.errors import BudgetError, DataError
 from headscope.heads import SEMANTIC
+from headscope.intervals import rank_correlation
 from headscope.policy.footprint import CacheSpec, parse_share
 from headscope.tuning.measure.options import Option
 from headscope.tuning.measure.sensitivity import NEGLIGIBLE
 
 KINDS = ("window", "heavy", "both")
 _SAID = {"window": "the window", "heavy": "heavy tokens", "both": "half of each"}
-_BOOTSTRAPS = 2000
 
 
 def equal_options(keep: str | float, spec: CacheSpec, stride: int) -> dict[str, Option]:
@@ -143,19 +140,3 @@ def needs(losses: pd.DataFrame, heads: pd.DataFrame, options: dict[str, Option],
         by_opposite=float(wide["window"].where(semantic, wide["heavy"]).sum()),
         by_best=float(wide[["window", "heavy"]].min(axis=1).sum()),
     )
-
-
-def rank_correlation(
-    x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, seed: int = 0
-) -> tuple[float, float, float]:
-    """Spearman's correlation and its 95 % interval, by a percentile bootstrap over the pairs; no numbers below three pairs."""
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan"), float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(_BOOTSTRAPS):
-        pick = rng.integers(len(x), size=len(x))
-        if np.ptp(x[pick]) > 0 and np.ptp(y[pick]) > 0:
-            draws.append(float(spearmanr(x[pick], y[pick]).statistic))
-    return float(spearmanr(x, y).statistic), float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))

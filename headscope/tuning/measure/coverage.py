@@ -37,7 +37,7 @@ class Coverage:
             if found != (shape.layers, shape.query_heads, tokens):
                 raise DataError(
                     f"The trace's {name} is {found or 'missing'}, expected {(shape.layers, shape.query_heads, tokens)}: "
-                    "a table from a trace needs one of all layers and heads; trace again without --layers and --heads."
+                    "a table from a trace needs one of all layers and heads; trace again without `layers` and `heads`."
                 )
         self._window = self._by_kv_head(curves["window_coverage"])
         received = self._by_kv_head(curves["column_profile"]) * np.arange(tokens, 0, -1)

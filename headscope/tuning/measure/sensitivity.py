@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,17 @@ import torch
 from headscope.errors import DataError
 from headscope.facts import check, parsed, plain, said, shown
 from headscope.policy.shape import ModelShape
+from headscope.progress import Progress, of_task
 from headscope.reading import read_parquet, to_frame
 from headscope.storage import write_whole
 from headscope.tuning.measure.coverage import Groups
 from headscope.tuning.measure.options import COLUMNS, Option, default_options, table_stride
 from headscope.tuning.measure.replay import Replay
-from headscope.tuning.measure.single_head import HeadsAlone
+from headscope.tuning.measure.single_head import SingleHeadLoss
 
 # Below this a head loses nothing that matters (a 20 % policy of the prototype lost 1.6e-2 in all 48 heads together).
 NEGLIGIBLE = 2e-6
+SAVE_EVERY = 5.0  # seconds
 _KEY = b"headscope"
 _KIND = "a sensitivity table"
 _WHOLE = ["layer", "kv_head", "window", "heavy", "stride"]
@@ -39,12 +42,9 @@ def measure_sensitivity(
     *,
     stride: int | None = None,
     anchor: int = 0,
-    resume: bool = True,
-    seconds: float | None = None,
-    save_every: float = 5.0,
-    negligible: float = NEGLIGIBLE,
     groups: Groups | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    negligible: float = NEGLIGIBLE,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Measure each head alone at each option, all other heads full.
 
@@ -54,13 +54,13 @@ def measure_sensitivity(
     Args:
         replay: the calibration images (a few are enough: the order of heads is stable).
         options: by default `default_options` of the model's grid.
-        path: parquet file, rewritten whole every `save_every` seconds and at the end, also after an interruption.
-        stride: of the heavy options; by default `table_stride`.
+        path: parquet file, continued if it is there, rewritten whole every SAVE_EVERY seconds and at the end, also after an
+            interruption.
+        stride: tokens between two choices of the heavy options; by default `table_stride`.
         anchor: first image tokens that the head keeps at every option.
-        resume: continue the table in `path` if there is one.
-        seconds: stop, with what there is, after this time.
         groups: measure heads of one class in one layer together, in so many fewer cells; each head gets its part of the loss.
-        progress: called with (cells done, cells in all).
+        negligible: nats a token.
+        progress: told of cells, see `headscope.progress`.
 
     Returns:
         One row per measured (layer, kv_head, option): layer, kv_head, window, heavy, decay, stride, loss (nats a token). Its
@@ -74,39 +74,21 @@ def measure_sensitivity(
     shape.geometry.check_stride(stride)
     options = list(options) if options is not None else default_options(shape.geometry)
     identity = table_identity(replay, stride) | ({"groups": groups.identity} if groups is not None else {})
-    identity |= {"anchor": anchor} if anchor else {}
-    rows: list[tuple] = []
-    if path is not None and resume and Path(path).exists():
-        kept = load_table(path, identity)
-        if len(foreign := kept[(kept["layer"] >= shape.layers) | (kept["kv_head"] >= shape.kv_heads)]):
-            raise DataError(f"{path}: {_row(foreign.iloc[0])}: {shape.name} has no such head; delete it to measure again.")
-        rows = list(kept.itertuples(index=False, name=None))
-    known = _known(rows, cells := _cells(shape, options, groups))
-    alone = HeadsAlone(replay, stride, anchor)
-    started = saved = time.monotonic()
-    measured = 0
-    try:
-        for done, (layer, heads, option) in enumerate(cells):
-            if (layer, heads, option) not in known:
+    rows = _rows_in(path, identity | ({"anchor": anchor} if anchor else {}), shape)
+    cells = _cells(shape, options, groups)
+    known, alone = _known(rows.rows, cells), SingleHeadLoss(replay, stride, anchor)
+    started, measured, tell = time.monotonic(), 0, of_task(progress, "each head alone")
+    with rows:
+        for done, cell in enumerate(cells):
+            if cell not in known:
+                layer, heads, option = cell
                 bound = min((known.get((layer, heads, o), np.inf) for o in options if o.smaller_than(option)), default=np.inf)
-                loss = bound if bound < negligible else alone.loss(layer, heads, option)
+                known[cell] = bound if bound < negligible else alone.loss(layer, heads, option)
                 measured += bound >= negligible
-                known[layer, heads, option] = loss
                 shares = groups.shares(layer, heads, option) if groups is not None else np.ones(1)
-                for head, share in zip(heads, shares, strict=True):
-                    rows.append((layer, head, option.window, option.heavy, option.decay, stride, loss * float(share)))
-            now = time.monotonic()
-            if path is not None and now - saved > save_every:
-                _save(rows, path, identity)
-                saved = now
-            if progress is not None:
-                progress(done + 1, len(cells))
-            if seconds is not None and now - started > seconds:
-                break
-    finally:
-        if path is not None:
-            _save(rows, path, identity)
-    frame = _frame(rows)
+                rows.add(cell, stride, known[cell] * shares)
+            tell(done + 1, len(cells))
+    frame = _frame(rows.rows)
     frame.attrs |= {"cells": measured, "seconds": time.monotonic() - started}
     return frame
 
@@ -120,6 +102,49 @@ def _cells(shape: ModelShape, options: Sequence[Option], groups: Groups | None) 
     return [(layer, heads, option) for option in options for layer, heads in (groups.members if groups else single)]
 
 
+@dataclass
+class _Rows:
+    """The rows of a table in its file, rewritten now and then while the block runs, and at its end whatever ends it."""
+
+    rows: list[tuple]
+    path: Path | None
+    identity: dict[str, str | int]
+    saved: float = field(default_factory=time.monotonic)
+
+    def add(self, cell: Cell, stride: int, losses: np.ndarray) -> None:
+        """A row for each head of the cell."""
+        layer, heads, option = cell
+        for head, loss in zip(heads, losses, strict=True):
+            self.rows.append((layer, head, option.window, option.heavy, option.decay, stride, float(loss)))
+        if time.monotonic() - self.saved > SAVE_EVERY:
+            self._save()
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._save()
+
+    def _save(self) -> None:
+        if self.path is not None:
+            _save(self.rows, self.path, self.identity)
+        self.saved = time.monotonic()
+
+
+def _rows_in(path: str | Path | None, identity: dict[str, str | int], shape: ModelShape) -> _Rows:
+    """What stands in the file already.
+
+    Raises:
+        DataError: it holds a table of something else.
+    """
+    if path is None or not Path(path).exists():
+        return _Rows([], None if path is None else Path(path), identity)
+    kept = load_table(path, identity)
+    if len(foreign := kept[(kept["layer"] >= shape.layers) | (kept["kv_head"] >= shape.kv_heads)]):
+        raise DataError(f"{path}: {_row(foreign.iloc[0])}: {shape.name} has no such head; delete it to measure again.")
+    return _Rows(list(kept.itertuples(index=False, name=None)), Path(path), identity)
+
+
 def _known(rows: Sequence[tuple], cells: Sequence[Cell]) -> dict[Cell, float]:
     """The cells that a table holds for all of their heads."""
     found = {tuple(row[:5]): float(row[6]) for row in rows}
@@ -131,7 +156,7 @@ def _known(rows: Sequence[tuple], cells: Sequence[Cell]) -> dict[Cell, float]:
     return known
 
 
-def time_cells(alone: HeadsAlone, option: Option) -> float:
+def time_cells(alone: SingleHeadLoss, option: Option) -> float:
     """Seconds that a cell takes in a table of every head: those of a bottom, a middle and a top layer, and their share of
     the option's replay."""
     shape = alone.replay.model.shape

@@ -48,7 +48,7 @@ def alone_policy(
     )
 
 
-class HeadsAlone:
+class SingleHeadLoss:
     """Losses of single heads, or of several of one layer together, at a stride; they keep the first `anchor` tokens too.
 
     By the shortcut where the decoder allows it, and by plain replays elsewhere.

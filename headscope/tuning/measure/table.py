@@ -6,7 +6,6 @@ x 16 = 15,360) begin with groups, 30 x 2 x 16; what a table of every head would 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ from typing import Any
 import pandas as pd
 
 from headscope.policy.shape import ModelShape
+from headscope.progress import Progress
 from headscope.tuning.measure.coverage import Groups
 from headscope.tuning.measure.options import ANCHOR, default_options, table_stride
 from headscope.tuning.measure.replay import Replay
 from headscope.tuning.measure.sensitivity import measure_sensitivity, time_cells
-from headscope.tuning.measure.single_head import HeadsAlone
+from headscope.tuning.measure.single_head import SingleHeadLoss
 
 HEADS, GROUPS, COVERAGE, AUTO = "heads", "groups", "coverage", "auto"
-KINDS = (AUTO, HEADS, GROUPS, COVERAGE)
 # Above so many cells `auto` measures groups: at a second a cell, what a user waits for over a coffee.
 MOST_CELLS = 2000
 
@@ -50,7 +49,7 @@ class Table:
         if self.kind == HEADS:
             return f"{text}."
         cost = f", about {said(self.every * self.a_cell)}" if self.a_cell == self.a_cell else ""
-        return f"{text}; one of every head (--table heads) would be {self.every:,}{cost}."
+        return f"{text}; one of every head (`table` heads) would be {self.every:,}{cost}."
 
     def facts(self) -> dict[str, Any]:
         """For search.json."""
@@ -62,7 +61,7 @@ def sensitivity_table(
     kind: str = HEADS,
     groups: Groups | None = None,
     path: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Table:
     """Measure or read the table of a kind; continued where it stopped.
 
@@ -87,7 +86,7 @@ def sensitivity_table(
         return Table(losses, kind, len(groups.members) * len(options), every, *_cost(losses))
     stride = table_stride(shape.geometry)
     losses = groups.coverage.table(options, stride)
-    return Table(losses, kind, 0, every, 0.0, time_cells(HeadsAlone(replay, stride, ANCHOR), options[1]))
+    return Table(losses, kind, 0, every, 0.0, time_cells(SingleHeadLoss(replay, stride, ANCHOR), options[1]))
 
 
 def kind_for(kind: str, shape: ModelShape) -> str:

@@ -60,14 +60,14 @@ def solve(
     fading: float = 1.0,
     interpolate: bool = True,
     nodes: int = NODES,
-    semantic_score: torch.Tensor | None = None,
-    provenance: dict | None = None,
 ) -> Policy:
     """The policy whose summed table loss is least under `limit`.
 
     Args:
         table: of `measure_sensitivity`, or its arrays; measured at another stride, it is carried over
             (`Losses.at_stride`).
+        limit: the byte limit.
+        stride: tokens between two choices of the heavy set.
         buckets: most distinct options in a layer.
         anchor: first image tokens kept by every head, on top of its option (default: as tables are measured).
         fading: times the decay of each head's option.
@@ -105,8 +105,7 @@ def solve(
         decay=torch.where(heavy > 0, faded, torch.ones_like(faded)),
         stride=stride,
         prefix=limit.spec.prefix,
-        semantic_score=semantic_score,
-        provenance={"method": "solver", "predicted_loss": allocation.loss, **(provenance or {})},
+        provenance={"method": "solver", "predicted_loss": allocation.loss},
     )
 
 

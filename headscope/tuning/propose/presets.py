@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from headscope.geometry import Geometry
 from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
 from headscope.policy.presets import CONTROLS, PRESETS, Preset, tighter
-from headscope.storage import read_json, write_json, write_whole
+from headscope.progress import Progress, of_task
+from headscope.storage import read_json, write_json, write_parquet
 from headscope.tuning.measure.replay import GivenUp, Measures, chunks
 
 # What a searched policy is compared with, and what SSD's classes are.
@@ -41,7 +42,7 @@ def sweep_presets(
     names: Sequence[str] = COMPARED,
     quick: bool = False,
     path: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Sweep:
     """Measure every variant of every preset at the largest size that fits `limit`.
 
@@ -50,7 +51,7 @@ def sweep_presets(
         semantic_score: float32 [layers, kv_heads], for the presets that tell classes apart.
         quick: one variant a preset, of those that replay in chunks of a row: a dry run, no fair comparison.
         path: JSON file of losses by fingerprint; what stands in it is not measured again.
-        progress: called with (variants done, variants in all).
+        progress: told of variants, see `headscope.progress`.
 
     A variant whose buffer does not fit the limit is left out, and said in the table (`fits` False). A preset of which none
     fits is tried with a shorter stride, where it has one; and is left out where that does not help.
@@ -65,6 +66,7 @@ def sweep_presets(
     geometry = limit.spec.shape.geometry
     variants = _of_all(names, limit, semantic_score, quick)
     losses = _read_losses(path)
+    tell = of_task(progress, "presets at the same bytes")
     for done, index in enumerate(_cheap_first([policy for *_, policy in variants], geometry)):
         name, _, policy = variants[index]
         if policy is not None:
@@ -74,13 +76,12 @@ def sweep_presets(
                 losses[policy.fingerprint()] = _measured(replay, policy, least)
                 if path is not None:
                     write_json(path, losses)
-        if progress is not None:
-            progress(done + 1, len(variants))
+        tell(done + 1, len(variants))
     found = _swept(variants, losses)
     if not found.best:
         raise BudgetError(f"No variant of {', '.join(names)} fits {limit.bytes:,} bytes; expected a larger limit.")
     if path is not None:
-        write_whole(Path(path).with_name("presets.parquet"), lambda target: found.table.to_parquet(target, index=False))
+        write_parquet(found.table, Path(path).with_name("presets.parquet"))
     return found
 
 

@@ -17,12 +17,12 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from headscope.errors import HeadscopeError
+from headscope.tuning.config import SAMPLERS
 
 # Proposals at random before a model of the losses is trusted; the incumbents count as seen.
 STARTUP_TRIALS = 8
 # Policies a generation of NSGA-II.
 POPULATION = 16
-SAMPLERS = ("tpe", "gp", "cma-es", "nsga-ii", "random")
 # Marks of trials in their attributes: measured without a proposal, proposed again after a process died.
 INCUMBENT, RETRIES = "incumbent", "retries"
 
@@ -44,13 +44,13 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
         try:
             import cmaes  # noqa: F401
         except ImportError:
-            raise HeadscopeError("--sampler cma-es: needs the package cmaes; pip install 'headscope[cma]'.") from None
+            raise HeadscopeError("sampler cma-es: needs the package cmaes; pip install 'headscope[cma]'.") from None
         return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False)
     if name == "nsga-ii":
         return optuna.samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    raise HeadscopeError(f"--sampler {name}: unknown; expected one of {', '.join(SAMPLERS)}.")
+    raise HeadscopeError(f"sampler {name}: unknown; expected one of {', '.join(SAMPLERS)}.")
 
 
 class Reseeded(BaseSampler):

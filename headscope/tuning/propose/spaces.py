@@ -209,9 +209,8 @@ class TableSpace:
             self.buckets,
             anchor=int(values["anchor"]),
             fading=values["decay"],
-            semantic_score=self.semantic_score,
             nodes=self.nodes,
-        )
+        ).replace(semantic_score=self.semantic_score)
         blend = values["blend"]
         if blend == 0.0:
             return solved

@@ -34,7 +34,7 @@ def storage_fault(where: str, error: BaseException) -> StorageError:
     """The sentence for what a storage raised."""
     reason = brief(error)
     full = "disk is full" in reason or getattr(error, "errno", None) in _FULL
-    todo = "free some space there and give the same command again" if full else "look there, or name another --storage"
+    todo = "free some space there and give the same command again" if full else "look there, or name another `storage`"
     return StorageError(f"{where}: the study cannot be kept there ({reason}); {todo}.")
 
 
@@ -42,7 +42,7 @@ def unreadable(where: str, error: BaseException) -> StorageError:
     """The sentence for a storage that answers with what no study writes."""
     return StorageError(
         f"{where}: holds what no study writes ({type(error).__name__}: {brief(error)}); "
-        "put a copy back, or name another --storage."
+        "put a copy back, or name another `storage`."
     )
 
 

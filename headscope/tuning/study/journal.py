@@ -213,7 +213,7 @@ class JournalFile(BaseJournalBackend):
         except (ValueError, RecursionError) as error:
             raise StorageError(
                 f"{self.path}: line {number + 1} is not JSON ({_fault(error)}); put a copy of the file back, or name another "
-                "--storage."
+                "`storage`."
             ) from None
 
     def _noted(self, number: int, line: bytes, log: dict[str, Any]) -> dict[str, Any]:
@@ -228,7 +228,7 @@ class JournalFile(BaseJournalBackend):
         line = _last_line(file)
         if not (line.startswith(_BEGINNING) or _BEGINNING.startswith(line) or not line.strip(b"\0")):
             raise StorageError(
-                f"{self.path}: the last line is none of a study (it begins with {line[:20]!r}); name another --storage."
+                f"{self.path}: the last line is none of a study (it begins with {line[:20]!r}); name another `storage`."
             )
         try:
             json.loads(line)
@@ -275,7 +275,7 @@ class JournalStudies(JournalStorage):
             self._replay_result.log_number_read = number - 1  # so that it is found again, whoever reads next
             raise StorageError(
                 f"{self.where}: line {number} is none that a study writes ({type(error).__name__}: {brief(error)}); put a copy "
-                "of the file back, or name another --storage."
+                "of the file back, or name another `storage`."
             ) from error
 
 

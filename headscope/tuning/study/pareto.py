@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
 from headscope.errors import BudgetError, NumberError
 from headscope.policy.policy import Policy
+from headscope.progress import Progress, of_task
+from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.replay import Measures
 from headscope.tuning.propose.samplers import INCUMBENT, Reseeded
 from headscope.tuning.propose.spaces import Number, TableSpace, neutral
 from headscope.tuning.study.quiet import quiet_optuna
 from headscope.tuning.study.results import Checked, Result, claim, dump_policy, is_proposal
-from headscope.tuning.study.storage import for_one
+from headscope.tuning.study.storage import StudyStore, for_one
 from headscope.tuning.study.workers import RESULT, Watch, carried_out
 
 SHARE = "share"
@@ -48,39 +49,37 @@ def search_the_front(
     space_at: Callable[[float], TableSpace],
     shares: Mapping[str, float],
     incumbents: Mapping[str, Policy],
-    *,
-    trials: int = 100,
-    seed: int = 0,
-    storage: BaseStorage | None = None,
-    study: str = "",
-    identity: Mapping[str, Any] | None = None,
-    where: str = "the study",
-    progress: Callable[[int, int, float], None] | None = None,
+    config: SearchConfig,
+    store: StudyStore,
+    progress: Progress | None = None,
 ) -> Front:
     """Measure the incumbents and the solver's answer at every share, then let NSGA-II propose.
 
     Args:
-        space_at: share of the plain cache -> the space under that limit. shares: asked ones, by name.
+        replay: the calibration images.
+        space_at: share of the plain cache -> the space under that limit.
+        shares: asked ones, by name.
         incumbents: policies by name that are measured first.
-        storage, study, where, identity: as for `TrialBook`; the same call continues.
+        config: trials and seed.
+        store: where the study is kept; the same call continues.
+        progress: told of trials.
 
     Raises:
         BudgetError: nothing fits the largest share.
         DataError: the storage holds a study of something else, or can't be read or written.
         NumberError: the model's logits are no numbers.
     """
-    kept = InMemoryStorage() if storage is None else storage
     low, high = min(shares.values()), max(shares.values())
     with quiet_optuna():
         made = optuna.create_study(
-            study_name=f"{study}front",
-            storage=kept,
+            study_name=f"{store.name}front",
+            storage=store.storage,
             directions=["minimize", "minimize"],
             load_if_exists=True,
-            sampler=Reseeded("nsga-ii", seed),
+            sampler=Reseeded("nsga-ii", config.seed),
         )
-        claim(made, {"shares": sorted(shares.values()), **(identity or {})}, where, objectives=2)
-        checked, watch = Checked(made, Result, where), Watch(made, alone=for_one(kept))
+        claim(made, {"shares": sorted(shares.values()), **store.identity}, store.where, objectives=2)
+        checked, watch = Checked(made, Result, store.where), Watch(made, alone=for_one(store.storage))
         checked.trials()
         watch.reap()
     share = Number(SHARE, low, high, high)
@@ -93,12 +92,12 @@ def search_the_front(
         except BudgetError:
             continue
         _incumbent(checked, replay, f"solver at {name}", policy, share, space, asked)
-    while (done := sum(is_proposal(trial) for trial in checked.trials())) < trials:
+    tell = of_task(progress, "trials of the front")
+    while (done := sum(is_proposal(trial) for trial in checked.trials())) < config.trials:
         with quiet_optuna():
             watch.reap()
             _propose(made, replay, share, space_at)
-        if progress is not None:
-            progress(done + 1, trials, float("nan"))
+        tell(done + 1, config.trials)
     return _front(checked, space_at(high))
 
 

@@ -15,18 +15,18 @@ import numpy as np
 import optuna
 import pandas as pd
 import torch
-from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from headscope.errors import NumberError
 from headscope.policy.policy import Policy
 from headscope.policy.shape import ModelShape
+from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.replay import GivenUp, Measures
 from headscope.tuning.propose.samplers import INCUMBENT, Reseeded
 from headscope.tuning.propose.spaces import Space
 from headscope.tuning.study.quiet import quiet_optuna
 from headscope.tuning.study.results import Checked, ImageResult, claim, dump_policy, is_proposal
-from headscope.tuning.study.storage import for_one
+from headscope.tuning.study.storage import StudyStore, for_one
 from headscope.tuning.study.workers import ERROR, RESULT, Watch, carried_out
 
 # What equal policies share of a measurement.
@@ -56,13 +56,10 @@ class TrialBook:
     Args:
         replay: what measures policies.
         shape: the model that the policies are for.
-        name: the phase, in tables. study: before it in the study's name, where one storage keeps several searches.
-        identity: what the study belongs to; a stored study of something else is refused.
-        storage: of `open_storage`. where: its name for messages.
-        seed: with the turn of a proposal it seeds the sampler (`Reseeded`).
+        name: the phase, in tables and at the end of the study's name.
+        store: where the study is kept.
+        config: sampler, pruning, and the seed, which with a proposal's turn seeds the sampler (`Reseeded`).
         measured: results by fingerprint, shared between the books of a search.
-        sampler: one of `SAMPLERS`.
-        prune: give a policy up as soon as it is worse than the best one, image by image.
 
     Raises:
         DataError: the file is not a study, or one of another model, limit or calibration set; it can't be read or written,
@@ -74,32 +71,25 @@ class TrialBook:
         replay: Measures,
         shape: ModelShape,
         name: str,
-        identity: Mapping[str, Any],
-        storage: BaseStorage | None,
-        seed: int,
+        store: StudyStore,
+        config: SearchConfig,
         measured: dict[str, dict[str, Any]],
-        *,
-        where: str = "the study",
-        study: str = "",
-        sampler: str = "tpe",
-        prune: bool = True,
     ) -> None:
-        self.replay, self.shape, self.name, self.seed, self.measured = replay, shape, name, seed, measured
-        kept = InMemoryStorage() if storage is None else storage
+        self.replay, self.shape, self.name, self.seed, self.measured = replay, shape, name, config.seed, measured
         with quiet_optuna():
             pruner = optuna.pruners.WilcoxonPruner(p_threshold=PRUNED_AT, n_startup_steps=PRUNED_AFTER)
             self.study = optuna.create_study(
-                study_name=study + name,
-                storage=kept,
+                study_name=store.name + name,
+                storage=store.storage,
                 direction="minimize",
                 load_if_exists=True,
-                sampler=Reseeded(sampler, seed),
-                pruner=pruner if prune else optuna.pruners.NopPruner(),
+                sampler=Reseeded(config.sampler, config.seed),
+                pruner=pruner if config.prune else optuna.pruners.NopPruner(),
             )
-            claim(self.study, identity, where)
-            self._checked = Checked(self.study, ImageResult, where)
+            claim(self.study, store.identity, store.where)
+            self._checked = Checked(self.study, ImageResult, store.where)
             self._learn()
-            self._watch = Watch(self.study, alone=for_one(kept))
+            self._watch = Watch(self.study, alone=for_one(store.storage))
             self._watch.reap()
 
     def incumbent(self, label: str, policy: Policy, space: Space, values: Mapping[str, float] | None) -> Found:

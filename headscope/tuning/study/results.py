@@ -13,13 +13,14 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from headscope.errors import DataError
-from headscope.policy.policy import HEAD_TENSORS, Policy
+from headscope.policy.policy import Policy
 from headscope.policy.shape import ModelShape
+from headscope.policy.tensors import HEAD_TENSORS
 from headscope.tuning.propose.samplers import INCUMBENT, RETRIES
 from headscope.tuning.study.workers import ERROR, RESULT
 
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]  # what a table's column holds
-_ELSEWHERE = "choose another folder with --out, or another --storage, to begin a new study"
+_ELSEWHERE = "choose another folder for `out`, or another `storage`, to begin a new study"
 
 
 class Result(BaseModel):

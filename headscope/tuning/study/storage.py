@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,32 @@ def open_storage(where: str | Path | None) -> BaseStorage:
         raise unreadable(path, error) from error
 
 
+@dataclass(frozen=True)
+class StudyStore:
+    """Where the studies of one search are kept, and what they belong to.
+
+    Attributes:
+        storage: of `open_storage`.
+        where: its name for messages.
+        name: what a study's name begins with, where one storage keeps several searches.
+        identity: what the studies belong to, JSON values; a stored study of something else is refused.
+    """
+
+    storage: BaseStorage
+    where: str = "the study"
+    name: str = ""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, where: str | Path | None, name: str = "", identity: Mapping[str, Any] | None = None) -> StudyStore:
+        """The storage at `where`, see `open_storage`; the other arguments are attributes."""
+        return cls(open_storage(where), "the study" if where is None else shown(where), name, dict(identity or {}))
+
+    def belonging(self, **facts: Any) -> StudyStore:
+        """The same, of studies that belong to more."""
+        return replace(self, identity={**facts, **self.identity})
+
+
 def shared(where: str | Path | None) -> bool:
     """Whether more than one process may work on this storage."""
     return where is not None and ("://" in str(where) or str(where).endswith(".journal"))
@@ -69,6 +97,24 @@ def shown(where: str | Path | None) -> str:
     scheme, rest = text.split("://", 1)
     user, at, host = rest.rpartition("@")
     return f"{scheme}://{user.split(':')[0]}{at}{host}"
+
+
+def check_sampler(sampler: str, where: str, *, alone: bool) -> None:
+    """Refuse CMA-ES, whose state is a pickle, in a storage that others may write to.
+
+    Args:
+        sampler: its name.
+        where: the storage's, for the message.
+        alone: whether the storage is for one process only.
+
+    Raises:
+        DataError: see above.
+    """
+    if sampler == "cma-es" and not alone:
+        raise DataError(
+            f"sampler cma-es: keeps its state as a pickle in the storage, and {where} is one that others may write to; "
+            "choose another sampler, or a SQLite file of your own."
+        )
 
 
 class _Rows(RDBStorage):
@@ -108,7 +154,7 @@ class ServerStudies(_Rows):
     """Studies on a database server."""
 
     def __init__(self, url: str) -> None:
-        self.where = f"--storage {shown(url)}"
+        self.where = f"storage {shown(url)}"
         plain = url.replace("{", "{{").replace("}", "}}")  # Optuna takes a URL for a template
         super().__init__(plain, engine_kwargs={"pool_pre_ping": True})
 
@@ -122,8 +168,8 @@ def _database(url: str) -> RDBStorage:
         return ServerStudies(url)
     except ImportError:
         driver = _DRIVERS.get(name, name)
-        raise DataError(f"--storage {shown(url)}: needs the driver {driver}; pip install {driver}.") from None
+        raise DataError(f"storage {shown(url)}: needs the driver {driver}; pip install {driver}.") from None
     except Exception as error:
         raise DataError(
-            f"--storage {shown(url)}: no study can be kept there ({brief(error)}); start the server or check the address."
+            f"storage {shown(url)}: no study can be kept there ({brief(error)}); start the server or check the address."
         ) from None

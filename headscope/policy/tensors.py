@@ -1,0 +1,40 @@
+"""The tensors of a policy: their names, their types, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import torch
+
+from headscope.errors import PolicyMismatch
+from headscope.facts import clipped
+from headscope.policy.shape import ModelShape
+
+HEAD_TENSORS = ("window", "heavy", "anchor", "decay", "per_visit", "semantic_score")
+DTYPES = {
+    "window": torch.int32,
+    "heavy": torch.int32,
+    "anchor": torch.int32,
+    "decay": torch.float32,
+    "per_visit": torch.uint8,
+    "semantic_score": torch.float32,
+    # Of the file alone: this version knows one value of each.
+    "bits": torch.uint8,
+    "prompt": torch.uint8,
+}
+
+
+def check_tensor(name: str, found: tuple[int, ...], dtype: torch.dtype | str, shape: ModelShape) -> None:
+    """Raises PolicyMismatch unless a tensor of a policy is [layers, kv_heads] and of its dtype.
+
+    Args:
+        name: one of HEAD_TENSORS.
+        found: its shape.
+        dtype: a text for one that no policy has.
+        shape: the model.
+    """
+    expected = (shape.layers, shape.kv_heads)
+    if found != expected:
+        raise PolicyMismatch(
+            f"tensor {name}: has shape {clipped(str(found))}, expected {expected} (layers, KV heads) for {shape.name}."
+        )
+    if dtype != DTYPES[name]:
+        raise PolicyMismatch(f"tensor {name}: has dtype {dtype}, expected {DTYPES[name]}.")

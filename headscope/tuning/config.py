@@ -1,0 +1,327 @@
+"""Every knob of a search and of a run, with its default, in one place: command line, TOML and Python build these objects.
+
+A study definition is a `RunConfig` as a TOML file:
+
+    model = "stickers"
+    policy = "stickers-20.safetensors"     # what to write, into RUN/policies/
+
+    [limit]
+    keep = "20%"                           # or: memory = "12MiB", batch = 16
+
+    [search]
+    trials = 60
+
+What is not said has the default below; an unknown key, a wrong unit or a budget that can't be is refused in one sentence
+that names it. The prompts' file and a model that is a folder count from the folder of the TOML file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from headscope.errors import BudgetError, DataError
+from headscope.storage import read_text
+
+if TYPE_CHECKING:
+    from headscope.policy import CacheSpec, Limit, ModelShape
+
+# Proposers of a study, see `headscope.tuning.propose.samplers`.
+SAMPLERS = ("tpe", "gp", "cma-es", "nsga-ii", "random")
+# Sensitivity tables, see `headscope.tuning.measure.table`.
+TABLES = ("auto", "heads", "groups", "coverage")
+# Short names of cache dtypes.
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+KEEP = "20%"
+
+
+def _number_as_text(value: object) -> object:
+    return f"{value:g}" if isinstance(value, float) else str(value) if type(value) is int else value
+
+
+def _share(text: str) -> str:
+    from headscope.policy.footprint import parse_share  # with torch, which `--help` does without
+
+    return _read(parse_share, text, "keep ")
+
+
+def _size(text: str) -> str:
+    from headscope.policy.footprint import parse_size
+
+    return _read(parse_size, text, "memory ")
+
+
+def _dtype(text: str) -> str:
+    from headscope.policy.footprint import dtype_name
+
+    return str(_read(dtype_name, DTYPES.get(text, text), ""))
+
+
+def _read(parse: Any, text: str, prefix: str) -> str:
+    try:
+        parse(text)
+    except BudgetError as error:
+        raise ValueError(str(error).removeprefix(prefix)) from None
+    return text
+
+
+def _one_of(names: tuple[str, ...]) -> AfterValidator:
+    def known(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"{text}: unknown; expected one of {', '.join(names)}")
+        return text
+
+    return AfterValidator(known)
+
+
+def _file_name(text: str) -> str:
+    if not text or text.startswith(".") or not text.isprintable() or set(text) & set("/\\"):
+        raise ValueError("expected the bare name of a file, which is written into RUN/policies/")
+    return text
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Dtype = Annotated[str, AfterValidator(_dtype)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class _Told(type(BaseModel)):  # type: ignore[misc]
+    """What is wrong with a value is one sentence, a `DataError`."""
+
+    def __call__(cls, *values: Any, **named: Any) -> Any:
+        try:
+            return super().__call__(*values, **named)
+        except ValidationError as error:
+            raise DataError(_said(cls, error)) from None
+
+
+if TYPE_CHECKING:
+    _Base = BaseModel  # checkers take a metaclass of a metaclass that they cannot see for a conflict
+else:
+
+    class _Base(BaseModel, metaclass=_Told):
+        """Of all configurations."""
+
+
+class _Config(_Base):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def replace(self, **changes: Any) -> Self:
+        """A checked copy with some fields changed."""
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+
+class LimitConfig(_Config):
+    """The byte limit, and what it counts.
+
+    Attributes:
+        keep: share of the plain cache, such as "20%", "0.2" or 0.2; 20 % where neither this nor `memory` is given.
+        memory: size in bytes, such as "12MiB", of `batch` images.
+        batch: images generated together that `memory` is for.
+        dtype: of the cache that is counted, by default the model's.
+        streams: rows of the batch an image takes, by default 2 under guidance, else 1.
+        count_prefix: whether the prefix counts.
+    """
+
+    keep: Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_share)] | None = None
+    memory: Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_size)] | None = None
+    batch: int = Field(default=1, ge=1)
+    dtype: Dtype | None = None
+    streams: Literal[1, 2] | None = None
+    count_prefix: bool = True
+
+    @model_validator(mode="after")
+    def _one(self) -> LimitConfig:
+        if self.keep is not None and self.memory is not None:
+            raise ValueError("give keep or memory, not both")
+        if self.keep is None and self.memory is None:
+            object.__setattr__(self, "keep", KEEP)
+        return self
+
+    @property
+    def text(self) -> str:
+        """As it was asked for."""
+        return self.memory or self.keep or KEEP
+
+    def spec(self, shape: ModelShape, prefix: int, *, dtype: str, streams: int) -> CacheSpec:
+        """What a cache is counted for.
+
+        Args:
+            shape: the model.
+            prefix: tokens before the image.
+            dtype: that the model runs in, where the limit says no other.
+            streams: that an image takes, where the limit says no other number.
+        """
+        from headscope.policy.footprint import CacheSpec
+
+        return CacheSpec(
+            shape,
+            prefix,
+            batch=self.batch,
+            streams=self.streams or streams,
+            dtype=self.dtype or dtype,
+            count_prefix=self.count_prefix,
+        )
+
+    def limit(self, spec: CacheSpec) -> Limit:
+        """The share or the size, counted for `spec`.
+
+        Raises:
+            BudgetError: below the smallest possible, or above the full cache.
+        """
+        from headscope.policy.footprint import Limit
+
+        return Limit.of_share(self.text, spec) if self.memory is None else Limit.of_memory(self.memory, spec)
+
+
+class PromptConfig(_Config):
+    """Prompts, and how many of them the search sees and how many judge it.
+
+    Attributes:
+        file: text, JSON lines or a folder of text files, see `headscope.prompt_files`.
+        texts: the prompts themselves; without file and texts, those that the model brings.
+        calibration: prompts to trace and search on, every other one.
+        unseen: prompts to judge by.
+    """
+
+    file: str | None = None
+    texts: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] | None = None
+    calibration: int = Field(default=16, ge=1)
+    unseen: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> PromptConfig:
+        if self.file is not None and self.texts is not None:
+            raise ValueError("give file or texts, not both")
+        return self
+
+
+class SearchConfig(_Config):
+    """The search.
+
+    Attributes:
+        trials: proposals of the study, on top of presets and the solver's answers.
+        seed: of the proposals.
+        sampler: what proposes: tpe, gp, cma-es, nsga-ii or random.
+        prune: give a policy up as soon as it is worse than the best one, image by image.
+        patience: proposals of a phase without a gain that end it; 0 never.
+        buckets: most kinds of heads in a layer.
+        strides: tokens between two choices of heavy tokens to choose from, by default a quarter, half, one and two rows.
+        images: calibration images that a trial replays, by default all.
+        table: sensitivity table to begin with: of heads, of groups (a class in a layer), of the trace's coverage, or auto
+            by the model's size.
+        table_images: calibration images that the table is measured on.
+        quick: a dry run: no table, one variant a preset.
+    """
+
+    trials: int = Field(default=40, ge=0)
+    seed: Seed = 0
+    sampler: Annotated[str, _one_of(SAMPLERS)] = "tpe"
+    prune: bool = True
+    patience: int = Field(default=30, ge=0)
+    buckets: int = Field(default=3, ge=1)
+    strides: Annotated[tuple[int, ...], BeforeValidator(_as_tuple), Field(min_length=1)] | None = None
+    images: int | None = Field(default=None, ge=1)
+    table: Annotated[str, _one_of(TABLES)] = "auto"
+    table_images: int = Field(default=8, ge=1)
+    quick: bool = False
+
+
+class RunConfig(_Config):
+    """A run: a model, its prompts, and a search under a limit.
+
+    Attributes:
+        model: what `load_model` takes.
+        policy: file name of the policy in RUN/policies/, by default RUN/policy.safetensors.
+        dtype: of the model, by default float32 on a CPU, else bfloat16.
+        guidance: scale of classifier-free guidance, 1 for none, by default the model's own.
+        seed: of images and head classes.
+        batch_size: images generated together.
+        limit: see `LimitConfig`.
+        prompts: see `PromptConfig`.
+        search: see `SearchConfig`.
+    """
+
+    model: str
+    policy: Annotated[str, AfterValidator(_file_name)] | None = None
+    dtype: Dtype | None = None
+    guidance: float | None = Field(default=None, ge=0)
+    seed: Seed = 0
+    batch_size: int = Field(default=16, ge=1)
+    limit: LimitConfig = LimitConfig()
+    prompts: PromptConfig = PromptConfig()
+    search: SearchConfig = SearchConfig()
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """Read and check a study definition.
+
+    Returns:
+        It, with the prompts' file and a model's folder as absolute paths, whatever the working folder is.
+
+    Raises:
+        DataError: no such file, not TOML, or a key that is unknown, missing or wrong; the sentence names it.
+    """
+    try:
+        content = tomllib.loads(read_text(path, "study definition"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: not a TOML file ({error}).") from None
+    config = config_from(content, str(path))
+    folder = Path(path).absolute().parent
+    prompts = config.prompts
+    if prompts.file is not None:
+        prompts = prompts.replace(file=str(folder / prompts.file))
+    return config.replace(model=_model(config.model, folder, path), prompts=prompts)
+
+
+def config_from(content: object, where: str) -> RunConfig:
+    """A run's configuration from a table of names and values.
+
+    Args:
+        content: of a TOML file, or of run.json.
+        where: for messages.
+
+    Raises:
+        DataError: a key that is unknown, missing or wrong; the sentence names it.
+    """
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise DataError(f"{where}: {_said(RunConfig, error)}") from None
+
+
+def _model(name: str, folder: Path, path: str | Path) -> str:
+    """A path in a definition counts from the file that it stands in; a name stays one."""
+    from headscope.models.registry import known_models
+
+    if "/" not in name and name in (known for known, _ in known_models()[:-1]):
+        return name
+    if (folder / name).is_dir():
+        return str(folder / name)
+    if not Path(name).is_absolute() and Path(name).is_dir():
+        raise DataError(f"{path}: model: {name} is no folder beside this file, and a path in it counts from {folder}.")
+    return name
+
+
+def _said(config: type[BaseModel], error: ValidationError) -> str:
+    """The first thing that is wrong: which key, what was found, what was expected."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function"))
+    if first["type"] == "extra_forbidden":
+        table = key.rpartition(".")[0]
+        known = config.model_fields
+        if table in known:
+            known = known[table].annotation.model_fields  # type: ignore[union-attr]
+        return f"{key}: unknown key; expected one of {', '.join(known)}."
+    if first["type"] == "missing":
+        return f"{key}: is missing; add it."
+    text, found = first["msg"].removeprefix("Value error, ").rstrip("."), first.get("input")
+    shown = "" if isinstance(found, dict) or str(found) in text else f", found {found!r:.80}"
+    sentence = f"{text[0].lower() + text[1:]}{shown}."
+    return f"{key}: {sentence}" if key else sentence
