@@ -2,8 +2,9 @@
 
 from headscope.policy.files import accounting, counted_for, load_policy, save_policy
 from headscope.policy.footprint import CacheSpec, Limit, dtype_name, parse_share, parse_size
+from headscope.policy.methods import Preset
 from headscope.policy.policy import Bucket, Policy
-from headscope.policy.presets import CONTROLS, PRESETS, Preset, make_preset, register_preset, tighter
+from headscope.policy.presets import CONTROLS, PRESETS, make_preset, register_preset, tighter
 from headscope.policy.project import fit, project
 from headscope.policy.shape import ModelShape
 

@@ -13,8 +13,9 @@ import torch
 from headscope.errors import BudgetError
 from headscope.geometry import Geometry
 from headscope.policy.footprint import Limit
+from headscope.policy.methods import Preset
 from headscope.policy.policy import Policy
-from headscope.policy.presets import CONTROLS, PRESETS, Preset, tighter
+from headscope.policy.presets import CONTROLS, PRESETS, tighter
 from headscope.storage import read_json, write_json, write_whole
 from headscope.tuning.measure.replay import GivenUp, Measures, chunks
 
