@@ -28,7 +28,8 @@ from headscope.storage import write_whole
 from headscope.tuning import Replay, study_replay
 from headscope.tuning.measure.options import losses_from
 from headscope.tuning.measure.sensitivity import table_identity
-from headscope.tuning.propose.spaces import ClassSpace, TableSpace, fitting_strides, neutral
+from headscope.tuning.propose.spaces import ClassSpace, TableSpace, neutral
+from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.pareto import search_the_front
 from headscope.tuning.study.storage import open_storage, shown
 

@@ -32,7 +32,7 @@ from headscope.tuning import Replay, study_replay
 from headscope.tuning.definition import Definition
 from headscope.tuning.measure.options import losses_from
 from headscope.tuning.propose.knapsack import solve
-from headscope.tuning.propose.spaces import fitting_strides
+from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.smallest import Smallest, Step, smallest
 
 

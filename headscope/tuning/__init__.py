@@ -9,7 +9,7 @@ from headscope.tuning.measure.table import sensitivity_table
 from headscope.tuning.propose.knapsack import solve
 from headscope.tuning.propose.presets import Sweep, sweep_presets
 from headscope.tuning.propose.samplers import SAMPLERS
-from headscope.tuning.propose.spaces import fitting_strides
+from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.search import SearchResult, search
 from headscope.tuning.tune import Tuned, study_replay, tune
 

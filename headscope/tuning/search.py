@@ -29,7 +29,8 @@ from headscope.storage import write_json, write_whole
 from headscope.tuning.measure.options import ANCHOR, Losses, losses_from
 from headscope.tuning.measure.replay import Measures
 from headscope.tuning.propose.knapsack import NODES
-from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, Space, TableSpace, fitting_strides, neutral
+from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, Space, TableSpace, neutral
+from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.phase import Found, TrialBook
 from headscope.tuning.study.storage import open_storage, shared, shown
 

@@ -14,7 +14,8 @@ import pytest
 
 from headscope.policy import make_preset
 from headscope.tuning.measure.replay import ReplayResult
-from headscope.tuning.propose.spaces import ClassSpace, fitting_strides
+from headscope.tuning.propose.spaces import ClassSpace
+from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.phase import TrialBook
 from headscope.tuning.study.storage import open_storage
 from tests.fuzz.mutants import mutated_bytes, mutated_json, mutated_text, nasty, seeds, survives

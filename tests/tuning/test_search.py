@@ -17,7 +17,9 @@ from headscope.storage import write_json
 from headscope.tuning import search, sweep_presets
 from headscope.tuning.measure.options import Losses
 from headscope.tuning.measure.replay import ReplayResult, Watch
-from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, TableSpace, fitting_strides, merged, neutral
+from headscope.tuning.propose.sizes import merged
+from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, TableSpace, neutral
+from headscope.tuning.propose.strides import fitting_strides
 from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape, run, table
 
 

@@ -22,7 +22,8 @@ from headscope.errors import DataError, NumberError
 from headscope.policy import Policy
 from headscope.tuning.measure.replay import ReplayResult
 from headscope.tuning.propose.samplers import RETRIES
-from headscope.tuning.propose.spaces import ClassSpace, fitting_strides
+from headscope.tuning.propose.spaces import ClassSpace
+from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study import workers
 from headscope.tuning.study.faults import StorageError
 from headscope.tuning.study.phase import TrialBook
