@@ -2,8 +2,9 @@
 
 from headscope.tuning.compare import step_times
 from headscope.tuning.measure.ablation import Needs, equal_options, needs
+from headscope.tuning.measure.measurement import Remembered, ReplayResult
 from headscope.tuning.measure.options import ANCHOR, Losses, losses_from
-from headscope.tuning.measure.replay import Remembered, Replay, ReplayResult
+from headscope.tuning.measure.replay import Replay
 from headscope.tuning.measure.sensitivity import measure_sensitivity
 from headscope.tuning.measure.table import sensitivity_table
 from headscope.tuning.propose.knapsack import solve

@@ -26,8 +26,8 @@ from headscope.errors import BudgetError, DataError
 from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
 from headscope.storage import write_json, write_whole
+from headscope.tuning.measure.measurement import Measures
 from headscope.tuning.measure.options import ANCHOR, Losses, losses_from
-from headscope.tuning.measure.replay import Measures
 from headscope.tuning.propose.knapsack import NODES
 from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, Space, TableSpace, neutral
 from headscope.tuning.propose.strides import fitting_strides

@@ -16,7 +16,8 @@ from headscope.policy.policy import Policy
 from headscope.policy.presets import CONTROLS
 from headscope.samples import Samples
 from headscope.tuning.measure.coverage import Groups
-from headscope.tuning.measure.replay import Remembered, Replay
+from headscope.tuning.measure.measurement import Remembered
+from headscope.tuning.measure.replay import Replay
 from headscope.tuning.measure.sensitivity import table_identity
 from headscope.tuning.measure.table import HEADS, sensitivity_table
 from headscope.tuning.propose.presets import Sweep, sweep_presets

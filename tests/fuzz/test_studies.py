@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from headscope.policy import make_preset
-from headscope.tuning.measure.replay import ReplayResult
+from headscope.tuning.measure.measurement import ReplayResult
 from headscope.tuning.propose.spaces import ClassSpace
 from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.phase import TrialBook

@@ -18,8 +18,8 @@ import torch
 from headscope.geometry import Geometry
 from headscope.policy import CacheSpec, Limit, ModelShape, Policy
 from headscope.tuning import SearchResult, search, sweep_presets
+from headscope.tuning.measure.measurement import ReplayResult, Watch
 from headscope.tuning.measure.options import Losses, Option
-from headscope.tuning.measure.replay import ReplayResult, Watch
 
 SHAPE = ModelShape("toy", 3, 4, 4, 8, Geometry(6, 6), "a", "w")
 PREFIX = 5

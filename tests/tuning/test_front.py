@@ -10,7 +10,7 @@ import pytest
 
 from headscope.errors import DataError
 from headscope.policy import CacheSpec
-from headscope.tuning.measure.replay import ReplayResult, Watch
+from headscope.tuning.measure.measurement import ReplayResult, Watch
 from headscope.tuning.propose.spaces import ClassSpace, TableSpace, neutral
 from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.pareto import Front, search_the_front

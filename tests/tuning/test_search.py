@@ -15,8 +15,8 @@ from headscope.errors import BudgetError, DataError
 from headscope.policy import PRESETS, CacheSpec, Limit, Policy
 from headscope.storage import write_json
 from headscope.tuning import search, sweep_presets
+from headscope.tuning.measure.measurement import ReplayResult, Watch
 from headscope.tuning.measure.options import Losses
-from headscope.tuning.measure.replay import ReplayResult, Watch
 from headscope.tuning.propose.sizes import merged
 from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, TableSpace, neutral
 from headscope.tuning.propose.strides import fitting_strides

@@ -20,7 +20,7 @@ from sqlalchemy import event
 
 from headscope.errors import DataError, NumberError
 from headscope.policy import Policy
-from headscope.tuning.measure.replay import ReplayResult
+from headscope.tuning.measure.measurement import ReplayResult
 from headscope.tuning.propose.samplers import RETRIES
 from headscope.tuning.propose.spaces import ClassSpace
 from headscope.tuning.propose.strides import fitting_strides

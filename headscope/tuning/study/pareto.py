@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from headscope.errors import BudgetError, NumberError
 from headscope.policy.policy import Policy
-from headscope.tuning.measure.replay import Measures
+from headscope.tuning.measure.measurement import Measures
 from headscope.tuning.propose.samplers import INCUMBENT, Reseeded
 from headscope.tuning.propose.spaces import Number, TableSpace, neutral
 from headscope.tuning.study.quiet import quiet_optuna
