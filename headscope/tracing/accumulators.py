@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models.attention import Group
+from headscope.models.groups import Group
 from headscope.tracing.selection import Selection
 
 # Query tokens of one block: 48 make the product of queries and keys 1.5 times faster than 24; more gain nothing.

@@ -11,7 +11,8 @@ from torch import nn
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models.attention import Group, answer, observe
+from headscope.models.attention import answer, observe
+from headscope.models.groups import Group
 from headscope.models.protocol import ImageModel
 from headscope.samples import Samples
 from headscope.tracing.accumulators import Accumulated, Accumulator

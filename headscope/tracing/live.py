@@ -8,7 +8,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models.attention import Group
+from headscope.models.groups import Group
 from headscope.tracing.accumulators import Accumulated, Accumulator, by_row, refuse_altered, whole
 from headscope.tracing.selection import Selection
 

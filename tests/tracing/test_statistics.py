@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headscope.geometry import Geometry
-from headscope.models.attention import Group
+from headscope.models.groups import Group
 from headscope.models.janus import JanusModel
 from headscope.runtime import generate
 from headscope.tracing import Selection
