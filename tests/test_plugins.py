@@ -13,7 +13,7 @@ from headscope import plugins
 from headscope.errors import ModelError
 from headscope.models import known_models, load_model, register_model
 from headscope.models.registry import lasting_name, names_a_folder
-from headscope.policy.presets import Streaming
+from headscope.policy.methods import Streaming
 from headscope.tracing.catalogue import STATISTICS, chosen_statistics
 from tests.policy.shapes import SHAPE
 from tests.tiny import tiny_model

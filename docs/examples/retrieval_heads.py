@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 
 import headscope
-from headscope.models.attention import Group, observe
+from headscope.models.attention import observe
+from headscope.models.groups import Group
 
 FAR = 16
 

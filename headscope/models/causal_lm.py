@@ -17,9 +17,10 @@ from transformers.models.auto import modeling_auto
 from headscope.errors import DataError, ModelError
 from headscope.facts import said
 from headscope.geometry import Geometry
-from headscope.models.attention import Group, observe
+from headscope.models.attention import observe
 from headscope.models.cache_name import cache_name
 from headscope.models.fingerprint import weights_fingerprint
+from headscope.models.groups import Group
 from headscope.models.loading import check_whole
 from headscope.models.protocol import Prefix
 from headscope.policy.shape import ModelShape

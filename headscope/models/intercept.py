@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.models.imagegpt.modeling_imagegpt import ImageGPTAttention
 
-from headscope.models.attention import Group, observe, plain_groups
+from headscope.models.attention import observe
+from headscope.models.groups import Group, plain_groups
 
 Named = Callable[[str, Group, bool], None]  # (name of the module, what it attends to, whether it hides later tokens)
 

@@ -1,24 +1,21 @@
 """The few things that touch attention. Everything else is a function of what they add up, so no map is ever stored.
 
 Queries are the image tokens that the model was fed: t = 0 .. N - 2 when a recorded image is replayed, for the last token
-is never fed. Keys are all tokens: P prefix positions, then those. The work goes by rows of the image: the attention of one
-row of queries, seen as [column, key row, key column], is a slice of one running sum, so that mass by 2-D offset costs one
-pass over the attention and no index of every pair.
+is never fed. Keys are all tokens: P prefix positions, then those. The work goes by rows of the image; see folding.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models.attention import Group
+from headscope.models.groups import Group
+from headscope.tracing.accumulated import Accumulated
+from headscope.tracing.folding import Folding, Part, by_row, whole
 from headscope.tracing.selection import Selection
 
 # Query tokens of one block: 48 make the product of queries and keys 1.5 times faster than 24; more gain nothing.
@@ -26,87 +23,6 @@ TOGETHER = 48
 # Elements of one block of attention; 1 MiB in float32, so that the passes over it stay in the cache of a core.
 BLOCK = 2**18
 _HIDDEN = -30_000.0  # a logit whose weight is 0 in float32 and whose product with it is 0 too, as that of -inf is not
-
-
-@dataclass
-class Accumulated:
-    """Sums over some queries of one layer, for B sequences and h query heads.
-
-    Attributes:
-        geometry: of the image. prefix: P, prefix positions, padding included.
-        queries: int64 [Q], image tokens t that were asked; fed: image tokens that were keys.
-        prefix_seen: bool [B, P], prefix positions that are no padding.
-        row_columns: float32 [B, h, rows, P + fed], attention each key received from the queries of each row.
-        squares: float32 [B, h, P + fed], squared attention each key received.
-        offsets: float32 [B, h, rows, 2 * row_length - 1], attention to image keys by (rows up, columns right), the
-            column offset from -(row_length - 1) to row_length - 1.
-        offsets_image: the same with each query's attention to the image scaled to sum to 1.
-        entropy: float32 [B, h, rows], sum over the queries of each row of H / log(visible keys).
-        best: float32 [B, h, N] or None (only in the full set): attention to the m + 1 most attended image tokens before
-            the query, summed over `sorted_queries`; best_running: the same for those with the largest running score.
-        sorted_queries: int64, the queries that `best` and `best_running` are about.
-    """
-
-    geometry: Geometry
-    prefix: int
-    fed: int
-    queries: torch.Tensor
-    prefix_seen: torch.Tensor
-    row_columns: torch.Tensor
-    squares: torch.Tensor
-    offsets: torch.Tensor
-    offsets_image: torch.Tensor
-    entropy: torch.Tensor
-    best: torch.Tensor | None = None
-    best_running: torch.Tensor | None = None
-    sorted_queries: torch.Tensor | None = None
-
-    @property
-    def count(self) -> int:
-        """Q, the number of queries."""
-        return len(self.queries)
-
-    @cached_property
-    def columns(self) -> torch.Tensor:
-        """float32 [B, h, P + fed]: attention each key received."""
-        return self.row_columns.sum(2)
-
-    def visits(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries that see each key, float32 [P + fed], and which keys are no padding and seen by one, bool [B, P + fed]."""
-        asked = torch.bincount(self.queries, minlength=self.fed)
-        image = asked.flip(0).cumsum(0).flip(0)  # a key is seen by the queries from its own on
-        counts = torch.cat([image.new_full((self.prefix,), self.count), image]).to(self.squares.dtype)
-        valid = torch.cat([self.prefix_seen, (image > 0).expand(len(self.prefix_seen), -1)], 1)
-        return counts, valid
-
-    def of_sequence(self, number: int) -> Accumulated:
-        """One sequence of the batch."""
-        return self._each(lambda value: value[number : number + 1])
-
-    def plus(self, other: Accumulated) -> Accumulated:
-        """Of the queries of both, which must differ."""
-        queries = torch.cat([self.queries, other.queries])
-        made: dict[str, Any] = {"queries": queries}
-        for name in _SUMS:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            made[name] = None if mine is None else mine + theirs
-        if self.sorted_queries is not None and other.sorted_queries is not None:
-            made["sorted_queries"] = torch.cat([self.sorted_queries, other.sorted_queries])
-        return Accumulated(**{**self._fields(), **made})
-
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Accumulated:
-        found = {n: None if getattr(self, n) is None else change(getattr(self, n)) for n in (*_SUMS, "prefix_seen")}
-        return Accumulated(**{**self._fields(), **found})
-
-    def _fields(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-_SUMS = ("row_columns", "squares", "offsets", "offsets_image", "entropy", "best", "best_running")
-
-
-# A row of the image, where its queries lie among those asked, and their columns.
-Part = tuple[int, slice, slice | torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -122,25 +38,13 @@ class _Block:
     parts: list[Part]
 
 
-def by_row(geometry: Geometry, asked: torch.Tensor, device: torch.device) -> list[Part]:
-    """The rows that hold the image tokens `asked` (ascending)."""
-    found: list[Part] = []
-    rows, counts = torch.unique_consecutive(asked // geometry.row_length, return_counts=True)
-    first = 0
-    for row, count in zip(rows.tolist(), counts.tolist(), strict=True):
-        columns = asked[first : first + count] % geometry.row_length
-        start, last = int(columns[0]), int(columns[-1])
-        at = slice(start, last + 1) if count == last - start + 1 else columns.to(device)
-        found.append((row, slice(first, first + count), at))
-        first += count
-    return found
-
-
 class Accumulator:
     """Adds up one layer's attention, for sequences with one and the same prefix length.
 
     Args:
-        geometry: of the image. prefix: positions before the image, padding included. selection: which heads and queries.
+        geometry: of the image.
+        prefix: positions before the image, padding included.
+        selection: which heads and queries, everything of the default set unless given.
 
     One layer after the other may be added; each `add` starts anew.
     """
@@ -148,6 +52,7 @@ class Accumulator:
     def __init__(self, geometry: Geometry, prefix: int, selection: Selection | None = None) -> None:
         self.geometry, self.prefix = geometry, prefix
         self.selection = selection or Selection()
+        self._folding = Folding(geometry, prefix, self.selection)
         self._rows_together = max(1, round(TOGETHER / geometry.row_length))
         self._buffers: dict[str, torch.Tensor] = {}
         self._kept: dict[str, torch.Tensor] = {}
@@ -179,7 +84,7 @@ class Accumulator:
         queries = _picked(group.q[:, :, self.prefix :], chosen).float().flatten(0, 1)
         real = torch.cat([seen, seen.new_ones(batch, self.geometry.tokens)], 1)
         bias = None if group.bias is None else self._bias(group.bias, chosen)
-        sums = [self.empty(batch, len(chosen), fed, seen, band) for band in self.selection.bands(self.geometry.rows)]
+        sums = [self._folding.empty(batch, len(chosen), fed, seen, band) for band in self.selection.bands(self.geometry.rows)]
         for number, (band, total) in enumerate(zip(self.selection.bands(self.geometry.rows), sums, strict=True)):
             for block in self._blocks(band, fed, queries.device):
                 found = self._block(total, queries, keys, real, block, len(chosen), sums[:number], values, bias)
@@ -223,31 +128,6 @@ class Accumulator:
 
     def _heads(self, heads: int) -> list[int]:
         return list(range(heads)) if self.selection.heads is None else [h for h in self.selection.heads if h < heads]
-
-    def empty(self, batch: int, heads: int, fed: int, seen: torch.Tensor, band: range) -> Accumulated:
-        g, device = self.geometry, seen.device
-        both, keys = batch * heads, self.prefix + g.tokens
-        asked = self.selection.queries(g, band, fed)
-        sorted_queries = asked[:: self.selection.sort_every]
-
-        def zeros(*shape: int) -> torch.Tensor:
-            return torch.zeros(both, *shape, device=device)
-
-        return Accumulated(
-            geometry=g,
-            prefix=self.prefix,
-            fed=fed,
-            queries=asked.to(device),
-            prefix_seen=seen,
-            row_columns=zeros(g.rows, keys),
-            squares=zeros(keys),
-            offsets=zeros(g.row_length, g.rows, g.row_length),  # [query column, shift of rows, key column] until the end
-            offsets_image=zeros(g.row_length, g.rows, g.row_length),
-            entropy=zeros(g.rows),
-            best=zeros(g.tokens) if self.selection.full else None,
-            best_running=zeros(g.tokens) if self.selection.full else None,
-            sorted_queries=sorted_queries.to(device) if self.selection.full else None,
-        )
 
     def _blocks(self, band: range, fed: int, device: torch.device) -> list[_Block]:
         """The blocks of a band; they are the same for every layer."""
@@ -314,7 +194,7 @@ class Accumulator:
                 torch.bmm(weights, values[part, :stop], out=output[part])
             partition = self._partition(logits, weights, block)
             entropy = (partition - logits.mul_(weights).sum(-1)).div_(visible[sequence]).clamp_(min=0)
-            self.fold(total, part, weights, block.asked, block.parts, entropy, earlier, spare=logits)
+            self._folding.fold(total, part, weights, block.asked, block.parts, entropy, earlier, spare=logits)
         return output
 
     def _partition(self, logits: torch.Tensor, weights: torch.Tensor, block: _Block) -> torch.Tensor:
@@ -325,66 +205,6 @@ class Accumulator:
         if bool((weight > 1e-30).all()):
             return logits.gather(2, own).squeeze(2) - weight.log_()
         return logits.amax(-1) - weights.amax(-1).log_()
-
-    def fold(
-        self,
-        total: Accumulated,
-        part: slice,
-        weights: torch.Tensor,
-        asked: torch.Tensor,
-        parts: list[Part],
-        entropy: torch.Tensor,
-        earlier: list[Accumulated],
-        spare: torch.Tensor | None = None,
-    ) -> None:
-        """Add attention [b, q, K] of the queries `asked`, K being the prefix and whole rows of keys.
-
-        Args:
-            parts: of `by_row`. earlier: sums of the bands before, in which scores began to run.
-            spare: memory of the attention's shape to work in.
-        """
-        g, prefix, stop = self.geometry, self.prefix, weights.shape[-1]
-        if self.selection.full:
-            self._sort(total, part, weights, asked, earlier)
-        scale = 1 / weights[..., prefix:].sum(-1).clamp_(min=1e-12)
-        for row, mine, columns in parts:
-            here = weights[:, mine]
-            end = prefix + (row + 1) * g.row_length
-            total.row_columns[part, row, :stop] += here.sum(1)
-            total.entropy[part, row] += entropy[:, mine].sum(1)
-            image = here[..., prefix:end].unflatten(2, (row + 1, g.row_length))
-            shift = slice(g.rows - 1 - row, g.rows)
-            scaled = scale[:, mine, None, None]
-            if isinstance(columns, slice):
-                total.offsets[part, columns, shift].add_(image)
-                total.offsets_image[part, columns, shift].addcmul_(image, scaled)
-            else:
-                total.offsets[part, columns, shift] += image
-                total.offsets_image[part, columns, shift] += image * scaled
-        square = torch.mul(weights, weights, out=spare) if spare is not None else weights.square()
-        total.squares[part, :stop] += square.sum(1)
-
-    def _sort(
-        self, total: Accumulated, part: slice, weights: torch.Tensor, asked: torch.Tensor, earlier: list[Accumulated]
-    ) -> None:
-        """Coverage by the m best older image tokens, by the query's own attention and by the score that ran up before it."""
-        assert total.best is not None
-        assert total.best_running is not None
-        assert total.sorted_queries is not None
-        wanted = set(total.sorted_queries.tolist())
-        before = [band.row_columns[part, :, self.prefix :].sum(1) for band in (*earlier, total)]
-        running = torch.stack(before).sum(0)  # [b, N]: rows before this block
-        for number, t in enumerate(asked.tolist()):
-            if t in wanted and t > 0:
-                older = weights[:, number, self.prefix : self.prefix + t]
-                total.best[part, :t] += older.sort(-1, descending=True).values.cumsum(-1)
-                # Ties go to the newer token, as in a policy: a stable sort of the tokens from new to old.
-                order = running[:, :t].flip(-1).argsort(dim=-1, descending=True, stable=True)
-                total.best_running[part, :t] += older.flip(-1).gather(-1, order).cumsum(-1)
-                rest = older.sum(-1, keepdim=True)
-                total.best[part, t:] += rest
-                total.best_running[part, t:] += rest
-            running[:, : weights.shape[-1] - self.prefix] += weights[:, number, self.prefix :]
 
     def _zeros(self, name: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
         """Memory that is used for every layer; what the first one left zero, the others do."""
@@ -421,36 +241,3 @@ def _prefix_seen(group: Group, prefix: int) -> torch.Tensor:
     if group.visible is None:
         return torch.ones(batch, prefix, dtype=torch.bool, device=group.q.device)
     return group.visible[:, 0, -1, :prefix].expand(batch, prefix)
-
-
-def whole(total: Accumulated, batch: int, heads: int) -> Accumulated:
-    """Sequence and head apart again, keys that were never fed cut off, and shifts of columns for pairs of columns."""
-    geometry, keys = total.geometry, total.prefix + total.fed
-
-    def offsets(pairs: torch.Tensor) -> torch.Tensor:
-        """[b, query column, shift, key column] -> [B, h, rows up, columns right]."""
-        length = geometry.row_length
-        column = torch.arange(length, device=pairs.device)
-        right = (column[None] - column[:, None] + length - 1).flatten()
-        flat = pairs.flip(2).transpose(2, 3).flatten(1, 2)  # [b, column pairs, rows up]
-        made = pairs.new_zeros(len(pairs), 2 * length - 1, geometry.rows).index_add_(1, right, flat)
-        return made.transpose(1, 2).unflatten(0, (batch, heads))
-
-    def apart(values: torch.Tensor | None) -> torch.Tensor | None:
-        return None if values is None else values.unflatten(0, (batch, heads))
-
-    return Accumulated(
-        geometry=geometry,
-        prefix=total.prefix,
-        fed=total.fed,
-        queries=total.queries,
-        prefix_seen=total.prefix_seen,
-        row_columns=total.row_columns[..., :keys].unflatten(0, (batch, heads)),
-        squares=total.squares[..., :keys].unflatten(0, (batch, heads)),
-        offsets=offsets(total.offsets),
-        offsets_image=offsets(total.offsets_image),
-        entropy=total.entropy.unflatten(0, (batch, heads)),
-        best=apart(total.best),
-        best_running=apart(total.best_running),
-        sorted_queries=total.sorted_queries,
-    )

@@ -10,7 +10,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.plugins import plugged
-from headscope.tracing.accumulators import Accumulated
+from headscope.tracing.accumulated import Accumulated
 
 Function = Callable[[Accumulated], torch.Tensor]
 

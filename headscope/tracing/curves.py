@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from headscope.tracing.accumulators import Accumulated
+from headscope.tracing.accumulated import Accumulated
 from headscope.tracing.catalogue import statistic
 from headscope.tracing.offsets import lags, once
 

@@ -11,10 +11,12 @@ from torch import nn
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models.attention import Group, answer, observe
+from headscope.models.attention import answer, observe
+from headscope.models.groups import Group
 from headscope.models.protocol import ImageModel
 from headscope.samples import Samples
-from headscope.tracing.accumulators import Accumulated, Accumulator
+from headscope.tracing.accumulated import Accumulated
+from headscope.tracing.accumulators import Accumulator
 from headscope.tracing.live import LiveAccumulator
 from headscope.tracing.selection import STREAMS, Selection
 from headscope.tracing.streams import attention_divergence, cache_divergence

@@ -9,9 +9,11 @@ import torch
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models.attention import Group
+from headscope.models.groups import Group
 from headscope.samples import Samples
-from headscope.tracing.accumulators import Accumulated, Accumulator, by_row, refuse_altered, whole
+from headscope.tracing.accumulated import Accumulated
+from headscope.tracing.accumulators import refuse_altered
+from headscope.tracing.folding import Folding, by_row, whole
 from headscope.tracing.selection import Selection
 
 
@@ -50,7 +52,7 @@ class LiveAccumulator:
         self.prefix = -1
         self._fed = 0
         self._sums: list[Accumulated] = []
-        self._accumulator: Accumulator | None = None
+        self._folding: Folding | None = None
         self._shape = (0, 0)
         self._seen: torch.Tensor | None = None
 
@@ -61,7 +63,7 @@ class LiveAccumulator:
         first, last = int(positions[0]), int(positions[-1])
         if self.prefix < 0:
             self.prefix = last + 1 if self.told is None else self.told
-            self._accumulator = Accumulator(self.geometry, self.prefix, self.selection)
+            self._folding = Folding(self.geometry, self.prefix, self.selection)
         elif first == 0:
             raise DataError("A second batch of images began while the first was traced live: trace one batch in one block.")
         elif self.told is None and last > first:
@@ -99,19 +101,19 @@ class LiveAccumulator:
         return found
 
     def _add(self, band: int, asked: torch.Tensor, weights: torch.Tensor, entropy: torch.Tensor, seen: torch.Tensor) -> None:
-        assert self._accumulator is not None
+        assert self._folding is not None
         batch, heads = weights.shape[:2]
         prefix_seen = seen[..., : self.prefix].any(2).any(1)
         if not self._sums:
             self._shape = (batch, heads)
             self._seen = prefix_seen
             bands = self.selection.bands(self.geometry.rows)
-            self._sums = [self._accumulator.empty(batch, heads, self.geometry.tokens, prefix_seen, part) for part in bands]
+            self._sums = [self._folding.empty(batch, heads, self.geometry.tokens, prefix_seen, part) for part in bands]
         stop = self.prefix + (int(asked[-1]) // self.geometry.row_length + 1) * self.geometry.row_length
         flat = weights[..., :stop].flatten(0, 1)
         parts = by_row(self.geometry, asked, weights.device)
         whole_batch = slice(0, batch * heads)
-        self._accumulator.fold(self._sums[band], whole_batch, flat, asked, parts, entropy.flatten(0, 1), self._sums[:band])
+        self._folding.fold(self._sums[band], whole_batch, flat, asked, parts, entropy.flatten(0, 1), self._sums[:band])
 
     def _dense(self, groups: list[Group]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Attention [B, h, T, P + N], entropy over its largest possible value [B, h, T], and which keys were seen."""

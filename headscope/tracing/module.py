@@ -13,10 +13,11 @@ from torch import nn
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models.attention import Group
+from headscope.models.groups import Group
 from headscope.models.intercept import attach
 from headscope.tracing import trace as _trace  # noqa: F401 - registers the statistics
-from headscope.tracing.accumulators import Accumulated, Accumulator
+from headscope.tracing.accumulated import Accumulated
+from headscope.tracing.accumulators import Accumulator
 from headscope.tracing.catalogue import chosen_statistics
 from headscope.tracing.selection import Selection
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from headscope.geometry import Geometry
-from headscope.tracing.accumulators import Accumulated
+from headscope.tracing.accumulated import Accumulated
 
 
 def once(a: Accumulated, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from headscope.tracing.accumulators import Accumulated
+from headscope.tracing.accumulated import Accumulated
 from headscope.tracing.catalogue import Function, statistic
 from headscope.tracing.offsets import lags, near, once, pairs, rings
 

@@ -17,7 +17,7 @@ query's attention. *High means*: what a high value speaks for, spatial heads (ne
 (few far tokens); `neither` where it separates them badly.
 
 Your own: `headscope.register_statistic("name", function)`, a function of `Accumulated` (see
-`headscope/tracing/accumulators.py`) to float32 [B, heads], with a docstring.
+`headscope/tracing/accumulated.py`) to float32 [B, heads], with a docstring.
 
 ## Numbers
 

@@ -22,7 +22,7 @@ from headscope.samples import Samples
 from headscope.storage import write_json
 from headscope.tracing import curves as _curves  # noqa: F401 - registers the curves
 from headscope.tracing import statistics as _statistics  # noqa: F401 - registers the statistics
-from headscope.tracing.accumulators import Accumulated
+from headscope.tracing.accumulated import Accumulated
 from headscope.tracing.catalogue import DEFINITIONS, chosen_curves, chosen_statistics
 from headscope.tracing.dataset import WHOLE_IMAGE, TraceDataset, compact
 from headscope.tracing.files import BY_TOKEN, read_meta

@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from headscope.tuning.measure.ablation import needs as needs
     from headscope.tuning.measure.coverage import Coverage as Coverage
     from headscope.tuning.measure.coverage import Groups as Groups
+    from headscope.tuning.measure.measurement import Remembered as Remembered
+    from headscope.tuning.measure.measurement import ReplayResult as ReplayResult
     from headscope.tuning.measure.options import ANCHOR as ANCHOR
     from headscope.tuning.measure.options import Losses as Losses
     from headscope.tuning.measure.options import Option as Option
     from headscope.tuning.measure.options import losses_from as losses_from
-    from headscope.tuning.measure.replay import Remembered as Remembered
     from headscope.tuning.measure.replay import Replay as Replay
-    from headscope.tuning.measure.replay import ReplayResult as ReplayResult
     from headscope.tuning.measure.sensitivity import measure_sensitivity as measure_sensitivity
     from headscope.tuning.measure.table import Table as Table
     from headscope.tuning.measure.table import sensitivity_table as sensitivity_table
     from headscope.tuning.propose.knapsack import solve as solve
     from headscope.tuning.propose.presets import Sweep as Sweep
     from headscope.tuning.propose.presets import sweep_presets as sweep_presets
-    from headscope.tuning.propose.spaces import fitting_strides as fitting_strides
+    from headscope.tuning.propose.strides import fitting_strides as fitting_strides
     from headscope.tuning.search import Search as Search
     from headscope.tuning.search import SearchFiles as SearchFiles
     from headscope.tuning.search import study_replay as study_replay
@@ -60,9 +60,9 @@ _HOMES = {
     "Option": "measure.options",
     "PhasedStudy": "study.phases",
     "PromptConfig": "config",
-    "Remembered": "measure.replay",
+    "Remembered": "measure.measurement",
     "Replay": "measure.replay",
-    "ReplayResult": "measure.replay",
+    "ReplayResult": "measure.measurement",
     "RunConfig": "config",
     "Search": "search",
     "SearchConfig": "config",
@@ -76,7 +76,7 @@ _HOMES = {
     "compare_methods": "compare",
     "config_from": "config",
     "equal_options": "measure.ablation",
-    "fitting_strides": "propose.spaces",
+    "fitting_strides": "propose.strides",
     "losses_from": "measure.options",
     "measure_sensitivity": "measure.sensitivity",
     "needs": "measure.ablation",

@@ -17,8 +17,9 @@ from headscope.progress import Progress, renamed
 from headscope.samples import Samples
 from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.coverage import Groups
+from headscope.tuning.measure.measurement import Measures, Remembered
 from headscope.tuning.measure.options import losses_from
-from headscope.tuning.measure.replay import Measures, Remembered, Replay
+from headscope.tuning.measure.replay import Replay
 from headscope.tuning.measure.sensitivity import table_identity
 from headscope.tuning.measure.table import HEADS, Table, sensitivity_table
 from headscope.tuning.propose.presets import Sweep, sweep_presets

@@ -14,8 +14,9 @@ import pytest
 
 from headscope.policy import make_preset
 from headscope.tuning.config import SearchConfig
-from headscope.tuning.measure.replay import ReplayResult
-from headscope.tuning.propose.spaces import ClassSpace, fitting_strides
+from headscope.tuning.measure.measurement import ReplayResult
+from headscope.tuning.propose.spaces import ClassSpace
+from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.phase import TrialBook
 from headscope.tuning.study.storage import StudyStore, open_storage
 from tests.fuzz.mutants import mutated_bytes, mutated_json, mutated_text, nasty, seeds, survives

@@ -9,7 +9,8 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from headscope.errors import CacheError
-from headscope.models.attention import Group, observe
+from headscope.models.attention import observe
+from headscope.models.groups import Group
 from headscope.models.janus import JanusModel
 from headscope.policy.policy import Policy
 from headscope.runtime import CompressedCache, compressed

@@ -6,7 +6,7 @@ import torch
 
 from headscope.geometry import Geometry
 from headscope.policy import CacheSpec, Limit, ModelShape, Policy
-from headscope.policy.presets import SSD, RandomHeads, Swapped
+from headscope.policy.methods import SSD, RandomHeads, Swapped
 
 SHAPE = ModelShape("toy", 3, 4, 4, 8, Geometry(6, 6), "a", "w")
 SCORES = torch.tensor([[0.1, 0.2, 0.9, 0.3], [0.8, 0.1, 0.2, 0.1], [0.2, 0.3, 0.1, 0.7]])

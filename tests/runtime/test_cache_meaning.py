@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from headscope.geometry import Geometry
-from headscope.models.attention import Group, attend_through_cache, observe
+from headscope.models.attention import attend_through_cache, observe
+from headscope.models.groups import Group
 from headscope.models.janus import JanusModel
 from headscope.policy import CacheSpec
 from headscope.policy.policy import Policy

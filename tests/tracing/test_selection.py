@@ -15,7 +15,7 @@ from headscope.models.janus import JanusModel
 from headscope.policy.policy import Policy
 from headscope.runtime import Sampling, generate
 from headscope.tracing import Selection, register_statistic, trace, watch, watch_live
-from headscope.tracing.accumulators import Accumulated
+from headscope.tracing.accumulated import Accumulated
 from headscope.tracing.catalogue import CURVES, STATISTICS
 
 FULL = Selection(full=True)

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headscope.geometry import Geometry
-from headscope.models.attention import Group
+from headscope.models.groups import Group
 from headscope.models.janus import JanusModel
 from headscope.runtime import generate
 from headscope.tracing import Selection
-from headscope.tracing.accumulators import Accumulated, Accumulator
+from headscope.tracing.accumulated import Accumulated
+from headscope.tracing.accumulators import Accumulator
 from headscope.tracing.catalogue import CURVES, STATISTICS
 from headscope.tracing.curves import lag_mass
 from headscope.tracing.hooks import watch, watching

@@ -19,8 +19,8 @@ import torch
 from headscope.geometry import Geometry
 from headscope.policy import CacheSpec, Limit, ModelShape, Policy
 from headscope.tuning import SearchConfig, SearchResult, sweep_presets
+from headscope.tuning.measure.measurement import ReplayResult, Watch
 from headscope.tuning.measure.options import Losses, Option
-from headscope.tuning.measure.replay import ReplayResult, Watch
 from headscope.tuning.study.phases import PhasedStudy
 from headscope.tuning.study.storage import StudyStore
 

@@ -11,8 +11,9 @@ import pytest
 from headscope.errors import DataError
 from headscope.policy import CacheSpec
 from headscope.tuning.config import SearchConfig
-from headscope.tuning.measure.replay import ReplayResult, Watch
-from headscope.tuning.propose.spaces import ClassSpace, TableSpace, fitting_strides, neutral
+from headscope.tuning.measure.measurement import ReplayResult, Watch
+from headscope.tuning.propose.spaces import ClassSpace, TableSpace, neutral
+from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.pareto import Front, search_the_front
 from headscope.tuning.study.storage import StudyStore
 from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape, table

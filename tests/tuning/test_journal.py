@@ -16,7 +16,8 @@ import pytest
 
 from headscope.errors import DataError
 from headscope.tuning.study import journal
-from headscope.tuning.study.journal import JournalLock, JournalStudies
+from headscope.tuning.study.journal import JournalStudies
+from headscope.tuning.study.lock import JournalLock, boot_id
 from headscope.tuning.study.storage import open_storage
 
 
@@ -141,7 +142,7 @@ def test_one_journal_by_two_names_has_one_lock(path: Path) -> None:
     assert len(study(path).trials) == 4
 
 
-@pytest.mark.skipif(not journal.boot_id(), reason="the kernel does not say which run it is")
+@pytest.mark.skipif(not boot_id(), reason="the kernel does not say which run it is")
 def test_the_lock_of_a_killed_process_is_taken_over_at_once_and_that_of_a_living_one_is_not(path: Path) -> None:
     lock = JournalLock(f"{path}.lock")
     other = holder(lock.path)
@@ -164,8 +165,8 @@ def test_a_lock_that_says_nothing_is_waited_for_and_then_taken_over(
 ) -> None:
     left = path.with_name("study.journal.lock")
     left.write_bytes(b"") if target is None else left.symlink_to(target)  # as Optuna makes them, one with a relative path
-    monkeypatch.setattr(journal, "GRACE", 0.4)
-    monkeypatch.setattr(journal, "PATIENCE", 0.1)
+    monkeypatch.setattr("headscope.tuning.study.lock.GRACE", 0.4)
+    monkeypatch.setattr("headscope.tuning.study.lock.PATIENCE", 0.1)
     began = time.monotonic()
     assert len(study(path, 1).trials) == 4
     assert 0.4 <= time.monotonic() - began < 5

@@ -15,9 +15,11 @@ from headscope.errors import BudgetError, DataError
 from headscope.policy import PRESETS, CacheSpec, Limit, Policy
 from headscope.storage import write_json
 from headscope.tuning import SearchConfig, sweep_presets
+from headscope.tuning.measure.measurement import ReplayResult, Watch
 from headscope.tuning.measure.options import Losses
-from headscope.tuning.measure.replay import ReplayResult, Watch
-from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, TableSpace, fitting_strides, merged, neutral
+from headscope.tuning.propose.sizes import merged
+from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, TableSpace, neutral
+from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.phases import PhasedStudy
 from headscope.tuning.study.storage import StudyStore
 from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape, run, table

@@ -13,11 +13,13 @@ import torch
 from headscope.errors import BudgetError
 from headscope.geometry import Geometry
 from headscope.policy.footprint import Limit
+from headscope.policy.methods import Preset
 from headscope.policy.policy import Policy
-from headscope.policy.presets import CONTROLS, PRESETS, Preset, tighter
+from headscope.policy.presets import CONTROLS, PRESETS, tighter
 from headscope.progress import Progress, of_task
 from headscope.storage import read_json, write_json, write_parquet
-from headscope.tuning.measure.replay import GivenUp, Measures, chunks
+from headscope.tuning.measure.measurement import GivenUp, Measures
+from headscope.tuning.measure.replay import chunks
 
 # What a searched policy is compared with, and what SSD's classes are.
 COMPARED = ("streaming", "h2o", "linear_ar", "pyramid", "ssd", *CONTROLS)

@@ -21,10 +21,10 @@ from optuna.trial import Trial
 from headscope.errors import BudgetError
 from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
-from headscope.policy.project import fit, project
 from headscope.policy.shape import ModelShape
 from headscope.tuning.measure.options import ANCHOR, Losses
 from headscope.tuning.propose.knapsack import solve
+from headscope.tuning.propose.sizes import fit_near, merged
 
 
 @dataclass(frozen=True)
@@ -63,29 +63,6 @@ class Space(Protocol):
 def neutral(space: Space) -> dict[str, float]:
     """The point of a space where no number changes anything."""
     return {number.name: number.neutral for number in space.numbers}
-
-
-def fitting_strides(limit: Limit, strides: Sequence[int] | None = None) -> list[int]:
-    """The strides to search: those asked for, or a quarter, half, whole and two rows, whose buffer fits the limit.
-
-    Choosing at every token (stride 1) is left out unless asked for: on the bundled model a quarter of a row lost no more
-    (.0529 against .0533 nats a token at 20 %), and a step with it takes nearly half the time.
-
-    A stride is dropped where not even every head with one heavy token fits: then no class could use it.
-    """
-    shape, geometry = limit.spec.shape, limit.spec.shape.geometry
-    row = geometry.stride_row
-    wanted = strides or [max(row // 4, 1), max(row // 2, 1), row, 2 * row]
-    valid = sorted(set(wanted) & set(geometry.strides()))
-    one = torch.ones(shape.layers, shape.kv_heads)
-    fitting = []
-    for stride in valid:
-        try:
-            project(0 * one, one, limit, stride=stride)
-        except BudgetError:
-            continue
-        fitting.append(stride)
-    return fitting or valid[:1]
 
 
 @dataclass
@@ -290,53 +267,6 @@ class GroupSpace:
         parts = min(self.PARTS, layers)
         run = (torch.arange(layers) * parts // layers)[:, None].expand_as(self.semantic_score)
         return torch.unique(2 * run + (self.semantic_score > 0.5), return_inverse=True)[1]
-
-
-def fit_near(
-    window: torch.Tensor,
-    heavy: torch.Tensor,
-    limit: Limit,
-    *,
-    stride: int,
-    anchor: int,
-    decay: float | torch.Tensor,
-    semantic_score: torch.Tensor,
-) -> Policy:
-    """As `headscope.policy.fit`; where so many anchors have no room beside the buffers, the policy without them."""
-    try:
-        return fit(window, heavy, limit, stride=stride, anchor=anchor, decay=decay, semantic_score=semantic_score)
-    except BudgetError:
-        return fit(window, heavy, limit, stride=stride, decay=decay, semantic_score=semantic_score)
-
-
-def merged(
-    window: torch.Tensor, heavy: torch.Tensor, buckets: int, decay: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """At most `buckets` distinct (window, heavy, decay) a layer: the two closest become the larger of each, repeatedly.
-
-    How far two are apart is counted in tokens: a difference in decay counts as that share of the heavy tokens that both have.
-    Without heavy tokens the decay is 1, as it is never read. Without `decay`, all decays are 1.
-
-    Example: windows 1, 2, 20 without heavy tokens and two buckets: 2, 2, 20.
-    """
-    window, heavy = window.clone(), heavy.clone()
-    decay = torch.ones_like(window, dtype=torch.float32) if decay is None else torch.where(heavy > 0, decay.float(), 1.0)
-
-    def apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-        return abs(a[0] - b[0]) + abs(a[1] - b[1]) + abs(a[2] - b[2]) * min(a[1], b[1])
-
-    for layer in range(len(window)):
-        while True:
-            triples = list(zip(window[layer].tolist(), heavy[layer].tolist(), decay[layer].tolist(), strict=True))
-            if len(kinds := sorted(set(triples))) <= buckets:
-                break
-            closest = min(((a, b) for i, a in enumerate(kinds) for b in kinds[i + 1 :]), key=lambda two: apart(*two))
-            both = torch.tensor([triple in closest for triple in triples], device=window.device)
-            more = max(closest, key=lambda kind: kind[1])  # whose scores choose more tokens says how they fade
-            window[layer][both] = max(kind[0] for kind in closest)
-            heavy[layer][both] = max(kind[1] for kind in closest)
-            decay[layer][both] = more[2]
-    return window, heavy, decay
 
 
 def _falling(shape: ModelShape, slope: float) -> torch.Tensor:

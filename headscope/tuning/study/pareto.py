@@ -20,7 +20,7 @@ from headscope.errors import BudgetError, NumberError
 from headscope.policy.policy import Policy
 from headscope.progress import Progress, of_task
 from headscope.tuning.config import SearchConfig
-from headscope.tuning.measure.replay import Measures
+from headscope.tuning.measure.measurement import Measures
 from headscope.tuning.propose.samplers import INCUMBENT, Reseeded
 from headscope.tuning.propose.spaces import Number, TableSpace, neutral
 from headscope.tuning.study.quiet import quiet_optuna

@@ -21,7 +21,7 @@ from headscope.errors import NumberError
 from headscope.policy.policy import Policy
 from headscope.policy.shape import ModelShape
 from headscope.tuning.config import SearchConfig
-from headscope.tuning.measure.replay import GivenUp, Measures
+from headscope.tuning.measure.measurement import GivenUp, Measures
 from headscope.tuning.propose.samplers import INCUMBENT, Reseeded
 from headscope.tuning.propose.spaces import Space
 from headscope.tuning.study.quiet import quiet_optuna

@@ -25,10 +25,11 @@ from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
 from headscope.progress import Progress
 from headscope.tuning.config import SearchConfig
+from headscope.tuning.measure.measurement import Measures
 from headscope.tuning.measure.options import ANCHOR, Losses
-from headscope.tuning.measure.replay import Measures
 from headscope.tuning.propose.knapsack import NODES
-from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, Space, TableSpace, fitting_strides, neutral
+from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, Space, TableSpace, neutral
+from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.outcome import SearchResult
 from headscope.tuning.study.phase import Found, TrialBook
 from headscope.tuning.study.storage import StudyStore, check_sampler, for_one

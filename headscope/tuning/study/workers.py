@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from headscope.errors import HeadscopeError, NumberError
 from headscope.tuning.propose.samplers import RETRIES, first_number
 from headscope.tuning.study.faults import StorageError
-from headscope.tuning.study.journal import boot_id
+from headscope.tuning.study.lock import boot_id
 
 WORKER, ALIVE = "worker", "alive"
 # What a trial keeps: its result, or why it failed.

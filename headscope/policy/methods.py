@@ -1,0 +1,269 @@
+"""The known methods as policies: each a few numbers, built at the largest size that fits a byte limit.
+
+Every method has one or two free numbers that its paper leaves open; `sweep` lists at least five settings of them, so that a
+comparison can take the best. presets.py finds them by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import torch
+
+from headscope.errors import BudgetError, HeadscopeError
+from headscope.geometry import Geometry
+from headscope.policy.footprint import Limit
+from headscope.policy.policy import Policy
+from headscope.policy.project import fit
+
+
+class Preset(Protocol):
+    """A method with its free numbers set."""
+
+    name: ClassVar[str]
+
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
+        """The policy at the largest size that fits `limit`.
+
+        Raises:
+            BudgetError: it does not fit at any size.
+        """
+        ...
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """Settings to choose from."""
+        ...
+
+
+@dataclass(frozen=True)
+class Full:
+    """Everything is kept."""
+
+    name: ClassVar[str] = "full"
+
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
+        """See `Preset.build`."""
+        spec = limit.spec
+        policy = Policy.uniform(
+            spec.shape,
+            window=spec.shape.geometry.tokens - 1,
+            stride=1,
+            prefix=spec.prefix,
+            semantic_score=semantic_score,
+            provenance={"method": self.name},
+        )
+        if (needed := spec.bytes_of(policy)) > limit.bytes:
+            raise BudgetError(f"preset full: takes {needed:,} bytes, the limit is {limit.bytes:,}; expected keep 100%.")
+        return policy
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """There is nothing to choose."""
+        return [cls()]
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """StreamingLLM (2309.17453): the first `anchor` image tokens and a recent window. The prompt is kept besides."""
+
+    name: ClassVar[str] = "streaming"
+    anchor: int = 4
+
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
+        """See `Preset.build`."""
+        one = _ones(limit)
+        return _built(self, limit, semantic_score, (one, 0 * one), anchor=self.anchor)
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """The paper keeps 4 sinks; 0 to a row here."""
+        row = geometry.stride_row
+        return [cls(anchor) for anchor in dict.fromkeys((0, 1, 2, 4, max(row // 2, 3), max(row, 5)))]
+
+
+@dataclass(frozen=True)
+class H2O:
+    """H2O (2306.14048): `split` of the tokens are recent, the others heavy hitters by the sum of attention received.
+
+    The paper chooses at every token (stride 1); `by_row` chooses at row ends, which costs a buffer of one row.
+    """
+
+    name: ClassVar[str] = "h2o"
+    split: float = 0.5
+    by_row: bool = False
+
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
+        """See `Preset.build`."""
+        one = _ones(limit)
+        weights = (self.split * one, (1 - self.split) * one)
+        return _built(self, limit, semantic_score, weights, stride=_row(limit) if self.by_row else 1)
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """The paper's even split at both strides, and other splits."""
+        return [cls(split, by_row) for by_row in (False, True) for split in (0.25, 0.5, 0.75)]
+
+
+@dataclass(frozen=True)
+class LinearAR:
+    """LineAR (2512.04857): `recent` of the tokens are recent rows, the others chosen at each row end by the attention of
+    the row just generated (decay 0); the first row may be kept as anchors. The same in every layer and head."""
+
+    name: ClassVar[str] = "linear_ar"
+    recent: float = 0.5
+    anchored: bool = False
+    strides_a_row: int = 1
+
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
+        """See `Preset.build`."""
+        one = _ones(limit)
+        weights = (self.recent * one, (1 - self.recent) * one)
+        anchor = _row(limit) if self.anchored else 0
+        stride = _part_of_row(_row(limit), self.strides_a_row)
+        return _built(self, limit, semantic_score, weights, stride=stride, anchor=anchor, decay=0.0)
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """From almost all heavy to almost all recent, and once with anchors."""
+        return [*(cls(recent) for recent in (0.1, 0.3, 0.5, 0.7, 0.9)), cls(0.5, True)]
+
+    @classmethod
+    def tighter(cls, geometry: Geometry) -> list[Preset]:
+        """The same, choosing four times a row."""
+        return [replace(variant, strides_a_row=4) for variant in cls.sweep(geometry) if isinstance(variant, cls)]
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """PyramidKV (2406.02069): budgets fall linearly with the layer, from 1 + slope to 1 - slope; SnapKV's recent attention
+    chooses, once a row (decay 0), beside `recent` of the tokens as a window."""
+
+    name: ClassVar[str] = "pyramid"
+    slope: float = 0.5
+    recent: float = 0.5
+    strides_a_row: int = 1
+
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
+        """See `Preset.build`."""
+        layers = limit.spec.shape.layers
+        place = torch.linspace(1.0, -1.0, layers) if layers > 1 else torch.zeros(1)
+        size = (1 + self.slope * place)[:, None] * _ones(limit)
+        weights = (self.recent * size, (1 - self.recent) * size)
+        stride = _part_of_row(_row(limit), self.strides_a_row)
+        return _built(self, limit, semantic_score, weights, stride=stride, decay=0.0)
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """Slopes of both signs, and two shares of the window."""
+        return [*(cls(slope) for slope in (-0.4, 0.2, 0.4, 0.6, 0.8)), cls(0.4, 0.75)]
+
+    @classmethod
+    def tighter(cls, geometry: Geometry) -> list[Preset]:
+        """The same, choosing four times a row."""
+        return [replace(variant, strides_a_row=4) for variant in cls.sweep(geometry) if isinstance(variant, cls)]
+
+
+@dataclass(frozen=True)
+class SSD:
+    """SSD (2510.18716, Algorithm 1): spatial heads keep the last W tokens, semantic heads the M with the largest sum of
+    attention received, and nothing recent. tau, W and M are not published: heads whose semantic score exceeds `threshold`
+    are semantic, M = `ratio` W, and the limit fixes W. `by_row` is the paper's buffer variant."""
+
+    name: ClassVar[str] = "ssd"
+    threshold: float = 0.5
+    ratio: float = 1.0
+    by_row: bool = False
+
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
+        """See `Preset.build`."""
+        if semantic_score is None:
+            raise HeadscopeError(f"preset {self.name}: needs the heads' semantic scores; run `headscope heads` first.")
+        semantic = self.semantic(semantic_score).float()
+        weights = (1 - semantic, self.ratio * semantic)
+        return _built(self, limit, semantic_score, weights, stride=_row(limit) if self.by_row else 1)
+
+    def semantic(self, score: torch.Tensor) -> torch.Tensor:
+        """bool [layers, kv_heads]: the heads that get heavy hitters."""
+        return score > self.threshold
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """Three ratios at both strides, and two other thresholds."""
+        even = [cls(0.5, ratio, by_row) for by_row in (False, True) for ratio in (0.5, 1.0, 2.0)]
+        return [*even, cls(0.25, 1.0, True), cls(0.75, 1.0, True)]
+
+
+@dataclass(frozen=True)
+class Swapped(SSD):
+    """A control: SSD with its two classes exchanged. If it does as well, the classes say nothing about what heads need."""
+
+    name: ClassVar[str] = "swapped"
+
+    def semantic(self, score: torch.Tensor) -> torch.Tensor:
+        """See `SSD.semantic`."""
+        return ~super().semantic(score)
+
+
+@dataclass(frozen=True)
+class RandomHeads(SSD):
+    """A control: SSD with as many semantic heads, dealt to all places by `seed`."""
+
+    name: ClassVar[str] = "random_heads"
+    seed: int = 0
+
+    def semantic(self, score: torch.Tensor) -> torch.Tensor:
+        """See `SSD.semantic`."""
+        dealt = torch.randperm(score.numel(), generator=torch.Generator().manual_seed(self.seed))
+        return super().semantic(score).flatten()[dealt].view(score.shape)
+
+
+@dataclass(frozen=True)
+class Random:
+    """Each head takes its size and its split from a seed: what a search must beat by far."""
+
+    name: ClassVar[str] = "random"
+    seed: int = 0
+
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
+        """See `Preset.build`."""
+        generator = torch.Generator().manual_seed(self.seed)
+        heads = (limit.spec.shape.layers, limit.spec.shape.kv_heads)
+        size = 0.25 + torch.rand(heads, generator=generator)
+        share = torch.rand(heads, generator=generator)
+        return _built(self, limit, semantic_score, (size * share, size * (1 - share)))
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """Five seeds."""
+        return [cls(seed) for seed in range(5)]
+
+
+def _part_of_row(row: int, parts: int) -> int:
+    """The stride that chooses about `parts` times a row: a divisor of the row."""
+    return next(stride for stride in range(max(row // parts, 1), 0, -1) if row % stride == 0)
+
+
+def _ones(limit: Limit) -> torch.Tensor:
+    """float32 [layers, kv_heads]."""
+    return torch.ones(limit.spec.shape.layers, limit.spec.shape.kv_heads)
+
+
+def _row(limit: Limit) -> int:
+    """The stride of a row."""
+    return limit.spec.shape.geometry.stride_row
+
+
+def _built(
+    preset: Preset,
+    limit: Limit,
+    semantic_score: torch.Tensor | None,
+    weights: tuple[torch.Tensor, torch.Tensor],
+    *,
+    stride: int = 1,
+    anchor: int = 0,
+    decay: float = 1.0,
+) -> Policy:
+    """Weights of window and heavy tokens, at the largest size that fits."""
+    return fit(*weights, limit, stride=stride, anchor=anchor, decay=decay, semantic_score=semantic_score, method=preset.name)

@@ -1,0 +1,57 @@
+"""Sizes that every head was given, as a policy that its cache can hold: few kinds of heads a layer, within the byte limit."""
+
+from __future__ import annotations
+
+import torch
+
+from headscope.errors import BudgetError
+from headscope.policy.footprint import Limit
+from headscope.policy.policy import Policy
+from headscope.policy.project import fit
+
+
+def fit_near(
+    window: torch.Tensor,
+    heavy: torch.Tensor,
+    limit: Limit,
+    *,
+    stride: int,
+    anchor: int,
+    decay: float | torch.Tensor,
+    semantic_score: torch.Tensor,
+) -> Policy:
+    """As `headscope.policy.fit`; where so many anchors have no room beside the buffers, the policy without them."""
+    try:
+        return fit(window, heavy, limit, stride=stride, anchor=anchor, decay=decay, semantic_score=semantic_score)
+    except BudgetError:
+        return fit(window, heavy, limit, stride=stride, decay=decay, semantic_score=semantic_score)
+
+
+def merged(
+    window: torch.Tensor, heavy: torch.Tensor, buckets: int, decay: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """At most `buckets` distinct (window, heavy, decay) a layer: the two closest become the larger of each, repeatedly.
+
+    How far two are apart is counted in tokens: a difference in decay counts as that share of the heavy tokens that both have.
+    Without heavy tokens the decay is 1, as it is never read. Without `decay`, all decays are 1.
+
+    Example: windows 1, 2, 20 without heavy tokens and two buckets: 2, 2, 20.
+    """
+    window, heavy = window.clone(), heavy.clone()
+    decay = torch.ones_like(window, dtype=torch.float32) if decay is None else torch.where(heavy > 0, decay.float(), 1.0)
+
+    def apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+        return abs(a[0] - b[0]) + abs(a[1] - b[1]) + abs(a[2] - b[2]) * min(a[1], b[1])
+
+    for layer in range(len(window)):
+        while True:
+            triples = list(zip(window[layer].tolist(), heavy[layer].tolist(), decay[layer].tolist(), strict=True))
+            if len(kinds := sorted(set(triples))) <= buckets:
+                break
+            closest = min(((a, b) for i, a in enumerate(kinds) for b in kinds[i + 1 :]), key=lambda two: apart(*two))
+            both = torch.tensor([triple in closest for triple in triples], device=window.device)
+            more = max(closest, key=lambda kind: kind[1])  # whose scores choose more tokens says how they fade
+            window[layer][both] = max(kind[0] for kind in closest)
+            heavy[layer][both] = max(kind[1] for kind in closest)
+            decay[layer][both] = more[2]
+    return window, heavy, decay
