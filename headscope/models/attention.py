@@ -39,7 +39,8 @@ class Group:
 
     Attributes:
         heads: query heads of this group, in the order of q; query head i uses key head i // (hq // hk).
-        q: [B, hq, T, D], k: [B, hk, S, D], rotary embedding applied.
+        q: [B, hq, T, D], queries, rotary embedding applied.
+        k: [B, hk, S, D], keys, likewise.
         key_positions: int [1 or B, 1 or hk, S], absolute (prefix 0 .. P-1 with its padding, image token t at P + t), -1
             where a slot is empty.
         query_positions: int [T], absolute.
@@ -216,6 +217,8 @@ def observe(decoder: nn.Module, callback: Callback, layers: Container[int] | Non
     exit, also after an exception. What the callback does changes no output.
 
     Args:
+        decoder: a transformer of the transformers library, whose layers attend through its attention interface.
+        callback: takes the number of a layer and its heads, by groups that share their keys.
         layers: numbers of those to observe, None for all.
     """
     return _observing(decoder, _Entry(callback, threading.get_ident()), layers)

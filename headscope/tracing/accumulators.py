@@ -33,8 +33,10 @@ class Accumulated:
     """Sums over some queries of one layer, for B sequences and h query heads.
 
     Attributes:
-        geometry: of the image. prefix: P, prefix positions, padding included.
-        queries: int64 [Q], image tokens t that were asked; fed: image tokens that were keys.
+        geometry: of the image.
+        prefix: P, prefix positions, padding included.
+        fed: image tokens that were keys.
+        queries: int64 [Q], image tokens t that were asked.
         prefix_seen: bool [B, P], prefix positions that are no padding.
         row_columns: float32 [B, h, rows, P + fed], attention each key received from the queries of each row.
         squares: float32 [B, h, P + fed], squared attention each key received.
@@ -43,8 +45,9 @@ class Accumulated:
         offsets_image: the same with each query's attention to the image scaled to sum to 1.
         entropy: float32 [B, h, rows], sum over the queries of each row of H / log(visible keys).
         best: float32 [B, h, N] or None (only in the full set): attention to the m + 1 most attended image tokens before
-            the query, summed over `sorted_queries`; best_running: the same for those with the largest running score.
-        sorted_queries: int64, the queries that `best` and `best_running` are about.
+            the query, summed over `sorted_queries`.
+        best_running: the same for those with the largest running score.
+        sorted_queries: int64 or None, the queries that `best` and `best_running` are about.
     """
 
     geometry: Geometry
@@ -139,10 +142,12 @@ def by_row(geometry: Geometry, asked: torch.Tensor, device: torch.device) -> lis
 class Accumulator:
     """Adds up one layer's attention, for sequences with one and the same prefix length.
 
-    Args:
-        geometry: of the image. prefix: positions before the image, padding included. selection: which heads and queries.
-
     One layer after the other may be added; each `add` starts anew.
+
+    Args:
+        geometry: of the image.
+        prefix: positions before the image, padding included.
+        selection: which heads and queries, all unless given.
     """
 
     def __init__(self, geometry: Geometry, prefix: int, selection: Selection | None = None) -> None:
@@ -155,10 +160,12 @@ class Accumulator:
         self._checked: tuple[int, tuple[int, ...]] | None = None
 
     def add(self, group: Group, output: torch.Tensor | None = None) -> list[Accumulated]:
-        """All queries of a teacher-forced pass: group.q [B, h, P + fed, D] has every token, group.k [B, hk, P + fed, D].
+        """All queries of a teacher-forced pass.
 
         Args:
+            group: all heads of the layer; q [B, h, P + fed, D] has every token, and so has k [B, hk, P + fed, D].
             output: [B, fed, h, D] to fill with what the image queries attend to in group.v; see `sees_all`.
+
         Returns:
             One `Accumulated` for each band of rows that the selection names.
         """
@@ -225,6 +232,15 @@ class Accumulator:
         return list(range(heads)) if self.selection.heads is None else [h for h in self.selection.heads if h < heads]
 
     def empty(self, batch: int, heads: int, fed: int, seen: torch.Tensor, band: range) -> Accumulated:
+        """Sums over no query yet, for the queries of a band of rows; sequence and head are one dimension until `whole`.
+
+        Args:
+            batch: sequences, B.
+            heads: query heads that are traced, h.
+            fed: image tokens that are keys.
+            seen: bool [B, P], prefix positions that are no padding.
+            band: the rows of the image.
+        """
         g, device = self.geometry, seen.device
         both, keys = batch * heads, self.prefix + g.tokens
         asked = self.selection.queries(g, band, fed)
@@ -340,7 +356,13 @@ class Accumulator:
         """Add attention [b, q, K] of the queries `asked`, K being the prefix and whole rows of keys.
 
         Args:
-            parts: of `by_row`. earlier: sums of the bands before, in which scores began to run.
+            total: the sums, of `empty`.
+            part: place of these b among all sequences and heads [B * h].
+            weights: float32 [b, q, K], the attention, 0 at keys that a query does not see.
+            asked: int64 [q], the image tokens that ask.
+            parts: of `by_row`.
+            entropy: float32 [b, q], H / log(visible keys) of each query.
+            earlier: sums of the bands before, in which scores began to run.
             spare: memory of the attention's shape to work in.
         """
         g, prefix, stop = self.geometry, self.prefix, weights.shape[-1]

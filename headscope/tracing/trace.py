@@ -53,13 +53,18 @@ def trace(
     its padding, the image tokens before the query, and the query itself. Without guidance (scale 1) there is one stream.
 
     Args:
+        model: that generated the images.
+        samples: the images, as tokens.
+        out: the folder.
         selection: layers, heads, rows, streams, sampling, bands and the full set; everything of the default set unless given.
-        batch_size: images in one pass, None for TOGETHER. progress: called with (images done, images in all).
+        batch_size: images in one pass, None for TOGETHER.
+        progress: called with (images done, images in all).
         resume: go on with a stopped trace, or return a finished one; what is not as it was written is named in a warning
             and traced again.
         beside: other files may lie in `out`, and stay there.
         play: generates given images once more, step by step; then attention is what those steps saw, through whatever cache
-            `play` uses, and not that of a parallel pass. cache: the name of that cache, written into the trace.
+            `play` uses, and not that of a parallel pass.
+        cache: the name of that cache, written into the trace.
 
     Raises:
         DataError: `out` holds a trace already and `resume` is False, or one of another model or other images, or
