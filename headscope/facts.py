@@ -30,8 +30,10 @@ class Kind:
     """What a field is.
 
     Attributes:
-        expected: in words, for the sentence. accepts: whether a value is that.
-        required: whether the field has to be there. fields: of the object that it is.
+        expected: what the value has to be, in words, for the sentence.
+        accepts: whether a value is that.
+        required: whether the field has to be there.
+        fields: those that an object must have or may have, by name.
     """
 
     expected: str

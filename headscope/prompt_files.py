@@ -19,7 +19,10 @@ class Asked:
     """A prompt and what its file says of it.
 
     Attributes:
-        name: what its images are called after. facts: what its line in a JSON file says. line: that line as it stands.
+        prompt: the text.
+        name: what its images are called after.
+        facts: what its line in a JSON file says.
+        line: that line as it stands.
         where: file and line, which begin a sentence about it.
     """
 

@@ -140,6 +140,7 @@ def read_table(path: str | os.PathLike[str], columns: Mapping[str, type] | Itera
     """Read a CSV file. Only an empty cell is missing: names such as NA and None stay names.
 
     Args:
+        path: of the file.
         columns: the columns that must be there, more are welcome; by name what each holds: str (a name in every row, 007 too),
             float (finite numbers or empty cells), object (anything).
 

@@ -5,18 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import (
-    GenerationConfig,
-    JanusConfig,
-    JanusForConditionalGeneration,
-    JanusProcessor,
-    JanusVisionConfig,
-    JanusVQVAEConfig,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-)
+from transformers import JanusProcessor, PreTrainedTokenizerFast
 
-from headscope.recipe.tokenizer import build_tokenizer, special_ids
+from headscope.recipe.tokenizer import build_tokenizer
+from tests.tiny import random_network
 
 # The template of the published checkpoint: roles, and text parts as they are.
 CHAT_TEMPLATE = (
@@ -26,59 +18,22 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_janus_pro(folder: Path, layers: int = 2, heads: int = 16, side: int = 24) -> Path:
+def write_janus_pro(folder: Path, heads: int = 16, side: int = 24) -> Path:
     """Everything but depth, vocabulary (of words and image codes) and the vision tower as published: 2048 hidden, 16 heads of
     128, 24 x 24 tokens of 16 x 16 pixels. With fewer heads the hidden size shrinks too, with a smaller side the image."""
-    hidden = 128 * heads
     tokenizer = build_tokenizer(["user", "assistant", "red apple", "blue car", "dog", "cat"], 4096)
-    ids = special_ids(tokenizer)
-    config = JanusConfig(
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden,
-            intermediate_size=hidden * 11 // 4,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            max_position_embeddings=16384,
-            rms_norm_eps=1e-6,
-            bos_token_id=ids["bos"],
-            eos_token_id=ids["eos"],
-            pad_token_id=ids["pad"],
-        ),
-        vision_config=JanusVisionConfig(
-            hidden_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=16 * side,
-            patch_size=16,
-            mlp_ratio=1.0,
-            projection_dim=hidden,
-            depth=2,
-            num_image_tokens=side * side,
-        ),
-        vq_config=JanusVQVAEConfig(
-            embed_dim=8,
-            num_embeddings=512,
-            latent_channels=32,
-            base_channels=32,
-            channel_multiplier=[1, 1, 1, 1, 1],
-            num_res_blocks=0,
-            num_patches=side,
-            projection_dim=hidden,
-            image_token_embed_dim=hidden,
-        ),
-        image_token_id=ids["image"],
-    )
-    torch.manual_seed(0)
-    network = JanusForConditionalGeneration(config).to(torch.bfloat16)
-    network.generation_config = GenerationConfig(
-        bos_token_id=ids["bos"],
-        eos_token_id=ids["eos"],
-        pad_token_id=ids["pad"],
-        guidance_scale=5.0,
-        generation_kwargs={"boi_token_id": ids["boi"]},
-    )
+    network = random_network(
+        tokenizer,
+        side=side,
+        positions=16384,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=128,
+        inner=128 * heads * 11 // 4,
+        patch=16,
+        codes=512,
+        guidance=5.0,
+    ).to(torch.bfloat16)
     network.save_pretrained(folder)
     tokenizer.chat_template = None  # the published checkpoint keeps it with the processor
     processor_of(tokenizer).save_pretrained(folder)

@@ -118,22 +118,27 @@ class Measurer:
 
     @cached_property
     def network(self) -> FeatureNetwork:
+        """What gives an image its features."""
         return FeatureNetwork(str(self.model.device))
 
     @cached_property
     def grader(self) -> StickerEval:
+        """What looks for the stickers that a prompt asks for."""
         return StickerEval(device=str(self.model.device))
 
     @cached_property
     def reference(self) -> torch.Tensor:
+        """uint8 [n, height, width, 3], the full cache's images."""
         return _images(self.model, self.full)
 
     @cached_property
     def reference_features(self) -> torch.Tensor:
+        """float32 [n, features], of `reference`."""
         return self.network(self.reference)
 
     @cached_property
     def real_features(self) -> torch.Tensor:
+        """float32 [n, features], of `real`, which must be there."""
         assert self.real is not None
         return self.network(self.real)
 

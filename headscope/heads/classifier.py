@@ -29,19 +29,26 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
     is a choice; beside the class stand a score and a confidence, and `verdict_` says what the data support.
 
     Args:
+        random_state: seed of the starts.
+        n_init: how many starts; the likeliest stays.
         method: "mixture", a Gaussian mixture with diagonal covariances; "kmeans"; or "threshold", the paper's rule
             (2510.18716): semantic where the first feature, SSD's score, is above `threshold`.
         n_clusters: how many, or "bic" for the number with the least Bayesian information criterion among 1 .. 6 mixtures.
-        threshold: for that method alone.
-        random_state: seed of the starts.
-        n_init: how many starts; the likeliest stays.
+        threshold: from 0 to 1, for that method alone.
 
-    Attributes after `fit`:
-        centres_: float64 [clusters, features], standardised; semantic_: bool [clusters], named by their centroids: those whose
-            SSD score is above the middle between the least and the greatest; mean_, scale_: of the standardisation;
-        axis_, middle_, spread_: the line from the spatial centres' mean to the semantic ones', where its middle lies, and how
-            far each is from it;
-        bic_: of mixtures of 1, 2, ... clusters; supported_: the number with the least; verdict_: a sentence.
+    Attributes:
+        mean_: float64 [features], what the standardisation takes away; this and the others are there after `fit`.
+        scale_: float64 [features], what it then divides by.
+        centres_: float64 [clusters, features], standardised.
+        semantic_: bool [clusters], named by their centroids: those whose SSD score is above the middle between the least and
+            the greatest.
+        axis_: float64 [features], direction from the spatial centres' mean to the semantic ones'.
+        middle_: where on `axis_` the middle between the two means lies.
+        spread_: how far each mean is from that middle.
+        classes_: str [2], the names of the classes in the order of `predict_proba`.
+        bic_: float64 [most clusters], of mixtures of 1, 2, ... clusters.
+        supported_: the number of clusters with the least `bic_`.
+        verdict_: what that says, in a sentence.
 
     Example:
         >>> classifier = HeadClassifier(random_state=0).fit(table[list(FEATURES)])  # doctest: +SKIP

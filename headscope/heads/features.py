@@ -29,6 +29,8 @@ def features(table: pd.DataFrame, query_heads: int, kv_heads: int) -> pd.DataFra
 
     Args:
         table: of `TraceDataset.heads()`.
+        query_heads: of a layer of the model.
+        kv_heads: of a layer of the model.
 
     Raises:
         DataError: the table is empty, lacks a statistic, or was traced with other heads.

@@ -19,7 +19,9 @@ def read_scores(path: str | Path, model_shape: str, threshold: float = THRESHOLD
     `threshold`. `confidence` is how far the score lies from it, on a logistic scale of their standard deviation.
 
     Args:
-        path: CSV without a header, a line a layer, a number in 0 .. 1 a KV head. model_shape: "LAYERSxHEADS", such as "24x16".
+        path: CSV without a header, a line a layer, a number in 0 .. 1 a KV head.
+        model_shape: "LAYERSxHEADS", such as "24x16".
+        threshold: from 0 to 1; a head with a score above it is semantic.
 
     Raises:
         DataError: no such file, not that many lines or numbers in a line, or a number that is none or outside 0 .. 1.

@@ -32,9 +32,15 @@ def stability(
     trace has bands; and each of `others`, traces of the same model made otherwise (another guidance scale, say).
 
     Args:
-        table: of `TraceDataset.heads(band=None)`. classifier: with its parameters set, default `HeadClassifier()`.
+        table: of `TraceDataset.heads(band=None)`.
+        shape: the model that was traced.
+        classifier: with its parameters set, default `HeadClassifier()`.
+        others: tables as `table`, of other traces of the same model, by the name that their row is given.
+        seed: of the draws of images.
+
     Returns:
         what, value, rand, rand_low, rand_high (10 and 90 % of the draws), rank, rank_low, rank_high, draws.
+
     Raises:
         DataError: fewer than two images.
     """

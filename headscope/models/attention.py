@@ -184,6 +184,8 @@ def observe(decoder: nn.Module, callback: Callback, layers: Container[int] | Non
     exit, also after an exception. What the callback does changes no output.
 
     Args:
+        decoder: a transformer of the transformers library, whose layers attend through its attention interface.
+        callback: takes the number of a layer and its heads, by groups that share their keys.
         layers: numbers of those to observe, None for all.
     """
     return _observing(decoder, _Entry(callback, threading.get_ident()), layers)

@@ -243,8 +243,10 @@ def _multi_head_mask(
     """The masks of `nn.MultiheadAttention`, where True hides, as one additive mask [1 or B, 1 or H, L, S].
 
     Args:
-        attention: [L, S] or [B * H, L, S], bool or additive. padding: [S] or [B, S], likewise.
-        query: [B, H, L, D]. key: [B, H, S, D].
+        attention: [L, S] or [B * H, L, S], bool or additive.
+        padding: [S] or [B, S], likewise.
+        query: [B, H, L, D].
+        key: [B, H, S, D].
     """
     masks = []
     if attention is not None:

@@ -19,7 +19,8 @@ class Prefix:
     Attributes:
         ids: int64 [B, P], left padded; the last one opens the image.
         mask: int64 [B, P], 0 at the padding.
-        unconditional_ids, unconditional_mask: the same for the other stream of classifier-free guidance.
+        unconditional_ids: int64 [B, P], as `ids`, for the other stream of classifier-free guidance.
+        unconditional_mask: int64 [B, P], as `mask`, likewise.
         texts: the exact strings that were tokenized.
     """
 
@@ -49,7 +50,9 @@ class ImageModel(Protocol):
         vocabulary: number of image codes V.
         max_prefix: most tokens a prefix may have.
         decoder: the transformer; what is traced and compressed.
-        guidance, temperature, top_k: how the family is sampled by default.
+        guidance: the family's scale of classifier-free guidance by default; 1 is none.
+        temperature: what logits are divided by, by default.
+        top_k: how many codes are sampled from by default, None for all.
     """
 
     name: str

@@ -40,13 +40,24 @@ class Kept(Protocol):
     """What a `Policy` keeps, as far as bytes go: int32 [layers, kv_heads], and the stride."""
 
     @property
-    def window(self) -> torch.Tensor: ...
+    def window(self) -> torch.Tensor:
+        """Tokens before the query that are always kept."""
+        ...
+
     @property
-    def heavy(self) -> torch.Tensor: ...
+    def heavy(self) -> torch.Tensor:
+        """Older tokens kept by score."""
+        ...
+
     @property
-    def anchor(self) -> torch.Tensor: ...
+    def anchor(self) -> torch.Tensor:
+        """First image tokens that are always kept."""
+        ...
+
     @property
-    def stride(self) -> int: ...
+    def stride(self) -> int:
+        """Tokens between two choices of the heavy ones."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,11 @@ class Policy:
         window: int32 [layers, kv_heads], tokens before the query that are always kept, in tokens.
         heavy: int32 [layers, kv_heads], older tokens kept by score.
         anchor: int32 [layers, kv_heads], first image tokens that are always kept.
-        decay: float32 [layers, kv_heads] in [0, 1]; per_visit: uint8 [layers, kv_heads], 0 or 1: how the score adds up.
+        decay: float32 [layers, kv_heads] in [0, 1], what a score is multiplied by at the end of each stride.
+        per_visit: uint8 [layers, kv_heads], 1 where a score is divided by the number of queries that could see its token.
         semantic_score: float32 [layers, kv_heads] in [0, 1], 1 is semantic; information for readers.
-        stride: tokens between two choices of the heavy set. prefix: prompt length that the byte accounting assumes.
+        stride: tokens between two choices of the heavy set.
+        prefix: prompt length in tokens that the byte accounting assumes.
         shape: the model.
         limit: the byte limit that it was made for, or None.
         provenance: JSON values, where it came from.

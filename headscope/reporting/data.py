@@ -35,10 +35,19 @@ class RunData:
     """The run folder, read.
 
     Attributes:
-        run: run.json. prompts: prompts.json.
-        heads: classes. curves: lag_mass and footprint of the trace. policy: the searched one.
-        methods, by_row, trials, images: tables. search: search.json.
-        stability, needs: tables of `headscope heads --stability` and `headscope sensitivity`, which a run need not have.
+        path: the folder.
+        run: run.json.
+        prompts: prompts.json.
+        heads: the classes.
+        curves: of the trace, by name: lag_mass, float32 [layers, query heads, lags], footprint and what else it holds.
+        policy: the searched one.
+        methods: a row a method that was compared.
+        by_row: a row a method and row of the image.
+        trials: a row a trial of the search.
+        search: search.json.
+        images: a row an image that was generated.
+        stability: of `headscope heads --stability`, which a run need not have.
+        needs: of `headscope sensitivity`, likewise.
     """
 
     path: Path

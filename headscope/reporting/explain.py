@@ -62,7 +62,9 @@ class Explanation:
         reasons: a row a feature: feature, value, spatial, semantic (means of the classes), z (standard deviations from the
             mean of all heads), push (how far it moves the head towards semantic, > 0, or spatial, < 0, in half distances of the
             class means; their sum is where the head lies: -1 at the spatial mean, 1 at the semantic one).
-        footprint: float32 [rows, 2 row_length - 1]. lag_mass: float32 [lags]; by_class: the medians of the classes.
+        footprint: float32 [rows, 2 row_length - 1], attention by (rows up, columns right).
+        lag_mass: float32 [lags], attention by how many tokens before the query.
+        by_class: class -> float32 [lags], the median of its heads' lag_mass.
         words: word and share of attention, most first; empty where the head does not read the prompt.
         losses: share kept -> nats a token by what the head keeps, from `headscope sensitivity`; empty where that has not run.
     """
@@ -123,8 +125,12 @@ def explain(
     """Explain KV head (layer, kv_head).
 
     Args:
-        table: of `Heads`, classified from a trace. curves: footprint and lag_mass, float32 [layers, KV heads, ...].
-        words: of `TraceDataset.words` for the query heads of this KV head. losses: see `Explanation`.
+        table: of `Heads`, classified from a trace.
+        curves: `footprint`, float32 [layers, KV heads, rows, 2 row_length - 1], and `lag_mass`, [layers, KV heads, lags].
+        layer: its number, from 0.
+        kv_head: its number in the layer, from 0.
+        words: of `TraceDataset.words` for the query heads of this KV head.
+        losses: see `Explanation`.
 
     Raises:
         DataError: the table holds scores alone, as read from a published map.

@@ -40,8 +40,8 @@ def write_figures(
         run_folder: whose heads are classified.
         out: folder, by default `figures` in the run folder.
         statistics: for head maps (default MAPS); "all" for every one.
-        kind: png, svg or pdf.
         heads: names such as "L7H9,L7H10" for the footprints (default: the most spatial and the most semantic ones).
+        kind: png, svg or pdf.
 
     Raises:
         DataError: the heads are not classified, an unknown statistic, head or format.

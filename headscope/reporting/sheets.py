@@ -29,6 +29,7 @@ def contact_sheet(
     Args:
         rows: (prompt, images of one size, uint8 [height, width, 3] or Pillow's).
         column_titles: what the images of a cell are, or none.
+        path: of the PNG file.
         scale: each pixel is drawn scale x scale, without smoothing.
 
     Raises:

@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StreamMap:
-    """Attributes: by_class: class -> float32 [rows, cols], the difference of each cell relative to its head's mean, averaged
-    over the heads of the class; heads: how many they are. Heads that do not differ at all (the first layer's) are left out."""
+    """How far the streams differ, cell by cell. Heads that do not differ at all (the first layer's) are left out.
+
+    Attributes:
+        by_class: class -> float32 [rows, cols], the difference of each cell relative to its head's mean, averaged over the
+            heads of the class.
+        heads: class -> how many heads that are.
+    """
 
     by_class: dict[str, torch.Tensor]
     heads: dict[str, int]
@@ -57,7 +62,9 @@ def stream_map(divergence: torch.Tensor, table: pd.DataFrame, geometry: Geometry
 
     Args:
         divergence: float32 [layers, KV heads, tokens fed], `cache_divergence` of a trace; tokens that were not fed count as
-            none, ends of lines are left out. table: of `Heads`.
+            none, ends of lines are left out.
+        table: of `Heads`.
+        geometry: of the image.
     """
     tokens = torch.full((*divergence.shape[:2], geometry.tokens), torch.nan)
     tokens[..., : divergence.shape[-1]] = divergence

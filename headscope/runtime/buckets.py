@@ -26,7 +26,7 @@ class KeptHeads:
 
     Args:
         bucket: the heads and their numbers.
-        start, stop: the heads' place in the layer, once its heads are sorted by bucket.
+        start: the first head's place in the layer, once its heads are sorted by bucket.
         prefix: tokens before the image, P.
         image_slots: slots after prefix and anchors.
         like: keys [B, H, P, D] that give batch, head size, dtype and device.

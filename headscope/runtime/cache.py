@@ -368,6 +368,7 @@ def compressed(model: ImageModel | nn.Module, policy: Policy) -> Iterator[None]:
 
     Args:
         model: an `ImageModel`, or a network of transformers, of which only layers and heads can be checked.
+        policy: what to keep.
 
     Raises:
         PolicyMismatch: the policy is for another architecture or image.
@@ -416,7 +417,9 @@ def check_prefix(policy: Policy, prefix: int, prompt: str | None = None) -> None
     """A prompt longer than the policy assumes is refused where it breaks the byte limit that the policy was made for.
 
     Args:
-        prefix: its tokens. prompt: its words, for the sentence.
+        policy: what is kept, with the limit.
+        prefix: tokens of the prompt, padding included.
+        prompt: its words, for the sentence.
 
     Raises:
         CacheError: with the bytes.

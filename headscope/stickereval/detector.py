@@ -104,6 +104,7 @@ class DetectorNetwork(nn.Module):
         self.head = nn.Conv2d(128, 4 + classes + 1 + styles, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [b, 3, H, W] -> float32 maps, see above."""
         fine = self.fine(images)
         coarse = functional.interpolate(self.lift(self.coarse(fine)), size=fine.shape[-2:], mode="bilinear")
         return self.head(self.join(fine + coarse)).float()

@@ -47,6 +47,11 @@ class Accumulator:
         selection: which heads and queries, everything of the default set unless given.
 
     One layer after the other may be added; each `add` starts anew.
+
+    Args:
+        geometry: of the image.
+        prefix: positions before the image, padding included.
+        selection: which heads and queries, all unless given.
     """
 
     def __init__(self, geometry: Geometry, prefix: int, selection: Selection | None = None) -> None:
@@ -60,10 +65,12 @@ class Accumulator:
         self._checked: tuple[int, tuple[int, ...]] | None = None
 
     def add(self, group: Group, output: torch.Tensor | None = None) -> list[Accumulated]:
-        """All queries of a teacher-forced pass: group.q [B, h, P + fed, D] has every token, group.k [B, hk, P + fed, D].
+        """All queries of a teacher-forced pass.
 
         Args:
+            group: all heads of the layer; q [B, h, P + fed, D] has every token, and so has k [B, hk, P + fed, D].
             output: [B, fed, h, D] to fill with what the image queries attend to in group.v; see `sees_all`.
+
         Returns:
             One `Accumulated` for each band of rows that the selection names.
         """

@@ -23,9 +23,12 @@ class Statistic:
     """One statistic of a head.
 
     Attributes:
-        name: its column in the trace. function: of one layer's sums, to float32 [B, h] or [B, h, *shape].
+        name: its column in the trace.
+        function: of one layer's sums, to float32 [B, h] or [B, h, *shape].
         definition: what it is, with its source, in one paragraph.
-        low, high: its range, in words where it depends on the image. unit: of its values.
+        low: least value, in words where it depends on the image.
+        high: largest value, likewise.
+        unit: of its values.
         shape: "" for one number a head, else the dimensions of a curve in words.
         means: what a high value speaks for: "spatial", "semantic" or "neither".
         full: only in the full set, because it needs sorted attention.
@@ -93,8 +96,12 @@ def register_statistic(
     """Add a statistic of one's own: from now on every trace has a column `name`, and the classifier may be given it.
 
     Args:
+        name: an identifier that no other statistic has.
         function: of an `Accumulated` (one layer, B sequences, h query heads) to float32 [B, h]; its docstring says what it is.
-        low, high, unit, means: see `Statistic`.
+        low: least value, in words where it depends on the image.
+        high: largest value, likewise.
+        unit: of its values.
+        means: what a high value speaks for: "spatial", "semantic" or "neither".
 
     Raises:
         DataError: the name is taken or is no identifier, or the function has no docstring.

@@ -55,8 +55,9 @@ class TraceDataset:
         """sample, stream, layer, head, band (-1: all rows traced) and one float32 column a statistic.
 
         Args:
-            columns: the statistics to read, None for all. filters: a value or a list of values for any column, such as
-                `layer=[3, 4]`; `band` is -1 unless it is given (None: every band). What does not match is not read.
+            columns: the statistics to read, None for all.
+            filters: a value or a list of values for any column, such as `layer=[3, 4]`; `band` is -1 unless it is given
+                (None: every band). What does not match is not read.
 
         Raises:
             DataError: an unknown column, a file that is not readable, or rows of what was not traced.

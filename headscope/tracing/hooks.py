@@ -28,8 +28,8 @@ class Layer:
 
     Attributes:
         bands: one `Accumulated` a band of rows, for the sequences of all streams traced, the conditional ones first.
-        cache_divergence: float32 [images, kv_heads, fed] and attention_divergence: float32 [images, h], see streams.py;
-            None without two streams, and the second but for the full set.
+        cache_divergence: float32 [images, kv_heads, fed], see streams.py; None without two streams.
+        attention_divergence: float32 [images, h], see there; None without two streams or the full set.
     """
 
     bands: list[Accumulated]
@@ -68,6 +68,9 @@ def watch(
     """One teacher-forced pass over `samples`, both streams of guidance. Attention is causal, so it sees what decoding saw.
 
     Args:
+        model: that generated the images.
+        samples: the images, as tokens.
+        selection: what to trace, everything of the default set unless given.
         each: called with every layer as soon as it is done; then nothing is kept of it.
 
     Raises:
@@ -118,10 +121,14 @@ def watching(
     """Trace the one forward of `decoder` that the block makes: the prefix and all image tokens at once.
 
     Args:
+        decoder: the transformer that is run.
+        geometry: of the image.
+        prefix: positions before the image, padding included.
+        selection: what to trace.
+        streams: of the batch, in its order.
+        each: called with every layer as soon as it is done; then nothing is kept of it.
         once: for a forward whose output nobody uses: where everything is traced, a layer's output is taken from the attention
             that was traced, in place of computing that a second time. Then it is the same but for rounding; else to the bit.
-        prefix: positions before the image, padding included. streams: of the batch, in its order.
-        each: called with every layer as soon as it is done; then nothing is kept of it.
     """
     watched = Watched(streams=streams)
     accumulator = Accumulator(geometry, prefix, selection)

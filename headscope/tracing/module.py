@@ -54,8 +54,9 @@ def trace_module(
         module: any PyTorch module that attends through transformers' attention interface, as ImageGPT does, or by
             `scaled_dot_product_attention`.
         inputs: a dictionary of keyword arguments, a sequence of positional ones, or one tensor.
-        geometry: of the image, whose tokens end the sequence. prefix: tokens before it, padding included; unless it is given,
-            the sequence less the whole image.
+        geometry: of the image, whose tokens end the sequence.
+        prefix: tokens before it, padding included; unless it is given, the sequence less the whole image.
+        selection: which heads, rows and queries, and the full set; everything of the default set unless given.
 
     Raises:
         DataError: no attention was seen that can be traced; the sentence names the modules and says why.

@@ -18,7 +18,8 @@ class Selection:
     """Which layers, heads and queries a trace looks at; the default is everything.
 
     Attributes:
-        layers: numbers of layers, None for all. heads: numbers of query heads, in every layer.
+        layers: numbers of layers, None for all.
+        heads: numbers of query heads, in every layer, None for all.
         rows: (first, last + 1) rows of the image whose queries are asked, None for all.
         streams: of "conditional" and "unconditional"; the second exists only under guidance.
         every: ask every n-th query of those; 1 asks all. Sums are then means over fewer queries, and as many times cheaper.

@@ -14,7 +14,9 @@ def cache_divergence(group: Group, prefix: int) -> torch.Tensor:
     |V_c[j] - V_u[j]|^2, each a mean over head_dim; the keys with their rotary embedding, which changes no distance.
 
     Args:
-        group: the conditional half of the batch first. prefix: P.
+        group: all heads of a layer, the conditional half of the batch first.
+        prefix: P, prefix positions, padding included.
+
     Returns:
         float32 [images, kv_heads, fed], by image token j.
     """

@@ -9,6 +9,8 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -79,6 +81,16 @@ def survives(load: Callable[[], object], mutant: object = "") -> object:
     seconds = time.process_time() - began
     assert seconds < 1, f"mutant {mutant}: took {seconds:.1f} s"
     return result
+
+
+def all_survive(
+    mutated: Callable[[bytes, random.Random], bytes], good: bytes, file: Path, use: Callable[[Path], object], part: int = 2
+) -> None:
+    """One `part` of the mutants of a kind, each as a file of its own beside `file`, survive `use`."""
+    for number, rng in seeds(part=part):
+        path = file.with_stem(f"{file.stem}-{number}")
+        path.write_bytes(mutated(good, rng))
+        survives(partial(use, path), number)
 
 
 def mutated_bytes(data: bytes, rng: random.Random) -> bytes:

@@ -10,7 +10,7 @@ import torch
 
 from headscope.policy import CacheSpec, Limit, Policy, load_policy, save_policy
 from headscope.runtime.cache import check_prefix
-from tests.fuzz.mutants import mutated_bytes, mutated_safetensors, seeds, survives
+from tests.fuzz.mutants import all_survive, mutated_bytes, mutated_safetensors
 from tests.policy.shapes import SHAPE
 
 
@@ -39,7 +39,4 @@ def used(file: Path) -> Policy:
 
 @pytest.mark.parametrize("mutated", [mutated_bytes, mutated_safetensors])
 def test_a_mutant_of_a_policy_is_one_sentence_or_of_use(good: bytes, tmp_path: Path, mutated: Callable) -> None:
-    file = tmp_path / "policy.safetensors"
-    for number, rng in seeds(part=2):
-        file.write_bytes(mutated(good, rng))
-        survives(lambda: used(file), number)
+    all_survive(mutated, good, tmp_path / "policy.safetensors", used)

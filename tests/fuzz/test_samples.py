@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,7 @@ from headscope.tracing.trace import images_hash
 from headscope.tuning.measure.options import COLUMNS, Option
 from headscope.tuning.measure.replay import Replay
 from headscope.tuning.measure.sensitivity import load_table, measure_sensitivity, table_identity
-from tests.fuzz.mutants import mutated_bytes, mutated_parquet, seeds, survives
+from tests.fuzz.mutants import all_survive, mutated_bytes, mutated_parquet
 
 OPTIONS = [Option(1), Option(2, 2, 0.85)]
 
@@ -50,10 +51,7 @@ def seen(file: Path) -> Samples:
 @pytest.mark.parametrize("mutated", [mutated_bytes, mutated_parquet])
 def test_a_mutant_of_recorded_images_is_one_sentence_or_of_use(samples: Samples, tmp_path: Path, mutated: Callable) -> None:
     good = samples.save(tmp_path / "good.parquet").read_bytes()
-    file = tmp_path / "samples.parquet"
-    for number, rng in seeds(part=2):
-        file.write_bytes(mutated(good, rng))
-        survives(lambda: seen(file), number)
+    all_survive(mutated, good, tmp_path / "samples.parquet", seen)
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +74,7 @@ def went_on(file: Path, replay: Replay) -> pd.DataFrame:
 def test_a_mutant_of_a_sensitivity_table_is_one_sentence_or_of_use(
     replay: Replay, measured: bytes, tmp_path: Path, mutated: Callable
 ) -> None:
-    file = tmp_path / "sensitivity.parquet"
-    for number, rng in seeds(part=2):
-        file.write_bytes(mutated(measured, rng))
-        survives(lambda: went_on(file, replay), number)
+    all_survive(mutated, measured, tmp_path / "sensitivity.parquet", partial(went_on, replay=replay))
 
 
 @pytest.mark.parametrize(("column", "value"), [("loss", float("nan")), ("loss", float("inf")), ("layer", 2), ("kv_head", -1)])

@@ -107,17 +107,11 @@ def one_result(data: bytes, rng: random.Random) -> bytes:
 def test_a_mutant_of_a_journal_is_one_sentence_or_of_use(
     journal: bytes, tmp_path: Path, mutated: Callable[[bytes, random.Random], bytes], part: int
 ) -> None:
-    for number, rng in seeds(part=part):
-        path = tmp_path / f"{number}.journal"
-        path.write_bytes(mutated(journal, rng))
-        survives(lambda path=path: everything(path), number)  # type: ignore[misc]
+    all_survive(mutated, journal, tmp_path / "mutant.journal", everything, part)
 
 
 def test_a_mutant_of_a_database_is_one_sentence_or_of_use(database: bytes, tmp_path: Path) -> None:
-    for number, rng in seeds(part=12):
-        path = tmp_path / f"{number}.db"
-        path.write_bytes(mutated_bytes(database, rng))
-        survives(lambda path=path: everything(path), number)  # type: ignore[misc]
+    all_survive(mutated_bytes, database, tmp_path / "mutant.db", everything, part=12)
 
 
 CELLS = (
