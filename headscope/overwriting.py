@@ -37,11 +37,11 @@ _BENCH = Written(
 )
 _IMAGES = Written(r"sheet\.png|(pictures|images)\.parquet", dict.fromkeys(("full", "searched"), Written(r"\d{3,}\.png")))
 _FIGURES = Written(
-    r"(map-\w+|footprints|decay|layers|pairs|dendrogram|streams|stability|needs|L\d+H\d+)\.(png|svg|pdf)",
+    r"(map-\w+|footprints|decay|layers|pairs|dendrogram|streams|stability|ablation|needs|L\d+H\d+)\.(png|svg|pdf)",
 )
 _TOP = (
     r"prompts\.json|(calibration|unseen|kl_by_row|sensitivity)\.parquet|(heads|policy)\.safetensors|front\.svg|report\.html|"
-    r"(methods|stability|needs|budgets|smallest|front)\.csv"
+    r"(methods|stability|ablation|needs|budgets|smallest|front)\.csv"
 )
 
 

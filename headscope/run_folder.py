@@ -65,9 +65,9 @@ class RunFolder:
         return self.path / "sensitivity.parquet"
 
     @property
-    def needs(self) -> Path:
+    def ablation(self) -> Path:
         """What each head needs, from those losses."""
-        return self.path / "needs.csv"
+        return self.path / "ablation.csv"
 
     @property
     def search(self) -> Path:

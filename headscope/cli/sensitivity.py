@@ -24,7 +24,7 @@ def sensitivity(
     """
     from headscope.pipeline import open_run
     from headscope.pipeline.steps import sensitivity_step
-    from headscope.reporting.charts import needs_panels
+    from headscope.reporting.charts import ablation_panels
     from headscope.reporting.style import save_figure
 
     keeps = [part.strip() for part in keep.split(",") if part.strip()]
@@ -39,7 +39,7 @@ def sensitivity(
         sizes = ", ".join(f"{kind} {option.window} + {option.heavy}" for kind, option in one.options.items())
         say(f"{one.keep}: tokens a head, recent + heavy: {sizes}")
         say(one.sentence())
-    figure = save_figure(needs_panels(found), folder.path / "figures" / "needs.png")
+    figure = save_figure(ablation_panels(found), folder.path / "figures" / "ablation.png")
     say(f"losses: {folder.sensitivity}")
-    say(f"table: {folder.needs}")
+    say(f"table: {folder.ablation}")
     say(f"figure: {figure}")

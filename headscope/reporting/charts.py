@@ -179,21 +179,21 @@ def agreement(stability: pd.DataFrame, width: float = NARROW) -> Figure:
 
 
 @styled()
-def needs(table: pd.DataFrame, width: float = NARROW) -> Figure:
+def ablation(table: pd.DataFrame, width: float = NARROW) -> Figure:
     """Semantic score of each head against what it needs: -1, only the window helps, to 1, only heavy tokens do.
 
     Args:
-        table: layer, kv_head, class, semantic_score, needs (none where the head loses nothing) and the losses window, heavy
-            and both, in nats a token.
+        table: layer, kv_head, class, semantic_score, heavy_preference (none where the head loses nothing) and the losses
+            window, heavy and both, in nats a token.
         width: of the figure.
     """
-    figure = blank(width, 2.3, f"What {int(table['needs'].notna().sum())} heads need, by semantic score")
+    figure = blank(width, 2.3, f"What {int(table['heavy_preference'].notna().sum())} heads need, by semantic score")
     _needs(figure.subplots(), table)
     return figure
 
 
 @styled()
-def needs_panels(found: Sequence[Any]) -> Figure:
+def ablation_panels(found: Sequence[Any]) -> Figure:
     """The same, a panel a budget.
 
     Args:
@@ -205,24 +205,24 @@ def needs_panels(found: Sequence[Any]) -> Figure:
         _needs(axes, one.table)
         axes.set_title(f"{one.keep}: rank correlation {one.correlation:.2f} ({one.low:.2f} to {one.high:.2f})", fontsize=9)
     panels[-1].legend(title="area: the larger loss", loc="lower right")
-    panels[0].set_ylabel("needs   window ←   → heavy tokens")
+    panels[0].set_ylabel("prefers   window ←   → heavy tokens")
     return figure
 
 
 def _needs(axes: Axes, table: pd.DataFrame) -> None:
     """A dot a head; its area grows with the larger of the two losses."""
-    felt = table[table["needs"].notna()]
+    felt = table[table["heavy_preference"].notna()]
     loss = felt[["window", "heavy"]].max(axis=1)
     area = 16 + 120 * loss / max(float(loss.max()) if len(loss) else 0.0, 1e-12)
     for kind in CLASSES:
         mine = felt[felt["class"] == kind]
         if len(mine):
             look: Any = {"color": COLOURS[kind], "alpha": 0.75, "linewidths": 0, "label": kind, "clip_on": False}
-            dots = axes.scatter(mine["semantic_score"], mine["needs"], s=area[mine.index], **look)
+            dots = axes.scatter(mine["semantic_score"], mine["heavy_preference"], s=area[mine.index], **look)
             hover(dots, [_needed(row) for row in mine.to_dict("records")])
     axes.axhline(0, color=OTHER, linewidth=0.7, linestyle=(0, (1, 3)), zorder=0)
     axes.set(xlim=(0, 1), ylim=(-1, 1))
-    framed(axes, "semantic score", "needs: window (-1) or heavy tokens (1)")
+    framed(axes, "semantic score", "prefers the window (-1) or heavy tokens (1)")
 
 
 def _needed(row: dict[str, float]) -> str:

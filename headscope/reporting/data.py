@@ -24,7 +24,7 @@ COLUMNS = {
     "trials.parquet": ("label", "state", "kl"),
     "images.parquet": ("index", "prompt", "seed", "token_agreement"),
     "stability.csv": ("what", "value", "rand", "rand_low", "rand_high", "rank", "rank_low", "rank_high"),
-    "needs.csv": ("keep", "layer", "kv_head", "class", "semantic_score", "window", "heavy", "both", "needs"),
+    "ablation.csv": ("keep", "layer", "kv_head", "class", "semantic_score", "window", "heavy", "both", "heavy_preference"),
 }
 TEXTS = ("method", "label", "state", "prompt", "what", "value", "keep", "class")  # the others hold numbers
 HEAD_COLUMNS = ("layer", "kv_head", "class", "semantic_score", "confidence")
@@ -47,7 +47,7 @@ class RunData:
         search: search.json.
         images: a row an image that was generated.
         stability: of `headscope heads --stability`, which a run need not have.
-        needs: of `headscope sensitivity`, likewise.
+        ablation: of `headscope sensitivity`, likewise.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class RunData:
     search: dict[str, Any] | None
     images: pd.DataFrame | None
     stability: pd.DataFrame | None = None
-    needs: pd.DataFrame | None = None
+    ablation: pd.DataFrame | None = None
 
     @property
     def quick(self) -> bool:
@@ -108,18 +108,18 @@ def read_run(path: str | Path) -> RunData:
         search=_dictionary(folder.search / "search.json"),
         images=_table(folder.images / "images.parquet"),
         stability=_table(folder.stability),
-        needs=_table(folder.needs),
+        ablation=_table(folder.ablation),
     )
     _check_shapes(data)
-    return replace(data, needs=_with_classes(data))
+    return replace(data, ablation=_with_classes(data))
 
 
 def _with_classes(data: RunData) -> pd.DataFrame | None:
-    """The needs beside the classes that stand now: heads may have been classified anew since."""
-    if data.needs is None or data.heads is None:
-        return data.needs
+    """The ablation beside the classes that stand now: heads may have been classified anew since."""
+    if data.ablation is None or data.heads is None:
+        return data.ablation
     now = data.heads.table[["layer", "kv_head", "class", "semantic_score"]]
-    return data.needs.drop(columns=["class", "semantic_score"]).merge(now, on=["layer", "kv_head"])
+    return data.ablation.drop(columns=["class", "semantic_score"]).merge(now, on=["layer", "kv_head"])
 
 
 def _partial(trace: dict[str, Any]) -> bool:

@@ -193,8 +193,8 @@ def explain_head(run_folder: str | Path, head: str) -> tuple[Explanation, Figure
     group = int(model["query_heads"]) // int(model["kv_heads"])
     queries = range(kv_head * group, (kv_head + 1) * group)
     losses = {}
-    if data.needs is not None:
-        mine = data.needs[(data.needs["layer"] == layer) & (data.needs["kv_head"] == kv_head)]
+    if data.ablation is not None:
+        mine = data.ablation[(data.ablation["layer"] == layer) & (data.ablation["kv_head"] == kv_head)]
         kinds = ("window", "heavy", "both")
         losses = {str(row["keep"]): {kind: float(row[kind]) for kind in kinds} for row in mine.to_dict("records")}
     explanation = explain(

@@ -170,16 +170,16 @@ def _margins(data: RunData, table: pd.DataFrame) -> str:
 
 def _trust(data: RunData) -> dict[str, Any]:
     """How far two looks at the heads agree, and what each head needs, a figure and a sentence a budget."""
-    agreement, noted = None, data.run.get("needs", {})
+    agreement, noted = None, data.run.get("ablation", {})
     if data.stability is not None and (prompts := data.stability[data.stability["what"] == "prompts"]["value"]).any():
         told = words.prompts_needed(enough(data.stability), int(prompts.iloc[-1]))
         agreement = {"figure": _one(charts.agreement(data.stability)), "words": told}
-    budgets = [] if data.needs is None else list(data.needs.groupby("keep", sort=False))
-    needs = [
-        {"figure": _one(charts.needs(table)), "words": sentences.needs(str(keep), noted.get(str(keep)))}
+    budgets = [] if data.ablation is None else list(data.ablation.groupby("keep", sort=False))
+    ablation = [
+        {"figure": _one(charts.ablation(table)), "words": sentences.ablation(str(keep), noted.get(str(keep)))}
         for keep, table in budgets
     ]
-    return {"agreement": agreement, "needs": needs}
+    return {"agreement": agreement, "ablation": ablation}
 
 
 def _of_the_policy(data: RunData) -> dict[str, Any]:

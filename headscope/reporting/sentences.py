@@ -87,7 +87,7 @@ def _interval(row: pd.Series) -> str:
     return f"nats a token, {nats(row['kl_low'])} to {nats(row['kl_high'])}"
 
 
-def needs(keep: str, noted: Any) -> str:
+def ablation(keep: str, noted: Any) -> str:
     """Whether the semantic score says what a head needs.
 
     Args:

@@ -46,7 +46,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Watched:
+class LayerTraces:
     """What a pass showed.
 
     Attributes:
@@ -64,7 +64,7 @@ def watch(
     samples: Samples,
     selection: Selection | None = None,
     each: Callable[[int, Layer], None] | None = None,
-) -> Watched:
+) -> LayerTraces:
     """One teacher-forced pass over `samples`, both streams of guidance. Attention is causal, so it sees what decoding saw.
 
     Args:
@@ -117,7 +117,7 @@ def watching(
     each: Callable[[int, Layer], None] | None = None,
     *,
     once: bool = False,
-) -> Iterator[Watched]:
+) -> Iterator[LayerTraces]:
     """Trace the one forward of `decoder` that the block makes: the prefix and all image tokens at once.
 
     Args:
@@ -130,7 +130,7 @@ def watching(
         once: for a forward whose output nobody uses: where everything is traced, a layer's output is taken from the attention
             that was traced, in place of computing that a second time. Then it is the same but for rounding; else to the bit.
     """
-    watched = Watched(streams=streams)
+    watched = LayerTraces(streams=streams)
     accumulator = Accumulator(geometry, prefix, selection)
     both = streams == STREAMS
 
@@ -161,7 +161,7 @@ def watch_live(
     selection: Selection | None = None,
     streams: tuple[str, ...] = STREAMS,
     prefix: int | None = None,
-) -> Iterator[Watched]:
+) -> Iterator[LayerTraces]:
     """Trace whatever the block generates with `decoder`, step by step, through any cache: one image batch a block.
 
     The first forward must bring the whole prefix, unless its length is told. `layers` of what is yielded is filled when the
@@ -187,7 +187,7 @@ def watch_live(
     def step(number: int, groups: list[Group]) -> None:
         live.setdefault(number, LiveAccumulator(geometry, chosen, prefix)).step(groups)
 
-    watched = Watched(streams=streams)
+    watched = LayerTraces(streams=streams)
     with observe(decoder, step, chosen.layers):
         yield watched
     with torch.inference_mode():

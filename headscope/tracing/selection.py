@@ -25,7 +25,7 @@ class Selection:
         every: ask every n-th query of those; 1 asks all. Sums are then means over fewer queries, and as many times cheaper.
         band_count: parts of the rows that get statistics of their own beside those of the whole image; 0 for none.
         full: the whole list of statistics; what it adds sorts every query's attention.
-        sort_every: of the queries asked, every n-th one is sorted.
+        sort_every: of the sampled queries, every n-th one is sorted.
 
     Raises:
         DataError: a number that is out of its range.

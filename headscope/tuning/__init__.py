@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from headscope.tuning.config import SearchConfig as SearchConfig
     from headscope.tuning.config import config_from as config_from
     from headscope.tuning.config import read_config as read_config
-    from headscope.tuning.measure.ablation import Needs as Needs
+    from headscope.tuning.measure.ablation import HeadAblation as HeadAblation
+    from headscope.tuning.measure.ablation import ablate_heads as ablate_heads
     from headscope.tuning.measure.ablation import equal_options as equal_options
-    from headscope.tuning.measure.ablation import needs as needs
     from headscope.tuning.measure.coverage import Coverage as Coverage
     from headscope.tuning.measure.coverage import Groups as Groups
-    from headscope.tuning.measure.measurement import Remembered as Remembered
+    from headscope.tuning.measure.measurement import MemoizedReplay as MemoizedReplay
     from headscope.tuning.measure.measurement import ReplayResult as ReplayResult
     from headscope.tuning.measure.options import ANCHOR as ANCHOR
     from headscope.tuning.measure.options import Losses as Losses
@@ -56,11 +56,11 @@ _HOMES = {
     "LimitConfig": "config",
     "Losses": "measure.options",
     "MethodTable": "compare",
-    "Needs": "measure.ablation",
+    "HeadAblation": "measure.ablation",
     "Option": "measure.options",
     "PhasedStudy": "study.phases",
     "PromptConfig": "config",
-    "Remembered": "measure.measurement",
+    "MemoizedReplay": "measure.measurement",
     "Replay": "measure.replay",
     "ReplayResult": "measure.measurement",
     "RunConfig": "config",
@@ -79,7 +79,7 @@ _HOMES = {
     "fitting_strides": "propose.strides",
     "losses_from": "measure.options",
     "measure_sensitivity": "measure.sensitivity",
-    "needs": "measure.ablation",
+    "ablate_heads": "measure.ablation",
     "read_config": "config",
     "sensitivity_table": "measure.table",
     "solve": "propose.knapsack",

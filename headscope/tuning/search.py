@@ -17,7 +17,7 @@ from headscope.progress import Progress, renamed
 from headscope.samples import Samples
 from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.coverage import Groups
-from headscope.tuning.measure.measurement import Measures, Remembered
+from headscope.tuning.measure.measurement import MemoizedReplay, PolicyEvaluator
 from headscope.tuning.measure.options import losses_from
 from headscope.tuning.measure.replay import Replay
 from headscope.tuning.measure.sensitivity import table_identity
@@ -115,7 +115,7 @@ class Search:
     def _searched(self, ready: Callable[[], None] | None) -> tuple[SearchResult, Sweep]:
         table = None if self.config.quick else self._table()
         replay = study_replay(self.model, self.samples.first(self.config.images))
-        remembered = Remembered(replay)  # the study begins with presets that the sweep has just measured
+        remembered = MemoizedReplay(replay)  # the study begins with presets that the sweep has just measured
         presets = self._presets(remembered)
         shape = self.model.shape
         study = PhasedStudy(
@@ -144,7 +144,7 @@ class Search:
             renamed(self.progress, "sensitivity of heads"),
         )
 
-    def _presets(self, replay: Measures) -> Sweep:
+    def _presets(self, replay: PolicyEvaluator) -> Sweep:
         return sweep_presets(
             replay,
             self.limit,

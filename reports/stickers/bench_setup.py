@@ -29,8 +29,8 @@ from headscope.storage import read_json, read_parquet, write_csv, write_json
 from headscope.tuning import (
     ANCHOR,
     Losses,
+    MemoizedReplay,
     PhasedStudy,
-    Remembered,
     Replay,
     SearchConfig,
     SearchResult,
@@ -94,11 +94,11 @@ class Setup:
         """The first so many calibration images."""
         return Replay(self.model, self.calibration.first(images), by_stream=False)
 
-    def study(self) -> Remembered:
+    def study(self) -> MemoizedReplay:
         """The calibration images as a study replays them; no policy is measured twice."""
-        return Remembered(study_replay(self.model, self.calibration))
+        return MemoizedReplay(study_replay(self.model, self.calibration))
 
-    def sweep(self, share: float, replay: Remembered) -> Sweep:
+    def sweep(self, share: float, replay: MemoizedReplay) -> Sweep:
         """Every preset at its best on the calibration images."""
         path = self.folder(share) / "presets.json"
         return sweep_presets(
@@ -106,7 +106,7 @@ class Setup:
         )
 
     def search(
-        self, share: float, replay: Remembered, sweep: Sweep, table: pd.DataFrame | None, name: str, **options: Any
+        self, share: float, replay: MemoizedReplay, sweep: Sweep, table: pd.DataFrame | None, name: str, **options: Any
     ) -> SearchResult:
         """A search that begins with the presets (controls left out); its study is kept, and goes on, in `name`.db."""
         presets = {preset: policy for preset, policy in sweep.best.items() if preset not in CONTROLS}

@@ -37,11 +37,11 @@ def test_sensitivity_measures_every_head_at_every_budget_and_goes_on(
     first = pd.read_parquet(traced / "sensitivity.parquet")
     assert len(first) == 4 * 3  # heads, choices
     ended = headscope(capsys, monkeypatch, "sensitivity", traced, "--keep", "60%,80%", "--images", 2)
-    table = pd.read_csv(traced / "needs.csv")
+    table = pd.read_csv(traced / "ablation.csv")
     assert table.groupby("keep").size().to_dict() == {"60%": 4, "80%": 4}
     again = pd.read_parquet(traced / "sensitivity.parquet")
     pd.testing.assert_frame_equal(again.head(len(first)), first)  # what stood there was not measured again
-    assert (traced / "figures" / "needs.png").stat().st_size > 5000
+    assert (traced / "figures" / "ablation.png").stat().st_size > 5000
     other = headscope(capsys, monkeypatch, "sensitivity", traced, "--keep", "60%", "--images", 3)
     assert other.status == 2
     assert "sensitivity.parquet" in other.err

@@ -19,7 +19,7 @@ from headscope.tuning.propose.spaces import ClassSpace
 from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.phase import TrialBook
 from headscope.tuning.study.storage import StudyStore, open_storage
-from tests.fuzz.mutants import mutated_bytes, mutated_json, mutated_text, nasty, seeds, survives
+from tests.fuzz.mutants import all_survive, mutated_bytes, mutated_json, mutated_text, nasty, seeds, survives
 from tests.tuning.landscape import LIMIT, SCORES, SHAPE, Landscape
 
 SPACE = ClassSpace(LIMIT, SCORES, fitting_strides(LIMIT))

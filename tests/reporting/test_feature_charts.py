@@ -13,7 +13,7 @@ import torch
 from headscope.errors import DataError
 from headscope.heads import FEATURES
 from headscope.reporting import feature_charts, fronts, head_charts
-from headscope.reporting.charts import needs_panels
+from headscope.reporting.charts import ablation_panels
 from headscope.reporting.explain import explain, parse_head
 from headscope.reporting.footprints import footprints
 from headscope.reporting.style import CLASSES, FORMATS, save_figure
@@ -136,8 +136,8 @@ def test_a_dendrogram_orders_all_heads_with_their_classes(table: pd.DataFrame) -
 def test_what_heads_need_is_shown_at_its_place_a_panel_a_budget() -> None:
     rows = {"layer": [0, 0, 1], "kv_head": [0, 1, 0], "class": ["spatial", "semantic", "semantic"], "both": 0.1}
     losses = pd.DataFrame({**rows, "semantic_score": [0.1, 0.9, 0.5], "window": [0.1, 0.4, 0.0], "heavy": [0.2, 0.1, 0.0]})
-    found = [_Found(keep, losses.assign(needs=[-0.3, 0.6, np.nan])) for keep in ("30%", "20%")]
-    first, second = needs_panels(found).axes
+    found = [_Found(keep, losses.assign(heavy_preference=[-0.3, 0.6, np.nan])) for keep in ("30%", "20%")]
+    first, second = ablation_panels(found).axes
     assert np.allclose([dots.get_offsets()[0] for dots in first.collections], [(0.1, -0.3), (0.9, 0.6)])
     assert "20%: rank correlation 0.50" in second.get_title(loc="left")
 

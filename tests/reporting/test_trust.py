@@ -29,22 +29,22 @@ def stability(folder: Path, rand: list[float]) -> None:
     pd.DataFrame([*rows, ("seeds", "all", 1, 1, 1, 1, 1, 1, 10)], columns=names).to_csv(folder / "stability.csv", index=False)
 
 
-def needs(folder: Path) -> None:
+def ablation(folder: Path) -> None:
     rows = [
         {"keep": keep, "layer": layer, "kv_head": head, "class": "spatial" if head < 2 else "semantic",
-         "semantic_score": head / 4, "window": 0.1, "heavy": 0.3 - 0.1 * head, "both": 0.05, "needs": head / 4 - 0.5}
+         "semantic_score": head / 4, "window": 0.1, "heavy": 0.3 - 0.1 * head, "both": 0.05, "heavy_preference": head / 4 - 0.5}
         for keep in ("30%", "20%") for layer in range(3) for head in range(4)
     ]  # fmt: skip
-    pd.DataFrame(rows).to_csv(folder / "needs.csv", index=False)
+    pd.DataFrame(rows).to_csv(folder / "ablation.csv", index=False)
     facts = json.loads((folder / "run.json").read_text())
-    facts["needs"] = {"stride": 1, "20%": {"correlation": 0.84, "low": 0.74, "high": 0.89}}
+    facts["heavy_preference"] = {"stride": 1, "20%": {"correlation": 0.84, "low": 0.74, "high": 0.89}}
     (folder / "run.json").write_text(json.dumps(facts))
 
 
 def test_agreement_and_needs_are_drawn_where_they_were_measured(run: Path) -> None:
     assert "Can the classes be trusted?" not in page_of(run).said
     stability(run, [0.6, 0.8, 0.92, 0.95])
-    needs(run)
+    ablation(run)
     page = page_of(run)
     assert "Can the classes be trusted?" in page.said
     assert "From 4 prompts on two disjoint sets agree" in page.said
@@ -59,19 +59,19 @@ def test_prompts_that_are_too_few_are_said_to_be(run: Path) -> None:
     assert "Two sets of 2 prompts do not agree well enough yet" in page_of(run).said
 
 
-@pytest.mark.parametrize("file", ["stability.csv", "needs.csv"])
+@pytest.mark.parametrize("file", ["stability.csv", "ablation.csv"])
 def test_a_table_without_its_columns_is_named(run: Path, file: str) -> None:
     (run / file).write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=f"{file}: has no column"):
         write_report(run)
 
 
-@pytest.mark.parametrize("file", ["stability.csv", "needs.csv"])
+@pytest.mark.parametrize("file", ["stability.csv", "ablation.csv"])
 def test_a_number_that_is_none_is_named(run: Path, file: str) -> None:
     stability(run, [0.6, 0.8])
-    needs(run)
+    ablation(run)
     table = pd.read_csv(run / file).astype(object)
-    column = {"stability.csv": "rand", "needs.csv": "window"}[file]
+    column = {"stability.csv": "rand", "ablation.csv": "window"}[file]
     table.loc[1, column] = "much"
     table.to_csv(run / file, index=False)
     with pytest.raises(DataError, match=f"{file}: row 2 has {column} .*expected a number"):
@@ -79,13 +79,13 @@ def test_a_number_that_is_none_is_named(run: Path, file: str) -> None:
 
 
 def test_needs_stand_beside_the_classes_that_stand_now(run: Path) -> None:
-    needs(run)
+    ablation(run)
     heads = Heads.load(run / "heads.safetensors")
     Heads(heads.table.assign(**{"class": "semantic", "semantic_score": 0.75}), heads.meta).save(run / "heads.safetensors")
     data = read_run(run)
-    assert data.needs is not None
-    assert set(data.needs["class"]) == {"semantic"}
-    assert (data.needs["semantic_score"] == 0.75).all()
+    assert data.ablation is not None
+    assert set(data.ablation["class"]) == {"semantic"}
+    assert (data.ablation["semantic_score"] == 0.75).all()
 
 
 @pytest.mark.usefixtures("plain_figures")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from headscope.errors import DataError, HeadscopeError
 from headscope.tuning import SearchResult
-from headscope.tuning.propose.samplers import RETRIES, Reseeded, turn_of
+from headscope.tuning.propose.samplers import RETRIES, ReseededSampler, turn_of
 from headscope.tuning.study.storage import open_storage, shared, shown
 from headscope.tuning.study.workers import ALIVE, SILENT, WORKER, Watch, worker_name
 from tests.tuning.landscape import Landscape, run
@@ -74,7 +74,7 @@ def test_processes_share_a_journal_and_a_dead_one_costs_its_trial(tmp_path: Path
 
 
 def running(worker: str, alive: float) -> optuna.Study:
-    study = optuna.create_study(sampler=Reseeded("random", 0))
+    study = optuna.create_study(sampler=ReseededSampler("random", 0))
     trial = study.ask()
     trial.suggest_float("x", 0, 1)
     trial.set_user_attr(WORKER, worker)
@@ -127,10 +127,10 @@ def test_an_interrupted_interruption_keeps_its_turn() -> None:
 
 
 def test_no_two_turns_have_the_same_numbers() -> None:
-    study = optuna.create_study(sampler=Reseeded("random", 5))
+    study = optuna.create_study(sampler=ReseededSampler("random", 5))
     drawn = [study.ask().suggest_float("x", 0, 1) for _ in range(8)]
     assert len(set(drawn)) == 8
-    again = optuna.create_study(sampler=Reseeded("random", 5))
+    again = optuna.create_study(sampler=ReseededSampler("random", 5))
     assert [again.ask().suggest_float("x", 0, 1) for _ in range(8)] == drawn
 
 

@@ -12,11 +12,11 @@ from headscope.pipeline.steps.timed import timed
 from headscope.policy.footprint import CacheSpec
 from headscope.samples import Samples
 from headscope.storage import write_csv
-from headscope.tuning import Needs, Replay, equal_options, measure_sensitivity, needs
+from headscope.tuning import HeadAblation, Replay, ablate_heads, equal_options, measure_sensitivity
 
 
-def sensitivity_step(run: Run, keeps: Sequence[str], *, images: int = 8, stride: int = 1, seed: int = 0) -> list[Needs]:
-    """Give each head alone a window, heavy tokens or both at equal bytes: sensitivity.parquet, needs.csv.
+def sensitivity_step(run: Run, keeps: Sequence[str], *, images: int = 8, stride: int = 1, seed: int = 0) -> list[HeadAblation]:
+    """Give each head alone a window, heavy tokens or both at equal bytes: sensitivity.parquet, ablation.csv.
 
     Args:
         run: whose calibration images and head classes.
@@ -41,9 +41,9 @@ def sensitivity_step(run: Run, keeps: Sequence[str], *, images: int = 8, stride:
             stride=stride,
             progress=run.progress,
         )
-        found = [needs(losses, heads.table, options, keep, seed) for keep, options in asked.items()]
+        found = [ablate_heads(losses, heads.table, options, keep, seed) for keep, options in asked.items()]
     table = pd.concat([one.table.assign(keep=one.keep) for one in found], ignore_index=True)
-    write_csv(table, folder.needs, float_format="%.6g")
+    write_csv(table, folder.ablation, float_format="%.6g")
     said = {one.keep: {"correlation": one.correlation, "low": one.low, "high": one.high} for one in found}
-    folder.note(needs={"stride": stride, "images": images, **said})
+    folder.note(ablation={"stride": stride, "images": images, **said})
     return found

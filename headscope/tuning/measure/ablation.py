@@ -57,16 +57,21 @@ def equal_options(keep: str | float, spec: CacheSpec, stride: int) -> dict[str, 
 
 
 @dataclass(frozen=True)
-class Needs:
+class HeadAblation:
     """What the heads need at one budget.
 
     Attributes:
-        keep: the budget as given. options: what each of KINDS was.
+        keep: the budget as given.
+        options: what each of KINDS was.
         table: a row a KV head: layer, kv_head, class, semantic_score, window, heavy, both (nats a token lost by that choice
-            alone), needs = (window - heavy) / (window + heavy), 1 where only heavy tokens help and -1 where only the window
-            does, no number where neither loses anything; best, the choice of the three that loses least.
-        correlation: Spearman's of the semantic score with `needs`; low, high: 95 % by bootstrap over heads.
-        by_class, by_opposite, by_best: summed losses if each head gets what its class says, the other, or the better.
+            alone), heavy_preference = (window - heavy) / (window + heavy), 1 where only heavy tokens help and -1 where only
+            the window does, no number where neither loses anything; best, the choice of the three that loses least.
+        correlation: Spearman's of the semantic score with `heavy_preference`.
+        low: end of its 95 % interval, by bootstrap over heads.
+        high: the other end.
+        by_class: summed losses if each head gets what its class says, nats a token.
+        by_opposite: if it gets the other.
+        by_best: if it gets the better.
     """
 
     keep: str
@@ -82,12 +87,12 @@ class Needs:
     @property
     def right(self) -> float:
         """Share of the heads that lose anything whose class names the better of window and heavy."""
-        felt = self.table[self.table["needs"].notna()]
-        return float(((felt["needs"] > 0) == (felt["class"] == SEMANTIC)).mean())
+        felt = self.table[self.table["heavy_preference"].notna()]
+        return float(((felt["heavy_preference"] > 0) == (felt["class"] == SEMANTIC)).mean())
 
     def sentence(self) -> str:
         """The answer."""
-        felt = int(self.table["needs"].notna().sum())
+        felt = int(self.table["heavy_preference"].notna().sum())
         between = f"rank correlation {self.correlation:.2f}, 95 % interval {self.low:.2f} to {self.high:.2f}, {felt} heads"
         counts = self.table["best"].value_counts()
         best = ", ".join(f"{_SAID[kind]} in {counts.get(kind, 0)} heads" for kind in KINDS)
@@ -104,7 +109,9 @@ class Needs:
         )
 
 
-def needs(losses: pd.DataFrame, heads: pd.DataFrame, options: dict[str, Option], keep: str, seed: int = 0) -> Needs:
+def ablate_heads(
+    losses: pd.DataFrame, heads: pd.DataFrame, options: dict[str, Option], keep: str, seed: int = 0
+) -> HeadAblation:
     """Does the graded score predict which choice a head needs?
 
     Args:
@@ -124,12 +131,14 @@ def needs(losses: pd.DataFrame, heads: pd.DataFrame, options: dict[str, Option],
         )
     wide[list(KINDS)] = wide[list(KINDS)].clip(lower=0.0)
     either = wide["window"] + wide["heavy"]
-    wide["needs"] = ((wide["window"] - wide["heavy"]) / either).where(wide[["window", "heavy"]].max(axis=1) > NEGLIGIBLE)
+    wide["heavy_preference"] = ((wide["window"] - wide["heavy"]) / either).where(
+        wide[["window", "heavy"]].max(axis=1) > NEGLIGIBLE
+    )
     wide["best"] = wide[list(KINDS)].idxmin(axis=1)
-    felt = wide[wide["needs"].notna()]
-    correlation, low, high = rank_correlation(felt["semantic_score"].to_numpy(), felt["needs"].to_numpy(), seed)
+    felt = wide[wide["heavy_preference"].notna()]
+    correlation, low, high = rank_correlation(felt["semantic_score"].to_numpy(), felt["heavy_preference"].to_numpy(), seed)
     semantic = wide["class"] == SEMANTIC
-    return Needs(
+    return HeadAblation(
         keep,
         options,
         wide,

@@ -19,7 +19,7 @@ ROOM = 2 * 2**30
 _CODE = 8
 
 
-class Reference:
+class FullCachePredictions:
     """Log-probabilities [images, positions, V] of one distribution, whole or compact.
 
     Args:

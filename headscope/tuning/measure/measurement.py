@@ -76,7 +76,7 @@ class ReplayResult:
         return numbers
 
 
-class GivenUp(Exception):
+class Pruned(Exception):
     """Raised by the watcher of a replay to end it."""
 
 
@@ -84,7 +84,7 @@ class GivenUp(Exception):
 Watch = Callable[[torch.Tensor], None]
 
 
-class Measures(Protocol):
+class PolicyEvaluator(Protocol):
     """What a search needs of a replay; tests pass synthetic ones."""
 
     def __len__(self) -> int:
@@ -97,10 +97,10 @@ class Measures(Protocol):
 
 
 @dataclass
-class Remembered:
+class MemoizedReplay:
     """A replay that measures equal policies once (key: the policy's fingerprint)."""
 
-    replay: Measures
+    replay: PolicyEvaluator
     results: dict[str, ReplayResult] = field(default_factory=dict)
 
     def __len__(self) -> int:

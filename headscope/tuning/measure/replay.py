@@ -22,7 +22,7 @@ from headscope.runtime import compressed
 from headscope.runtime.cache import CompressedCache
 from headscope.runtime.finite import no_numbers
 from headscope.samples import Samples
-from headscope.tuning.measure.full_cache import ROOM, Reference
+from headscope.tuning.measure.full_cache import ROOM, FullCachePredictions
 from headscope.tuning.measure.measurement import ReplayResult, Watch
 
 # Working memory of one batch of images; a default that leaves room on a machine with 3 GB.
@@ -54,7 +54,7 @@ class Replay:
         batch_size: images that run together; by default as many as fit in 400 MiB.
         dtype: of the cache (the model's by default).
         by_stream: also report each stream's own KL (three reference tables in memory in place of one).
-        reference_bytes: what the tables of the full cache's predictions may take; see `Reference`.
+        reference_bytes: what the tables of the full cache's predictions may take; see `FullCachePredictions`.
 
     Raises:
         DataError: no image, tokens of another grid or outside the vocabulary, samples of another model's weights.
@@ -210,7 +210,7 @@ class Replay:
     def _remember_reference(self, room: int) -> None:
         size = (len(self.tokens), self.tokens.shape[1] - 1, self.model.vocabulary)
         count = 3 if self.by_stream else 1
-        self.references = [Reference(*size, room // count) for _ in range(count)]
+        self.references = [FullCachePredictions(*size, room // count) for _ in range(count)]
         top, recorded = [], []
         for batch in self.batches:
             logits = self._streams(self.full(batch))

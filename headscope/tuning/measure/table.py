@@ -1,6 +1,6 @@
 """Which sensitivity table a search begins with: of every head, of groups (a class in a layer), or of the trace alone.
 
-The table of every head is the best and the dearest: layers x KV heads x options replays. Large models (Janus-Pro-7B: 30 x 32
+The table of every head is the best and costs most: layers x KV heads x options replays. Large models (Janus-Pro-7B: 30 x 32
 x 16 = 15,360) begin with groups, 30 x 2 x 16; what a table of every head would cost is told from the cells that were measured.
 """
 

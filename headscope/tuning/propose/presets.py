@@ -18,7 +18,7 @@ from headscope.policy.policy import Policy
 from headscope.policy.presets import CONTROLS, PRESETS, tighter
 from headscope.progress import Progress, of_task
 from headscope.storage import read_json, write_json, write_parquet
-from headscope.tuning.measure.measurement import GivenUp, Measures
+from headscope.tuning.measure.measurement import PolicyEvaluator, Pruned
 from headscope.tuning.measure.replay import chunks
 
 # What a searched policy is compared with, and what SSD's classes are.
@@ -37,7 +37,7 @@ class Sweep:
 
 
 def sweep_presets(
-    replay: Measures,
+    replay: PolicyEvaluator,
     limit: Limit,
     semantic_score: torch.Tensor,
     *,
@@ -136,7 +136,7 @@ def _least(rivals: Iterable[Mapping[str, float]]) -> float:
     return min((rival["kl"] for rival in rivals if "kl" in rival), default=float("inf")) * ROUNDING
 
 
-def _measured(replay: Measures, policy: Policy, least: float) -> dict[str, float]:
+def _measured(replay: PolicyEvaluator, policy: Policy, least: float) -> dict[str, float]:
     """Loss and seconds of one variant; in place of the loss only `at_least`, once that is above `least`."""
     began = time.perf_counter()
     lost, seen = 0.0, 0
@@ -145,11 +145,11 @@ def _measured(replay: Measures, policy: Policy, least: float) -> dict[str, float
         nonlocal lost, seen
         lost, seen = lost + float(by_image.sum()), seen + len(by_image)
         if seen < len(replay) and lost / len(replay) > least:
-            raise GivenUp
+            raise Pruned
 
     try:
         found = replay.measure(policy, watch)
-    except GivenUp:
+    except Pruned:
         return {"at_least": lost / len(replay), "seconds": time.perf_counter() - began}
     return {"kl": found.kl, "at_least": found.kl, "seconds": found.seconds}
 

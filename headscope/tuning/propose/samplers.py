@@ -53,7 +53,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
     raise HeadscopeError(f"sampler {name}: unknown; expected one of {', '.join(SAMPLERS)}.")
 
 
-class Reseeded(BaseSampler):
+class ReseededSampler(BaseSampler):
     """Asks a fresh sampler, seeded by (seed, turn), for every trial.
 
     A trial's turn counts the proposals before it: neither incumbents nor trials that repeat an interrupted proposal count,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from headscope.policy.policy import Policy
 from headscope.storage import write_json, write_parquet
-from headscope.tuning.study.phase import Found
+from headscope.tuning.study.phase import Candidate
 
 
 @dataclass
@@ -39,7 +39,7 @@ class SearchResult:
     trials: pd.DataFrame
     importances: dict[str, dict[str, float]]
     presets: dict[str, Policy] = field(default_factory=dict)
-    solver: Found | None = None
+    solver: Candidate | None = None
     stopped: str = ""
     dropped_strides: list[int] = field(default_factory=list)
     seconds: float = 0.0

@@ -20,8 +20,8 @@ from headscope.errors import BudgetError, NumberError
 from headscope.policy.policy import Policy
 from headscope.progress import Progress, of_task
 from headscope.tuning.config import SearchConfig
-from headscope.tuning.measure.measurement import Measures
-from headscope.tuning.propose.samplers import INCUMBENT, Reseeded
+from headscope.tuning.measure.measurement import PolicyEvaluator
+from headscope.tuning.propose.samplers import INCUMBENT, ReseededSampler
 from headscope.tuning.propose.spaces import Number, TableSpace, neutral
 from headscope.tuning.study.quiet import quiet_optuna
 from headscope.tuning.study.results import Checked, Result, claim, dump_policy, is_proposal
@@ -45,7 +45,7 @@ class Front:
 
 
 def search_the_front(
-    replay: Measures,
+    replay: PolicyEvaluator,
     space_at: Callable[[float], TableSpace],
     shares: Mapping[str, float],
     incumbents: Mapping[str, Policy],
@@ -76,7 +76,7 @@ def search_the_front(
             storage=store.storage,
             directions=["minimize", "minimize"],
             load_if_exists=True,
-            sampler=Reseeded("nsga-ii", config.seed),
+            sampler=ReseededSampler("nsga-ii", config.seed),
         )
         claim(made, {"shares": sorted(shares.values()), **store.identity}, store.where, objectives=2)
         checked, watch = Checked(made, Result, store.where), Watch(made, alone=for_one(store.storage))
@@ -103,7 +103,7 @@ def search_the_front(
 
 def _incumbent(
     checked: Checked,
-    replay: Measures,
+    replay: PolicyEvaluator,
     label: str,
     policy: Policy,
     share: Number,
@@ -126,7 +126,7 @@ def _incumbent(
         )
 
 
-def _propose(study: optuna.Study, replay: Measures, share: Number, space_at: Callable[[float], TableSpace]) -> None:
+def _propose(study: optuna.Study, replay: PolicyEvaluator, share: Number, space_at: Callable[[float], TableSpace]) -> None:
     trial = study.ask()
 
     def measure() -> tuple[dict[str, Any], list[float]]:
@@ -138,7 +138,7 @@ def _propose(study: optuna.Study, replay: Measures, share: Number, space_at: Cal
     carried_out(study, trial, measure)
 
 
-def _measured(replay: Measures, policy: Policy) -> dict[str, Any]:
+def _measured(replay: PolicyEvaluator, policy: Policy) -> dict[str, Any]:
     found = replay.measure(policy)
     if not np.isfinite(found.kl):
         raise NumberError(

@@ -21,8 +21,8 @@ from headscope.errors import NumberError
 from headscope.policy.policy import Policy
 from headscope.policy.shape import ModelShape
 from headscope.tuning.config import SearchConfig
-from headscope.tuning.measure.measurement import GivenUp, Measures
-from headscope.tuning.propose.samplers import INCUMBENT, Reseeded
+from headscope.tuning.measure.measurement import PolicyEvaluator, Pruned
+from headscope.tuning.propose.samplers import INCUMBENT, ReseededSampler
 from headscope.tuning.propose.spaces import Space
 from headscope.tuning.study.quiet import quiet_optuna
 from headscope.tuning.study.results import Checked, ImageResult, claim, dump_policy, is_proposal
@@ -40,7 +40,7 @@ WAIT = 0.5
 
 
 @dataclass(frozen=True)
-class Found:
+class Candidate:
     """One measured policy: where it came from and what it lost (`kl` in nats a token on the calibration images)."""
 
     label: str
@@ -58,7 +58,7 @@ class TrialBook:
         shape: the model that the policies are for.
         name: the phase, in tables and at the end of the study's name.
         store: where the study is kept.
-        config: sampler, pruning, and the seed, which with a proposal's turn seeds the sampler (`Reseeded`).
+        config: sampler, pruning, and the seed, which with a proposal's turn seeds the sampler (`ReseededSampler`).
         measured: results by fingerprint, shared between the books of a search.
 
     Raises:
@@ -68,7 +68,7 @@ class TrialBook:
 
     def __init__(
         self,
-        replay: Measures,
+        replay: PolicyEvaluator,
         shape: ModelShape,
         name: str,
         store: StudyStore,
@@ -83,7 +83,7 @@ class TrialBook:
                 storage=store.storage,
                 direction="minimize",
                 load_if_exists=True,
-                sampler=Reseeded(config.sampler, config.seed),
+                sampler=ReseededSampler(config.sampler, config.seed),
                 pruner=pruner if config.prune else optuna.pruners.NopPruner(),
             )
             claim(self.study, store.identity, store.where)
@@ -92,7 +92,7 @@ class TrialBook:
             self._watch = Watch(self.study, alone=for_one(store.storage))
             self._watch.reap()
 
-    def incumbent(self, label: str, policy: Policy, space: Space, values: Mapping[str, float] | None) -> Found:
+    def incumbent(self, label: str, policy: Policy, space: Space, values: Mapping[str, float] | None) -> Candidate:
         """Measure `policy` and keep it; where it is a point of the space (`values`), the sampler learns from it too."""
         for trial in self._complete():
             if trial.user_attrs[RESULT]["label"] == label:
@@ -109,9 +109,9 @@ class TrialBook:
                     user_attrs={INCUMBENT: True, RESULT: attributes},
                 )
             )
-        return Found(label, self.name, policy, attributes["kl"], len(self._complete()) - 1)
+        return Candidate(label, self.name, policy, attributes["kl"], len(self._complete()) - 1)
 
-    def propose(self, space: Space) -> Found | None:
+    def propose(self, space: Space) -> Candidate | None:
         """One trial: ask, build, measure, keep.
 
         KeyboardInterrupt leaves a study that continues: the unfinished proposal is made again next time.
@@ -131,7 +131,7 @@ class TrialBook:
                 return found, None if found["given_up"] else [found["kl"]]
 
             result = carried_out(self.study, trial, measure)
-        return None if result is None else Found(result["label"], self.name, built[0], result["kl"], trial.number)
+        return None if result is None else Candidate(result["label"], self.name, built[0], result["kl"], trial.number)
 
     def settled(self, quota: int) -> bool:
         """Whether `quota` proposals are finished; waits for those that other processes are at, and queues dead ones again."""
@@ -149,7 +149,7 @@ class TrialBook:
         """Proposals finished so far, given up and failed ones included, incumbents and interrupted ones not."""
         return sum(is_proposal(trial) for trial in self._checked.trials())
 
-    def best(self) -> Found | None:
+    def best(self) -> Candidate | None:
         """The least loss measured in this book; the earlier one where two are equal."""
         complete = self._complete()
         return self._found(min(complete, key=lambda trial: (trial.value, trial.number))) if complete else None
@@ -228,16 +228,16 @@ class TrialBook:
                         "load the model in another dtype, or another checkpoint."
                     )
                 if trial is not None and trial.should_prune():
-                    raise GivenUp
+                    raise Pruned
 
             try:
                 result = self.replay.measure(policy, watch)
-            except GivenUp:
+            except Pruned:
                 found = {"kl": float(np.mean(losses)), "top1": None, "cache_bytes": None, "given_up": True}
                 seconds = time.perf_counter() - began
             else:
                 found = {"kl": result.kl, "top1": result.top1, "cache_bytes": result.cache_bytes, "given_up": False}
-                seconds = result.seconds  # of the measurement itself, also where a `Remembered` one made it before
+                seconds = result.seconds  # of the measurement itself, also where a `MemoizedReplay` one made it before
             self.measured[fingerprint] = {**found, "kl_by_image": losses}
         elif trial is not None and known is not None:
             for number, loss in enumerate(known["kl_by_image"]):
@@ -253,9 +253,9 @@ class TrialBook:
     def _complete(self) -> list[FrozenTrial]:
         return self._checked.trials(TrialState.COMPLETE)
 
-    def _found(self, trial: FrozenTrial) -> Found:
+    def _found(self, trial: FrozenTrial) -> Candidate:
         result = trial.user_attrs[RESULT]
-        return Found(result["label"], self.name, self._checked.policy(trial, self.shape), result["kl"], trial.number)
+        return Candidate(result["label"], self.name, self._checked.policy(trial, self.shape), result["kl"], trial.number)
 
 
 def _plain(value: float, distribution: optuna.distributions.BaseDistribution) -> float:

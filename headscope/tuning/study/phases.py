@@ -25,13 +25,13 @@ from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
 from headscope.progress import Progress
 from headscope.tuning.config import SearchConfig
-from headscope.tuning.measure.measurement import Measures
+from headscope.tuning.measure.measurement import PolicyEvaluator
 from headscope.tuning.measure.options import ANCHOR, Losses
 from headscope.tuning.propose.knapsack import NODES
 from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, Space, TableSpace, neutral
 from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.outcome import SearchResult
-from headscope.tuning.study.phase import Found, TrialBook
+from headscope.tuning.study.phase import Candidate, TrialBook
 from headscope.tuning.study.storage import StudyStore, check_sampler, for_one
 
 # Raised when the meaning of a study's numbers changes: a study of another version is not continued.
@@ -57,7 +57,7 @@ class PhasedStudy:
         progress: told the proposals made.
     """
 
-    replay: Measures
+    replay: PolicyEvaluator
     limit: Limit
     losses: Losses | None
     semantic_score: torch.Tensor
@@ -84,7 +84,7 @@ class PhasedStudy:
         self._books: list[tuple[TrialBook, Space]] = []
         self._measured: dict[str, dict[str, Any]] = {}
         self._incumbents: dict[str, float] = {}
-        self._solved: list[Found] = []
+        self._solved: list[Candidate] = []
         self._made = _Counter(config.trials, self.progress)
 
     def run(self, ready: Callable[[], None] | None = None) -> SearchResult:
@@ -124,7 +124,7 @@ class PhasedStudy:
         self._books.append((book, space))
         return book
 
-    def _keep(self, found: Found) -> None:
+    def _keep(self, found: Candidate) -> None:
         self._incumbents[found.label] = found.kl
 
     def _table_space(self, classes: ClassSpace) -> TableSpace | None:
@@ -192,7 +192,7 @@ class PhasedStudy:
             },
         )
 
-    def _signed(self, best: Found) -> Policy:
+    def _signed(self, best: Candidate) -> Policy:
         """The policy with its origin and its calibration results."""
         top1 = self._measured.get(best.policy.fingerprint(), {}).get("top1")
         origin = {"method": "searched", "origin": best.label, "study": best.phase, "trial": best.number}
@@ -203,7 +203,7 @@ class PhasedStudy:
         )
 
 
-def _best(books: Sequence[tuple[TrialBook, Space]]) -> Found:
+def _best(books: Sequence[tuple[TrialBook, Space]]) -> Candidate:
     """The least loss of all books; of equals the one of the earlier phase."""
     candidates = [found for book, _ in books if (found := book.best())]
     if not candidates:
@@ -221,7 +221,7 @@ class _Counter:
     least: float = float("inf")
     stopped: list[str] = field(default_factory=list)
 
-    def step(self, count: int, best: Found | None) -> None:
+    def step(self, count: int, best: Candidate | None) -> None:
         self.made += count
         if best is not None:
             self.least = min(self.least, best.kl)
@@ -230,12 +230,12 @@ class _Counter:
             self.progress("trials", self.made, self.trials, note)
 
 
-def _solver_answers(book: TrialBook, space: TableSpace) -> list[Found]:
+def _solver_answers(book: TrialBook, space: TableSpace) -> list[Candidate]:
     """Measure the solver's answer at every fitting stride, then the best of these with scores that fade faster than the
     table's, then with other numbers of anchors: one number after the other, as they hardly depend on each other.
     """
     exact = replace(space, nodes=NODES)
-    found: list[tuple[Found, dict[str, float]]] = []
+    found: list[tuple[Candidate, dict[str, float]]] = []
 
     def measure(values: dict[str, float]) -> None:
         stride = space.strides[int(values["stride"])]

@@ -14,7 +14,7 @@ from headscope.intervals import rank_correlation
 from headscope.models.janus import JanusModel
 from headscope.policy import CacheSpec, ModelShape
 from headscope.runtime import generate
-from headscope.tuning import Replay, equal_options, measure_sensitivity, needs
+from headscope.tuning import Replay, ablate_heads, equal_options, measure_sensitivity
 from headscope.tuning.measure.options import Option
 from headscope.tuning.measure.single_head import alone_policy
 
@@ -67,14 +67,14 @@ def heads(scores: list[float]) -> pd.DataFrame:
 
 
 def test_losses_made_by_hand_give_the_answers_worked_out_by_hand() -> None:
-    found = needs(
+    found = ablate_heads(
         table([(0.0, 0.4, 0.1), (0.1, 0.3, 0.05), (0.3, 0.1, 0.2), (0.0, 0.0, 0.0)]),
         heads([0.1, 0.2, 0.9, 0.8]),
         OPTIONS,
         "20%",
     )
-    assert found.table["needs"].tolist()[:3] == pytest.approx([-1.0, -0.5, 0.5])
-    assert np.isnan(found.table["needs"].iloc[3])  # it loses nothing either way, so it says nothing
+    assert found.table["heavy_preference"].tolist()[:3] == pytest.approx([-1.0, -0.5, 0.5])
+    assert np.isnan(found.table["heavy_preference"].iloc[3])  # it loses nothing either way, so it says nothing
     assert found.table["best"].tolist()[:3] == ["window", "both", "heavy"]
     assert found.correlation == pytest.approx(1.0)
     assert found.by_class == pytest.approx(0.0 + 0.1 + 0.1)
@@ -85,7 +85,7 @@ def test_losses_made_by_hand_give_the_answers_worked_out_by_hand() -> None:
 
 def test_a_score_that_says_the_opposite_is_told_so() -> None:
     losses = [(0.01 * k, 0.3 - 0.01 * k, 0.1) for k in range(20)]
-    found = needs(table(losses), heads([1 - k / 20 for k in range(20)]), OPTIONS, "20%")
+    found = ablate_heads(table(losses), heads([1 - k / 20 for k in range(20)]), OPTIONS, "20%")
     assert found.correlation == pytest.approx(-1.0)
     assert "predicts the opposite" in found.sentence()
 
@@ -93,7 +93,7 @@ def test_a_score_that_says_the_opposite_is_told_so() -> None:
 def test_a_score_without_a_relation_is_told_so() -> None:
     rng = np.random.default_rng(0)
     losses = [tuple(rng.random(3)) for _ in range(20)]
-    found = needs(table(losses), heads(list(rng.random(20))), OPTIONS, "20%")
+    found = ablate_heads(table(losses), heads(list(rng.random(20))), OPTIONS, "20%")
     assert found.low < 0 < found.high
     assert "does not predict" in found.sentence()
 
@@ -101,7 +101,7 @@ def test_a_score_without_a_relation_is_told_so() -> None:
 def test_a_missing_head_is_refused_with_what_to_do() -> None:
     whole = table([(0.1, 0.2, 0.3), (0.1, 0.2, 0.3)])
     with pytest.raises(DataError, match="lacks 1 of 2 heads at 20%"):
-        needs(whole.iloc[:-1], heads([0.1, 0.9]), OPTIONS, "20%")
+        ablate_heads(whole.iloc[:-1], heads([0.1, 0.9]), OPTIONS, "20%")
 
 
 def test_an_interval_holds_the_correlation_and_shrinks_with_more_pairs() -> None:

@@ -11,7 +11,7 @@ from headscope.models.janus import JanusModel
 from headscope.policy import Policy
 from headscope.runtime import generate
 from headscope.tuning import Replay
-from headscope.tuning.measure.full_cache import Reference, kl_divergence
+from headscope.tuning.measure.full_cache import FullCachePredictions, kl_divergence
 
 
 def generated(seed: int, sharp: float, apart: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,7 +27,7 @@ def generated(seed: int, sharp: float, apart: float) -> tuple[torch.Tensor, torc
 @settings(max_examples=100, deadline=None)
 def test_the_error_is_within_the_bound(seed: int, sharp: float, apart: float, codes: int) -> None:
     p, q = generated(seed, sharp, apart)
-    table = Reference(3, 5, 40, room=3 * 5 * 8 * codes)
+    table = FullCachePredictions(3, 5, 40, room=3 * 5 * 8 * codes)
     assert table.compact
     assert table.codes == codes
     table.add(p[:2])
@@ -41,7 +41,7 @@ def test_the_error_is_within_the_bound(seed: int, sharp: float, apart: float, co
 
 def test_the_whole_has_no_error() -> None:
     p, q = generated(0, 2.0, 1.0)
-    table = Reference(3, 5, 40)
+    table = FullCachePredictions(3, 5, 40)
     table.add(p)
     found, bound = table.divergence(q, slice(0, 3))
     torch.testing.assert_close(found, kl_divergence(p, q))
