@@ -28,7 +28,7 @@ policy = headscope.load_policy("stickers-20", model.shape)
 samples = headscope.generate(model, ["red apple, noto style"], 7, policy=policy)
 assert samples.tokens.shape == (1, 256)
 
-network, prompt = model.network, model.encode(["red apple, noto style"])
+network, prompt = model.network, model.tokenize(["red apple, noto style"])
 with headscope.compressed(network, policy):
     text = network.generate(
         input_ids=prompt.ids,

@@ -328,3 +328,50 @@ def test_the_notice_credits_every_icon_set_by_its_version() -> None:
     notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
     assert all(f"{icon_set.package} {icon_set.version}" in notice for icon_set in SETS)
     assert "https://creativecommons.org/licenses/by/4.0/" in notice
+
+
+def too_much(source: str, name: str) -> list[str]:
+    """Sentences about a file that is long without saying why, and its functions that are long or take too much."""
+    lines, found = len(source.splitlines()), []
+    tree = ast.parse(source)
+    if lines > 300 and "Long, because" not in (ast.get_docstring(tree) or ""):
+        found.append(f"{name}: {lines} lines, and no reason said")
+    upper = name.split("/")[0] in ("pipeline", "tuning", "cli")
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            if upper and length > 60:
+                found.append(f"{name}: {node.name} has {length} lines")
+            given = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            count = len([one for one in given if one not in ("self", "cls")])
+            if count > 8 and not node.name.startswith("_") and (name, node.name) not in MIRRORS:
+                found.append(f"{name}: {node.name} takes {count} parameters")
+    return found
+
+
+# Functions whose parameters mirror something: options of a command are a configuration's knobs, `uniform` is a policy's fields,
+# and a kernel takes the pointers and strides of its tensors.
+MIRRORS = {
+    *(("cli/bench.py", "trace"), ("cli/budget.py", "budget"), ("cli/evaluate.py", "evaluate")),
+    *(("cli/generate.py", "generate"), ("cli/heads.py", "heads"), ("cli/run.py", "run")),
+    *(("cli/search.py", "search"), ("cli/trace.py", "trace"), ("policy/policy.py", "uniform")),
+    *(("runtime/decoders/triton_kernels.py", name) for name in ("attend", "combine", "choose")),
+}
+
+
+def test_files_and_functions_are_short() -> None:
+    sources = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in SOURCES}
+    shipped = {name: source for name, source in sources.items() if not name.startswith("recipe/")}
+    assert [sentence for name, source in shipped.items() for sentence in too_much(source, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("geometry.py", "x = 1\n" * 301),
+        ("tuning/search.py", "def search():\n" + "    x = 1\n" * 60),
+        ("tracing/trace.py", "def trace(a, b, c, d, e, f, g, h, i): ..."),
+    ],
+)
+def test_what_is_too_much_is_found(name: str, source: str) -> None:
+    assert len(too_much(source, name)) == 1

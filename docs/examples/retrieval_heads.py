@@ -27,7 +27,7 @@ def copy_scores(run: Path) -> pd.DataFrame:
     copy, most = torch.zeros(layers, heads), torch.zeros(layers, heads)
     count, chance = 0, 0.0
     for prompt, tokens in zip(samples.prompts, samples.tokens.long(), strict=True):
-        ids = torch.cat([model.encode([prompt]).ids[0], tokens])
+        ids = torch.cat([model.tokenize([prompt]).ids[0], tokens])
         fed = len(ids) - 1
         key, query = torch.arange(fed)[:, None], torch.arange(fed)[None]
         follows = ids[:-1, None] == ids[None, 1:]  # the key's token is the one that comes after the query
@@ -48,7 +48,7 @@ def copy_scores(run: Path) -> pd.DataFrame:
             most[layer] += sources.expand(heads, -1, -1).gather(2, attention.argmax(-1, keepdim=True)).sum((1, 2))
 
         with torch.inference_mode(), observe(model.decoder, look):
-            model.decode(model.embed_prefix(ids[None, :-1]), torch.ones(1, fed, dtype=torch.long))
+            model.forward(model.embed_prefix(ids[None, :-1]), torch.ones(1, fed, dtype=torch.long))
         count += len(places)
         chance += float((sources.sum(1) / (places + 1)).sum())
     index = pd.MultiIndex.from_product([range(layers), range(heads)], names=["layer", "head"])

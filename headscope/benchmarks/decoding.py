@@ -148,10 +148,10 @@ class _Run:
     def take(self, embeds: torch.Tensor) -> None:
         """Embeddings [B, T, C] of the prefix or of a row."""
         if self.policy is None:
-            self.model.decode(embeds, None, self.cache)
+            self.model.forward(embeds, None, self.cache)
         else:
             with compressed(self.model, self.policy):  # type: ignore[arg-type]
-                self.model.decode(embeds, None, self.cache)
+                self.model.forward(embeds, None, self.cache)
         self.seen += embeds.shape[1]
 
     def fill(self, states: Sequence[torch.Tensor]) -> None:

@@ -128,7 +128,7 @@ def _timed(model: JanusModel, policy: Policy | None, batch: int, repeats: int) -
     for number in range(repeats + 1 if repeats > 1 else 1):
         began = time.perf_counter()
         if policy is None:
-            prefix = model.encode(["a"] * batch)
+            prefix = model.tokenize(["a"] * batch)
             model.network.generate(
                 prefix.ids,
                 attention_mask=prefix.mask,

@@ -86,8 +86,8 @@ class RandomDecoder:
         """Bytes that a step reads of the weights: all but the embedding."""
         return sum(p.numel() * p.element_size() for name, p in self.decoder.named_parameters() if "embed_tokens" not in name)
 
-    def decode(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
-        """See `ImageModel.decode`."""
+    def forward(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
+        """See `ImageModel.forward`."""
         past = {cache_name(): cache, "use_cache": cache is not None}
         return self.decoder(inputs_embeds=embeds, attention_mask=mask, **past).last_hidden_state
 

@@ -32,7 +32,7 @@ def budget(
     from headscope.policy import load_policy, parse_size
 
     loaded = load_model(model, device=device)
-    longest = prefix if prefix is not None else int(loaded.encode(default_prompts(model)).ids.shape[1])
+    longest = prefix if prefix is not None else int(loaded.tokenize(default_prompts(model)).ids.shape[1])
     room = parse_size(memory) if memory is not None else free_memory(str(loaded.device))
     limit = limit_from(None, None, keep_of, batch=batch, dtype=dtype, streams=1 + guidance)
     spec = limit.spec(loaded.shape, longest, dtype=str(loaded.dtype), streams=1 + guidance)

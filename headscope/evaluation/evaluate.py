@@ -131,7 +131,7 @@ def evaluate(
     if config.real is not None and len(asked) * seeds < 2:
         raise DataError("real: a distance needs at least two images on each side; give more prompts or seeds.")
     real = None if config.real is None else _real(Path(config.real))  # what cannot be read is told before anything is generated
-    encoded = model.encode(texts)
+    encoded = model.tokenize(texts)
     streams, prefix = Sampling(config.guidance).of(model).streams, encoded.ids.shape[1]
     _check_lengths(policies, texts, encoded.mask.sum(1))
     batch = batch_for(model, variants, prefix, streams, config.memory)

@@ -81,7 +81,7 @@ class CausalLMModel:
     def _probe(self) -> tuple[dict[str, int], int]:
         """Number of layers and heads, as ModelShape names them, and the vocabulary, found by running three tokens.
 
-        What the network says of two of them must come out of `decode` and `logits`, and not depend on the third.
+        What the network says of two of them must come out of `forward` and `logits`, and not depend on the third.
         """
         seen: dict[int, dict[str, int]] = {}
 
@@ -93,7 +93,7 @@ class CausalLMModel:
         try:
             expected = self.network(input_ids=ids[:, :2]).logits
             with observe(self.decoder, note):
-                found = self.logits(self.decode(self.embed_prefix(ids), torch.ones_like(ids)))[:, :2]
+                found = self.logits(self.forward(self.embed_prefix(ids), torch.ones_like(ids)))[:, :2]
             apart = float((found - expected).abs().max() / expected.abs().max())
         except Exception as error:  # a network of an unknown kind may fail in any way
             raise ModelError(f"{self.name}: cannot be driven as a decoder-only text model ({error!r}).") from error
@@ -108,8 +108,8 @@ class CausalLMModel:
             )
         return {"layers": len(seen), **seen[0]}, expected.shape[-1]
 
-    def encode(self, prompts: list[str], length: int | None = None) -> Prefix:
-        """See `ImageModel.encode`. The unconditional stream is one token repeated; guidance 1 never looks at it."""
+    def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:
+        """See `ImageModel.tokenize`. The unconditional stream is one token repeated; guidance 1 never looks at it."""
         if not prompts:
             raise DataError("No prompt was given: name at least one.")
         for number, prompt in enumerate(prompts, 1):
@@ -125,7 +125,7 @@ class CausalLMModel:
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
         return Prefix(ids, mask, torch.full_like(ids, self._blank), mask, list(prompts))
 
-    def pieces(self, ids: torch.Tensor) -> list[str]:
+    def token_strings(self, ids: torch.Tensor) -> list[str]:
         """Tokens [P] as the tokenizer writes them."""
         return list(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
 
@@ -137,8 +137,8 @@ class CausalLMModel:
         """Text tokens [B, T] -> [B, T, C]."""
         return self.embed_prefix(tokens)
 
-    def decode(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
-        """See `ImageModel.decode`. Positions leave the padding out: learned ones are not relative, as rotary ones are."""
+    def forward(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
+        """See `ImageModel.forward`. Positions leave the padding out: learned ones are not relative, as rotary ones are."""
         positions = None if mask is None else (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
         past = {self._cache: cache, "use_cache": cache is not None}
         return self.decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, **past).last_hidden_state

@@ -83,8 +83,8 @@ class JanusModel:
         """Where the decoder is."""
         return next(self.decoder.parameters()).device
 
-    def encode(self, prompts: list[str], length: int | None = None) -> Prefix:
-        """See `ImageModel.encode`. The unconditional stream is what `generate()` makes of it: every token but the first
+    def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:
+        """See `ImageModel.tokenize`. The unconditional stream is what `generate()` makes of it: every token but the first
         and the begin-of-image becomes a pad, which is attended."""
         if not prompts:
             raise DataError("No prompt was given: name at least one.")
@@ -112,7 +112,7 @@ class JanusModel:
             text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return text + self._begin
 
-    def pieces(self, ids: torch.Tensor) -> list[str]:
+    def token_strings(self, ids: torch.Tensor) -> list[str]:
         """Tokens [P] as the tokenizer writes them."""
         return list(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
 
@@ -124,8 +124,8 @@ class JanusModel:
         """Image codes [B, T] -> [B, T, C]."""
         return self.network.prepare_embeddings_for_image_generation(tokens)
 
-    def decode(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
-        """See `ImageModel.decode`. Positions count the padding too: rotary attention only reads differences."""
+    def forward(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
+        """See `ImageModel.forward`. Positions count the padding too: rotary attention only reads differences."""
         past = {self._cache: cache, "use_cache": cache is not None}
         return self.decoder(inputs_embeds=embeds, attention_mask=mask, **past).last_hidden_state
 

@@ -74,7 +74,7 @@ class ImageModel(Protocol):
         """Where the decoder is."""
         ...
 
-    def encode(self, prompts: list[str], length: int | None = None) -> Prefix:
+    def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:
         """Tokenize prompts, left padded to the longest one, or to `length` tokens where that is longer.
 
         Raises:
@@ -82,7 +82,7 @@ class ImageModel(Protocol):
         """
         ...
 
-    def pieces(self, ids: torch.Tensor) -> list[str]:
+    def token_strings(self, ids: torch.Tensor) -> list[str]:
         """The tokens ids [P] as the tokenizer writes them, marks of spaces included."""
         ...
 
@@ -94,7 +94,7 @@ class ImageModel(Protocol):
         """Image codes [B, T] -> [B, T, C]."""
         ...
 
-    def decode(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
+    def forward(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
         """Causal forward. embeds [B, T, C], mask int64 [B, past + T] (None: nothing is padded) -> hidden [B, T, C]."""
         ...
 

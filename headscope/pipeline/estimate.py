@@ -46,12 +46,12 @@ def estimate(run: Run) -> Estimate:
     tokens, streams = model.shape.geometry.tokens, run.streams
     rows = streams * min(config.batch_size, max(calibration, unseen))
     embeds = model.embed_tokens(torch.zeros(streams, tokens, dtype=torch.int64, device=model.device))
-    model.decode(embeds[:, :8], None, None)
-    parallel = _least(lambda: model.logits(model.decode(embeds, None, None)), 2)
+    model.forward(embeds[:, :8], None, None)
+    parallel = _least(lambda: model.logits(model.forward(embeds, None, None)), 2)
     step = embeds[:1, :1].expand(rows, -1, -1)
     cache = PlainCache(model.shape.layers, tokens // 2 + STEPS)
-    model.decode(embeds[:1, : tokens // 2].repeat(rows, 1, 1), None, cache)
-    decoding = _least(lambda: model.decode(step, None, cache), STEPS)
+    model.forward(embeds[:1, : tokens // 2].repeat(rows, 1, 1), None, cache)
+    decoding = _least(lambda: model.forward(step, None, cache), STEPS)
     replayed = CHUNKED * parallel
     searched = min(config.search.images or calibration, calibration)
     heads = model.shape.layers * model.shape.kv_heads

@@ -126,7 +126,7 @@ def plan_images(model: ImageModel, request: Request, *, free: int, batch: int | 
     sampling.seeds(request.total)
     decoders = {kind.name: decoder_name(model, kind.policy, kind.decoder) for kind in request.variants()}
     warn_of_unknown_words(model, texts)
-    encoded = model.encode(list(texts))
+    encoded = model.tokenize(list(texts))
     prefix, streams = encoded.ids.shape[1], sampling.streams
     if policy is not None:
         check_prefix(policy, prefix, texts[int(encoded.mask.sum(1).argmax())])

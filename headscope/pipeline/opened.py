@@ -118,7 +118,7 @@ def begin_run(
     calibration, unseen = split(texts, config.prompts.calibration, config.prompts.unseen)
     model = load_model(config.model, device=device, dtype=config.dtype) if model is None else model
     folder = RunFolder(Path(out))
-    prefix = model.encode([*calibration, *unseen]).ids.shape[1]
+    prefix = model.tokenize([*calibration, *unseen]).ids.shape[1]
     facts = {}
     if limited:
         facts["limit"] = limit_facts(config.limit, config.limit.limit(_spec(model, config, prefix)))

@@ -162,12 +162,12 @@ def resample(model: JanusModel, tokens: torch.Tensor, captions: Sequence[str], r
     Guidance and temperature are those of drawing. The layout stays, the looks get the model's own mistakes, for one pass of
     the transformer where drawing takes N. With an empty caption the model is told nothing.
     """
-    prefix = model.encode([caption or "sticker" for caption in captions])
+    prefix = model.tokenize([caption or "sticker" for caption in captions])
     told = torch.tensor([bool(caption) for caption in captions])[:, None]
     ids = torch.cat([torch.where(told, prefix.ids, prefix.unconditional_ids), prefix.unconditional_ids])
     mask = functional.pad(torch.cat([prefix.mask, prefix.unconditional_mask]), (0, tokens.shape[1] - 1), value=1)
     embeds = torch.cat([model.embed_prefix(ids), model.embed_tokens(tokens[:, :-1]).repeat(2, 1, 1)], 1)
-    hidden = model.decode(embeds, mask)
+    hidden = model.forward(embeds, mask)
     conditional, unconditional = model.logits(hidden[:, ids.shape[1] - 1 :]).float().chunk(2)
     logits = torch.lerp(unconditional, conditional, model.guidance) / model.temperature
     noise = torch.empty_like(logits).exponential_(generator=torch.Generator().manual_seed(int(rng.integers(2**31))))

@@ -57,7 +57,7 @@ def generate(
     asked = (asked if seeds is None else replace(asked, seed=seeds)).of(model)
     every = asked.seeds(len(prompts))
     warn_of_unknown_words(model, prompts)
-    prefix = model.encode(prompts)  # all at once: one length, so that batches are alike
+    prefix = model.tokenize(prompts)  # all at once: one length, so that batches are alike
     size, count = batch_size or DEFAULT_BATCH, model.shape.geometry.tokens
     found, tell = [], of_task(progress, "generating")
     for start in range(0, len(prompts), size):

@@ -80,14 +80,14 @@ def watch(
     shape = model.shape
     selection.check(shape.layers, shape.query_heads, shape.geometry.rows)
     streams = streams_of(samples.guidance, selection)
-    prefix = model.encode(samples.prompts)
+    prefix = model.tokenize(samples.prompts)
     halves = {"conditional": (prefix.ids, prefix.mask), "unconditional": (prefix.unconditional_ids, prefix.unconditional_mask)}
     ids, mask = (torch.cat([halves[stream][part] for stream in streams]) for part in (0, 1))
     image = model.embed_tokens(samples.tokens[:, :-1].long().to(model.device)).repeat(len(streams), 1, 1)
     embeds = torch.cat([model.embed_prefix(ids), image], 1)
     full_mask = torch.cat([mask, mask.new_ones(image.shape[:2])], 1)
     with watching(model.decoder, shape.geometry, ids.shape[1], selection, streams, each, once=True) as watched:
-        model.decode(embeds, full_mask)
+        model.forward(embeds, full_mask)
     return watched
 
 

@@ -128,9 +128,9 @@ class _Writer:
         self._statistics, self._kinds = chosen_statistics(selection.full), chosen_curves(selection.full)
         self._tables: dict[int, list[pd.DataFrame]] = {number: [] for number in numbers}
         self._curves: dict[int, list[dict[str, torch.Tensor]]] = {number: [] for number in numbers}
-        prefix = model.encode(samples.prompts)
+        prefix = model.tokenize(samples.prompts)
         self._real = prefix.mask.bool().cpu()
-        self._pieces = [model.pieces(row[real]) for row, real in zip(prefix.ids.cpu(), self._real, strict=True)]
+        self._pieces = [model.token_strings(row[real]) for row, real in zip(prefix.ids.cpu(), self._real, strict=True)]
         heads = range(model.shape.query_heads)
         self._heads = list(heads if selection.heads is None else selection.heads)
 

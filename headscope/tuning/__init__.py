@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from headscope.tuning.config import RunConfig as RunConfig
     from headscope.tuning.config import SearchConfig as SearchConfig
     from headscope.tuning.config import config_from as config_from
-    from headscope.tuning.config import read_config as read_config
+    from headscope.tuning.config_file import read_config as read_config
     from headscope.tuning.measure.ablation import HeadAblation as HeadAblation
     from headscope.tuning.measure.ablation import ablate_heads as ablate_heads
     from headscope.tuning.measure.ablation import equal_options as equal_options
@@ -80,7 +80,7 @@ _HOMES = {
     "losses_from": "measure.options",
     "measure_sensitivity": "measure.sensitivity",
     "ablate_heads": "measure.ablation",
-    "read_config": "config",
+    "read_config": "config_file",
     "sensitivity_table": "measure.table",
     "solve": "propose.knapsack",
     "step_times": "compare",

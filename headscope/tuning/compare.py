@@ -110,18 +110,18 @@ def step_times(replay: Replay, policies: Mapping[str, Policy], images: int) -> d
     for name, policy in policies.items():
         cache = CompressedCache(policy)
         with compressed(model, policy):
-            model.decode(batch.prefix, batch.mask[:, : few.prefix], cache)
+            model.forward(batch.prefix, batch.mask[:, : few.prefix], cache)
             for start, end in chunks(policy, few.geometry):
                 stop = min(end, begin)
                 if start < stop:
-                    model.decode(batch.tokens[:, start:stop], batch.mask[:, : few.prefix + stop], cache)
+                    model.forward(batch.tokens[:, start:stop], batch.mask[:, : few.prefix + stop], cache)
         caches[name] = cache
     seconds: dict[str, list[float]] = {name: [] for name in policies}
     for t in range(begin, last):
         for name, policy in policies.items():
             with compressed(model, policy):
                 started = _clock(model.device)
-                hidden = model.decode(batch.tokens[:, t : t + 1], batch.mask[:, : few.prefix + t + 1], caches[name])
+                hidden = model.forward(batch.tokens[:, t : t + 1], batch.mask[:, : few.prefix + t + 1], caches[name])
                 model.logits(hidden)
                 seconds[name].append(_clock(model.device) - started)
     return {name: median(times) for name, times in seconds.items()}

@@ -1,30 +1,16 @@
 """Every knob of a search and of a run, with its default, in one place: command line, TOML and Python build these objects.
 
-A study definition is a `RunConfig` as a TOML file:
-
-    model = "stickers"
-    policy = "stickers-20.safetensors"     # what to write, into RUN/policies/
-
-    [limit]
-    keep = "20%"                           # or: memory = "12MiB", batch = 16
-
-    [search]
-    trials = 60
-
-What is not said has the default below; an unknown key, a wrong unit or a budget that can't be is refused in one sentence
-that names it. The prompts' file and a model that is a folder count from the folder of the TOML file.
+`config_file` reads them from TOML. An unknown key, a wrong unit or a budget that can't be is refused in one sentence that names
+it.
 """
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from headscope.errors import BudgetError, DataError
-from headscope.storage import read_text
 
 if TYPE_CHECKING:
     from headscope.policy import CacheSpec, Limit, ModelShape
@@ -259,27 +245,6 @@ class RunConfig(_Config):
     search: SearchConfig = SearchConfig()
 
 
-def read_config(path: str | Path) -> RunConfig:
-    """Read and check a study definition.
-
-    Returns:
-        It, with the prompts' file and a model's folder as absolute paths, whatever the working folder is.
-
-    Raises:
-        DataError: no such file, not TOML, or a key that is unknown, missing or wrong; the sentence names it.
-    """
-    try:
-        content = tomllib.loads(read_text(path, "study definition"))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: not a TOML file ({error}).") from None
-    config = config_from(content, str(path))
-    folder = Path(path).absolute().parent
-    prompts = config.prompts
-    if prompts.file is not None:
-        prompts = prompts.replace(file=str(folder / prompts.file))
-    return config.replace(model=_model(config.model, folder, path), prompts=prompts)
-
-
 def config_from(content: object, where: str) -> RunConfig:
     """A run's configuration from a table of names and values.
 
@@ -294,19 +259,6 @@ def config_from(content: object, where: str) -> RunConfig:
         return RunConfig.model_validate(content)
     except ValidationError as error:
         raise DataError(f"{where}: {_said(RunConfig, error)}") from None
-
-
-def _model(name: str, folder: Path, path: str | Path) -> str:
-    """A path in a definition counts from the file that it stands in; a name stays one."""
-    from headscope.models.registry import known_models
-
-    if "/" not in name and name in (known for known, _ in known_models()[:-1]):
-        return name
-    if (folder / name).is_dir():
-        return str(folder / name)
-    if not Path(name).is_absolute() and Path(name).is_dir():
-        raise DataError(f"{path}: model: {name} is no folder beside this file, and a path in it counts from {folder}.")
-    return name
 
 
 def _said(config: type[BaseModel], error: ValidationError) -> str:

@@ -53,9 +53,9 @@ def test_generating_and_decoding_use_no_deprecated_name(tiny: ImageModel, compla
     policy = Policy.uniform(tiny.shape, window=3, heavy=2, stride=4, prefix=8)
     generate(tiny, ["dog"], 0)
     generate(tiny, ["dog"], 0, policy=policy)
-    prefix = tiny.encode(["dog"])
+    prefix = tiny.tokenize(["dog"])
     with torch.inference_mode():
-        tiny.decode(tiny.embed_prefix(prefix.ids), prefix.mask, DynamicCache(config=tiny.decoder.config))
+        tiny.forward(tiny.embed_prefix(prefix.ids), prefix.mask, DynamicCache(config=tiny.decoder.config))
     with compressed(tiny, policy):
         tiny.network.generate(
             prefix.ids,

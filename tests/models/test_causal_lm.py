@@ -87,7 +87,7 @@ def test_a_folder_loads_and_says_its_shape(text_folder: Path, text: CausalLMMode
 
 
 def test_greedy_tokens_are_those_of_transformers(either: CausalLMModel) -> None:
-    ids = either.encode(["red apple"]).ids
+    ids = either.tokenize(["red apple"]).ids
     settings: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "max_new_tokens": TEXT_TOKENS, "do_sample": False}
     expected = either.network.generate(ids, **settings)[:, ids.shape[1] :]
     tokens = generate(either, ["red apple"], 0, sampling=Sampling(temperature=0.0)).tokens
@@ -100,13 +100,13 @@ def test_padding_changes_nothing(either: CausalLMModel) -> None:
     image = torch.arange(TEXT_TOKENS - 1)[None] % either.vocabulary
     results = []
     for prompts in (["dog"], ["dog", "red apple and blue car"]):
-        prefix = either.encode(prompts)
+        prefix = either.tokenize(prompts)
         tokens = either.embed_tokens(image.expand(len(prompts), -1))
         mask = torch.cat([prefix.mask, prefix.mask.new_ones(tokens.shape[:2])], 1)
-        whole = either.decode(torch.cat([either.embed_prefix(prefix.ids), tokens], 1), mask)[:1, prefix.ids.shape[1] :]
+        whole = either.forward(torch.cat([either.embed_prefix(prefix.ids), tokens], 1), mask)[:1, prefix.ids.shape[1] :]
         cache = DynamicCache()
-        either.decode(either.embed_prefix(prefix.ids), prefix.mask, cache)
-        stepped = either.decode(tokens[:, :1], mask[:, : prefix.ids.shape[1] + 1], cache)[:1]
+        either.forward(either.embed_prefix(prefix.ids), prefix.mask, cache)
+        stepped = either.forward(tokens[:, :1], mask[:, : prefix.ids.shape[1] + 1], cache)[:1]
         results.append(either.logits(whole))
         torch.testing.assert_close(either.logits(stepped), results[-1][:, :1], atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(results[0], results[1], atol=1e-3, rtol=1e-3)
@@ -132,7 +132,7 @@ def test_every_layer_can_be_watched(either: CausalLMModel) -> None:
 
 
 def test_prompts_are_padded_on_the_left(text: CausalLMModel) -> None:
-    prefix = text.encode(["red apple", "dog"], length=5)
+    prefix = text.tokenize(["red apple", "dog"], length=5)
     assert text.tokenizer.convert_ids_to_tokens(prefix.ids[1])[-2:] == ["<s>", "dog"]
     assert prefix.mask.tolist() == [[0, 0, 1, 1, 1], [0, 0, 0, 1, 1]]
     assert prefix.unconditional_ids.shape == prefix.unconditional_mask.shape == prefix.ids.shape
@@ -150,7 +150,7 @@ def test_prompts_are_padded_on_the_left(text: CausalLMModel) -> None:
 )
 def test_impossible_prompts_are_refused(text: CausalLMModel, prompts: list[str], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        text.encode(prompts)
+        text.tokenize(prompts)
 
 
 def test_text_is_drawn_black_on_white(text: CausalLMModel) -> None:
@@ -206,6 +206,6 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, absent: str
 def test_smollm2_knows_a_capital_behind_padding() -> None:
     model: Any = load_model("smollm2")
     assert (model.shape.layers, model.shape.query_heads, model.shape.kv_heads, model.shape.head_dim) == (30, 9, 3, 64)
-    prefix = model.encode(["The capital of France is", "A prompt that is longer than the other one by some words"])
-    scores = model.logits(model.decode(model.embed_prefix(prefix.ids), prefix.mask)[:, -1:])[:, 0]
+    prefix = model.tokenize(["The capital of France is", "A prompt that is longer than the other one by some words"])
+    scores = model.logits(model.forward(model.embed_prefix(prefix.ids), prefix.mask)[:, -1:])[:, 0]
     assert model.tokenizer.decode(scores[0].argmax()) == " Paris"

@@ -137,7 +137,7 @@ def test_a_folder_of_another_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_prompts_are_encoded_as_generate_does(tiny: JanusModel) -> None:
-    prefix = tiny.encode(["red apple", "dog"], length=6)
+    prefix = tiny.tokenize(["red apple", "dog"], length=6)
     words = tiny.tokenizer.convert_ids_to_tokens(prefix.ids[0])
     assert words == ["<pad>", "<pad>", "<s>", "red", "apple", "<begin_of_image>"]
     assert prefix.mask[0].tolist() == [0, 0, 1, 1, 1, 1]
@@ -156,7 +156,7 @@ def test_prompts_are_encoded_as_generate_does(tiny: JanusModel) -> None:
 )
 def test_impossible_prompts_are_refused(tiny: JanusModel, prompts: list[str], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        tiny.encode(prompts)
+        tiny.tokenize(prompts)
 
 
 def test_samples_come_back_as_they_were(tmp_path: Path) -> None:

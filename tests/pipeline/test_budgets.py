@@ -18,18 +18,18 @@ from headscope.runtime import CompressedCache, compressed
 
 def allocated(model: JanusModel, policy: Policy, images: int) -> int:
     """Bytes of the tensors of a real cache for so many guided images."""
-    prefix = model.encode(["red apple"] * images)
+    prefix = model.tokenize(["red apple"] * images)
     ids = torch.cat([prefix.ids, prefix.unconditional_ids])
     cache = CompressedCache(policy)
     with torch.inference_mode(), compressed(model, policy):
-        model.decode(model.embed_prefix(ids), torch.ones_like(ids), cache)
+        model.forward(model.embed_prefix(ids), torch.ones_like(ids), cache)
     return sum(t.numel() * t.element_size() for layer in cache.compressed_layers for b in layer.buckets for t in b.tensors())
 
 
 @given(st.integers(8_000, 90_000), st.sampled_from(["streaming", "h2o"]), st.floats(0.55, 0.9))
 @settings(max_examples=15, deadline=None)
 def test_the_largest_batch_fits_and_one_more_does_not(tiny: JanusModel, room: int, name: str, keep: float) -> None:
-    prefix = tiny.encode(["red apple"]).ids.shape[1]
+    prefix = tiny.tokenize(["red apple"]).ids.shape[1]
     policy = make_preset(name, Limit.of_share(keep, CacheSpec(tiny.shape, prefix)))
     fits = what_fits(CacheSpec(tiny.shape, prefix, batch=3), room, {"mine": policy}, shares=(1.0,))
     mine = next(row for row in fits.rows if row.name == "mine")

@@ -36,7 +36,7 @@ def test_its_heads_and_its_chat_template_go_through_every_step(tmp_path: Path, c
     prompt = own.apply_chat_template(messages, add_generation_prompt=True)
     expected = own(text=prompt, generation_mode="image", return_tensors="pt")["input_ids"]
     model = load_model(str(folder))
-    assert model.encode(["blue car"]).ids.tolist() == expected.tolist()
+    assert model.tokenize(["blue car"]).ids.tolist() == expected.tolist()
     policy = load_policy(out / "policy.safetensors", model.shape)
     assert (policy.shape.head_dim, policy.shape.geometry.tokens) == (128, 64)
     assert CacheSpec(policy.shape, policy.prefix).share_of(policy) <= 0.20

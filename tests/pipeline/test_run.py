@@ -163,5 +163,5 @@ def test_prompts_are_dealt_alternately_and_never_twice() -> None:
 
 def test_the_bundled_models_prompts_are_all_words_it_knows(stickers: ImageModel) -> None:
     unknown = stickers.tokenizer.unk_token_id  # type: ignore[attr-defined]
-    ids = stickers.encode(default_prompts("stickers")).ids
+    ids = stickers.tokenize(default_prompts("stickers")).ids
     assert not torch.any(ids == unknown)

@@ -249,18 +249,18 @@ def test_an_observer_is_shown_what_the_oracle_sees(tiny: JanusModel) -> None:
         stride=4,
         prefix=9,
     )
-    prefix = tiny.encode(["dog", "a blue car on a red background"])
+    prefix = tiny.tokenize(["dog", "a blue car on a red background"])
     tokens = torch.randint(0, 16, (2, 16), generator=torch.Generator().manual_seed(1))
     length, image = prefix.ids.shape[1], tiny.embed_tokens(tokens)
     mask = torch.cat([prefix.mask, prefix.mask.new_ones(2, 16)], 1)
     shown: list[tuple[int, list[Group]]] = []
     cache = CompressedCache(policy)
     with torch.inference_mode(), compressed(tiny, policy), observe(tiny.decoder, lambda n, g: shown.append((n, g))):
-        tiny.decode(tiny.embed_prefix(prefix.ids), prefix.mask, cache)
+        tiny.forward(tiny.embed_prefix(prefix.ids), prefix.mask, cache)
         assert len(shown.pop()[1]) == 1
         shown.clear()
         for t in range(16):
-            tiny.decode(image[:, t : t + 1], mask[:, : length + t + 1], cache)
+            tiny.forward(image[:, t : t + 1], mask[:, : length + t + 1], cache)
     for layer, groups in shown:
         assert sorted(head for group in groups for head in group.heads) == [0, 1, 2, 3]
         for group in groups:

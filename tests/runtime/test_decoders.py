@@ -76,7 +76,7 @@ def test_a_name_that_is_not_known_or_cannot_run_is_refused_with_those_that_can(t
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["llama_cpu", "transformers"])
 def test_bytes_are_those_that_were_counted(tiny: JanusModel, policy: Policy, name: str) -> None:
-    prefix = tiny.encode(PROMPTS)
+    prefix = tiny.tokenize(PROMPTS)
     spec = CacheSpec(tiny.shape, prefix.ids.shape[1], batch=2, streams=2, dtype="float32")
     decoder = choose(tiny, policy, name)
     assert decoder.nbytes() == 0
@@ -91,23 +91,23 @@ def test_bytes_are_those_that_were_counted(tiny: JanusModel, policy: Policy, nam
 def test_a_second_prefill_begins_anew(tiny: JanusModel, policy: Policy) -> None:
     for name in usable_decoders(tiny, policy):
         decoder = DECODERS[name](tiny, policy)
-        first = [decoder.prefill(tiny.encode(PROMPTS), guided=True), decoder.step(torch.tensor([3, 4]), 0)]
-        again = [decoder.prefill(tiny.encode(PROMPTS), guided=True), decoder.step(torch.tensor([3, 4]), 0)]
+        first = [decoder.prefill(tiny.tokenize(PROMPTS), guided=True), decoder.step(torch.tensor([3, 4]), 0)]
+        again = [decoder.prefill(tiny.tokenize(PROMPTS), guided=True), decoder.step(torch.tensor([3, 4]), 0)]
         assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
 @torch.inference_mode()
 def test_streams_are_stacked_with_the_conditional_ones_first(tiny: JanusModel) -> None:
-    prefix = tiny.encode(PROMPTS)
+    prefix = tiny.tokenize(PROMPTS)
     ids, mask = prefix.stacked(guided=True)
     assert torch.equal(ids, torch.cat([prefix.ids, prefix.unconditional_ids]))
     assert mask.shape == ids.shape
     assert prefix.stacked(guided=False)[0] is prefix.ids
 
 
-def test_prompts_are_encoded_once(tiny: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_tokenized_once(tiny: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    encode = tiny.encode
-    monkeypatch.setattr(tiny, "encode", lambda prompts, length=None: asked.append(prompts) or encode(prompts, length))
+    tokenize = tiny.tokenize
+    monkeypatch.setattr(tiny, "tokenize", lambda prompts, length=None: asked.append(prompts) or tokenize(prompts, length))
     generate(tiny, PROMPTS, batch_size=1)
     assert asked == [PROMPTS]

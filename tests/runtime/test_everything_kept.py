@@ -37,7 +37,7 @@ def everything(model: ImageModel, kind: str) -> Policy:
 
 
 def own_tokens(model: JanusModel, prompts: list[str], guidance: float) -> torch.Tensor:
-    prefix = model.encode(prompts)
+    prefix = model.tokenize(prompts)
     return model.network.generate(
         prefix.ids,
         attention_mask=prefix.mask,
@@ -68,20 +68,20 @@ def test_the_bundled_model_draws_the_tokens_of_generate(stickers: JanusModel) ->
 
 
 def logits_through(model: ImageModel, policy: Policy | None, tokens: torch.Tensor, chunk: int) -> torch.Tensor:
-    prefix = model.encode(PROMPTS)
+    prefix = model.tokenize(PROMPTS)
     embeds, mask = model.embed_prefix(prefix.ids), prefix.mask
     image = model.embed_tokens(tokens)
     whole = torch.cat([mask, mask.new_ones(tokens.shape)], 1)
     with torch.inference_mode():
         if policy is None:
-            return model.logits(model.decode(torch.cat([embeds, image], 1), whole))[:, embeds.shape[1] :]
+            return model.logits(model.forward(torch.cat([embeds, image], 1), whole))[:, embeds.shape[1] :]
         cache = CompressedCache(policy)
         parts = []
         with compressed(model, policy):
-            model.decode(embeds, mask, cache)
+            model.forward(embeds, mask, cache)
             for start in range(0, tokens.shape[1], chunk):
                 upto = embeds.shape[1] + start + chunk
-                parts.append(model.logits(model.decode(image[:, start : start + chunk], whole[:, :upto], cache)))
+                parts.append(model.logits(model.forward(image[:, start : start + chunk], whole[:, :upto], cache)))
         return torch.cat(parts, 1)
 
 
@@ -109,7 +109,7 @@ def test_bfloat16_is_as_near_as_the_models_own_two_attentions() -> None:
 
 def test_the_cache_works_inside_the_models_own_generate(tiny: JanusModel) -> None:
     policy = everything(tiny, "mixed")
-    prefix = tiny.encode(PROMPTS)
+    prefix = tiny.tokenize(PROMPTS)
     with compressed(tiny, policy):
         tokens = tiny.network.generate(
             prefix.ids,

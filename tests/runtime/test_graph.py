@@ -24,7 +24,7 @@ WINDOWS, HEAVY = torch.tensor([[5, 1], [0, 3]]), torch.tensor([[0, 3], [4, 0]])
 
 @torch.inference_mode()
 def generated(decoder: LlamaCudaDecoder, sampler: Sampler, steps: list[int]) -> torch.Tensor:
-    hidden = decoder.prefill(decoder.model.encode(PROMPTS), sampler.guided)
+    hidden = decoder.prefill(decoder.model.tokenize(PROMPTS), sampler.guided)
     return decoder.image_tokens(hidden, sampler, steps.append).to(torch.int32).cpu()
 
 
@@ -45,7 +45,7 @@ def test_the_same_images(tiny: JanusModel, guidance: float, top_k: int | None) -
 def test_a_step_that_is_not_captured_gives_the_same_hidden_states(tiny: JanusModel) -> None:
     policy = Policy.uniform(tiny.shape, window=WINDOWS, heavy=HEAVY, stride=4, prefix=12)
     decoders = [LlamaCudaDecoder(tiny, policy), choose(tiny, policy, "transformers")]
-    prefix, codes = tiny.encode(PROMPTS), torch.randint(0, 16, (5, 2), generator=torch.Generator().manual_seed(1))
+    prefix, codes = tiny.tokenize(PROMPTS), torch.randint(0, 16, (5, 2), generator=torch.Generator().manual_seed(1))
     for guided in (True, False):  # another number of rows: what was allocated does not fit
         found = [[one.prefill(prefix, guided), *(one.step(row, t) for t, row in enumerate(codes))] for one in decoders]
         torch.testing.assert_close(torch.stack(found[0]), torch.stack(found[1]), rtol=1e-4, atol=1e-4)
@@ -70,7 +70,7 @@ def test_bytes_are_those_of_the_cpus_cache(tiny: JanusModel) -> None:
     policy = Policy.uniform(tiny.shape, window=WINDOWS, heavy=HEAVY, stride=4, prefix=12)
     decoder = LlamaCudaDecoder(tiny, policy)
     assert decoder.nbytes() == 0
-    decoder.prefill(tiny.encode(PROMPTS), guided=True)
+    decoder.prefill(tiny.tokenize(PROMPTS), guided=True)
     cache = CompressedCache(policy)
     keys = torch.zeros(4, 2, decoder.prefix, 8)
     for layer in cache.compressed_layers:

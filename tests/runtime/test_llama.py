@@ -23,7 +23,7 @@ WINDOWS, HEAVY = torch.tensor([[5, 1], [0, 3]]), torch.tensor([[0, 3], [4, 0]])
 
 def both(model: JanusModel, policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states [B, N, C] of random image tokens after padded prompts: by the model, and by the step."""
-    prefix = model.encode(PROMPTS)  # of different length
+    prefix = model.tokenize(PROMPTS)  # of different length
     image = torch.randint(0, 16, (2, 16), generator=torch.Generator().manual_seed(1))
     embeds, words = model.embed_tokens(image), model.embed_prefix(prefix.ids)
     length = words.shape[1]
@@ -33,11 +33,11 @@ def both(model: JanusModel, policy: Policy) -> tuple[torch.Tensor, torch.Tensor]
     with torch.inference_mode(), compressed(model, policy):
         for fast in (0, 1):
             cache = CompressedCache(policy)
-            model.decode(words, prefix.mask, cache)
+            model.forward(words, prefix.mask, cache)
             for t in range(16):
                 mask = torch.cat([prefix.mask, prefix.mask.new_ones(2, t + 1)], 1)
                 one = embeds[:, t : t + 1]
-                found[fast].append(step(one[:, 0], length + t, cache) if fast else model.decode(one, mask, cache)[:, 0])
+                found[fast].append(step(one[:, 0], length + t, cache) if fast else model.forward(one, mask, cache)[:, 0])
     return torch.stack(found[0], 1), torch.stack(found[1], 1)
 
 

@@ -17,14 +17,14 @@ PROMPTS = ["red apple", "a blue car on a red background"]  # of unlike lengths: 
 @torch.inference_mode()
 def hidden_through(model: JanusModel, cache: Cache, lengths: list[int]) -> list[torch.Tensor]:
     """What the decoder gives for the prefix and then for chunks of image tokens of these lengths."""
-    prefix = model.encode(PROMPTS)
+    prefix = model.tokenize(PROMPTS)
     seen = prefix.mask
-    found = [model.decode(model.embed_prefix(prefix.ids), seen, cache)]
+    found = [model.forward(model.embed_prefix(prefix.ids), seen, cache)]
     generator = torch.Generator().manual_seed(3)
     for length in lengths:
         tokens = torch.randint(0, 16, (len(PROMPTS), length), generator=generator)
         seen = torch.cat([seen, seen.new_ones(tokens.shape)], 1)
-        found.append(model.decode(model.embed_tokens(tokens), seen, cache))
+        found.append(model.forward(model.embed_tokens(tokens), seen, cache))
     return found
 
 
@@ -33,7 +33,7 @@ def hidden_through(model: JanusModel, cache: Cache, lengths: list[int]) -> list[
 def test_every_step_is_that_of_a_dynamic_cache(lengths: list[int], kind: str) -> None:
     model = tiny_model()
     model.network.to(getattr(torch, kind))
-    room = model.encode(PROMPTS).ids.shape[1] + 16
+    room = model.tokenize(PROMPTS).ids.shape[1] + 16
     plain = hidden_through(model, PlainCache(model.shape.layers, room), lengths)
     dynamic = hidden_through(model, DynamicCache(), lengths)
     assert len(plain) == len(lengths) + 1
@@ -42,14 +42,14 @@ def test_every_step_is_that_of_a_dynamic_cache(lengths: list[int], kind: str) ->
 
 @torch.inference_mode()
 def test_its_memory_is_allocated_once_and_holds_no_more_than_asked(tiny: JanusModel) -> None:
-    room = tiny.encode(PROMPTS).ids.shape[1] + 3
+    room = tiny.tokenize(PROMPTS).ids.shape[1] + 3
     cache = PlainCache(tiny.shape.layers, room)
     hidden_through(tiny, cache, [1])
     places = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
     image = tiny.embed_tokens(torch.zeros(2, 2, dtype=torch.int64))
-    tiny.decode(image, None, cache)
+    tiny.forward(image, None, cache)
     assert [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers] == places
     assert cache.layers[0].keys.shape == (2, tiny.shape.kv_heads, room, tiny.shape.head_dim)
     assert cache.get_seq_length() == room
     with pytest.raises(CacheError, match=f"room for {room} tokens, not for {room + 1}"):
-        tiny.decode(image[:, :1], None, cache)
+        tiny.forward(image[:, :1], None, cache)

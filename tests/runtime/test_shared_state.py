@@ -180,14 +180,14 @@ def test_what_a_search_leaves_behind_works_with_gradients() -> None:
     windows, heavy = torch.tensor([[4, 2], [1, 2]]), torch.tensor([[0, 2], [2, 0]])
     policy = Policy.uniform(model.shape, window=windows, heavy=heavy, stride=3, prefix=8)
     Replay(model, generate(model, ["red apple", "dog"], 0)).measure(policy)
-    given = model.encode(["red apple", "dog"])
+    given = model.tokenize(["red apple", "dog"])
     embeds, mask = model.embed_tokens(torch.zeros(2, 6, dtype=torch.int64)), given.mask
     with compressed(model, policy):
         cache = CompressedCache(policy)
-        outputs = [model.decode(model.embed_prefix(given.ids), mask, cache)]
+        outputs = [model.forward(model.embed_prefix(given.ids), mask, cache)]
         for start, stop in ((0, 3), (3, 4), (4, 6)):
             mask = torch.cat([mask, mask.new_ones(2, stop - start)], 1)
-            outputs.append(model.decode(embeds[:, start:stop], mask, cache))
+            outputs.append(model.forward(embeds[:, start:stop], mask, cache))
     assert all(output.requires_grad and output.isfinite().all() for output in outputs)
 
 

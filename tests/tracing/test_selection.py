@@ -89,14 +89,14 @@ def test_live_tracing_gives_the_numbers_of_the_parallel_pass(tiny: JanusModel, s
 
 def step_through(model: JanusModel, samples: Samples) -> None:
     """Feed recorded tokens one by one, through a static cache, which has slots for tokens that are still to come."""
-    prefix = model.encode(samples.prompts)
+    prefix = model.tokenize(samples.prompts)
     ids, mask = torch.cat([prefix.ids, prefix.unconditional_ids]), torch.cat([prefix.mask, prefix.unconditional_mask])
     cache = StaticCache(config=model.decoder.config, max_cache_len=64)
     with torch.inference_mode():
-        model.decode(model.embed_prefix(ids), mask, cache)
+        model.forward(model.embed_prefix(ids), mask, cache)
         for t in range(samples.tokens.shape[1] - 1):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            model.decode(model.embed_tokens(samples.tokens[:, t : t + 1].long().repeat(2, 1)), mask, cache)
+            model.forward(model.embed_tokens(samples.tokens[:, t : t + 1].long().repeat(2, 1)), mask, cache)
 
 
 def test_live_tracing_shows_what_compression_leaves(tiny: JanusModel, samples: Samples) -> None:

@@ -127,7 +127,7 @@ def test_each_curve_equals_its_definition(name: str) -> None:
 def test_each_statistic_of_a_model_equals_its_definition_on_the_models_own_eager_maps(tiny: JanusModel) -> None:
     """Nothing of the tracer is in the oracle: eager maps, padding cut off by hand, one query and one key at a time."""
     samples = generate(tiny, ["dog", "a blue car on a red background"], 5)
-    prefix = tiny.encode(samples.prompts)
+    prefix = tiny.tokenize(samples.prompts)
     ids = torch.cat([prefix.ids, prefix.unconditional_ids])
     mask = torch.cat([prefix.mask, prefix.unconditional_mask])
     tokens = samples.tokens[:, :-1].long().repeat(2, 1)
@@ -155,13 +155,13 @@ def test_tracing_changes_no_bit_of_the_logits_unless_nobody_uses_them(
     tiny: JanusModel, monkeypatch: pytest.MonkeyPatch, once: bool
 ) -> None:
     samples = generate(tiny, ["dog", "a blue car on a red background"], 5)
-    original, hidden = tiny.decode, []
+    original, hidden = tiny.forward, []
 
-    def decode(embeds: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def forward(embeds: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         hidden.append((embeds, mask, original(embeds, mask)))
         return hidden[0][2]
 
-    monkeypatch.setattr(tiny, "decode", decode)
+    monkeypatch.setattr(tiny, "forward", forward)
     with pytest.MonkeyPatch.context() as patch:
         if not once:
             patch.setattr("headscope.tracing.hooks.watching", lambda *a, once, **k: watching(*a, **k))

@@ -9,7 +9,8 @@ import pytest
 
 from headscope.errors import DataError
 from headscope.models import load_model
-from headscope.tuning.config import LimitConfig, RunConfig, SearchConfig, read_config
+from headscope.tuning.config import LimitConfig, RunConfig, SearchConfig
+from headscope.tuning.config_file import read_config
 
 SHIPPED = sorted((Path(__file__).parents[2] / "search").glob("*.toml"))
 

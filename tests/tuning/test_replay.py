@@ -41,18 +41,18 @@ def slow_kl(model: JanusModel, samples: Samples, policy: Policy) -> torch.Tensor
     result = []
     with torch.inference_mode():
         for number, prompt in enumerate(samples.prompts):
-            prefix = model.encode([prompt])
+            prefix = model.tokenize([prompt])
             tokens = samples.tokens[number : number + 1].long()
             streams = []
             for ids in (prefix.ids, prefix.unconditional_ids):
                 words, image = model.embed_prefix(ids), model.embed_tokens(tokens[:, :-1])
-                full = model.logits(model.decode(torch.cat([words, image], 1), None))[0, ids.shape[1] :]
+                full = model.logits(model.forward(torch.cat([words, image], 1), None))[0, ids.shape[1] :]
                 cache, parts = CompressedCache(policy), []
                 with compressed(model, policy):
-                    model.decode(words, prefix.mask, cache)
+                    model.forward(words, prefix.mask, cache)
                     for t in range(image.shape[1]):
                         mask = torch.ones(1, ids.shape[1] + t + 1, dtype=torch.int64)
-                        parts.append(model.logits(model.decode(image[:, t : t + 1], mask, cache))[0])
+                        parts.append(model.logits(model.forward(image[:, t : t + 1], mask, cache))[0])
                 streams.append((full, torch.cat(parts)))
             (full_c, kept_c), (full_u, kept_u) = streams
             p = torch.log_softmax((full_u + 3.0 * (full_c - full_u)), -1)

@@ -240,9 +240,9 @@ def _agrees(step: LlamaStep, model: ImageModel) -> bool:
     for fast in (False, True):
         cache = CompressedCache(policy, prefix=prefix)
         with compressed(model, policy):
-            model.decode(embeds[:, :prefix], mask[:, :prefix], cache)
+            model.forward(embeds[:, :prefix], mask[:, :prefix], cache)
             for t in (prefix, prefix + 1):
                 one = embeds[:, t : t + 1]
-                last = step(one[:, 0], t, cache) if fast else model.decode(one, mask[:, : t + 1], cache)[:, 0]
+                last = step(one[:, 0], t, cache) if fast else model.forward(one, mask[:, : t + 1], cache)[:, 0]
         found.append(last.float())
     return bool((found[0] - found[1]).abs().max() <= _TOLERANCE[step.dtype] * found[0].abs().max())

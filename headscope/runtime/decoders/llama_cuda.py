@@ -72,7 +72,7 @@ class LlamaCudaDecoder:
             self._allocate(*ids.shape)
         self.streams = 2 if guided else 1
         self.padding.copy_((mask == 0).sum(1))
-        hidden = model.decode(model.embed_prefix(ids), mask, cache)
+        hidden = model.forward(model.embed_prefix(ids), mask, cache)
         for layer, found in zip(self.layers, cache.layers, strict=True):
             plain: Any = found
             layer.fill_prefix(plain.keys, plain.values)

@@ -48,12 +48,12 @@ class TransformersDecoder:
             whole: dict[str, Any] = {"batch": len(ids), "dtype": model.dtype, "device": model.device}
             self.cache = CompressedCache(self.policy, prefix=self.prefix, **whole)
         with self._attention():
-            return model.decode(model.embed_prefix(ids), mask, self.cache)[:, -1]
+            return model.forward(model.embed_prefix(ids), mask, self.cache)[:, -1]
 
     def step(self, tokens: torch.Tensor, t: int) -> torch.Tensor:
         """See `Decoder.step`."""
         with self._attention():
-            return self.model.decode(self._embedded(tokens), self._mask[:, : self.prefix + t + 1], self.cache)[:, 0]
+            return self.model.forward(self._embedded(tokens), self._mask[:, : self.prefix + t + 1], self.cache)[:, 0]
 
     def kept(self) -> Iterable[Sequence[torch.Tensor]]:
         """See `Decoder.kept`."""

@@ -138,11 +138,11 @@ class Replay:
 
         Chunks never cross a stride end, where heavy heads choose; without heavy heads the image is one chunk.
         """
-        self.model.decode(batch.prefix, batch.mask[:, : self.prefix], cache)
+        self.model.forward(batch.prefix, batch.mask[:, : self.prefix], cache)
         hidden = []
         for start, end in chunks(policy, self.geometry):
             mask = batch.mask[:, : self.prefix + end]
-            hidden.append(self.model.decode(batch.tokens[:, start:end], mask, cache))
+            hidden.append(self.model.forward(batch.tokens[:, start:end], mask, cache))
         return torch.cat(hidden, 1)
 
     def compare(self, hidden: torch.Tensor, images: slice) -> tuple[torch.Tensor | None, ...]:
@@ -175,11 +175,11 @@ class Replay:
 
     def full(self, batch: Batch) -> torch.Tensor:
         """Hidden states [rows, N - 1, C] under the full cache: one parallel call (attention is causal)."""
-        hidden = self.model.decode(torch.cat([batch.prefix, batch.tokens], 1), batch.mask, None)
+        hidden = self.model.forward(torch.cat([batch.prefix, batch.tokens], 1), batch.mask, None)
         return hidden[:, self.prefix :]
 
     def _encode(self) -> None:
-        prefix = self.model.encode(list(self.samples.prompts))
+        prefix = self.model.tokenize(list(self.samples.prompts))
         ids, mask = [prefix.ids], [prefix.mask]
         if self.streams == 2:
             ids.append(prefix.unconditional_ids)

@@ -157,7 +157,7 @@ class SingleHeadLoss:
             return heads
 
         with _skipping(replay.model.decoder, layer), _before([projections[layer]], splice):
-            hidden = replay.model.decode(self._inputs[number][layer], batch.mask, None)
+            hidden = replay.model.forward(self._inputs[number][layer], batch.mask, None)
         return replay.divergence(hidden[:, replay.prefix :], batch.images)
 
 
