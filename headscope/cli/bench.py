@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headscope.cli.console import lines, progress, say
+from headscope.cli.console import progress, say
 from headscope.cli.decode import decode
 
 app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
@@ -36,9 +36,9 @@ def trace(
 ) -> None:
     """Time and memory of tracing beside the plain pass. Example: headscope bench trace -o trace.csv"""
     import torch
-    from rich.table import Table
 
     from headscope.benchmarks.tracing import VARIANTS, Shape, bench_tracing
+    from headscope.cli.tables import print_table
     from headscope.storage import write_csv
 
     if unknown := [name for name in variant or () if name not in VARIANTS]:
@@ -56,14 +56,5 @@ def trace(
             progress=tell,
         )
     write_csv(table, out, float_format="%.4g")
-    shown = Table(*table.columns, box=None)
-    for row in table.itertuples(index=False):
-        shown.add_row(*(_cell(cell) for cell in row))
-    lines.print(shown)
+    print_table(table)
     say(f"table: {out}")
-
-
-def _cell(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headscope.cli.console import lines, progress, say
+from headscope.cli.console import progress, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,13 +75,10 @@ def decode(
 
 def _show(table: pd.DataFrame) -> None:
     """What fits into a terminal; all columns stand in the file."""
-    from rich.table import Table
+    from headscope.cli.tables import print_table
 
-    few = [name for name in table.columns if name not in ("shape", "cache_bytes", "peak_mb", "ms_median", "ms_least")]
-    shown = Table(*few, box=None)
-    for row in table[few].itertuples(index=False):
-        shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
-    lines.print(shown)
+    left_out = ("shape", "cache_bytes", "peak_mb", "ms_median", "ms_least")
+    print_table(table[[name for name in table.columns if name not in left_out]], digits=4)
 
 
 def _whole_images(out: Path, shape: str, dtype: str, batches: list[int], device: str) -> None:

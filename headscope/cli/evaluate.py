@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headscope.cli.console import Device, Dtype, ModelName, WorkerCount, lines, progress, say, settle_threads
+from headscope.cli.console import Device, Dtype, ModelName, WorkerCount, progress, say, settle_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,19 +123,22 @@ def _policies(files: Sequence[Path], runs: Sequence[Path], shape: ModelShape) ->
 
 def _imported(imported: pd.DataFrame, out: Path, images: int) -> None:
     """Write and print another scorer's results; `images`: of each variant."""
+    from headscope.cli.tables import print_table
     from headscope.storage import write_csv
 
     write_csv(imported, out / "imported.csv")
     for row in imported[imported["category"] == "overall"].to_dict("records"):
         if 0 < row["images"] < images:
             say(f"imported: {row['variant']} has scores of {row['images']:,} of its {images:,} images only.")
-    _table(imported.pivot_table(index="variant", columns="category", values="score", sort=False).reset_index())
+    print_table(imported.pivot_table(index="variant", columns="category", values="score", sort=False).reset_index())
 
 
 def _found(found: Evaluation) -> None:
     """Print likeness and scores."""
+    from headscope.cli.tables import print_table
+
     sizes = [f"{value / 1024:,.0f}" if value == value else "" for value in found.likeness["cache_bytes"]]
-    _table(
+    print_table(
         found.likeness.assign(cache_bytes=sizes)
         .drop(columns=["kernel_spread", "same"], errors="ignore")
         .rename(columns={"cache_bytes": "KiB", "agreement": "tokens", "seconds": "s"})
@@ -147,7 +150,7 @@ def _found(found: Evaluation) -> None:
         wide["paired, 95 %"] = [
             f"{overall.loc[v, 'difference_low']:+.2f} {overall.loc[v, 'difference_high']:+.2f}" for v in wide.index
         ]
-        _table(wide.reset_index())
+        print_table(wide.reset_index())
         say("StickerEval; last, the 95 % interval of the overall score's paired difference to the full cache.")
 
 
@@ -155,18 +158,3 @@ def _side(model: Any) -> int:
     import torch
 
     return int(model.to_images(torch.zeros(1, model.shape.geometry.tokens, dtype=torch.int64)).shape[1])
-
-
-def _table(frame: pd.DataFrame) -> None:
-    from rich.table import Column, Table
-
-    shown = Table(*(Column(str(name), no_wrap=True) for name in frame.columns), box=None)
-    for row in frame.itertuples(index=False):
-        shown.add_row(*(_cell(value) for value in row))
-    lines.print(shown)
-
-
-def _cell(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.3g}" if value == value else ""

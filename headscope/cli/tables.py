@@ -13,25 +13,26 @@ from headscope.cli.console import lines, say
 from headscope.storage import read_table
 
 
-def print_table(frame: pd.DataFrame, bold: Sequence[str] = ()) -> None:
-    """Print a table, numbers to three figures, what is missing as nothing.
+def print_table(frame: pd.DataFrame, bold: Sequence[str] = (), digits: int = 3) -> None:
+    """Print a table, what is missing as nothing.
 
     Args:
         frame: its columns are the titles; a text stands as it is.
         bold: rows to set off, by what their first column says.
+        digits: of numbers that are not whole.
     """
     table = Table(*(Column(str(name), no_wrap=True) for name in frame.columns), box=None)
     for row in frame.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row), style="bold" if row[0] in bold else None)
+        table.add_row(*(_cell(value, digits) for value in row), style="bold" if row[0] in bold else None)
     lines.print(table)
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, digits: int) -> str:
     if not isinstance(value, float):
         return str(value)
     if value != value:
         return ""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
 
 
 def methods_table(path: Path, quick: bool = False) -> None:

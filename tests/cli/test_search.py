@@ -137,7 +137,7 @@ def test_a_table_of_groups_and_one_of_the_trace_alone(command, run: Path) -> Non
     told = {
         "heads": "sensitivity table: every head alone, ",
         "groups": "sensitivity table: the heads of a class in a layer together, ",
-        "coverage": "sensitivity table: the trace alone, 0 cells in 0 s; one of every head (--table heads) would be ",
+        "coverage": "sensitivity table: the trace alone, 0 cells in 0.0 s; one of every head (--table heads) would be ",
     }
     for kind, says in told.items():
         ended = command("search", run, "--keep", "60%", "--trials", 2, "--table", kind)

@@ -16,7 +16,7 @@ from headscope.tuning import Replay, measure_sensitivity
 from headscope.tuning.measure.coverage import Coverage, Groups
 from headscope.tuning.measure.options import Option, default_options
 from headscope.tuning.measure.single_head import alone_policy
-from headscope.tuning.measure.table import kind_for, said, sensitivity_table
+from headscope.tuning.measure.table import kind_for, sensitivity_table
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,3 @@ def test_each_kind_says_what_every_head_would_cost(replay: Replay, coverage: Cov
         assert (f"(`table` heads) would be {every:,}" in table.sentence()) == (kind != "heads")
     again = sensitivity_table(replay, "groups", groups, tmp_path / "table.parquet")
     assert again.sentence().endswith(f"would be {every:,}.")  # nothing was measured, so no time is known
-
-
-def test_durations_are_said_shortly() -> None:
-    assert [said(seconds) for seconds in (3.2, 200, 7200)] == ["3 s", "3 min", "2.0 h"]

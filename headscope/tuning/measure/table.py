@@ -19,6 +19,7 @@ from headscope.tuning.measure.options import ANCHOR, default_options, table_stri
 from headscope.tuning.measure.replay import Replay
 from headscope.tuning.measure.sensitivity import measure_sensitivity, time_cells
 from headscope.tuning.measure.single_head import SingleHeadLoss
+from headscope.words import duration
 
 HEADS, GROUPS, COVERAGE, AUTO = "heads", "groups", "coverage", "auto"
 # Above so many cells `auto` measures groups: at a second a cell, what a user waits for over a coffee.
@@ -45,10 +46,10 @@ class Table:
     def sentence(self) -> str:
         """What was measured, and what a table of every head would cost."""
         what = {HEADS: "every head alone", GROUPS: "the heads of a class in a layer together", COVERAGE: "the trace alone"}
-        text = f"sensitivity table: {what[self.kind]}, {self.cells:,} cells in {said(self.seconds)}"
+        text = f"sensitivity table: {what[self.kind]}, {self.cells:,} cells in {duration(self.seconds)}"
         if self.kind == HEADS:
             return f"{text}."
-        cost = f", about {said(self.every * self.a_cell)}" if self.a_cell == self.a_cell else ""
+        cost = f", about {duration(self.every * self.a_cell)}" if self.a_cell == self.a_cell else ""
         return f"{text}; one of every head (`table` heads) would be {self.every:,}{cost}."
 
     def facts(self) -> dict[str, Any]:
@@ -99,10 +100,3 @@ def kind_for(kind: str, shape: ModelShape) -> str:
 def _cost(losses: pd.DataFrame) -> tuple[float, float]:
     seconds, cells = float(losses.attrs["seconds"]), int(losses.attrs["cells"])
     return seconds, seconds / cells if cells else float("nan")
-
-
-def said(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.2 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
