@@ -19,6 +19,14 @@ from headscope.storage import read_json, write_json
 def claim(out: Path, model: ImageModel, asked: Sequence[Asked], seeds: int, guidance: float | None, layout: str | None) -> None:
     """Note what the folder `out` is about.
 
+    Args:
+        out: the evaluation's folder.
+        model: what generates its images.
+        asked: the prompts.
+        seeds: images a prompt.
+        guidance: scale of classifier-free guidance, by default the model's own.
+        layout: see `EvaluationConfig`.
+
     Raises:
         DataError: it is about something else.
     """

@@ -19,7 +19,15 @@ SUBSETS, SUBSET = 100, 50
 
 @dataclass(frozen=True)
 class Distances:
-    """Kernel distance (mean and standard deviation over subsets) and Fréchet distance, and of how many images each."""
+    """What `distances` found; the smaller, the more alike.
+
+    Attributes:
+        kernel: kernel distance, the mean over subsets.
+        kernel_spread: its standard deviation over subsets.
+        frechet: Fréchet distance.
+        images: how many were compared.
+        real: with how many real ones.
+    """
 
     kernel: float
     kernel_spread: float

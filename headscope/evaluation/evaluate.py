@@ -43,7 +43,14 @@ _TO_REAL = ("kernel", "kernel_spread", "frechet")
 
 @dataclass(frozen=True)
 class Task:
-    """A batch of images to generate into `folder`; `dtype` is what the model is to be loaded in."""
+    """A batch of images to generate.
+
+    Attributes:
+        variant: the policy, where seeds begin, and the decoder.
+        dtype: that the model is to be loaded in, such as "bfloat16".
+        folder: for the batches of this variant.
+        numbers: of the images, see `ImageBatches`.
+    """
 
     variant: Variant
     dtype: str

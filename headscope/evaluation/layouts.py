@@ -21,6 +21,11 @@ DPG_IMAGES = 4  # a prompt
 def check_layout(layout: str | None, asked: Sequence[Asked], seeds: int) -> None:
     """Refuse prompts that the scorer of a layout could not use.
 
+    Args:
+        layout: one of LAYOUTS; None is never refused.
+        asked: the prompts.
+        seeds: images a prompt.
+
     Raises:
         DataError: geneval without a tag and what is to be there; dpg without a name of its own for each prompt, or with other
             than four images a prompt.
@@ -58,7 +63,13 @@ def write_geneval(folder: Path, number: int, asked: Asked, images: Sequence[np.n
 
 
 def write_facts(folder: Path, number: int, asked: Asked) -> None:
-    """`00000/metadata.jsonl`, the prompt's line as it is; one that stands there already is not touched."""
+    """`00000/metadata.jsonl`, the prompt's line as it is; one that stands there already is not touched.
+
+    Args:
+        folder: of all prompts.
+        number: of the prompt.
+        asked: the prompt.
+    """
     file = folder / f"{number:05d}" / "metadata.jsonl"
     text = (asked.line or json.dumps(asked.facts or {"prompt": asked.prompt}, ensure_ascii=False)) + "\n"
     if not file.is_file() or file.read_bytes() != text.encode():
@@ -67,6 +78,11 @@ def write_facts(folder: Path, number: int, asked: Asked) -> None:
 
 def write_dpg(folder: Path, asked: Asked, images: Sequence[np.ndarray]) -> None:
     """One 2 x 2 grid a prompt, called after the prompt's file, as `compute_dpg_bench.py` takes with four images a prompt.
+
+    Args:
+        folder: of all prompts.
+        asked: the prompt.
+        images: uint8 [height, width, 3], four of them.
 
     Raises:
         DataError: not four images.

@@ -43,5 +43,11 @@ def cosine(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def token_agreement(tokens: torch.Tensor, reference: torch.Tensor, row_length: int) -> torch.Tensor:
-    """Share of equal tokens in each row of the image: int [n, N] -> float32 [n, rows]."""
+    """Share of equal tokens in each row of the image: float32 [n, rows].
+
+    Args:
+        tokens: int [n, N].
+        reference: int [n, N].
+        row_length: tokens of a row, by which N is divided.
+    """
     return (tokens == reference).float().unflatten(1, (-1, row_length)).mean(2)

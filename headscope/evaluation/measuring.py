@@ -37,7 +37,13 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A row an image, as in `Evaluation.images`; means and distances; token agreement of each row of the image."""
+    """What was measured of one variant.
+
+    Attributes:
+        images: a row an image, as in `Evaluation.images`.
+        means: by measure: means over the images, and distances to real images.
+        by_row: of each row of the image, the share of tokens that are those of the full cache.
+    """
 
     images: pd.DataFrame
     means: dict[str, float]

@@ -188,12 +188,19 @@ def classify(
 ) -> Heads:
     """Classify the KV heads of a traced model; under grouped queries a KV head has the mean features of its query heads.
 
-    method, clusters, threshold: see `HeadClassifier`.
-
     `confidence` is the posterior of the class given, `stability` the share of `resamples` bootstraps over images in
     which a classifier fitted anew gives the same class.
 
     A statistic that is no number (attention that overflowed) is warned of, and the mean of the other heads stands in.
+
+    Args:
+        trace: of all layers and heads.
+        shape: of the traced model.
+        seed: of the clusters' starts and of the bootstraps.
+        resamples: bootstraps over images.
+        method: see `HeadClassifier`.
+        clusters: `n_clusters` of `HeadClassifier`.
+        threshold: see `HeadClassifier`.
 
     Raises:
         DataError: the trace is of another model, or lacks heads.

@@ -16,13 +16,14 @@ class Group:
 
     Attributes:
         heads: query heads of this group, in the order of q; query head i uses key head i // (hq // hk).
-        q: [B, hq, T, D], k: [B, hk, S, D], rotary embedding applied.
+        q: [B, hq, T, D], queries, rotary embedding applied.
+        k: [B, hk, S, D], keys, rotary embedding applied.
         key_positions: int [1 or B, 1 or hk, S], absolute (prefix 0 .. P-1 with its padding, image token t at P + t), -1
             where a slot is empty.
         query_positions: int [T], absolute.
         visible: bool [1 or B, 1 or hk, 1 or T, S] or None; a key is seen if visible, at a position, and not after the query.
         scaling: the factor on q @ k.
-        v: [B, hk, S, D], of a plain group only.
+        v: [B, hk, S, D], values, of a plain group only.
         bias: [1 or B, 1 or hq, T, S] or None, what the module adds to scaling * q @ k (ALiBi, relative positions).
         altered: what the module does to its attention beside all this (a soft cap, sinks), in a few words; None: nothing.
     """

@@ -18,7 +18,14 @@ SHARES = (1.0, 0.5, 0.3, 0.2, 0.15, 0.1)
 
 @dataclass(frozen=True)
 class Row:
-    """A cache: its share of the plain one, bytes an image, and how many images fit."""
+    """A cache, and how often it fits.
+
+    Attributes:
+        name: of the policy, "plain", or a share such as "keep 20%".
+        kept: share of the plain cache.
+        bytes: of one image.
+        images: how many fit.
+    """
 
     name: str
     kept: float

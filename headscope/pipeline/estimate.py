@@ -27,7 +27,12 @@ LIBRARIES = 700 * 2**20
 
 @dataclass(frozen=True)
 class Estimate:
-    """Attributes: seconds: by step; nbytes: peak memory."""
+    """What a run will take.
+
+    Attributes:
+        seconds: by step.
+        nbytes: peak memory, in bytes.
+    """
 
     seconds: dict[str, float]
     nbytes: int

@@ -29,7 +29,12 @@ from headscope.tuning.study.storage import StudyStore
 
 @dataclass(frozen=True)
 class FrontRun:
-    """Attributes: points: of the front study, with `unseen_kl` on the front. chosen: keep, kept_ratio, kl, unseen_kl, file."""
+    """What `search_front` found; losses in nats a token.
+
+    Attributes:
+        points: a row a policy that the study measured, as in `Front`, and `unseen_kl` of those that were chosen.
+        chosen: a row an asked share: keep, kept_ratio, kl, unseen_kl, file.
+    """
 
     points: pd.DataFrame
     chosen: pd.DataFrame

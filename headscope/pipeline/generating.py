@@ -34,6 +34,12 @@ class GenerateInProcesses:
     def __call__(self, tasks: Sequence[Task], prompts: Sequence[str], seeds: int, guidance: float | None) -> None:
         """Generate every task; see `headscope.evaluation.evaluate.Generators`.
 
+        Args:
+            tasks: the batches.
+            prompts: texts, of the whole evaluation.
+            seeds: images a prompt.
+            guidance: scale of classifier-free guidance, by default the model's own.
+
         Raises:
             HeadscopeError: what a process raised.
         """

@@ -136,6 +136,12 @@ def begin_run(
 def open_run(path: str | Path, device: str = "auto", dtype: str | None = None, progress: Progress | None = None) -> Run:
     """Open a run folder with the model that it is about and the configuration that it was begun with.
 
+    Args:
+        path: the run folder.
+        device: see `load_model`.
+        dtype: of the model, such as "bfloat16", by default as `load_model` chooses.
+        progress: told what is being done.
+
     Raises:
         DataError: no run folder, its model's folder is gone, its weights are others now, or it was begun by a version whose
             settings are not read any more.

@@ -105,6 +105,11 @@ def split(prompts: list[str], calibration: int, unseen: int) -> tuple[list[str],
 
     Takes them alternately, so that a file sorted by subject gives both parts every subject.
 
+    Args:
+        prompts: texts; one that stands there twice counts once.
+        calibration: most prompts to search on.
+        unseen: most prompts to judge by.
+
     Raises:
         DataError: fewer than two different prompts.
     """

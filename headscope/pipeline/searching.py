@@ -29,7 +29,13 @@ from headscope.tuning.smallest import smallest
 
 
 def search_one(run: Run, paths: SearchPaths | None = None, workers: Workers | None = None) -> Policy:
-    """Search under one limit, with as many processes as `workers` says, and compare on unseen prompts."""
+    """Search under one limit, and compare on unseen prompts.
+
+    Args:
+        run: whose images, head classes and limit.
+        paths: where the search keeps its files; by default it is the run's only one.
+        workers: that share the search; by default this process alone.
+    """
     here = paths or SearchPaths.of(run.folder)
     workers = workers or Workers()
     if workers.count > 1 and workers.storage is None:
@@ -42,7 +48,16 @@ def search_one(run: Run, paths: SearchPaths | None = None, workers: Workers | No
 
 
 def search_many(run: Run, keeps: Sequence[str], workers: Workers | None = None) -> pd.DataFrame:
-    """Search under several shares of the cache: policies/keep-50.safetensors and so on, budgets.csv of all methods."""
+    """Search under several shares of the cache: policies/keep-50.safetensors and so on, budgets.csv of all methods.
+
+    Args:
+        run: whose images and head classes.
+        keeps: shares such as "50%".
+        workers: that share each search; by default this process alone.
+
+    Returns:
+        The content of budgets.csv: the methods.csv of every share, one under the other.
+    """
     for keep in keeps:
         run.keeping(keep).limit()  # every share is checked before the first search begins
     tables = []

@@ -68,7 +68,21 @@ def _keep(trace: Path, out: Path) -> None:
 def trace_shard(
     source: str, device: str, dtype: str, samples: str, number: int, parts: int, out: str, selection: Selection | None
 ) -> str:
-    """One worker's part: images number * n / parts up to the next part's. Returns the folder of its trace."""
+    """One worker's part: of n images those from number * n / parts up to the next part's.
+
+    Args:
+        source: where the model comes from.
+        device: to load it on.
+        dtype: of the model, such as "float32".
+        samples: file of all images, as tokens.
+        number: of the part, from 0.
+        parts: how many there are.
+        out: folder for its trace; goes on with what is there.
+        selection: what to trace, everything of the default set unless given.
+
+    Returns:
+        The folder of its trace, `out`.
+    """
     import torch
 
     if device == "cpu":

@@ -52,7 +52,19 @@ class Workers:
 
 
 def work(source: str, device: str, folder: str, config: RunConfig, paths: SearchPaths, storage: str) -> str:
-    """One worker: load the model and propose until the study has its trials. Returns which process it was."""
+    """One worker: load the model and propose until the study has its trials.
+
+    Args:
+        source: where the model comes from.
+        device: to load it on.
+        folder: the run folder.
+        config: of the run, with the dtype that the model is loaded in.
+        paths: where the search keeps its files.
+        storage: of the study, see `open_storage`.
+
+    Returns:
+        Which process it was, in words.
+    """
     import torch
 
     if device == "cpu":
@@ -65,6 +77,11 @@ def work(source: str, device: str, folder: str, config: RunConfig, paths: Search
 @contextmanager
 def join_search(run: Run, paths: SearchPaths, workers: Workers) -> Iterator[None]:
     """Call `workers.count - 1` others in; they are waited for at the end of the block, unless it ends with an error.
+
+    Args:
+        run: whose search.
+        paths: where the search keeps its files.
+        workers: who they are, and the study's storage, which has to be named.
 
     Raises:
         HeadscopeError: Ray is not installed, or its cluster does not answer.

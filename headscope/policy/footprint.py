@@ -118,6 +118,12 @@ class CacheSpec:
         """Bytes of one head of one row, for numbers or arrays of any common shape -> int64 of that shape.
 
         Example: head size 24, float32, prefix 10, window 16, no heavy tokens: (10 + 16 + 1) * 2 * 24 * 4 = 5,184.
+
+        Args:
+            window: recent tokens that the head keeps.
+            heavy: older tokens that it keeps by score.
+            anchor: first image tokens that it keeps.
+            stride: tokens between two choices of heavy ones; a head that has any needs a buffer of as many.
         """
         window, heavy, anchor = (np.asarray(value, dtype=np.int64) for value in (window, heavy, anchor))
         buffer = min(stride, self.shape.geometry.tokens)

@@ -19,12 +19,20 @@ from headscope.policy.project import fit
 
 
 class Preset(Protocol):
-    """A method with its free numbers set."""
+    """A method with its free numbers set.
+
+    Attributes:
+        name: by which it is chosen.
+    """
 
     name: ClassVar[str]
 
     def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
-        """The policy at the largest size that fits `limit`.
+        """The policy at the largest size that fits.
+
+        Args:
+            limit: what has to hold it, and what that is counted for.
+            semantic_score: float32 [layers, kv_heads] in [0, 1], 1 is semantic; for methods that tell classes of heads apart.
 
         Raises:
             BudgetError: it does not fit at any size.
@@ -85,9 +93,11 @@ class Streaming:
 
 @dataclass(frozen=True)
 class H2O:
-    """H2O (2306.14048): `split` of the tokens are recent, the others heavy hitters by the sum of attention received.
+    """H2O (2306.14048): some tokens are the recent ones, the others heavy hitters by the sum of attention received.
 
-    The paper chooses at every token (stride 1); `by_row` chooses at row ends, which costs a buffer of one row.
+    Attributes:
+        split: share of the tokens that are recent.
+        by_row: choose at row ends, which costs a buffer of one row; the paper chooses at every token (stride 1).
     """
 
     name: ClassVar[str] = "h2o"
@@ -108,8 +118,14 @@ class H2O:
 
 @dataclass(frozen=True)
 class LinearAR:
-    """LineAR (2512.04857): `recent` of the tokens are recent rows, the others chosen at each row end by the attention of
-    the row just generated (decay 0); the first row may be kept as anchors. The same in every layer and head."""
+    """LineAR (2512.04857): some tokens are the recent rows, the others are chosen at each row end by the attention of the row
+    just generated (decay 0). The same in every layer and head.
+
+    Attributes:
+        recent: share of the tokens that are recent.
+        anchored: keep the first row too.
+        strides_a_row: how often a row it chooses; once in the paper.
+    """
 
     name: ClassVar[str] = "linear_ar"
     recent: float = 0.5
@@ -137,8 +153,14 @@ class LinearAR:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """PyramidKV (2406.02069): budgets fall linearly with the layer, from 1 + slope to 1 - slope; SnapKV's recent attention
-    chooses, once a row (decay 0), beside `recent` of the tokens as a window."""
+    """PyramidKV (2406.02069): budgets fall linearly with the layer; beside a window of recent tokens, SnapKV's recent attention
+    (2404.14469) chooses once a row (decay 0).
+
+    Attributes:
+        slope: the first layer keeps 1 + slope times the mean, the last one 1 - slope times.
+        recent: share of the tokens that are recent.
+        strides_a_row: how often a row it chooses.
+    """
 
     name: ClassVar[str] = "pyramid"
     slope: float = 0.5
@@ -168,8 +190,13 @@ class Pyramid:
 @dataclass(frozen=True)
 class SSD:
     """SSD (2510.18716, Algorithm 1): spatial heads keep the last W tokens, semantic heads the M with the largest sum of
-    attention received, and nothing recent. tau, W and M are not published: heads whose semantic score exceeds `threshold`
-    are semantic, M = `ratio` W, and the limit fixes W. `by_row` is the paper's buffer variant."""
+    attention received, and nothing recent. tau, W and M are not published; here the limit fixes W.
+
+    Attributes:
+        threshold: heads whose semantic score exceeds it are semantic; the paper's tau.
+        ratio: M / W.
+        by_row: choose at row ends, the paper's buffer variant; otherwise at every token.
+    """
 
     name: ClassVar[str] = "ssd"
     threshold: float = 0.5
@@ -221,7 +248,7 @@ class RandomHeads(SSD):
 
 @dataclass(frozen=True)
 class Random:
-    """Each head takes its size and its split from a seed: what a search must beat by far."""
+    """Each head takes its size and its split from `seed`: what a search must beat by far."""
 
     name: ClassVar[str] = "random"
     seed: int = 0

@@ -20,7 +20,16 @@ from headscope.policy.tensors import DTYPES, HEAD_TENSORS, check_tensor
 
 @dataclass(frozen=True)
 class Bucket:
-    """KV heads of one layer that remember alike; the cache stores them in one dense tensor."""
+    """KV heads of one layer that remember alike; the cache stores them in one dense tensor.
+
+    Attributes:
+        heads: their numbers.
+        window: as in `Policy`, here one number for all of them.
+        heavy: likewise.
+        anchor: likewise.
+        decay: likewise.
+        per_visit: likewise.
+    """
 
     heads: tuple[int, ...]
     window: int
@@ -35,7 +44,7 @@ class Policy:
     """What to keep, per layer and KV head; see `headscope.runtime` for what the numbers do.
 
     Attributes:
-        window: int32 [layers, kv_heads], tokens before the query that are always kept, in tokens.
+        window: int32 [layers, kv_heads], tokens before the query that are always kept.
         heavy: int32 [layers, kv_heads], older tokens kept by score.
         anchor: int32 [layers, kv_heads], first image tokens that are always kept.
         decay: float32 [layers, kv_heads] in [0, 1], what a score is multiplied by at the end of each stride.
@@ -113,7 +122,22 @@ class Policy:
     ) -> Policy:
         """A policy from numbers (the same for all heads) or tensors [layers, kv_heads].
 
-        A head that keeps everything is given no anchors, which would only take slots; 0.5 is an unknown semantic score.
+        A head that keeps everything is given no anchors, which would only take slots.
+
+        Args:
+            shape: the model.
+            window: tokens before the query that are always kept.
+            heavy: older tokens kept by score.
+            anchor: first image tokens that are always kept.
+            decay: what a score is multiplied by at the end of each stride, in [0, 1].
+            per_visit: 1 where a score is divided by the number of queries that could see its token, else 0.
+            stride: tokens between two choices of the heavy set.
+            prefix: prompt length in tokens that the byte accounting assumes.
+            semantic_score: float32 [layers, kv_heads] in [0, 1], 1 is semantic; by default 0.5 everywhere, for not known.
+            provenance: JSON values, where it came from.
+
+        Raises:
+            PolicyMismatch: see `Policy`.
         """
         score: float | torch.Tensor = 0.5 if semantic_score is None else semantic_score
         given = {
@@ -198,7 +222,7 @@ class Policy:
 
         Args:
             path: of the file, or a name such as "stickers-20".
-            shape: the model that it has to fit; None: any.
+            shape: the model that it has to fit, None for any.
             accept_other_weights: use it on other weights of the same architecture, and record that in the provenance.
 
         Raises:
@@ -246,10 +270,22 @@ class Policy:
 
 
 def save_policy(policy: Policy, path: str | Path, overwrite: bool = True) -> Path:
-    """`Policy.save`, by another name."""
+    """`Policy.save`, by another name.
+
+    Args:
+        policy: to write.
+        path: of the file.
+        overwrite: replace a file that stands there.
+    """
     return policy.save(path, overwrite)
 
 
 def load_policy(path: str | Path, shape: ModelShape | None = None, accept_other_weights: bool = False) -> Policy:
-    """`Policy.load`, by another name."""
+    """`Policy.load`, by another name.
+
+    Args:
+        path: of the file, or the name of a shipped policy, such as "stickers-20".
+        shape: the model that it has to fit, None for any.
+        accept_other_weights: use it on other weights of the same architecture, and record that in the provenance.
+    """
     return Policy.load(path, shape, accept_other_weights)

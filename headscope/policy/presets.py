@@ -48,7 +48,8 @@ def make_preset(name: str, limit: Limit, semantic_score: torch.Tensor | None = N
         semantic_score: float32 [layers, kv_heads] in [0, 1], for presets that tell classes of heads apart.
 
     Raises:
-        HeadscopeError: unknown name. BudgetError: it does not fit.
+        HeadscopeError: unknown name.
+        BudgetError: it does not fit.
     """
     for plug in plugged("presets").values() if name not in PRESETS else ():
         register_preset(plug)

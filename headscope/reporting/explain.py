@@ -41,6 +41,11 @@ WORDS_FROM = 0.05  # attention to the prompt from which on its words are told
 def parse_head(text: str, layers: int, kv_heads: int) -> tuple[int, int]:
     """`L7H9` -> (7, 9).
 
+    Args:
+        text: the head's name, in capitals or not.
+        layers: of the model.
+        kv_heads: of a layer.
+
     Raises:
         DataError: it does not look so, or the model has no such KV head.
     """

@@ -23,7 +23,12 @@ _LEVELS = 24  # opacities: cells of one are one path, so that a 24 x 47 footprin
 
 
 def described(mass: torch.Tensor, most: int = 2) -> str:
-    """A footprint in words: the places that hold a tenth or more, or over how many places it is spread."""
+    """A footprint in words: the places that hold a tenth or more, or over how many places it is spread.
+
+    Args:
+        mass: a footprint, float32 [rows, 2 row_length - 1]; the query itself is in the middle of the first row.
+        most: places that are named.
+    """
     values, middle = mass.numpy(), mass.shape[1] // 2
     shares = values.reshape(-1).astype(float) / (float(values.sum()) or 1.0)
     order = np.argsort(-shares, kind="stable")

@@ -158,7 +158,13 @@ def _short(value: float) -> str:
 
 @styled()
 def scores(table: pd.DataFrame, width: float = NARROW, bins: int = 20) -> Figure:
-    """How many heads have which semantic score, the two classes on top of each other."""
+    """How many heads have which semantic score, the two classes on top of each other.
+
+    Args:
+        table: of `Heads`.
+        width: in inches.
+        bins: of the scores from 0 to 1.
+    """
     figure = blank(width, 0.55 * width, "How the semantic scores of the heads are distributed")
     axes = figure.subplots()
     edges = np.linspace(0, 1, bins + 1)

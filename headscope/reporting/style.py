@@ -187,6 +187,15 @@ def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[
     """Move heights by as little as a simple sweep can until they lie `gap` apart, inside low .. high where they fit.
 
     Example: apart([10, 12, 40], 10, 0, 50) is [10, 20, 40].
+
+    Args:
+        places: heights, in any unit.
+        gap: least distance of two.
+        low: lower end of the room.
+        high: upper end of the room.
+
+    Returns:
+        The new heights, in the order of `places`.
     """
     order = sorted(range(len(places)), key=lambda index: places[index])
     moved = [0.0] * len(order)
@@ -231,7 +240,13 @@ def name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], gap: fl
 
 
 def framed(axes: Axes, x_label: str, y_label: str) -> None:
-    """Few grid lines instead of an axis at the left, what they mean above them, where it takes no width, and plain numbers."""
+    """Few grid lines instead of an axis at the left, what they mean above them, where it takes no width, and plain numbers.
+
+    Args:
+        axes: with their data and scales.
+        x_label: below, at the right.
+        y_label: above.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
     plain = FuncFormatter(lambda value, _: f"{value:g}" if "e-" not in f"{value:g}" else f"{value:.9f}".rstrip("0"))
@@ -248,7 +263,14 @@ def framed(axes: Axes, x_label: str, y_label: str) -> None:
 
 def distance_axis(axes: Axes, tokens: int, row_length: int, low: float = 1e-5) -> None:
     """Attention by how many tokens back, on a logarithmic scale: sharp and diffuse heads differ a hundredfold. Dotted lines
-    stand a whole number of rows back."""
+    stand a whole number of rows back.
+
+    Args:
+        axes: what is drawn on.
+        tokens: how far back it goes.
+        row_length: tokens of a row of the image.
+        low: least share of attention that is shown.
+    """
     figure = axes.get_figure(root=True)
     room = figure is not None and figure.get_figwidth() > 5 and len(figure.axes) == 1
     for above in range(1, (tokens - 1) // row_length + 1):

@@ -3,6 +3,7 @@
 One peak an object, after CenterNet (Zhou et al., "Objects as points", 1904.07850), with one heatmap for all classes and a
 choice of class at the peak, one of which is `other`: things outside the known classes are found and left out.
 Its recipe, its tests and their figures: `headscope/recipe/detector.py`, `reports/stickers/detector.csv`.
+Long, because the network, what its maps mean and how the things in them get their names are read together.
 """
 
 from __future__ import annotations
@@ -30,7 +31,16 @@ LIKE = 0.003  # least share of a class that another thing in the image shows, fo
 
 @dataclass(frozen=True)
 class Detection:
-    """One sticker: centre and side as shares of the image, `x` to the right, `y` down; score in 0..1."""
+    """One sticker.
+
+    Attributes:
+        name: its class.
+        style: its style.
+        score: 0..1.
+        x: centre, from the left, as a share of the image's width.
+        y: centre, from the top, as a share of the image's height.
+        side: of its square, as a share of the image.
+    """
 
     name: str
     style: str
@@ -163,9 +173,15 @@ class StickerDetector:
 
     @torch.inference_mode()
     def things(self, images: torch.Tensor | np.ndarray, least: float, batch_size: int = 64) -> list[list[Thing]]:
-        """Things of each image with an objectness of at least `least`, clearest first; arguments and errors as in `detect`.
+        """Things of each image, clearest first. Maps of the image and of its mirror image are averaged.
 
-        Maps of the image and of its mirror image are averaged.
+        Args:
+            images: [b, 96, 96, 3], uint8 or float in 0..1.
+            least: objectness from which on something is a thing, 0..1.
+            batch_size: images looked at together.
+
+        Raises:
+            DataError: another shape or dtype.
         """
         given = _checked(images)
         device = next(self.network.parameters()).device

@@ -21,7 +21,15 @@ _SHAPE = '{"tag": ..., "include": [{"class": ..., "count": ...}], "prompt": ...}
 
 @dataclass(frozen=True)
 class Wanted:
-    """One entry of `include`: `count` things of a class, of a style, or in a relation to those of entry `other`."""
+    """One entry of `include`: what must be there.
+
+    Attributes:
+        name: class of the things.
+        count: how many.
+        style: of the things, None for any.
+        relation: one of RELATIONS, in which they lie to those of entry `other`, None for anywhere.
+        other: number of that entry in `include`; None without a relation.
+    """
 
     name: str
     count: int
@@ -32,7 +40,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class GradingPrompt:
-    """tag: one of `TAGS`; include: what must be there; prompt: what the model is told."""
+    """What an image is asked to show.
+
+    Attributes:
+        tag: one of TAGS, the category of the prompt.
+        include: what must be there.
+        prompt: what the model is told.
+    """
 
     tag: str
     include: tuple[Wanted, ...]

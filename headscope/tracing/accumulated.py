@@ -29,7 +29,8 @@ class Accumulated:
         offsets_image: the same with each query's attention to the image scaled to sum to 1.
         entropy: float32 [B, h, rows], sum over the queries of each row of H / log(visible keys).
         best: float32 [B, h, N] or None (only in the full set): attention to the m + 1 most attended image tokens before
-            the query, summed over `sorted_queries`; best_running: the same for those with the largest running score.
+            the query, summed over `sorted_queries`.
+        best_running: the same for those with the largest running score.
         sorted_queries: int64, the queries that `best` and `best_running` are about.
     """
 

@@ -51,10 +51,13 @@ def compare_methods(
     """Measure every policy on the images of `replay`, and time a decoding step with its cache full.
 
     Args:
+        replay: images that no search saw, under the full cache.
         policies: by name of the method; `searched` is what the others are paired with.
         budget: the limit as the user gave it, for the table.
         count_prefix: whether kept_ratio counts the prompt on both sides.
         timed_images: images generated together in the timed steps, times both streams.
+        seed: of the bootstrap behind the intervals.
+        progress: told of methods, see `headscope.progress`.
     """
     rows, by_row, losses = [], [], {}
     tell = of_task(progress, "methods")
@@ -100,6 +103,14 @@ def step_times(replay: Replay, policies: Mapping[str, Policy], images: int) -> d
 
     The recorded tokens are replayed up to the last TIMED_STEPS, which are then fed one by one; methods take turns step by
     step, so that whatever else the machine does falls on all of them alike.
+
+    Args:
+        replay: whose model and recorded tokens are used.
+        policies: by name of the method.
+        images: how many of the replay's images are decoded together.
+
+    Returns:
+        Name of the method -> seconds a step.
     """
     model = replay.model
     few = Replay(model, replay.samples.select(range(min(images, len(replay)))), by_stream=False)

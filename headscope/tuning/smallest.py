@@ -13,7 +13,14 @@ RUNG = 1.06
 
 @dataclass(frozen=True)
 class Step:
-    """One share that was searched: the loss on the calibration images and on unseen ones, and whether both are allowed."""
+    """One share that was searched.
+
+    Attributes:
+        keep: share of the plain cache.
+        calibration: loss on the calibration images, nats a token.
+        unseen: loss on images that no search saw, nats a token.
+        good: whether both are allowed.
+    """
 
     keep: float
     calibration: float
@@ -23,7 +30,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Smallest:
-    """Attributes: keep: the smallest share that is good. steps: what was searched, in order."""
+    """What `smallest` found.
+
+    Attributes:
+        keep: the smallest share of the plain cache that is good.
+        steps: what was searched, in order.
+    """
 
     keep: float
     steps: tuple[Step, ...]
@@ -42,7 +54,8 @@ def smallest(
     there a full search is made at each smaller share, until one is no good; or, if the first is none, at larger ones.
 
     Args:
-        max_loss: nats a token. least: the smallest share that anything fits into.
+        max_loss: nats a token.
+        least: the smallest share that anything fits into.
         solved: share -> loss of the solver's answer on the calibration images (infinite where nothing fits).
         searched: share -> loss of the searched policy on the calibration images and on unseen ones.
         told: each searched share.

@@ -36,7 +36,17 @@ def generate_step(run: Run) -> pd.DataFrame:
 
 
 def write_images(model: ImageModel, full: Samples, searched: Samples, out: Path) -> pd.DataFrame:
-    """PNG files of both, a contact sheet side by side, and a table of how many tokens agree."""
+    """PNG files of both, a contact sheet side by side, and a table of how many tokens agree.
+
+    Args:
+        model: whose tokens they are.
+        full: images of the full cache.
+        searched: images of the same prompts and seeds with the policy.
+        out: the folder.
+
+    Returns:
+        The content of images.parquet: index, prompt, seed, token_agreement (share of equal tokens).
+    """
     images = {"full": model.to_images(full.tokens), "searched": model.to_images(searched.tokens)}
     for name, each in images.items():
         for number, image in enumerate(each):

@@ -43,7 +43,13 @@ def search_step(
 
 
 def search_of(run: Run, paths: SearchPaths, storage: str | None = None) -> Search:
-    """The search of a run, to be led or joined; see `search_step`."""
+    """The search of a run, to be led or joined.
+
+    Args:
+        run: whose calibration images and head classes.
+        paths: where the search keeps its files.
+        storage: of the study, see `open_storage`; by default study.db in the folder of the search.
+    """
     config, folder = run.config.search, run.folder
     samples, scores = Samples.load(folder.samples), Heads.load(folder.heads).scores()  # what is missing is said first
     return Search(

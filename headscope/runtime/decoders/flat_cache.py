@@ -146,6 +146,10 @@ class FlatLayer:
 class KernelScratch:
     """What the kernels of all layers write between their launches; one for a cache.
 
+    Args:
+        layers: of the cache.
+        splits: see below.
+
     Attributes:
         splits: parts that the keys of a head are attended to in.
         step: most slots that a token sees.

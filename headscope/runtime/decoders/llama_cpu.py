@@ -82,6 +82,9 @@ def step_for(model: ImageModel) -> LlamaStep | None:
 class LlamaStep:
     """The decoding step of a transformers `LlamaModel`, on its own parameters.
 
+    Args:
+        decoder: that model.
+
     Attributes:
         fits: whether this is a decoder that the step knows: SiLU, rotary angles that depend on nothing but the position.
     """

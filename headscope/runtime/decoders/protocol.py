@@ -17,6 +17,10 @@ class Decoder(Protocol):
 
     Nothing is allocated before `prefill`. All calls are made under `torch.inference_mode`.
 
+    Args:
+        model: whose tokens are decoded.
+        policy: what each head keeps; None keeps everything.
+
     Attributes:
         name: by which it is chosen.
         model: whose tokens are decoded.

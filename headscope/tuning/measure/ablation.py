@@ -115,7 +115,12 @@ def ablate_heads(
     """Does the graded score predict which choice a head needs?
 
     Args:
-        losses: of `measure_sensitivity` with these options. heads: of `Heads.table`.
+        losses: of `measure_sensitivity` with these options.
+        heads: of `Heads.table`.
+        options: what each of KINDS is, of `equal_options`.
+        keep: the budget as given, for messages and the result.
+        seed: of the bootstrap over heads.
+
     Raises:
         DataError: the losses lack a head at one of the options.
     """

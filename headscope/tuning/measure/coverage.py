@@ -62,6 +62,10 @@ class Coverage:
         """A table in the form of `measure_sensitivity`'s; its `loss` is the square of `missed`, not nats.
 
         The square, because a divergence is quadratic in a small change; a solver needs losses only up to a factor.
+
+        Args:
+            options: one row a head for each of them.
+            stride: in tokens, for the table's column of that name; it changes no loss.
         """
         rows = []
         for option in options:
@@ -74,7 +78,8 @@ class Groups:
     """Heads of one class in one layer, measured together; what a group loses is shared out by the attention each head misses.
 
     Args:
-        semantic: bool [layers, kv_heads].
+        semantic: bool [layers, kv_heads], the class of each head.
+        coverage: of the same model; by it a group's loss is shared out.
     """
 
     def __init__(self, semantic: np.ndarray, coverage: Coverage) -> None:
@@ -86,7 +91,13 @@ class Groups:
         self.identity = hashlib.sha256(classes.tobytes() + curves.tobytes()).hexdigest()[:16]
 
     def shares(self, layer: int, heads: Sequence[int], option: Option) -> np.ndarray:
-        """What part of the group's loss each of its heads is taken to have: float64 [heads], sums to 1."""
+        """What part of the group's loss each of its heads is taken to have: float64 [heads], sums to 1.
+
+        Args:
+            layer: of the group.
+            heads: KV heads of the group.
+            option: at which the group was measured.
+        """
         missed = self.coverage.missed(option)[layer, list(heads)]
         total = missed.sum()
         return missed / total if total > 0 else np.full(len(heads), 1 / len(heads))

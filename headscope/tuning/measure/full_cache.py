@@ -23,7 +23,9 @@ class FullCachePredictions:
     """Log-probabilities [images, positions, V] of one distribution, whole or compact.
 
     Args:
-        images, positions, vocabulary: the size of the whole.
+        images: how many will be kept.
+        positions: of each image.
+        vocabulary: V, codes at each position.
         room: bytes that it may take; what does not fit whole keeps its top.
     """
 
@@ -55,8 +57,17 @@ class FullCachePredictions:
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def divergence(self, measured: torch.Tensor, images: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Forward KL in nats of `measured` log-probabilities [n, positions, V] against these, and by how much it may be too
-        low: two float32 [n, positions]. Image by image, to keep the temporaries small."""
+        """Forward KL of `measured` against these, in nats, and by how much it may be too low: the `bound` of this file's top.
+
+        Image by image, to keep the temporaries small.
+
+        Args:
+            measured: log-probabilities, float32 [n, positions, V].
+            images: which n of the kept images they belong to.
+
+        Returns:
+            KL and bound, float32 [n, positions] each.
+        """
         if not self.compact:
             kl = torch.stack([kl_divergence(p, q) for p, q in zip(self._whole[images], measured, strict=True)])
             return kl, torch.zeros_like(kl)

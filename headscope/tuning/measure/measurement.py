@@ -21,7 +21,8 @@ class ReplayResult:
 
     Attributes:
         divergence: float32 [images, N - 1], forward KL of the guided distribution, nats.
-        conditional, unconditional: the same of each stream alone (None where it was not asked for, or without guidance).
+        conditional: the same of the conditional stream alone; None where it was not asked for, or without guidance.
+        unconditional: likewise, of the unconditional stream.
         agreement: bool [images, N - 1], both distributions have the same most likely code.
         surplus: float32 [images, N - 1], extra nats that the recorded token costs (may be negative).
         geometry: of the image, for sums by row.
@@ -98,7 +99,12 @@ class PolicyEvaluator(Protocol):
 
 @dataclass
 class MemoizedReplay:
-    """A replay that measures equal policies once (key: the policy's fingerprint)."""
+    """A replay that measures equal policies once.
+
+    Attributes:
+        replay: what measures.
+        results: by the policy's fingerprint.
+    """
 
     replay: PolicyEvaluator
     results: dict[str, ReplayResult] = field(default_factory=dict)

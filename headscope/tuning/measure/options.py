@@ -24,7 +24,13 @@ LEAST = 1e-6
 
 @dataclass(frozen=True, order=True)
 class Option:
-    """What one head may keep: `window` recent tokens, `heavy` older ones chosen by a score that fades by `decay`."""
+    """What one head may keep.
+
+    Attributes:
+        window: recent tokens.
+        heavy: older tokens, chosen by score.
+        decay: what a score is multiplied by at the end of each stride, in [0, 1]; 1 never fades.
+    """
 
     window: int
     heavy: int = 0
@@ -121,6 +127,12 @@ def losses_from(table: pd.DataFrame, layers: int, kv_heads: int, geometry: Geome
 
     A missing cell gets the smallest loss among the measured options that keep less (an upper bound), else infinity.
     Measured cells are bounded the same way: keeping more can't be worth less, since the smaller choice is open too.
+
+    Args:
+        table: of `measure_sensitivity` or `Coverage.table`; columns as in COLUMNS.
+        layers: of the model.
+        kv_heads: of a layer.
+        geometry: of the image.
 
     Raises:
         DataError: the table is empty, of several strides, or of a model with other layers and heads.

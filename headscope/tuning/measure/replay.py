@@ -34,7 +34,8 @@ class Batch:
     """Some of the images, ready to run: rows are the conditional streams, then (under guidance) the unconditional ones.
 
     Attributes:
-        prefix: [rows, P, C] embeddings; tokens: [rows, N - 1, C] embeddings of image tokens 0 .. N - 2.
+        prefix: [rows, P, C], embeddings of the prompt.
+        tokens: [rows, N - 1, C], embeddings of image tokens 0 .. N - 2.
         mask: int64 [rows, P + N - 1], zero at the padding on the left.
         images: which images of the replay these are.
     """
@@ -95,6 +96,7 @@ class Replay:
         """Run the recorded tokens through the compressed cache under `policy`.
 
         Args:
+            policy: what each head keeps.
             watch: told the losses of a batch of images once it is done; what it raises ends the measurement.
 
         Raises:
@@ -137,6 +139,11 @@ class Replay:
         """Hidden states [rows, N - 1, C] after image tokens 0 .. N - 2, computed chunk by chunk through `cache`.
 
         Chunks never cross a stride end, where heavy heads choose; without heavy heads the image is one chunk.
+
+        Args:
+            batch: the images.
+            policy: by which `chunks` cuts them.
+            cache: an empty one of that policy, for as many rows.
         """
         self.model.forward(batch.prefix, batch.mask[:, : self.prefix], cache)
         hidden = []
@@ -146,7 +153,12 @@ class Replay:
         return torch.cat(hidden, 1)
 
     def compare(self, hidden: torch.Tensor, images: slice) -> tuple[torch.Tensor | None, ...]:
-        """(divergence, bound, agreement, surplus, conditional, unconditional) of hidden states [rows, N - 1, C]."""
+        """(divergence, bound, agreement, surplus, conditional, unconditional), see `ReplayResult`: [images, N - 1] or None.
+
+        Args:
+            hidden: hidden states [rows, N - 1, C].
+            images: which images of the replay they belong to.
+        """
         logits = self._streams(hidden)
         measured = torch.log_softmax(self._guided(*logits), -1)
         recorded = self.tokens[images, 1:, None]
@@ -161,7 +173,12 @@ class Replay:
         return divergence.cpu(), bound.cpu(), agreement, surplus, *(own or (None, None))
 
     def divergence(self, hidden: torch.Tensor, images: slice) -> torch.Tensor:
-        """Only the guided KL, float32 [images, N - 1]: what the sensitivity table needs."""
+        """Only the guided KL in nats, float32 [images, N - 1]: what the sensitivity table needs.
+
+        Args:
+            hidden: hidden states [rows, N - 1, C].
+            images: which images of the replay they belong to.
+        """
         measured = torch.log_softmax(self._guided(*self._streams(hidden)), -1)
         found = self.references[0].divergence(measured, images)[0].cpu()
         self._check_numbers(found)

@@ -37,7 +37,16 @@ def full_policy(replay: Replay, stride: int) -> Policy:
 def alone_policy(
     replay: Replay, layer: int, kv_heads: int | Sequence[int], option: Option, stride: int, anchor: int = 0
 ) -> Policy:
-    """One head, or several of one layer, have `option` and the first `anchor` tokens, all others keep everything."""
+    """One head, or several of one layer, have `option` and the first `anchor` tokens, all others keep everything.
+
+    Args:
+        replay: whose model the policy is for.
+        layer: of these heads.
+        kv_heads: number of the KV head, or of several.
+        option: what they keep.
+        stride: tokens between two choices of heavy tokens.
+        anchor: first image tokens that they keep besides.
+    """
     full = full_policy(replay, stride)
     window, heavy, decay, anchors = full.window.clone(), full.heavy.clone(), full.decay.clone(), full.anchor.clone()
     heads = list(_several(kv_heads))
@@ -49,12 +58,17 @@ def alone_policy(
 
 
 class SingleHeadLoss:
-    """Losses of single heads, or of several of one layer together, at a stride; they keep the first `anchor` tokens too.
+    """Losses of single heads, or of several of one layer together.
 
     By the shortcut where the decoder allows it, and by plain replays elsewhere.
 
     The shortcut needs a decoder with `layers`, each with `self_attn.o_proj` (Llama and its relatives); whether it
     gives the same loss as a plain replay is tried on the first heads asked for, before it is relied on.
+
+    Args:
+        replay: the images.
+        stride: tokens between two choices of heavy tokens.
+        anchor: first image tokens that the heads keep at every option.
     """
 
     def __init__(self, replay: Replay, stride: int, anchor: int = 0) -> None:
@@ -67,7 +81,13 @@ class SingleHeadLoss:
         self._tried = False
 
     def loss(self, layer: int, kv_heads: int | Sequence[int], option: Option) -> float:
-        """Mean guided KL in nats a token; cheapest when asked for all heads of an option in turn."""
+        """Mean guided KL in nats a token; cheapest when asked for all heads of an option in turn.
+
+        Args:
+            layer: of these heads.
+            kv_heads: number of the KV head, or of several that are measured together.
+            option: what they keep, while all other heads keep everything.
+        """
         heads = _several(kv_heads)
         if self.shortcut and not self._tried:
             plain, short = self._plain(layer, heads, option), self._short(layer, heads, option)

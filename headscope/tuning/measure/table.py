@@ -31,9 +31,12 @@ class Table:
     """A sensitivity table and what it cost.
 
     Attributes:
-        losses: see `measure_sensitivity`. kind: heads, groups or coverage.
-        cells: of this kind, measured or not. every: cells of a table of every head.
-        seconds: of measuring what was missing; a_cell: of one cell, or no number where nothing had to be measured.
+        losses: see `measure_sensitivity`.
+        kind: heads, groups or coverage.
+        cells: of a table of this kind, measured now or before; 0 for coverage, which measures none.
+        every: cells of a table of every head.
+        seconds: that measuring what was missing took.
+        a_cell: seconds of one cell; nan where nothing had to be measured.
     """
 
     losses: pd.DataFrame
@@ -67,8 +70,11 @@ def sensitivity_table(
     """Measure or read the table of a kind; continued where it stopped.
 
     Args:
-        kind: one of KINDS. groups: needed for all but `heads`, see `Groups`.
+        replay: the calibration images.
+        kind: heads, groups, coverage, or auto to choose by the model's size.
+        groups: needed for all but `heads`, see `Groups`.
         path: of the table of every head; that of groups is kept beside it.
+        progress: told of cells, see `headscope.progress`.
 
     Raises:
         DataError: see `measure_sensitivity`.

@@ -40,7 +40,8 @@ class Allocation:
 
     Attributes:
         choice: int64 [layers, kv_heads], index into the table's options.
-        loss: sum of the chosen losses; nbytes: sum of the chosen costs.
+        loss: sum of the chosen losses, nats a token.
+        nbytes: sum of the chosen costs, bytes a row of the batch.
         exact: the optimum was proved (up to GAP).
     """
 
@@ -110,7 +111,14 @@ def solve(
 
 
 def option_bytes(losses: Losses, limit: Limit, stride: int, anchor: int = 0) -> np.ndarray:
-    """float64 [O]: bytes a row of one head with each option."""
+    """float64 [O]: bytes a row of one head with each option.
+
+    Args:
+        losses: whose O options are counted.
+        limit: whose `spec` says what is counted.
+        stride: tokens between two choices of heavy tokens, which need a buffer of as many.
+        anchor: first image tokens that a head keeps besides, unless it keeps everything.
+    """
     window = np.array([option.window for option in losses.options])
     heavy = np.array([option.heavy for option in losses.options])
     anchors = np.where(window + heavy >= limit.spec.shape.geometry.tokens - 1, 0, anchor)
@@ -118,10 +126,16 @@ def option_bytes(losses: Losses, limit: Limit, stride: int, anchor: int = 0) -> 
 
 
 def allocate(loss: np.ndarray, cost: np.ndarray, room: float, buckets: int, *, nodes: int = NODES) -> Allocation | None:
-    """Least sum of `loss` [L, H, O] with the sum of `cost` [O] within `room` and at most `buckets` options a layer.
+    """The choice of options with the least sum of losses: a multiple-choice knapsack. None where nothing fits.
 
-    Exact by `scipy.optimize.milp` (HiGHS) within `nodes` branches; the relaxation (`relax`) is the fallback and the check.
-    None where nothing fits.
+    Exact by `scipy.optimize.milp` (HiGHS); the relaxation (`relax`) is the fallback and the check.
+
+    Args:
+        loss: float64 [L, H, O], nats a token; infinite where it is not known.
+        cost: float64 [O], bytes a row of the batch.
+        room: most bytes a row, in all layers and heads together.
+        buckets: most distinct options in a layer.
+        nodes: branches that the exact solver may try; 0 leaves it to the relaxation.
     """
     finite = np.where(np.isfinite(loss), loss, 1e3 + np.nanmax(loss[np.isfinite(loss)]))
     kept = _undominated(finite, cost)
@@ -214,6 +228,15 @@ def relax(loss: np.ndarray, cost: np.ndarray, room: float, buckets: int) -> Allo
     """Lagrangian relaxation: a price a byte, for which every layer picks its best set of `buckets` options on its own.
 
     The price is bisected until the sum fits, then what is left is spent on the upgrades worth most a byte.
+
+    Args:
+        loss: float64 [L, H, O], finite.
+        cost: see `allocate`.
+        room: see `allocate`.
+        buckets: see `allocate`.
+
+    Returns:
+        The choice, not proved; None where nothing fits.
     """
     layers = len(loss)
     if cost.min() * loss[..., 0].size > room:

@@ -30,7 +30,13 @@ _UNMEASURED = {"kl": float("nan"), "at_least": float("nan"), "seconds": 0.0}
 
 @dataclass(frozen=True)
 class Sweep:
-    """Attributes: best: preset name -> its best policy; table: one row a variant that was tried."""
+    """What `sweep_presets` measured.
+
+    Attributes:
+        best: name of the preset -> its best policy.
+        table: a row a variant: method, variant, fits, kl (nats a token), at_least (the same, or what it loses at least where it
+            was given up), seconds, fingerprint.
+    """
 
     best: dict[str, Policy]
     table: pd.DataFrame
@@ -48,18 +54,20 @@ def sweep_presets(
 ) -> Sweep:
     """Measure every variant of every preset at the largest size that fits `limit`.
 
-    Args:
-        replay: the calibration images.
-        semantic_score: float32 [layers, kv_heads], for the presets that tell classes apart.
-        quick: one variant a preset, of those that replay in chunks of a row: a dry run, no fair comparison.
-        path: JSON file of losses by fingerprint; what stands in it is not measured again.
-        progress: told of variants, see `headscope.progress`.
-
     A variant whose buffer does not fit the limit is left out, and said in the table (`fits` False). A preset of which none
     fits is tried with a shorter stride, where it has one; and is left out where that does not help.
 
     The cheapest variants go first. A variant that has lost more on some of the images than the best of its preset on all of
     them can't become the best any more, as no image gains: it is given up, its `kl` is nan, and `at_least` stands for it.
+
+    Args:
+        replay: the calibration images.
+        limit: the byte limit.
+        semantic_score: float32 [layers, kv_heads] in [0, 1], for the presets that tell classes apart.
+        names: of the presets.
+        quick: one variant a preset, of those that replay in chunks of a row: a dry run, no fair comparison.
+        path: JSON file of losses by fingerprint; what stands in it is not measured again.
+        progress: told of variants, see `headscope.progress`.
 
     Raises:
         BudgetError: no preset fits.

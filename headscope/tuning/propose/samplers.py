@@ -32,6 +32,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
 
     Args:
         name: tpe (multivariate, by groups), gp (Gaussian process), cma-es, nsga-ii or random.
+        seed: of its random numbers.
 
     Raises:
         HeadscopeError: unknown name, or a package is missing that it needs.
@@ -59,6 +60,10 @@ class ReseededSampler(BaseSampler):
     A trial's turn counts the proposals before it: neither incumbents nor trials that repeat an interrupted proposal count,
     and such a repetition has the turn of the trial that it repeats. In a study of one process a turn therefore has the same
     seed, and sees the same losses, whether the study was stopped on the way or not.
+
+    Args:
+        name: see `make_sampler`.
+        seed: of the study.
     """
 
     def __init__(self, name: str, seed: int) -> None:

@@ -20,7 +20,17 @@ def fit_near(
     decay: float | torch.Tensor,
     semantic_score: torch.Tensor,
 ) -> Policy:
-    """As `headscope.policy.fit`; where so many anchors have no room beside the buffers, the policy without them."""
+    """As `headscope.policy.fit`; where so many anchors have no room beside the buffers, the policy without them.
+
+    Args:
+        window: [layers, kv_heads], in proportion to the tokens of each head's window.
+        heavy: [layers, kv_heads], in proportion to its heavy tokens, on the same scale.
+        limit: what has to hold it.
+        stride: tokens between two choices of heavy tokens.
+        anchor: first image tokens that each head keeps, if they fit.
+        decay: of the score at the end of each stride, one number or float32 [layers, kv_heads].
+        semantic_score: float32 [layers, kv_heads] in [0, 1], noted in the policy.
+    """
     try:
         return fit(window, heavy, limit, stride=stride, anchor=anchor, decay=decay, semantic_score=semantic_score)
     except BudgetError:
@@ -33,9 +43,18 @@ def merged(
     """At most `buckets` distinct (window, heavy, decay) a layer: the two closest become the larger of each, repeatedly.
 
     How far two are apart is counted in tokens: a difference in decay counts as that share of the heavy tokens that both have.
-    Without heavy tokens the decay is 1, as it is never read. Without `decay`, all decays are 1.
+    Without heavy tokens the decay is 1, as it is never read.
 
     Example: windows 1, 2, 20 without heavy tokens and two buckets: 2, 2, 20.
+
+    Args:
+        window: [layers, kv_heads], tokens.
+        heavy: [layers, kv_heads], tokens.
+        buckets: most distinct kinds of heads in a layer.
+        decay: [layers, kv_heads], by default 1 everywhere.
+
+    Returns:
+        Window, heavy and decay, [layers, kv_heads] each; what was given is left as it is.
     """
     window, heavy = window.clone(), heavy.clone()
     decay = torch.ones_like(window, dtype=torch.float32) if decay is None else torch.where(heavy > 0, decay.float(), 1.0)

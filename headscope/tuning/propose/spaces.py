@@ -29,7 +29,15 @@ from headscope.tuning.propose.sizes import fit_near, merged
 
 @dataclass(frozen=True)
 class Number:
-    """One number of a space: continuous, or whole with step 1; `neutral` is where it changes nothing."""
+    """One number of a space.
+
+    Attributes:
+        name: by which a point of the space gives its value.
+        low: the least value.
+        high: the largest value.
+        neutral: the value at which it changes nothing.
+        whole: whole numbers only; otherwise continuous.
+    """
 
     name: str
     low: float
@@ -51,7 +59,11 @@ class Number:
 
 
 class Space(Protocol):
-    """What the study needs: the numbers, and the policy at a point."""
+    """What the study needs: the numbers, and the policy at a point.
+
+    Attributes:
+        numbers: what the study varies.
+    """
 
     numbers: tuple[Number, ...]
 
@@ -74,7 +86,9 @@ class ClassSpace:
     `heavy_semantic` is heavy. Heads whose semantic score exceeds `threshold` are semantic.
 
     Attributes:
-        semantic_score: float32 [layers, kv_heads]; strides: what the number `stride` is an index into.
+        limit: the byte limit, which every point keeps to.
+        semantic_score: float32 [layers, kv_heads] in [0, 1].
+        strides: what the number `stride` is an index into, in tokens.
     """
 
     limit: Limit
@@ -151,8 +165,16 @@ class TableSpace:
 
     `early`, `late`, `semantic` and `heavy` are log2 weights on the table's losses of the first and last third of the
     layers, of semantic heads (times score minus mean score) and of options with heavy tokens; the knapsack is solved
-    again with them (by the relaxation, unless `nodes` lets the exact solver try). `decay` multiplies the decay of each head's
-    option. `blend` moves every head's tokens that share of the way to `towards`, the best class-level policy.
+    again with them. `decay` multiplies each option's decay. `blend` moves all heads' tokens that share of the way to `towards`.
+
+    Attributes:
+        limit: the byte limit, which every point keeps to.
+        semantic_score: float32 [layers, kv_heads] in [0, 1].
+        strides: what the number `stride` is an index into, in tokens.
+        losses: the table that is re-weighted.
+        towards: the best class-level policy.
+        buckets: most kinds of heads in a layer.
+        nodes: branches that the exact solver may try at a point; 0 leaves it to the relaxation.
     """
 
     limit: Limit
@@ -222,7 +244,10 @@ class GroupSpace:
     one of at most PARTS runs of layers. `decay` is the mean decay of heads with heavy tokens: all move by the same factor.
 
     Attributes:
+        limit: the byte limit, which every point keeps to.
+        semantic_score: float32 [layers, kv_heads] in [0, 1]; semantic heads are those above 0.5.
         around: the policy that no multiplier changes.
+        buckets: most kinds of heads in a layer.
     """
 
     PARTS = 3

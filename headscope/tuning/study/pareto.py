@@ -33,7 +33,13 @@ SHARE = "share"
 
 @dataclass(frozen=True)
 class Front:
-    """Attributes: points: one row a measured policy: label, kl, cache_bytes, share, on_front. policies: by row."""
+    """What `search_the_front` measured.
+
+    Attributes:
+        points: a row a measured policy: label, kl (nats a token), cache_bytes (of an image), share (the limit that it was made
+            for, of the plain cache; nan where another search found it), on_front.
+        policies: of each row.
+    """
 
     points: pd.DataFrame
     policies: list[Policy]

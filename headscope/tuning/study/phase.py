@@ -41,7 +41,15 @@ WAIT = 0.5
 
 @dataclass(frozen=True)
 class Candidate:
-    """One measured policy: where it came from and what it lost (`kl` in nats a token on the calibration images)."""
+    """One measured policy.
+
+    Attributes:
+        label: where it came from, such as "preset h2o" or "table trial".
+        phase: whose study measured it.
+        policy: the policy.
+        kl: what it lost on the calibration images, nats a token.
+        number: of its trial in that study.
+    """
 
     label: str
     phase: str
@@ -93,7 +101,14 @@ class TrialBook:
             self._watch.reap()
 
     def incumbent(self, label: str, policy: Policy, space: Space, values: Mapping[str, float] | None) -> Candidate:
-        """Measure `policy` and keep it; where it is a point of the space (`values`), the sampler learns from it too."""
+        """Measure a policy and keep it; where it is a point of the space, the sampler learns from it too.
+
+        Args:
+            label: under which it is kept; one that stands there already is not measured again.
+            policy: the policy.
+            space: of this book.
+            values: the policy's point in the space, by number; None where there is none.
+        """
         for trial in self._complete():
             if trial.user_attrs[RESULT]["label"] == label:
                 return self._found(trial)

@@ -24,7 +24,14 @@ _ELSEWHERE = "choose another folder for `out`, or another `storage`, to begin a 
 
 
 class Result(BaseModel):
-    """What every measured trial keeps."""
+    """What every measured trial keeps.
+
+    Attributes:
+        label: where its policy came from.
+        kl: loss on the calibration images, nats a token; of a trial that was given up, on those that were replayed.
+        cache_bytes: of one image; None where it was given up.
+        policy: JSON text, see `dump_policy`.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -35,7 +42,16 @@ class Result(BaseModel):
 
 
 class ImageResult(Result):
-    """What trials keep that were measured image by image."""
+    """What trials keep that were measured image by image.
+
+    Attributes:
+        top1: share of positions whose most likely code is that of the full cache; None where it was given up.
+        given_up: whether measuring ended before the last image, as the policy was worse than the best one.
+        kl_by_image: loss on each image that was replayed, nats a token.
+        fingerprint: of the policy.
+        seconds: that measuring took; 0 where it was repeated.
+        repeated: whether an equal policy had been measured before, whose losses these are.
+    """
 
     top1: FiniteFloat | None
     given_up: bool
@@ -69,7 +85,9 @@ class Checked:
     """Reads the trials of a study, each once.
 
     Args:
-        kind: of their results. where: the storage, for messages.
+        study: whose trials.
+        kind: what their results have to look like.
+        where: the storage, for messages.
     """
 
     def __init__(self, study: optuna.Study, kind: type[Result], where: str) -> None:
@@ -107,7 +125,8 @@ class Checked:
         """The policy of a measured trial.
 
         Raises:
-            DataError: it holds none. PolicyMismatch: it does not fit the model.
+            DataError: it holds none.
+            PolicyMismatch: it does not fit the model.
         """
         try:
             return load_policy_text(trial.user_attrs[RESULT]["policy"], shape)
@@ -141,7 +160,17 @@ def load_policy_text(text: str, shape: ModelShape) -> Policy:
 
 
 def claim(study: optuna.Study, identity: Mapping[str, Any], where: str, objectives: int = 1) -> None:
-    """Write what the study belongs to, or refuse a study of something else."""
+    """Write what the study belongs to, or refuse a study of something else.
+
+    Args:
+        study: new, or one that stood in the storage.
+        identity: what it belongs to, JSON values by name.
+        where: the storage, for messages.
+        objectives: numbers that a trial minimises.
+
+    Raises:
+        DataError: a study of something else, or of other objectives.
+    """
     if study.directions != [StudyDirection.MINIMIZE] * objectives:
         said = ", ".join(direction.name.lower() for direction in study.directions)
         raise DataError(f"{where}: the study's objectives are another search's ({said}); {_ELSEWHERE}.")

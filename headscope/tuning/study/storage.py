@@ -71,7 +71,13 @@ class StudyStore:
 
     @classmethod
     def open(cls, where: str | Path | None, name: str = "", identity: Mapping[str, Any] | None = None) -> StudyStore:
-        """The storage at `where`, see `open_storage`; the other arguments are attributes."""
+        """Open, or make, the storage of a search.
+
+        Args:
+            where: see `open_storage`.
+            name: what a study's name begins with, where one storage keeps several searches.
+            identity: what the studies belong to, JSON values by name.
+        """
         return cls(open_storage(where), "the study" if where is None else shown(where), name, dict(identity or {}))
 
     def belonging(self, **facts: Any) -> StudyStore:

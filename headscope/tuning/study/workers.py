@@ -57,6 +57,7 @@ class Watch:
     differ, so a worker is silent when its word stays the same for `SILENT` seconds while this process looks.
 
     Args:
+        study: whose running trials.
         alone: the study is kept where one process works, so whoever was silent before this one began is gone.
     """
 
@@ -95,7 +96,14 @@ def again(study: optuna.Study, trial: FrozenTrial) -> None:
 def told(
     study: optuna.Study, trial: optuna.Trial | int, values: Sequence[float] | None = None, state: TrialState | None = None
 ) -> bool:
-    """End a trial; whether that counts, because no other process ended it before."""
+    """End a trial; whether that counts, because no other process ended it before.
+
+    Args:
+        study: of the trial.
+        trial: the trial, or its number.
+        values: what it lost, a number for each objective; None where it has no result.
+        state: in which it ends; None leaves that to Optuna, by the values.
+    """
     number = trial if isinstance(trial, int) else trial.number
     try:
         study.tell(trial, values, state)
@@ -141,7 +149,9 @@ def carried_out(study: optuna.Study, trial: optuna.Trial, measure: Callable[[], 
     """Measure, and keep in the trial what was found.
 
     Args:
-        measure: what the trial keeps, and its losses; None for these where it was given up.
+        study: of the trial.
+        trial: this process' own, still running.
+        measure: returns what the trial keeps, and its losses, one for each objective; None for these where it was given up.
 
     Returns:
         What it keeps; None where it was given up or failed (kept so, with the reason), or where another process took this one
