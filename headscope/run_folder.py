@@ -10,7 +10,7 @@ from typing import Any
 from headscope.errors import DataError
 from headscope.facts import OBJECT, TEXT, check, clipped, optional, record, shown, whole
 from headscope.overwriting import clear_run
-from headscope.policy.shape import ModelShape
+from headscope.policy import ModelShape
 from headscope.provenance import version_of, versions
 from headscope.storage import read_json, write_json
 

@@ -158,6 +158,33 @@ def test_a_circle_is_found() -> None:
     assert set(circle({**here, "headscope.c": "import headscope.a"})) == {"headscope.a", "headscope.b", "headscope.c"}
 
 
+# Who looks inside a room: the data set is all that `heads` knows of tracing, and benchmarks time the insides of a step.
+INSIDE = {("heads", "tracing"), *(("benchmarks", room) for room in ("models", "runtime", "tracing")), ("cli", "benchmarks")}
+
+
+def past_a_face(source: str, module: str) -> list[str]:
+    """Sentences about imports from inside another room, which that room's face could hand on."""
+    room, found = room_of(module), []
+    for node in ast.walk(ast.parse(source)):
+        name = (node.module or "") if isinstance(node, ast.ImportFrom) and node.level == 0 else ""
+        other = room_of(name)
+        inside = room_name(name) and name.count(".") > 1 and other != room
+        if inside and room not in ("recipe", "headscope") and (room, other) not in INSIDE:
+            found.append(f"{module}:{node.lineno}: {name}, which {other} does not hand on itself")
+    return found
+
+
+def test_rooms_are_entered_by_their_faces() -> None:
+    each = {module_of(path): path.read_text(encoding="utf-8") for path in SOURCES}
+    assert [sentence for module, source in each.items() for sentence in past_a_face(source, module)] == []
+
+
+def test_an_import_past_a_face_is_found() -> None:
+    assert len(past_a_face("from headscope.policy.policy import Policy", "headscope.runtime.cache")) == 1
+    assert past_a_face("from headscope.policy import Policy", "headscope.runtime.cache") == []
+    assert past_a_face("from headscope.runtime.buckets import HeavyHeads", "headscope.runtime.cache") == []
+
+
 def test_imports_go_down_the_floors_only() -> None:
     found = [
         sentence

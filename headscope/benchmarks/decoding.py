@@ -18,14 +18,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import Cache, DynamicCache, StaticCache
 
 from headscope.benchmarks.shapes import RandomDecoder
-from headscope.models.registry import resolve_device
-from headscope.policy.footprint import CacheSpec, Limit
-from headscope.policy.policy import Policy
-from headscope.policy.presets import make_preset
-from headscope.policy.project import project
+from headscope.models import resolve_device
+from headscope.policy import CacheSpec, Limit, Policy, make_preset, project
 from headscope.progress import Progress, of_task
+from headscope.runtime import CompressedCache, compressed
 from headscope.runtime.buckets import HeavyHeads
-from headscope.runtime.cache import CompressedCache, compressed
 from headscope.runtime.decoders.llama_cpu import LlamaCpuDecoder, LlamaStep, step_for
 from headscope.runtime.decoders.transformers import TransformersDecoder
 

@@ -11,12 +11,9 @@ import torch
 from headscope.benchmarks.decoding import Row, bandwidth
 from headscope.benchmarks.shapes import SIZES, random_janus
 from headscope.models.janus import JanusModel
-from headscope.policy import CacheSpec, Limit, project
-from headscope.policy.policy import Policy
-from headscope.policy.presets import make_preset
+from headscope.policy import CacheSpec, Limit, Policy, make_preset, project
 from headscope.progress import Progress, of_task
-from headscope.runtime import Sampling, generate
-from headscope.runtime.decoders import decoder_name
+from headscope.runtime import Sampling, decoder_name, generate
 from headscope.runtime.decoders.transformers import TransformersDecoder
 
 COLUMNS = ["shape", "dtype", "batch", "variant", "ms_step", "tokens_s", "cache_bytes", "peak_mb", "limit_share", "decoder"]

@@ -20,7 +20,7 @@ from transformers import (
 from headscope.geometry import Geometry
 from headscope.models.cache_name import cache_name
 from headscope.models.janus import JanusModel
-from headscope.policy.shape import ModelShape
+from headscope.policy import ModelShape
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ def budget(
     from headscope import words
     from headscope.cli.tables import print_table
     from headscope.models import load_model
-    from headscope.pipeline.budgets import free_memory, what_fits
-    from headscope.pipeline.prompts import default_prompts
+    from headscope.pipeline import default_prompts, free_memory, what_fits
     from headscope.policy import load_policy, parse_size
 
     loaded = load_model(model, device=device)

@@ -20,11 +20,11 @@ import typer
 from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from headscope.tuning.config import LimitConfig, PromptConfig, RunConfig, SearchConfig
+from headscope.tuning import LimitConfig, PromptConfig, RunConfig, SearchConfig
 from headscope.words import duration
 
 if TYPE_CHECKING:
-    from headscope.pipeline.workers import Workers
+    from headscope.pipeline import Workers
     from headscope.progress import Progress as Tell
 
 SEARCH, PROMPTS, LIMIT = SearchConfig(), PromptConfig(), LimitConfig()
@@ -192,7 +192,7 @@ def settle_threads(model: str) -> None:
     """
     import torch
 
-    from headscope.models.registry import bundled_folder
+    from headscope.models import bundled_folder
 
     if bundled_folder(model) is not None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
@@ -204,7 +204,7 @@ def workers_from(count: int, engine: str, address: str | None, storage: str | No
     Raises:
         typer.BadParameter: an engine that there is not, or a storage for one process only.
     """
-    from headscope.pipeline.workers import Workers
+    from headscope.pipeline import Workers
 
     if engine not in ("processes", "ray"):
         raise typer.BadParameter(f"--engine {engine}: expected processes or ray.")

@@ -34,7 +34,7 @@ def decode(
 
     from headscope.benchmarks.decoding import bench_decode, break_even
     from headscope.benchmarks.shapes import SIZES
-    from headscope.models.registry import resolve_device
+    from headscope.models import resolve_device
     from headscope.storage import check_writable, write_csv
 
     device = resolve_device(device) if device == "auto" else device  # one that is named is looked at last
@@ -87,7 +87,7 @@ def _whole_images(out: Path, shape: str, dtype: str, batches: list[int], device:
     import torch
 
     from headscope.benchmarks.generating import bench_generate
-    from headscope.models.registry import resolve_device
+    from headscope.models import resolve_device
     from headscope.provenance import machine, versions
     from headscope.storage import write_csv, write_json
 

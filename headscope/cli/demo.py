@@ -9,7 +9,7 @@ import typer
 
 from headscope.cli.console import SEARCH, Overwrite, Resume, Seed, Trials
 from headscope.cli.run import go
-from headscope.tuning.config import RunConfig
+from headscope.tuning import RunConfig
 
 # Fewer images than a search takes by default: a laptop is through in minutes.
 SEARCHED, TABLE_IMAGES = 6, 2

@@ -47,11 +47,10 @@ def evaluate(
     from headscope.evaluation import LAYOUTS, EvaluationConfig, need_packages, read_results
     from headscope.evaluation import evaluate as measure
     from headscope.models import load_model
-    from headscope.pipeline.generating import GenerateInProcesses
-    from headscope.pipeline.workers import Workers
+    from headscope.pipeline import GenerateInProcesses, Workers
     from headscope.policy import parse_size
-    from headscope.reporting.evaluation import write_evaluation
-    from headscope.runtime.batches import FULL, OTHER_SEED
+    from headscope.reporting import write_evaluation
+    from headscope.runtime import FULL, OTHER_SEED
 
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"--layout {layout}: unknown; known are {', '.join(LAYOUTS)}.")

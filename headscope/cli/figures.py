@@ -20,7 +20,7 @@ def figures(
     kind: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
 ) -> None:
     """Draw head maps, features, decay, footprints and classes. Example: headscope figures runs/stickers --heads L1H0,L5H3"""
-    from headscope.reporting.gallery import write_figures
+    from headscope.reporting import write_figures
 
     for path in write_figures(run, out, statistics=statistic or (), heads=heads, kind=kind):
         say(str(path))

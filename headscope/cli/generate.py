@@ -37,11 +37,9 @@ def generate(
 ) -> None:
     """Generate images. Example: headscope generate stickers "red apple, noto style" --policy stickers-20 -n 4 -o images"""
     from headscope.models import load_model
-    from headscope.pipeline.budgets import free_memory
-    from headscope.pipeline.images import Request, generate_images, plan_images
-    from headscope.pipeline.prompts import default_prompts, read_prompts
-    from headscope.policy.policy import load_policy
-    from headscope.runtime.sampling import Sampling
+    from headscope.pipeline import Request, default_prompts, free_memory, generate_images, plan_images, read_prompts
+    from headscope.policy import load_policy
+    from headscope.runtime import Sampling
 
     together = _batch(batch)
     if compare and policy is None:

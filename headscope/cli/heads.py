@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from headscope.heads import HeadClassifier
-    from headscope.policy.shape import ModelShape
+    from headscope.policy import ModelShape
 
 RunPath = Annotated[Path | None, typer.Argument(metavar="RUN", help="A run folder, made by `headscope trace` or `run`.")]
 
@@ -56,8 +56,7 @@ def heads(
         _explain(run, explain)  # of the classes that stand, whichever method made them
         return
     from headscope.heads import HeadClassifier
-    from headscope.pipeline import open_run
-    from headscope.pipeline.steps import heads_step
+    from headscope.pipeline import heads_step, open_run
 
     count = clusters if clusters == "bic" else int(clusters)
     judge = HeadClassifier(seed, method=method, n_clusters=count, threshold=threshold)
@@ -80,8 +79,7 @@ def _counts(table: pd.DataFrame) -> None:
 
 
 def _explain(run: Path, head: str) -> None:
-    from headscope.reporting.explain import explain_head
-    from headscope.reporting.style import save_figure
+    from headscope.reporting import explain_head, save_figure
 
     explanation, figure = explain_head(run, head)
     for sentence in explanation.sentences():
@@ -90,7 +88,7 @@ def _explain(run: Path, head: str) -> None:
 
 
 def _published(file: Path, model_shape: str | None, threshold: float, out: Path) -> None:
-    from headscope.heads.published import read_scores
+    from headscope.heads import read_scores
 
     if model_shape is None:
         raise typer.BadParameter("--scores needs --model-shape, such as 24x16.")
@@ -107,7 +105,7 @@ def _stability(trace: Path, shape: ModelShape, judge: HeadClassifier, against: l
     from headscope import words
     from headscope.cli.tables import print_table
     from headscope.errors import DataError
-    from headscope.heads.stability import enough, stability
+    from headscope.heads import enough, measure_stability
     from headscope.storage import write_csv
     from headscope.tracing import TraceDataset
 
@@ -117,7 +115,7 @@ def _stability(trace: Path, shape: ModelShape, judge: HeadClassifier, against: l
         if other.meta["weights"] != here.meta["weights"]:
             raise DataError(f"{name}: is a run of other weights than {trace.parent}; name runs of the same model.")
     others = {name: other.heads() for name, other in traces.items()}
-    table = stability(here.heads(band=None), shape, judge, others=others, seed=seed)
+    table = measure_stability(here.heads(band=None), shape, judge, others=others, seed=seed)
     write_csv(table, out, float_format="%.4f")
     shown = table[["what", "value"]].rename(columns={"what": "agreement between", "value": ""})
     for name, digits in (("rand", 2), ("rank", 3)):

@@ -10,7 +10,7 @@ import typer
 from headscope.cli.console import say
 
 if TYPE_CHECKING:
-    from headscope.policy.policy import Policy
+    from headscope.policy import Policy
 
 app = typer.Typer(no_args_is_help=True, help="Policy files.")
 

@@ -33,11 +33,11 @@ from headscope.cli.console import (
     say,
     settle_threads,
 )
-from headscope.tuning.config import RunConfig
+from headscope.tuning import RunConfig
 
 if TYPE_CHECKING:
-    from headscope.models.protocol import ImageModel
-    from headscope.pipeline.estimate import Estimate
+    from headscope.models import ImageModel
+    from headscope.pipeline import Estimate
 
 Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/ and the model's name).")]
 

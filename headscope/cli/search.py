@@ -33,8 +33,7 @@ from headscope.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from headscope.pipeline import Run
-    from headscope.pipeline.workers import Workers
+    from headscope.pipeline import Run, Workers
     from headscope.tuning import LimitConfig, SearchConfig, Step
 
 RunOrStudy = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `headscope trace`, or a study's TOML file.")]
@@ -140,8 +139,8 @@ def _say_table(search: Path) -> None:
 
 def _one(run: Run, workers: Workers) -> None:
     from headscope.cli.tables import methods_table
-    from headscope.models.registry import source_of
-    from headscope.pipeline.searching import search_one
+    from headscope.models import source_of
+    from headscope.pipeline import search_one
 
     with progress() as tell:
         search_one(run.told(tell), workers=workers)
@@ -161,8 +160,7 @@ def _as_argument(source: str) -> str:
 
 def _many(run: Run, workers: Workers, keeps: list[str]) -> None:
     from headscope.cli.tables import methods_table
-    from headscope.pipeline.searching import search_many
-    from headscope.pipeline.steps.paths import SearchPaths
+    from headscope.pipeline import SearchPaths, search_many
 
     with progress() as tell:
         search_many(run.told(tell), keeps, workers)
@@ -175,7 +173,7 @@ def _many(run: Run, workers: Workers, keeps: list[str]) -> None:
 
 
 def _front(run: Run, workers: Workers, keeps: list[str]) -> None:
-    from headscope.pipeline.fronts import search_front
+    from headscope.pipeline import search_front
 
     with progress() as tell:
         found = search_front(run.told(tell), keeps or ["50%", "30%", "20%", "15%", "10%"], workers.storage)
@@ -185,7 +183,7 @@ def _front(run: Run, workers: Workers, keeps: list[str]) -> None:
 
 
 def _smallest(run: Run, workers: Workers, max_loss: float) -> None:
-    from headscope.pipeline.searching import search_smallest
+    from headscope.pipeline import search_smallest
 
     def told(step: Step) -> None:
         word = "stays below" if step.good else "does not"
@@ -204,7 +202,7 @@ def _smallest(run: Run, workers: Workers, max_loss: float) -> None:
 
 def _defined(file: Path, out: Path | None, device: str, workers: Workers) -> None:
     from headscope.cli.tables import methods_table
-    from headscope.pipeline.searching import run_definition
+    from headscope.pipeline import run_definition
     from headscope.tuning import read_config
 
     config = read_config(file)

@@ -22,10 +22,8 @@ def sensitivity(
 
     The same command goes on after a stop. Example: headscope sensitivity runs/stickers --keep 20%
     """
-    from headscope.pipeline import open_run
-    from headscope.pipeline.steps import sensitivity_step
-    from headscope.reporting.charts import ablation_panels
-    from headscope.reporting.style import save_figure
+    from headscope.pipeline import open_run, sensitivity_step
+    from headscope.reporting import ablation_panels, save_figure
 
     keeps = [part.strip() for part in keep.split(",") if part.strip()]
     if not keeps:

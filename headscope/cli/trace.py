@@ -29,7 +29,7 @@ from headscope.cli.console import (
     settle_threads,
     workers_from,
 )
-from headscope.tuning.config import RunConfig
+from headscope.tuning import RunConfig
 
 if TYPE_CHECKING:
     from headscope.tracing import Selection
@@ -69,10 +69,8 @@ def trace(
 ) -> None:
     """Generate images and trace every head. Example: headscope trace stickers --out runs/stickers"""
     from headscope.models import load_model
-    from headscope.pipeline import begin_run
-    from headscope.pipeline.shards import trace_in_shards
-    from headscope.pipeline.steps import trace_step
-    from headscope.policy.policy import load_policy
+    from headscope.pipeline import begin_run, trace_in_shards, trace_step
+    from headscope.policy import load_policy
 
     crew = workers_from(workers, engine, address)
     check_begin(resume, overwrite)

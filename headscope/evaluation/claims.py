@@ -10,7 +10,7 @@ from typing import Any
 
 from headscope.errors import DataError
 from headscope.facts import OBJECT, check, optional
-from headscope.models.protocol import ImageModel
+from headscope.models import ImageModel
 from headscope.policy import Policy
 from headscope.prompt_files import Asked
 from headscope.storage import read_json, write_json

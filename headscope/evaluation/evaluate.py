@@ -15,26 +15,24 @@ from headscope.errors import CacheError, DataError
 from headscope.evaluation.claims import claim, claim_names
 from headscope.evaluation.layouts import check_layout
 from headscope.evaluation.measuring import Measured, Measurer
-from headscope.models.protocol import ImageModel
-from headscope.models.tokens import warn_of_unknown_words
+from headscope.models import ImageModel, warn_of_unknown_words
 from headscope.policy import Policy
 from headscope.progress import Progress, of_task, renamed
 from headscope.prompt_files import Asked
-from headscope.runtime.batches import (
+from headscope.runtime import (
     FULL,
     OTHER,
     OTHER_SEED,
     ImageBatches,
+    Sampling,
     Variant,
     batch_for,
     batches_to_generate,
+    check_prefix,
     seconds_of,
 )
-from headscope.runtime.cache import check_prefix
-from headscope.runtime.sampling import Sampling
 from headscope.samples import Samples
-from headscope.stickereval.grader import category_scores, paired_difference
-from headscope.stickereval.prompts import GradingPrompt
+from headscope.stickereval import GradingPrompt, category_scores, paired_difference
 from headscope.storage import write_csv, write_parquet
 
 MEMORY = 2 * 2**30

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from headscope.errors import DataError
-from headscope.models.registry import resolve_device
+from headscope.models import resolve_device
 
 FEATURES = 1280
 _SIDE = 224  # what the network learned on

@@ -18,13 +18,11 @@ from headscope.evaluation.distances import distances
 from headscope.evaluation.features import FeatureNetwork
 from headscope.evaluation.layouts import save_image, write_dpg, write_facts, write_geneval
 from headscope.evaluation.likeness import cosine, likeness, token_agreement
-from headscope.models.protocol import ImageModel
+from headscope.models import ImageModel
 from headscope.prompt_files import Asked
-from headscope.runtime.batches import FULL
+from headscope.runtime import FULL
 from headscope.samples import Samples
-from headscope.stickereval.detector import WEIGHTS
-from headscope.stickereval.grader import StickerEval
-from headscope.stickereval.prompts import GradingPrompt
+from headscope.stickereval import WEIGHTS, GradingPrompt, StickerEval
 from headscope.storage import read_json, read_parquet, write_json, write_parquet
 
 GRADED = ["tag", "correct", "reason", "found"]

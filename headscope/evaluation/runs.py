@@ -11,7 +11,7 @@ import pandas as pd
 from headscope.errors import BudgetError, DataError
 from headscope.policy import ModelShape, Policy, load_policy, parse_share
 from headscope.run_folder import RunFolder
-from headscope.runtime.batches import FULL
+from headscope.runtime import FULL
 from headscope.storage import read_json, read_table
 
 _METHODS = {"method": str, "replay_kl": float, "cache_bytes": float}

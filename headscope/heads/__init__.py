@@ -3,5 +3,17 @@
 from headscope.heads.classifier import HeadClassifier, classify
 from headscope.heads.features import FEATURES
 from headscope.heads.files import SEMANTIC, SPATIAL, Heads
+from headscope.heads.published import read_scores
+from headscope.heads.stability import enough, measure_stability
 
-__all__ = ["FEATURES", "SEMANTIC", "SPATIAL", "HeadClassifier", "Heads", "classify"]
+__all__ = [
+    "FEATURES",
+    "SEMANTIC",
+    "SPATIAL",
+    "HeadClassifier",
+    "Heads",
+    "classify",
+    "enough",
+    "measure_stability",
+    "read_scores",
+]

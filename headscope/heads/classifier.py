@@ -14,7 +14,7 @@ from sklearn.mixture import GaussianMixture
 from headscope.errors import DataError
 from headscope.heads.features import FEATURES, features, odd_heads
 from headscope.heads.files import SEMANTIC, SPATIAL, Heads
-from headscope.policy.shape import ModelShape
+from headscope.policy import ModelShape
 from headscope.tracing.dataset import TraceDataset
 
 METHODS = ("mixture", "kmeans", "threshold")

@@ -11,12 +11,12 @@ from sklearn.metrics import adjusted_rand_score
 from headscope.errors import DataError
 from headscope.heads.classifier import HeadClassifier
 from headscope.heads.features import FEATURES, features
-from headscope.policy.shape import ModelShape
+from headscope.policy import ModelShape
 
 REPEATS = 20
 
 
-def stability(
+def measure_stability(
     table: pd.DataFrame,
     shape: ModelShape,
     classifier: HeadClassifier | None = None,

@@ -1,8 +1,43 @@
 """Model families, and the one place where attention is reached."""
 
-from headscope.models.attention import observe
+from headscope.models.attention import answer, is_observed, leave_handle, may_chunk_prompts, observe, through_cache
+from headscope.models.groups import Group, plain_groups, split_mask
+from headscope.models.intercept import attach
 from headscope.models.protocol import ImageModel, Prefix
-from headscope.models.registry import known_models, load_model, register_model
+from headscope.models.registry import (
+    bundled_folder,
+    known_models,
+    lasting_name,
+    load_model,
+    register_model,
+    resolve_device,
+    source_of,
+    writes_text,
+)
+from headscope.models.tokens import warn_of_unknown_words
 from headscope.samples import Samples
 
-__all__ = ["ImageModel", "Prefix", "Samples", "known_models", "load_model", "observe", "register_model"]
+__all__ = [
+    "Group",
+    "ImageModel",
+    "Prefix",
+    "Samples",
+    "answer",
+    "attach",
+    "bundled_folder",
+    "is_observed",
+    "known_models",
+    "lasting_name",
+    "leave_handle",
+    "load_model",
+    "may_chunk_prompts",
+    "observe",
+    "plain_groups",
+    "register_model",
+    "resolve_device",
+    "source_of",
+    "split_mask",
+    "through_cache",
+    "warn_of_unknown_words",
+    "writes_text",
+]

@@ -23,7 +23,7 @@ from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.groups import Group
 from headscope.models.loading import check_whole
 from headscope.models.protocol import Prefix
-from headscope.policy.shape import ModelShape
+from headscope.policy import ModelShape
 from headscope.prompt_files import check_prompt
 
 TEXT_TOKENS = 256

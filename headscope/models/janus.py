@@ -18,7 +18,7 @@ from headscope.models.cache_name import cache_name
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
 from headscope.models.protocol import Prefix
-from headscope.policy.shape import ModelShape
+from headscope.policy import ModelShape
 from headscope.prompt_files import check_prompt
 
 # The authors' own sampling script: guidance 5, temperature 1, no top-k.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import Cache
 
-from headscope.policy.shape import ModelShape
+from headscope.policy import ModelShape
 
 
 @dataclass(frozen=True)

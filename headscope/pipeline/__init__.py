@@ -1,9 +1,49 @@
 """The whole job: all steps for one model, into one run folder."""
 
+from headscope.pipeline.budgets import free_memory, what_fits
+from headscope.pipeline.estimate import Estimate
+from headscope.pipeline.fronts import search_front
+from headscope.pipeline.generating import GenerateInProcesses
+from headscope.pipeline.images import Request, generate_images, plan_images
 from headscope.pipeline.opened import Run, begin_run, open_run
+from headscope.pipeline.prompts import default_prompts, read_prompts
 from headscope.pipeline.recorded import unseen_images
 from headscope.pipeline.run import finish, run
+from headscope.pipeline.searching import run_definition, search_many, search_one, search_smallest
+from headscope.pipeline.shards import trace_in_shards
+from headscope.pipeline.steps import heads_step, sensitivity_step, trace_step
+from headscope.pipeline.steps.paths import SearchPaths
 from headscope.pipeline.tables import groups_of
+from headscope.pipeline.workers import Workers
 from headscope.run_folder import RunFolder
 
-__all__ = ["Run", "RunFolder", "begin_run", "finish", "groups_of", "open_run", "run", "unseen_images"]
+__all__ = [
+    "Estimate",
+    "GenerateInProcesses",
+    "Request",
+    "Run",
+    "RunFolder",
+    "SearchPaths",
+    "Workers",
+    "begin_run",
+    "default_prompts",
+    "finish",
+    "free_memory",
+    "generate_images",
+    "groups_of",
+    "heads_step",
+    "open_run",
+    "plan_images",
+    "read_prompts",
+    "run",
+    "run_definition",
+    "search_front",
+    "search_many",
+    "search_one",
+    "search_smallest",
+    "sensitivity_step",
+    "trace_in_shards",
+    "trace_step",
+    "unseen_images",
+    "what_fits",
+]

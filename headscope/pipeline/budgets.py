@@ -9,8 +9,7 @@ from math import floor
 import torch
 
 from headscope.pipeline.memory import free_bytes
-from headscope.policy.footprint import CacheSpec
-from headscope.policy.policy import Policy
+from headscope.policy import CacheSpec, Policy
 
 # Shares shown beside the policies asked about.
 SHARES = (1.0, 0.5, 0.3, 0.2, 0.15, 0.1)

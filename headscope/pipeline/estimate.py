@@ -10,10 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from headscope.pipeline.opened import Run
-from headscope.runtime.plain import PlainCache
-from headscope.tuning import RunConfig, SearchConfig
-from headscope.tuning.measure.options import default_options
-from headscope.tuning.measure.replay import BATCH_BYTES
+from headscope.runtime import PlainCache
+from headscope.tuning import BATCH_BYTES, RunConfig, SearchConfig, default_options
 
 # Replays beside the trials: about 25 variants of presets and 7 answers of the solver.
 OTHER_REPLAYS = 32

@@ -13,18 +13,23 @@ from headscope.pipeline.opened import Run
 from headscope.pipeline.recorded import unseen_images
 from headscope.pipeline.steps.paths import SearchPaths
 from headscope.pipeline.tables import losses_of
-from headscope.policy.footprint import Limit, parse_share
-from headscope.policy.policy import Policy, load_policy, save_policy
-from headscope.reporting.charts import front as front_chart
-from headscope.reporting.style import save_figure
+from headscope.policy import Limit, Policy, load_policy, parse_share, save_policy
+from headscope.reporting import front_chart, save_figure
 from headscope.run_folder import RunFolder
 from headscope.samples import Samples
 from headscope.storage import write_csv
-from headscope.tuning import Replay, fitting_strides, study_replay
-from headscope.tuning.measure.sensitivity import table_identity
-from headscope.tuning.propose.spaces import ClassSpace, TableSpace, neutral
-from headscope.tuning.study.pareto import Front, search_the_front
-from headscope.tuning.study.storage import StudyStore
+from headscope.tuning import (
+    ClassSpace,
+    Front,
+    Replay,
+    StudyStore,
+    TableSpace,
+    fitting_strides,
+    neutral,
+    search_the_front,
+    study_replay,
+    table_identity,
+)
 
 
 @dataclass(frozen=True)

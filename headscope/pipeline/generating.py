@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from headscope.evaluation.evaluate import Task
-from headscope.models import load_model
-from headscope.models.protocol import ImageModel
+from headscope.evaluation import Task
+from headscope.models import ImageModel, load_model
 from headscope.pipeline.workers import Workers, map_tasks
 from headscope.progress import Progress, of_task
-from headscope.runtime import Sampling
-from headscope.runtime.batches import ImageBatches
+from headscope.runtime import ImageBatches, Sampling
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,11 @@ import torch
 from PIL import Image
 
 from headscope.errors import BudgetError, DataError
-from headscope.models.protocol import ImageModel
-from headscope.models.tokens import warn_of_unknown_words
-from headscope.policy.policy import Policy
+from headscope.models import ImageModel, warn_of_unknown_words
+from headscope.policy import Policy
 from headscope.progress import Progress, of_task
 from headscope.reporting import contact_sheet
-from headscope.runtime.batches import ImageBatches, Variant
-from headscope.runtime.cache import check_prefix
-from headscope.runtime.decoders import AUTO, decoder_name
-from headscope.runtime.sampling import Sampling
+from headscope.runtime import AUTO, ImageBatches, Sampling, Variant, check_prefix, decoder_name
 from headscope.samples import Samples
 from headscope.storage import read_json, write_json, write_parquet, write_whole
 from headscope.words import size

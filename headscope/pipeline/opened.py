@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from headscope.errors import DataError
-from headscope.models import load_model
-from headscope.models.protocol import ImageModel
-from headscope.models.registry import lasting_name, source_of
-from headscope.models.tokens import warn_of_unknown_words
+from headscope.models import ImageModel, lasting_name, load_model, source_of, warn_of_unknown_words
 from headscope.pipeline.prompts import default_prompts, read_prompts, split
-from headscope.policy.footprint import CacheSpec, Limit
+from headscope.policy import CacheSpec, Limit
 from headscope.progress import Progress
 from headscope.provenance import machine
 from headscope.run_folder import RunFolder

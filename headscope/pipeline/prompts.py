@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from headscope.errors import DataError
-from headscope.models.registry import bundled_folder, writes_text
+from headscope.models import bundled_folder, writes_text
 from headscope.prompt_files import read_asked
 
 # For models that bring no prompts of their own; every other one calibrates, the rest judges.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from headscope.errors import DataError
 from headscope.pipeline.opened import Run
-from headscope.policy.policy import Policy
+from headscope.policy import Policy
 from headscope.progress import renamed
 from headscope.runtime import Sampling, generate
 from headscope.samples import Samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from headscope.models.protocol import ImageModel
+from headscope.models import ImageModel
 from headscope.pipeline.estimate import Estimate, estimate
 from headscope.pipeline.opened import Run, begin_run
 from headscope.pipeline.steps import compare_step, generate_step, heads_step, search_step, trace_step

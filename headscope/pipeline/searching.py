@@ -18,14 +18,12 @@ from headscope.pipeline.steps import compare_step, heads_step, search_step, trac
 from headscope.pipeline.steps.paths import SearchPaths
 from headscope.pipeline.tables import losses_of
 from headscope.pipeline.workers import Workers, join_search
-from headscope.policy.policy import Policy, load_policy, save_policy
-from headscope.policy.presets import make_preset
+from headscope.policy import Policy, load_policy, make_preset, save_policy
 from headscope.progress import Progress
 from headscope.run_folder import RunFolder
 from headscope.samples import Samples
 from headscope.storage import read_table, write_csv
-from headscope.tuning import Losses, Replay, RunConfig, Smallest, Step, fitting_strides, solve, study_replay
-from headscope.tuning.smallest import smallest
+from headscope.tuning import Losses, Replay, RunConfig, Smallest, Step, find_smallest, fitting_strides, solve, study_replay
 
 
 def search_one(run: Run, paths: SearchPaths | None = None, workers: Workers | None = None) -> Policy:
@@ -104,7 +102,7 @@ def search_smallest(
         return calibration.measure(found[share]).kl, unseen.measure(found[share]).kl
 
     spec = run.spec()
-    result = smallest(max_loss, spec.smallest_bytes / spec.full_bytes, solved, searched, told)
+    result = find_smallest(max_loss, spec.smallest_bytes / spec.full_bytes, solved, searched, told)
     policy = found[result.keep]
     save_policy(policy, run.folder.policy)
     write_csv(pd.DataFrame([vars(step) for step in result.steps]), run.folder.path / "smallest.csv")

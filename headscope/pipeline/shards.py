@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from headscope.models import load_model
-from headscope.models.registry import source_of
+from headscope.models import load_model, source_of
 from headscope.overwriting import clear_trace, remove_empty
 from headscope.pipeline.opened import Run
 from headscope.pipeline.recorded import calibration_images

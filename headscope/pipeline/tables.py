@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from headscope.heads import Heads
-from headscope.heads.files import SEMANTIC
+from headscope.heads import SEMANTIC, Heads
 from headscope.pipeline.opened import Run
 from headscope.progress import renamed
 from headscope.samples import Samples
-from headscope.tracing.dataset import TraceDataset
-from headscope.tuning import Coverage, Groups, Losses, Replay, losses_from, sensitivity_table
-from headscope.tuning.measure.table import HEADS, kind_for
+from headscope.tracing import TraceDataset
+from headscope.tuning import Coverage, Groups, Losses, Replay, every_head, losses_from, sensitivity_table
 
 
 def groups_of(run: Run) -> Groups | None:
@@ -19,7 +17,7 @@ def groups_of(run: Run) -> Groups | None:
         DataError: no trace, or one that lacks layers or heads.
     """
     shape, folder = run.model.shape, run.folder
-    if kind_for(run.config.search.table, shape) == HEADS:
+    if every_head(run.config.search.table, shape):
         return None
     heads = Heads.load(folder.heads).table
     semantic = heads.assign(semantic=heads["class"] == SEMANTIC).pivot(index="layer", columns="kv_head", values="semantic")

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from headscope.errors import HeadscopeError
-from headscope.models import load_model
-from headscope.models.registry import source_of
+from headscope.models import load_model, source_of
 from headscope.pipeline.opened import Run
 from headscope.pipeline.steps.paths import SearchPaths
 from headscope.pipeline.steps.search import search_of

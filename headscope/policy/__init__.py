@@ -6,9 +6,11 @@ from headscope.policy.policy import Bucket, Policy, load_policy, save_policy
 from headscope.policy.presets import CONTROLS, PRESETS, make_preset, register_preset, tighter
 from headscope.policy.project import fit, project
 from headscope.policy.shape import ModelShape
+from headscope.policy.tensors import HEAD_TENSORS
 
 __all__ = [
     "CONTROLS",
+    "HEAD_TENSORS",
     "PRESETS",
     "Bucket",
     "CacheSpec",

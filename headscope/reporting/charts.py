@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from headscope.heads import SEMANTIC, SPATIAL
-from headscope.policy.presets import CONTROLS
+from headscope.policy import CONTROLS
 from headscope.reporting.style import (
     CLASSES,
     COLOURS,

@@ -16,8 +16,7 @@ from headscope.reporting.explain import parse_head
 from headscope.reporting.footprints import footprints
 from headscope.reporting.streams import stream_figure, stream_map
 from headscope.reporting.style import FORMATS, save_figure
-from headscope.tracing import TraceDataset
-from headscope.tracing.catalogue import STATISTICS
+from headscope.tracing import STATISTICS, TraceDataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

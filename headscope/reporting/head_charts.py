@@ -14,8 +14,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.heads import SEMANTIC, SPATIAL
-from headscope.policy.footprint import CacheSpec
-from headscope.policy.policy import Policy
+from headscope.policy import CacheSpec, Policy
 from headscope.reporting.style import (
     ANCHOR,
     BUFFER,

@@ -10,9 +10,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from headscope import words
-from headscope.heads.stability import enough
-from headscope.policy.footprint import CacheSpec
-from headscope.policy.presets import CONTROLS
+from headscope.heads import enough
+from headscope.policy import CONTROLS, CacheSpec
 from headscope.reporting import charts, head_charts, sentences
 from headscope.reporting.data import RunData, read_run
 from headscope.reporting.footprints import described, footprint

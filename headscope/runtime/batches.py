@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from headscope.errors import DataError
-from headscope.models.protocol import ImageModel
+from headscope.models import ImageModel
 from headscope.policy import CacheSpec, Policy
 from headscope.progress import Progress, of_task
 from headscope.runtime.decoders.registry import AUTO

@@ -18,7 +18,7 @@ from functools import lru_cache
 import torch
 from torch.nn import functional
 
-from headscope.policy.policy import Bucket
+from headscope.policy import Bucket
 
 
 class KeptHeads:

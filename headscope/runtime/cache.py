@@ -15,10 +15,8 @@ from transformers import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from headscope.errors import CacheError, PolicyMismatch
-from headscope.models.attention import leave_handle, may_chunk_prompts, through_cache
-from headscope.models.groups import Group, plain_groups, split_mask
-from headscope.models.protocol import ImageModel
-from headscope.policy.policy import Policy
+from headscope.models import Group, ImageModel, leave_handle, may_chunk_prompts, plain_groups, split_mask, through_cache
+from headscope.policy import Policy
 from headscope.runtime.buckets import HeavyHeads, WindowHeads
 from headscope.runtime.plain import CountingLayer
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from headscope.errors import NumberError
-from headscope.models.protocol import ImageModel
+from headscope.models import ImageModel
 
 
 def finite_choice(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

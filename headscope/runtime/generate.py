@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from headscope.models.protocol import ImageModel, Prefix
-from headscope.models.tokens import warn_of_unknown_words
-from headscope.policy.policy import Policy
+from headscope.models import ImageModel, Prefix, warn_of_unknown_words
+from headscope.policy import Policy
 from headscope.progress import Progress, of_task
 from headscope.runtime.decoders.protocol import Decoder, ImageDecoder
 from headscope.runtime.decoders.registry import AUTO, choose

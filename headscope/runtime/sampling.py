@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from headscope.errors import DataError
-from headscope.models.protocol import ImageModel
+from headscope.models import ImageModel
 from headscope.runtime.finite import finite_choice
 from headscope.runtime.noise import Noise
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from headscope.errors import DataError
 from headscope.facts import NUMBER, TEXTS, check, parsed
-from headscope.models.registry import resolve_device
+from headscope.models import resolve_device
 
 WEIGHTS = Path(__file__).parent / "weights" / "detector.safetensors"
 PIXELS = 96

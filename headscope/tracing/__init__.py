@@ -1,6 +1,6 @@
 """Tracing: what every head looks at, as statistics in a data set."""
 
-from headscope.tracing.catalogue import register_statistic
+from headscope.tracing.catalogue import STATISTICS, register_statistic
 from headscope.tracing.dataset import TraceDataset
 from headscope.tracing.hooks import watch, watch_live, watching
 from headscope.tracing.live import Live
@@ -10,6 +10,7 @@ from headscope.tracing.selection import Selection
 from headscope.tracing.trace import trace
 
 __all__ = [
+    "STATISTICS",
     "Live",
     "ModuleTrace",
     "Selection",

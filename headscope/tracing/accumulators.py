@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models.groups import Group
+from headscope.models import Group
 from headscope.tracing.accumulated import Accumulated
 from headscope.tracing.folding import Folding, Part, by_row, whole
 from headscope.tracing.selection import Selection

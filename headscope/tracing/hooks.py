@@ -11,9 +11,7 @@ from torch import nn
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models.attention import answer, observe
-from headscope.models.groups import Group
-from headscope.models.protocol import ImageModel
+from headscope.models import Group, ImageModel, answer, observe
 from headscope.samples import Samples
 from headscope.tracing.accumulated import Accumulated
 from headscope.tracing.accumulators import Accumulator

@@ -9,7 +9,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models.groups import Group
+from headscope.models import Group
 from headscope.samples import Samples
 from headscope.tracing.accumulated import Accumulated
 from headscope.tracing.accumulators import refuse_altered

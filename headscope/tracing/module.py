@@ -13,8 +13,7 @@ from torch import nn
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models.groups import Group
-from headscope.models.intercept import attach
+from headscope.models import Group, attach
 from headscope.tracing import trace as _trace  # noqa: F401 - registers the statistics
 from headscope.tracing.accumulated import Accumulated
 from headscope.tracing.accumulators import Accumulator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from headscope.geometry import Geometry
-from headscope.models.groups import Group
+from headscope.models import Group
 from headscope.tracing.selection import Selection
 
 

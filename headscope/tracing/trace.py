@@ -15,7 +15,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.facts import shown
-from headscope.models.protocol import ImageModel
+from headscope.models import ImageModel
 from headscope.progress import Progress, of_task
 from headscope.reading import is_there
 from headscope.samples import Samples

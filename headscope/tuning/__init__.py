@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from headscope.lazy import loaded
 
 if TYPE_CHECKING:
+    from headscope.tuning.compare import METHOD_COLUMNS as METHOD_COLUMNS
     from headscope.tuning.compare import MethodTable as MethodTable
     from headscope.tuning.compare import compare_methods as compare_methods
     from headscope.tuning.compare import step_times as step_times
@@ -30,40 +31,54 @@ if TYPE_CHECKING:
     from headscope.tuning.measure.options import ANCHOR as ANCHOR
     from headscope.tuning.measure.options import Losses as Losses
     from headscope.tuning.measure.options import Option as Option
+    from headscope.tuning.measure.options import default_options as default_options
     from headscope.tuning.measure.options import losses_from as losses_from
+    from headscope.tuning.measure.replay import BATCH_BYTES as BATCH_BYTES
     from headscope.tuning.measure.replay import Replay as Replay
     from headscope.tuning.measure.sensitivity import measure_sensitivity as measure_sensitivity
+    from headscope.tuning.measure.sensitivity import table_identity as table_identity
     from headscope.tuning.measure.table import Table as Table
+    from headscope.tuning.measure.table import every_head as every_head
     from headscope.tuning.measure.table import sensitivity_table as sensitivity_table
     from headscope.tuning.propose.knapsack import solve as solve
     from headscope.tuning.propose.presets import Sweep as Sweep
     from headscope.tuning.propose.presets import sweep_presets as sweep_presets
+    from headscope.tuning.propose.spaces import ClassSpace as ClassSpace
+    from headscope.tuning.propose.spaces import TableSpace as TableSpace
+    from headscope.tuning.propose.spaces import neutral as neutral
     from headscope.tuning.propose.strides import fitting_strides as fitting_strides
     from headscope.tuning.search import Search as Search
     from headscope.tuning.search import SearchFiles as SearchFiles
     from headscope.tuning.search import study_replay as study_replay
     from headscope.tuning.smallest import Smallest as Smallest
     from headscope.tuning.smallest import Step as Step
+    from headscope.tuning.smallest import find_smallest as find_smallest
     from headscope.tuning.study.outcome import SearchResult as SearchResult
+    from headscope.tuning.study.pareto import Front as Front
+    from headscope.tuning.study.pareto import search_the_front as search_the_front
     from headscope.tuning.study.phases import PhasedStudy as PhasedStudy
     from headscope.tuning.study.storage import StudyStore as StudyStore
 
 _HOMES = {
     "ANCHOR": "measure.options",
-    "SAMPLERS": "config",
+    "BATCH_BYTES": "measure.replay",
+    "ClassSpace": "propose.spaces",
     "Coverage": "measure.coverage",
+    "Front": "study.pareto",
     "Groups": "measure.coverage",
+    "HeadAblation": "measure.ablation",
     "LimitConfig": "config",
     "Losses": "measure.options",
+    "METHOD_COLUMNS": "compare",
+    "MemoizedReplay": "measure.measurement",
     "MethodTable": "compare",
-    "HeadAblation": "measure.ablation",
     "Option": "measure.options",
     "PhasedStudy": "study.phases",
     "PromptConfig": "config",
-    "MemoizedReplay": "measure.measurement",
     "Replay": "measure.replay",
     "ReplayResult": "measure.measurement",
     "RunConfig": "config",
+    "SAMPLERS": "config",
     "Search": "search",
     "SearchConfig": "config",
     "SearchFiles": "search",
@@ -73,19 +88,26 @@ _HOMES = {
     "StudyStore": "study.storage",
     "Sweep": "propose.presets",
     "Table": "measure.table",
+    "TableSpace": "propose.spaces",
+    "ablate_heads": "measure.ablation",
     "compare_methods": "compare",
     "config_from": "config",
+    "default_options": "measure.options",
     "equal_options": "measure.ablation",
+    "find_smallest": "smallest",
     "fitting_strides": "propose.strides",
+    "every_head": "measure.table",
     "losses_from": "measure.options",
     "measure_sensitivity": "measure.sensitivity",
-    "ablate_heads": "measure.ablation",
+    "neutral": "propose.spaces",
     "read_config": "config_file",
+    "search_the_front": "study.pareto",
     "sensitivity_table": "measure.table",
     "solve": "propose.knapsack",
     "step_times": "compare",
     "study_replay": "search",
     "sweep_presets": "propose.presets",
+    "table_identity": "measure.sensitivity",
 }
 
 __all__ = sorted(_HOMES)

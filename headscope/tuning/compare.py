@@ -12,15 +12,13 @@ import pandas as pd
 import torch
 
 from headscope.intervals import mean_interval
-from headscope.policy.footprint import CacheSpec
-from headscope.policy.policy import Policy
-from headscope.policy.presets import CONTROLS
+from headscope.policy import CONTROLS, CacheSpec, Policy
 from headscope.progress import Progress, of_task
 from headscope.runtime import CompressedCache, compressed
 from headscope.tuning.measure.replay import Replay, chunks
 
 TIMED_STEPS = 48
-COLUMNS = ["method", "budget", "kept_ratio", "replay_kl", "top1", "cache_bytes", "ms_per_step"]
+METHOD_COLUMNS = ["method", "budget", "kept_ratio", "replay_kl", "top1", "cache_bytes", "ms_per_step"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class MethodTable:
     """What `compare_methods` measured.
 
     Attributes:
-        methods: one row a method; COLUMNS first, then kl_low, kl_high (bootstrap 95 % over images), difference_low,
+        methods: one row a method; METHOD_COLUMNS first, then kl_low, kl_high (bootstrap 95 % over images), difference_low,
             difference_high (the same of this method's KL minus the searched policy's, image by image), variant, and
             control_low, control_high (of a control's KL minus that of `ssd`, whose classes it exchanges or deals anew).
         by_row: method, row of the image, kl.

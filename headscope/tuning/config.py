@@ -29,19 +29,19 @@ def _number_as_text(value: object) -> object:
 
 
 def _share(text: str) -> str:
-    from headscope.policy.footprint import parse_share  # with torch, which `--help` does without
+    from headscope.policy import parse_share  # with torch, which `--help` does without
 
     return _read(parse_share, text, "keep ")
 
 
 def _size(text: str) -> str:
-    from headscope.policy.footprint import parse_size
+    from headscope.policy import parse_size
 
     return _read(parse_size, text, "memory ")
 
 
 def _dtype(text: str) -> str:
-    from headscope.policy.footprint import dtype_name
+    from headscope.policy import dtype_name
 
     return str(_read(dtype_name, DTYPES.get(text, text), ""))
 
@@ -144,7 +144,7 @@ class LimitConfig(_Config):
             dtype: that the model runs in, where the limit says no other.
             streams: that an image takes, where the limit says no other number.
         """
-        from headscope.policy.footprint import CacheSpec
+        from headscope.policy import CacheSpec
 
         return CacheSpec(
             shape,
@@ -161,7 +161,7 @@ class LimitConfig(_Config):
         Raises:
             BudgetError: below the smallest possible, or above the full cache.
         """
-        from headscope.policy.footprint import Limit
+        from headscope.policy import Limit
 
         return Limit.of_share(self.text, spec) if self.memory is None else Limit.of_memory(self.memory, spec)
 

@@ -18,7 +18,7 @@ import tomllib
 from pathlib import Path
 
 from headscope.errors import DataError
-from headscope.models.registry import known_models
+from headscope.models import known_models
 from headscope.storage import read_text
 from headscope.tuning.config import RunConfig, config_from
 

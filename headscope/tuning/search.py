@@ -9,10 +9,8 @@ from pathlib import Path
 import torch
 
 from headscope.errors import DataError
-from headscope.models.protocol import ImageModel
-from headscope.policy.footprint import Limit
-from headscope.policy.policy import save_policy
-from headscope.policy.presets import CONTROLS
+from headscope.models import ImageModel
+from headscope.policy import CONTROLS, Limit, save_policy
 from headscope.progress import Progress, renamed
 from headscope.samples import Samples
 from headscope.tuning.config import SearchConfig

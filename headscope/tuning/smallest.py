@@ -41,7 +41,7 @@ class Smallest:
     steps: tuple[Step, ...]
 
 
-def smallest(
+def find_smallest(
     max_loss: float,
     least: float,
     solved: Callable[[float], float],

@@ -12,7 +12,7 @@ from headscope.errors import DataError
 from headscope.geometry import Geometry
 from headscope.heads.features import FEATURES
 from headscope.heads.published import read_scores
-from headscope.heads.stability import enough, stability
+from headscope.heads.stability import enough, measure_stability
 from headscope.policy.shape import ModelShape
 from tests.heads.test_classifier import two_kinds
 
@@ -33,7 +33,7 @@ def traced(noise: float, images: int = 8) -> tuple[pd.DataFrame, ModelShape]:
 
 def test_clear_kinds_agree_from_one_prompt_on() -> None:
     table, shape = traced(0.01)
-    found = stability(table, shape)
+    found = measure_stability(table, shape)
     assert found["what"].tolist() == ["prompts"] * 3 + ["seeds", "streams"]
     assert found["value"].tolist()[:3] == ["1", "2", "4"]
     assert (found["rand"] == 1).all()
@@ -42,23 +42,23 @@ def test_clear_kinds_agree_from_one_prompt_on() -> None:
 
 def test_noise_needs_more_prompts_and_is_seen() -> None:
     table, shape = traced(8.0)
-    found = stability(table, shape)
+    found = measure_stability(table, shape)
     prompts = found[found["what"] == "prompts"]
     assert prompts["rank"].is_monotonic_increasing
     assert prompts["rank"].iloc[0] < 0.8
     assert enough(found) is None
-    again = stability(table, shape)
+    again = measure_stability(table, shape)
     pd.testing.assert_frame_equal(found, again)
 
 
 def test_bands_and_other_traces_get_rows_of_their_own() -> None:
     table, shape = traced(0.1)
     both = pd.concat([table, table.assign(band=0), table.assign(band=1)])
-    found = stability(both, shape, others={"guidance 5": table})
+    found = measure_stability(both, shape, others={"guidance 5": table})
     assert found["value"].tolist()[-3:] == ["band 0", "band 1", "guidance 5"]
     assert found["rand"].iloc[-1] == 1
     with pytest.raises(DataError, match="expected at least two"):
-        stability(table[table["sample"] == 0], shape)
+        measure_stability(table[table["sample"] == 0], shape)
 
 
 def test_a_published_map_becomes_heads(tmp_path: Path) -> None:

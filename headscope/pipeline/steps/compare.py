@@ -6,13 +6,10 @@ from headscope.pipeline.opened import Run
 from headscope.pipeline.recorded import unseen_images
 from headscope.pipeline.steps.paths import SearchPaths
 from headscope.pipeline.steps.timed import timed
-from headscope.policy.footprint import Limit
-from headscope.policy.policy import load_policy, save_policy
-from headscope.policy.presets import make_preset
+from headscope.policy import Limit, load_policy, make_preset, save_policy
 from headscope.progress import renamed
 from headscope.storage import write_csv, write_parquet
-from headscope.tuning import MethodTable, Replay, compare_methods
-from headscope.tuning.compare import COLUMNS
+from headscope.tuning import METHOD_COLUMNS, MethodTable, Replay, compare_methods
 
 
 def compare_step(run: Run, paths: SearchPaths | None = None) -> MethodTable:
@@ -41,6 +38,6 @@ def compare_step(run: Run, paths: SearchPaths | None = None) -> MethodTable:
         write_csv(table.methods, paths.tables / "methods.csv")
         write_parquet(table.by_row, paths.tables / "kl_by_row.parquet")
         row = table.methods.set_index("method").loc["searched"]
-        results = {name: float(row[name]) for name in COLUMNS if name not in ("method", "budget")}
+        results = {name: float(row[name]) for name in METHOD_COLUMNS if name not in ("method", "budget")}
         save_policy(searched.replace(results={**searched.results, "unseen": results}), paths.policy)
         return table

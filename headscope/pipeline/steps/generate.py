@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from headscope.models.protocol import ImageModel
+from headscope.models import ImageModel
 from headscope.pipeline.images import save_png
 from headscope.pipeline.opened import Run
 from headscope.pipeline.steps.timed import timed
-from headscope.policy.policy import load_policy
+from headscope.policy import load_policy
 from headscope.progress import renamed
 from headscope.reporting import contact_sheet
 from headscope.runtime import Sampling, generate

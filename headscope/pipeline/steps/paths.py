@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from headscope.policy.footprint import parse_share
+from headscope.policy import parse_share
 from headscope.run_folder import RunFolder
 
 

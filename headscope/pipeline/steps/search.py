@@ -9,7 +9,7 @@ from headscope.pipeline.opened import Run, limit_facts
 from headscope.pipeline.steps.paths import SearchPaths
 from headscope.pipeline.steps.timed import timed
 from headscope.pipeline.tables import groups_of
-from headscope.policy.policy import Policy, save_policy
+from headscope.policy import Policy, save_policy
 from headscope.samples import Samples
 from headscope.tuning import Search, SearchFiles
 

@@ -9,7 +9,7 @@ import pandas as pd
 from headscope.heads import Heads
 from headscope.pipeline.opened import Run
 from headscope.pipeline.steps.timed import timed
-from headscope.policy.footprint import CacheSpec
+from headscope.policy import CacheSpec
 from headscope.samples import Samples
 from headscope.storage import write_csv
 from headscope.tuning import HeadAblation, Replay, ablate_heads, equal_options, measure_sensitivity

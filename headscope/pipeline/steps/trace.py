@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 
-from headscope.models.protocol import ImageModel
+from headscope.models import ImageModel
 from headscope.pipeline.opened import Run
 from headscope.pipeline.recorded import calibration_images
 from headscope.pipeline.steps.timed import timed
-from headscope.policy.policy import Policy
+from headscope.policy import Policy
 from headscope.runtime import Sampling, generate
 from headscope.samples import Samples
 from headscope.tracing import Live, Selection, TraceDataset, trace

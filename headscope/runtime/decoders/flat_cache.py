@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from headscope.policy.policy import Policy
+from headscope.policy import Policy
 
 
 @dataclass(frozen=True)

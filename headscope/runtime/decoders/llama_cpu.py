@@ -24,9 +24,8 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
-from headscope.models.attention import is_observed
-from headscope.models.protocol import ImageModel
-from headscope.policy.policy import Policy
+from headscope.models import ImageModel, is_observed
+from headscope.policy import Policy
 from headscope.runtime.cache import CompressedCache, compressed
 from headscope.runtime.decoders.transformers import TransformersDecoder
 

@@ -15,8 +15,8 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache, LlamaModel
 
-from headscope.models.protocol import ImageModel, Prefix
-from headscope.policy.policy import Policy
+from headscope.models import ImageModel, Prefix
+from headscope.policy import Policy
 from headscope.runtime.cache import check_prefix
 from headscope.runtime.decoders.flat_cache import FlatLayer, KernelScratch, attend_flat, choose_flat
 from headscope.runtime.decoders.llama_cpu import LlamaStep, step_for

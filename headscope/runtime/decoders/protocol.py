@@ -7,8 +7,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
-from headscope.models.protocol import ImageModel, Prefix
-from headscope.policy.policy import Policy
+from headscope.models import ImageModel, Prefix
+from headscope.policy import Policy
 from headscope.runtime.sampling import Sampler
 
 

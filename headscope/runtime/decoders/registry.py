@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from headscope.errors import DataError
-from headscope.models.protocol import ImageModel
-from headscope.policy.policy import Policy
+from headscope.models import ImageModel
+from headscope.policy import Policy
 from headscope.runtime.decoders.llama_cpu import LlamaCpuDecoder
 from headscope.runtime.decoders.llama_cuda import LlamaCudaDecoder
 from headscope.runtime.decoders.protocol import Decoder

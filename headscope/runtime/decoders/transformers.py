@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from headscope.models.protocol import ImageModel, Prefix
-from headscope.policy.policy import Policy
+from headscope.models import ImageModel, Prefix
+from headscope.policy import Policy
 from headscope.runtime.cache import CompressedCache, compressed
 from headscope.runtime.plain import PlainCache
 

@@ -14,7 +14,7 @@ import pandas as pd
 from headscope.errors import BudgetError, DataError
 from headscope.heads import SEMANTIC
 from headscope.intervals import rank_correlation
-from headscope.policy.footprint import CacheSpec, parse_share
+from headscope.policy import CacheSpec, parse_share
 from headscope.tuning.measure.options import Option
 from headscope.tuning.measure.sensitivity import NEGLIGIBLE
 

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from headscope.errors import DataError
-from headscope.policy.shape import ModelShape
+from headscope.policy import ModelShape
 from headscope.tuning.measure.options import COLUMNS, Option
 
 

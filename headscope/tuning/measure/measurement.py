@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from headscope.geometry import Geometry
-from headscope.policy.policy import Policy
+from headscope.policy import Policy
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,9 @@ import torch
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models.protocol import ImageModel
-from headscope.policy.policy import Policy
-from headscope.runtime import compressed
-from headscope.runtime.cache import CompressedCache
-from headscope.runtime.finite import no_numbers
+from headscope.models import ImageModel
+from headscope.policy import Policy
+from headscope.runtime import CompressedCache, compressed, no_numbers
 from headscope.samples import Samples
 from headscope.tuning.measure.full_cache import ROOM, FullCachePredictions
 from headscope.tuning.measure.measurement import ReplayResult, Watch

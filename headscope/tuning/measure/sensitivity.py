@@ -17,7 +17,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.facts import check, parsed, plain, said, shown
-from headscope.policy.shape import ModelShape
+from headscope.policy import ModelShape
 from headscope.progress import Progress, of_task
 from headscope.reading import read_parquet, to_frame
 from headscope.storage import write_whole

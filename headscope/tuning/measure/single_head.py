@@ -21,9 +21,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from headscope.policy.policy import Policy
-from headscope.runtime import compressed
-from headscope.runtime.cache import CompressedCache
+from headscope.policy import Policy
+from headscope.runtime import CompressedCache, compressed
 from headscope.tuning.measure.options import Option
 from headscope.tuning.measure.replay import Batch, Replay
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from headscope.policy.shape import ModelShape
+from headscope.policy import ModelShape
 from headscope.progress import Progress
 from headscope.tuning.measure.coverage import Groups
 from headscope.tuning.measure.options import ANCHOR, default_options, table_stride
@@ -101,6 +101,11 @@ def kind_for(kind: str, shape: ModelShape) -> str:
     if kind != AUTO:
         return kind
     return HEADS if shape.layers * shape.kv_heads * len(default_options(shape.geometry)) <= MOST_CELLS else GROUPS
+
+
+def every_head(kind: str, shape: ModelShape) -> bool:
+    """Whether a table of this kind measures every head of a model, and so needs no groups."""
+    return kind_for(kind, shape) == HEADS
 
 
 def _cost(losses: pd.DataFrame) -> tuple[float, float]:

@@ -22,8 +22,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from headscope.errors import BudgetError
-from headscope.policy.footprint import Limit
-from headscope.policy.policy import Policy
+from headscope.policy import Limit, Policy
 from headscope.tuning.measure.options import ANCHOR, Losses, interpolated, losses_from
 
 # The exact solver may stop this close to the optimum: far below what the table's own noise is worth.

@@ -12,10 +12,7 @@ import torch
 
 from headscope.errors import BudgetError
 from headscope.geometry import Geometry
-from headscope.policy.footprint import Limit
-from headscope.policy.methods import Preset
-from headscope.policy.policy import Policy
-from headscope.policy.presets import CONTROLS, PRESETS, tighter
+from headscope.policy import CONTROLS, PRESETS, Limit, Policy, Preset, tighter
 from headscope.progress import Progress, of_task
 from headscope.storage import read_json, write_json, write_parquet
 from headscope.tuning.measure.measurement import PolicyEvaluator, Pruned

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 from headscope.errors import BudgetError
-from headscope.policy.footprint import Limit
-from headscope.policy.policy import Policy
-from headscope.policy.project import fit
+from headscope.policy import Limit, Policy, fit
 
 
 def fit_near(

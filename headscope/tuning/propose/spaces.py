@@ -19,9 +19,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import Trial
 
 from headscope.errors import BudgetError
-from headscope.policy.footprint import Limit
-from headscope.policy.policy import Policy
-from headscope.policy.shape import ModelShape
+from headscope.policy import Limit, ModelShape, Policy
 from headscope.tuning.measure.options import ANCHOR, Losses
 from headscope.tuning.propose.knapsack import solve
 from headscope.tuning.propose.sizes import fit_near, merged

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from headscope.errors import BudgetError
-from headscope.policy.footprint import Limit
-from headscope.policy.project import project
+from headscope.policy import Limit, project
 
 
 def fitting_strides(limit: Limit, strides: Sequence[int] | None = None) -> list[int]:

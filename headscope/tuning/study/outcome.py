@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from headscope.policy.policy import Policy
+from headscope.policy import Policy
 from headscope.storage import write_json, write_parquet
 from headscope.tuning.study.phase import Candidate
 

@@ -17,7 +17,7 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from headscope.errors import BudgetError, NumberError
-from headscope.policy.policy import Policy
+from headscope.policy import Policy
 from headscope.progress import Progress, of_task
 from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.measurement import PolicyEvaluator

@@ -18,8 +18,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from headscope.errors import NumberError
-from headscope.policy.policy import Policy
-from headscope.policy.shape import ModelShape
+from headscope.policy import ModelShape, Policy
 from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.measurement import PolicyEvaluator, Pruned
 from headscope.tuning.propose.samplers import INCUMBENT, ReseededSampler

@@ -21,8 +21,7 @@ import pandas as pd
 import torch
 
 from headscope.errors import BudgetError
-from headscope.policy.footprint import Limit
-from headscope.policy.policy import Policy
+from headscope.policy import Limit, Policy
 from headscope.progress import Progress
 from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.measurement import PolicyEvaluator

@@ -13,9 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from headscope.errors import DataError
-from headscope.policy.policy import Policy
-from headscope.policy.shape import ModelShape
-from headscope.policy.tensors import HEAD_TENSORS
+from headscope.policy import HEAD_TENSORS, ModelShape, Policy
 from headscope.tuning.propose.samplers import INCUMBENT, RETRIES
 from headscope.tuning.study.workers import ERROR, RESULT
 
