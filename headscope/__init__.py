@@ -10,129 +10,70 @@ from typing import TYPE_CHECKING, Any
 from headscope.lazy import loaded
 
 if TYPE_CHECKING:
-    from headscope.errors import HeadscopeError
-    from headscope.evaluation import EvaluationConfig, evaluate
-    from headscope.geometry import Geometry
-    from headscope.heads import HeadClassifier, Heads, classify
-    from headscope.models import load_model, observe, register_model
-    from headscope.pipeline import run
+    from headscope.errors import HeadscopeError as HeadscopeError
+    from headscope.evaluation import EvaluationConfig as EvaluationConfig, evaluate as evaluate
+    from headscope.geometry import Geometry as Geometry
+    from headscope.heads import HeadClassifier as HeadClassifier, Heads as Heads, classify as classify
+    from headscope.models import load_model as load_model, observe as observe, register_model as register_model
+    from headscope.pipeline import run as run
     from headscope.policy import (
-        PRESETS,
-        CacheSpec,
-        Limit,
-        ModelShape,
-        Policy,
-        load_policy,
-        make_preset,
-        register_preset,
-        save_policy,
+        PRESETS as PRESETS,
+        CacheSpec as CacheSpec,
+        Limit as Limit,
+        ModelShape as ModelShape,
+        Policy as Policy,
+        load_policy as load_policy,
+        make_preset as make_preset,
+        register_preset as register_preset,
+        save_policy as save_policy,
     )
-    from headscope.progress import Progress
-    from headscope.runtime import CompressedCache, Sampling, compressed, generate
-    from headscope.samples import Samples
-    from headscope.tracing import Selection, TraceDataset, merge_traces, register_statistic, trace, trace_module, watch_live
+    from headscope.progress import Progress as Progress
+    from headscope.runtime import (
+        CompressedCache as CompressedCache,
+        Sampling as Sampling,
+        compressed as compressed,
+        generate as generate,
+    )
+    from headscope.samples import Samples as Samples
+    from headscope.tracing import (
+        Selection as Selection,
+        TraceDataset as TraceDataset,
+        merge_traces as merge_traces,
+        register_statistic as register_statistic,
+        trace as trace,
+        trace_module as trace_module,
+        watch_live as watch_live,
+    )
     from headscope.tuning import (
-        LimitConfig,
-        PromptConfig,
-        Replay,
-        RunConfig,
-        SearchConfig,
-        SearchResult,
-        measure_sensitivity,
-        solve,
+        LimitConfig as LimitConfig,
+        PromptConfig as PromptConfig,
+        Replay as Replay,
+        RunConfig as RunConfig,
+        SearchConfig as SearchConfig,
+        SearchResult as SearchResult,
+        measure_sensitivity as measure_sensitivity,
+        solve as solve,
     )
-    from headscope.tuning.search import search
+    from headscope.tuning.search import search as search
 
-# Where each public name lives.
-_HOMES = {
-    "HeadscopeError": "errors",
-    "EvaluationConfig": "evaluation",
-    "evaluate": "evaluation",
-    "Geometry": "geometry",
-    "HeadClassifier": "heads",
-    "Heads": "heads",
-    "classify": "heads",
-    "load_model": "models",
-    "observe": "models",
-    "register_model": "models",
-    "run": "pipeline",
-    "PRESETS": "policy",
-    "CacheSpec": "policy",
-    "Limit": "policy",
-    "ModelShape": "policy",
-    "Policy": "policy",
-    "load_policy": "policy",
-    "make_preset": "policy",
-    "register_preset": "policy",
-    "save_policy": "policy",
-    "CompressedCache": "runtime",
-    "Sampling": "runtime",
-    "compressed": "runtime",
-    "generate": "runtime",
-    "Samples": "samples",
-    "Selection": "tracing",
-    "TraceDataset": "tracing",
-    "merge_traces": "tracing",
-    "register_statistic": "tracing",
-    "trace": "tracing",
-    "trace_module": "tracing",
-    "watch_live": "tracing",
-    "Replay": "tuning",
-    "SearchResult": "tuning",
-    "measure_sensitivity": "tuning",
-    "solve": "tuning",
-    "LimitConfig": "tuning",
-    "PromptConfig": "tuning",
-    "RunConfig": "tuning",
-    "SearchConfig": "tuning",
-    "search": "tuning.search",
-    "Progress": "progress",
+# Where the public names live.
+_ROOMS = {
+    "errors": "HeadscopeError",
+    "evaluation": "EvaluationConfig evaluate",
+    "geometry": "Geometry",
+    "heads": "HeadClassifier Heads classify",
+    "models": "load_model observe register_model",
+    "pipeline": "run",
+    "policy": "CacheSpec Limit ModelShape PRESETS Policy load_policy make_preset register_preset save_policy",
+    "progress": "Progress",
+    "runtime": "CompressedCache Sampling compressed generate",
+    "samples": "Samples",
+    "tracing": "Selection TraceDataset merge_traces register_statistic trace trace_module watch_live",
+    "tuning": "LimitConfig PromptConfig Replay RunConfig SearchConfig SearchResult measure_sensitivity solve",
+    "tuning.search": "search",
 }
-
-__all__ = [
-    "PRESETS",
-    "CacheSpec",
-    "CompressedCache",
-    "EvaluationConfig",
-    "Geometry",
-    "HeadClassifier",
-    "Heads",
-    "HeadscopeError",
-    "Limit",
-    "LimitConfig",
-    "ModelShape",
-    "Policy",
-    "Progress",
-    "PromptConfig",
-    "Replay",
-    "RunConfig",
-    "Samples",
-    "Sampling",
-    "SearchConfig",
-    "SearchResult",
-    "Selection",
-    "TraceDataset",
-    "classify",
-    "compressed",
-    "evaluate",
-    "generate",
-    "load_model",
-    "load_policy",
-    "make_preset",
-    "measure_sensitivity",
-    "merge_traces",
-    "observe",
-    "register_model",
-    "register_preset",
-    "register_statistic",
-    "run",
-    "save_policy",
-    "search",
-    "solve",
-    "trace",
-    "trace_module",
-    "watch_live",
-]
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
+__all__ = sorted(_HOMES)
 
 
 def __dir__() -> list[str]:

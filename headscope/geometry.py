@@ -69,14 +69,6 @@ class Geometry:
         """Token index of a cell."""
         return row * self.row_length + col
 
-    def row_of(self, t: int) -> int:
-        """Row of token t."""
-        return t // self.row_length
-
-    def col_of(self, t: int) -> int:
-        """Column of token t; cols or more for a row end."""
-        return t % self.row_length
-
     def strides(self) -> list[int]:
         """Every stride a policy may have: 1, the divisors of a row, a row, and its multiples up to the image."""
         row = self.row_length

@@ -164,8 +164,7 @@ def read_table(path: str | os.PathLike[str], columns: Mapping[str, type] | Itera
 
 def read_parquet(path: str | os.PathLike[str], columns: Mapping[str, type] | Iterable[str] = ()) -> pd.DataFrame:
     """Read a Parquet file; arguments and errors as those of `read_table`."""
-    from headscope.reading import read_parquet as read_arrow
-    from headscope.reading import to_frame
+    from headscope.reading import read_parquet as read_arrow, to_frame
 
     read = read_arrow(path, "table; give the path of one that is there", "a Parquet table")
     return _checked(path, to_frame(read), _wanted(columns))

@@ -402,3 +402,25 @@ def test_files_and_functions_are_short() -> None:
 )
 def test_what_is_too_much_is_found(name: str, source: str) -> None:
     assert len(too_much(source, name)) == 1
+
+
+def options_named(source: str) -> list[str]:
+    """Texts, docstrings and commands in backticks aside, that name an option of the command line."""
+    tree = ast.parse(source)
+    told = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    plain = {text: re.sub(r"`(headscope|pip) [^`]*`", "", text) for text in texts if "pip install" not in text}
+    return [text for text, rest in plain.items() if text not in told and re.search(r"(?<![\w(-])--[a-z]{2}", rest)]
+
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def test_lower_floors_name_arguments_and_no_options() -> None:
+    below = [path for path in SOURCES if path.relative_to(PACKAGE).parts[0] not in ("cli", "recipe")]
+    assert {path.name: found for path in below if (found := options_named(path.read_text(encoding="utf-8")))} == {}
+
+
+def test_an_option_in_a_message_is_found() -> None:
+    assert options_named('raise ValueError(f"{x}: choose another --out.")') == [": choose another --out."]
+    assert options_named('"""With --out."""\nx = "a -- b"') == []

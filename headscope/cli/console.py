@@ -96,9 +96,7 @@ WorkerCount = Annotated[int, typer.Option(min=1, help="Processes that share the 
 Engine = Annotated[str, typer.Option(help="What runs them: processes, or ray.")]
 Address = Annotated[str | None, typer.Option(help="Of a Ray cluster (default: one on this machine).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Start anew: remove what headscope wrote into the folder, nothing else.")
-]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew: remove what headscope wrote there, nothing else.")]
 
 
 def say(text: str, style: str | None = None) -> None:

@@ -18,9 +18,7 @@ def decode(
     shape: Annotated[
         str | None, typer.Option(help="Random decoder: tiny, laptop (default), janus-pro-1b (default on a GPU), janus-pro-7b.")
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, or both with a comma (default: both; on a GPU bfloat16).")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or both (default: both; on a GPU bfloat16).")] = None,
     batch: Annotated[
         str | None, typer.Option(help="Rows of the batch, several with commas (default: 1,16,64; on a GPU 32,64,128).")
     ] = None,

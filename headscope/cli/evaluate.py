@@ -28,7 +28,7 @@ def evaluate(
         list[Path] | None, typer.Option(help="A run folder: its policy and presets, named METHOD-BUDGET; again for more.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="JSON lines, a text file, or a folder of text files (default: StickerEval's).")
+        Path | None, typer.Option(help="JSON lines, text, or a folder of text files (default: StickerEval's).")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Images a prompt.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts, evenly from the file.")] = None,
@@ -44,8 +44,7 @@ def evaluate(
 ) -> None:
     """Images of the full cache and of each policy, compared. Example: headscope evaluate stickers-scenes --policy P --out E"""
     from headscope.errors import DataError
-    from headscope.evaluation import LAYOUTS, EvaluationConfig, need_packages, read_results
-    from headscope.evaluation import evaluate as measure
+    from headscope.evaluation import LAYOUTS, EvaluationConfig, evaluate as measure, need_packages, read_results
     from headscope.models import load_model
     from headscope.pipeline import GenerateInProcesses, Workers
     from headscope.policy import parse_size

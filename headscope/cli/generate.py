@@ -21,16 +21,12 @@ def generate(
     ),
     each: Annotated[int, typer.Option("-n", min=1, help="Images of each prompt.")] = 1,
     count: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Generate with the full cache too, and a sheet side by side.")
-    ] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="With the full cache too, and a sheet side by side.")] = False,
     batch: Annotated[str, typer.Option(help="Images generated together: a number, or auto for what fits.")] = "auto",
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the model's).")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the most likely code (default: the model's).")] = None,
     accept_other_weights: Annotated[bool, typer.Option(help="Use the policy on a fine-tune of its model.")] = False,
-    decoder: Annotated[
-        str, typer.Option(help="transformers, llama_cpu or llama_cuda; auto: the fastest that can run.")
-    ] = "auto",
+    decoder: Annotated[str, typer.Option(help="transformers, llama_cpu, llama_cuda; auto: the fastest here.")] = "auto",
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = None,

@@ -29,9 +29,7 @@ def heads(
             "--stability", help="How far two looks agree: prompts, seeds, streams, and bands of rows where they were traced."
         ),
     ] = False,
-    against: Annotated[
-        list[Path] | None, typer.Option(help="Other runs of this model, of another guidance or seed say (--stability).")
-    ] = None,
+    against: Annotated[list[Path] | None, typer.Option(help="Other runs of this model to compare with (--stability).")] = None,
     scores: Annotated[Path | None, typer.Option(help="Read a published head map (CSV) instead of a trace.")] = None,
     model_shape: Annotated[str | None, typer.Option(help="LAYERSxHEADS of that map, such as 24x16.")] = None,
     explain: Annotated[str | None, typer.Option(metavar="L7H9", help="Say and show why this head is what it is.")] = None,

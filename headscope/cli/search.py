@@ -38,20 +38,14 @@ if TYPE_CHECKING:
 
 RunOrStudy = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `headscope trace`, or a study's TOML file.")]
 Keeps = Annotated[str | None, typer.Option(help="Share of the plain cache to keep, such as 20%; or several: 50,30,20,15,10%.")]
-MaxLoss = Annotated[
-    float | None, typer.Option(help="In place of a limit: the smallest cache that loses less, in nats a token.")
-]
+MaxLoss = Annotated[float | None, typer.Option(help="In place of a limit: the smallest cache that loses less, nats a token.")]
 CacheDtype = Annotated[str | None, typer.Option(help="Of the cache that the limit is for (default: the model's here).")]
-Guided = Annotated[
-    bool | None, typer.Option("--guidance/--no-guidance", help="Whether the limit holds two streams (default: as run).")
-]
+Guided = Annotated[bool | None, typer.Option("--guidance/--no-guidance", help="Count two streams, or one (default: as run).")]
 Images = Annotated[int | None, typer.Option(min=1, help="Calibration images a trial replays (default: all).")]
 Sampler = Annotated[str, typer.Option(help="tpe, gp, cma-es, nsga-ii or random.")]
 Prune = Annotated[bool, typer.Option("--prune/--no-prune", help="Give up what is worse, image by image.")]
 Buckets = Annotated[int, typer.Option(min=1, help="Most kinds of heads in a layer.")]
-TableKind = Annotated[
-    str, typer.Option(help="Sensitivity of heads, of groups (class by layer), or by the trace's coverage; auto by size.")
-]
+TableKind = Annotated[str, typer.Option(help="heads, groups (a class in a layer) or coverage (by the trace); auto by size.")]
 TableImages = Annotated[int, typer.Option(min=1, help="Calibration images that the table is measured on.")]
 Patience = Annotated[int, typer.Option(min=0, help="End a phase after so many trials without a gain; 0 never.")]
 Front = Annotated[bool, typer.Option("--front", help="One study over the limit itself: loss against bytes.")]

@@ -44,9 +44,7 @@ def trace(
     calibration: Annotated[int, typer.Option(min=1, help="Prompts to trace.")] = PROMPTS.calibration,
     unseen: Annotated[int, typer.Option(min=1, help="Prompts to leave for judging.")] = PROMPTS.unseen,
     batch_size: Annotated[int, typer.Option(min=1, help="Images generated together.")] = BATCH_SIZE,
-    guidance: Annotated[
-        float | None, typer.Option(min=0.0, help="Scale of guidance, 1 for none (default: the model's).")
-    ] = None,
+    guidance: Annotated[float | None, typer.Option(min=0.0, help="Guidance scale, 1 for none (default: the model's).")] = None,
     layers: Numbers = None,
     heads: Numbers = None,
     rows: Annotated[str | None, typer.Option(metavar="A-B", help="Only queries in these rows of the image.")] = None,
@@ -54,9 +52,7 @@ def trace(
     every: Annotated[int, typer.Option(min=1, help="Ask every n-th query only.")] = 1,
     bands: Annotated[int, typer.Option(min=0, help="Bands of rows that get statistics of their own.")] = 0,
     full: Annotated[bool, typer.Option("--full", help="The full set of statistics, several times slower.")] = False,
-    live: Annotated[
-        bool, typer.Option("--live", help="Trace while generating, step by step, not in one pass afterwards.")
-    ] = False,
+    live: Annotated[bool, typer.Option("--live", help="Trace step by step while generating, not afterwards.")] = False,
     policy: Annotated[Path | None, typer.Option(help="Trace through this policy's compressed cache (implies --live).")] = None,
     workers: WorkerCount = 1,
     engine: Engine = "processes",

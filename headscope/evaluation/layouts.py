@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image
 
 from headscope.errors import DataError
-from headscope.prompt_files import Asked as Asked
-from headscope.prompt_files import read_asked as read_asked
+from headscope.prompt_files import Asked as Asked, read_asked as read_asked
 from headscope.storage import write_text, write_whole
 
 LAYOUTS = ("geneval", "dpg")

@@ -12,13 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from headscope.errors import DataError, HeadscopeError
 from headscope.models import load_model
-from headscope.recipe import agreement as eye
-from headscope.recipe import detector as grader
-from headscope.recipe import parallel
-from headscope.recipe import stickereval_prompts as asked
+from headscope.recipe import agreement as eye, detector as grader, parallel, stickereval_prompts as asked
 from headscope.recipe.detector_data import LessonBook, Pool
-from headscope.recipe.export import export as export_folder
-from headscope.recipe.export import scene_prompts
+from headscope.recipe.export import export as export_folder, scene_prompts
 from headscope.recipe.icons import build_images
 from headscope.recipe.images import load_stickers, prompts_by_seed
 from headscope.recipe.presets import PRESETS, Preset

@@ -1,7 +1,6 @@
 """Reports: one page and contact sheets that people would rather look at than read."""
 
-from headscope.reporting.charts import ablation_panels
-from headscope.reporting.charts import front as front_chart
+from headscope.reporting.charts import ablation_panels, front as front_chart
 from headscope.reporting.evaluation import write_evaluation
 from headscope.reporting.explain import explain_head
 from headscope.reporting.fronts import budgets_figure, meaning_figure, trials_figure

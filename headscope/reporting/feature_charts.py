@@ -95,8 +95,7 @@ def dendrogram(table: pd.DataFrame) -> Figure:
     from matplotlib.collections import LineCollection
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
-    from scipy.cluster.hierarchy import dendrogram as tree
-    from scipy.cluster.hierarchy import linkage
+    from scipy.cluster.hierarchy import dendrogram as tree, linkage
 
     standard = (table[names] - table[names].mean()) / table[names].std()
     found = tree(linkage(standard, "ward"), no_plot=True)

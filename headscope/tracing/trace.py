@@ -20,8 +20,10 @@ from headscope.progress import Progress, of_task
 from headscope.reading import is_there
 from headscope.samples import Samples
 from headscope.storage import write_json
-from headscope.tracing import curves as _curves  # noqa: F401 - registers the curves
-from headscope.tracing import statistics as _statistics  # noqa: F401 - registers the statistics
+from headscope.tracing import (
+    curves as _curves,  # noqa: F401 - registers the curves
+    statistics as _statistics,  # noqa: F401 - registers the statistics
+)
 from headscope.tracing.accumulated import Accumulated
 from headscope.tracing.catalogue import DEFINITIONS, chosen_curves, chosen_statistics
 from headscope.tracing.dataset import WHOLE_IMAGE, TraceDataset, compact

@@ -6,6 +6,7 @@ it.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -28,30 +29,17 @@ def _number_as_text(value: object) -> object:
     return f"{value:g}" if isinstance(value, float) else str(value) if type(value) is int else value
 
 
-def _share(text: str) -> str:
-    from headscope.policy import parse_share  # with torch, which `--help` does without
+def _reads(parse: str, named: str = "") -> AfterValidator:
+    """What a function of `headscope.policy` can read; it is loaded late, with torch, which `--help` does without."""
 
-    return _read(parse_share, text, "keep ")
+    def read(text: str) -> str:
+        try:
+            getattr(import_module("headscope.policy"), parse)(text)
+        except BudgetError as error:
+            raise ValueError(str(error).removeprefix(named)) from None
+        return text
 
-
-def _size(text: str) -> str:
-    from headscope.policy import parse_size
-
-    return _read(parse_size, text, "memory ")
-
-
-def _dtype(text: str) -> str:
-    from headscope.policy import dtype_name
-
-    return str(_read(dtype_name, DTYPES.get(text, text), ""))
-
-
-def _read(parse: Any, text: str, prefix: str) -> str:
-    try:
-        parse(text)
-    except BudgetError as error:
-        raise ValueError(str(error).removeprefix(prefix)) from None
-    return text
+    return AfterValidator(read)
 
 
 def _one_of(names: tuple[str, ...]) -> AfterValidator:
@@ -73,7 +61,7 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-Dtype = Annotated[str, AfterValidator(_dtype)]
+Dtype = Annotated[str, AfterValidator(lambda text: DTYPES.get(text, text)), _reads("dtype_name")]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
@@ -115,8 +103,8 @@ class LimitConfig(_Config):
         count_prefix: whether the prefix counts.
     """
 
-    keep: Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_share)] | None = None
-    memory: Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_size)] | None = None
+    keep: Annotated[str, BeforeValidator(_number_as_text), _reads("parse_share", "keep ")] | None = None
+    memory: Annotated[str, BeforeValidator(_number_as_text), _reads("parse_size", "memory ")] | None = None
     batch: int = Field(default=1, ge=1)
     dtype: Dtype | None = None
     streams: Literal[1, 2] | None = None

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from headscope.models import load_model
-from headscope.pipeline import budgets
 from headscope.policy import Policy, save_policy
 from headscope.runtime import generate
 from headscope.samples import Samples
@@ -94,7 +93,7 @@ def test_both_caches_side_by_side(command, tiny_folder: Path, policy: Path, tmp_
 def test_what_does_not_fit_is_said_before_it_is_tried(
     command, tiny_folder: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budgets, "free_memory", lambda device: 200_000)
+    monkeypatch.setattr("headscope.pipeline.free_memory", lambda device: 200_000)
     asked = ("generate", tiny_folder, "dog", "-n", 100, "--policy", policy, "-o", tmp_path / "out")
     refused = command(*asked, "--batch", 90)
     assert refused.status == 2
@@ -103,7 +102,7 @@ def test_what_does_not_fit_is_said_before_it_is_tried(
     fits = refused.err.split("at most ")[1].split()[0]
     assert 1 < int(fits) < 90
     assert f"{fits} at a time take" in command(*asked, "--count", 1).out
-    monkeypatch.setattr(budgets, "free_memory", lambda device: 100)
+    monkeypatch.setattr("headscope.pipeline.free_memory", lambda device: 100)
     assert "use a policy that keeps less" in command(*asked, "-o", tmp_path / "none").err
     assert "expected a number from 1, or auto" in command(*asked, "--batch", "many").err
 

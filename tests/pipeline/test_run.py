@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from headscope.errors import DataError
 from headscope.models import ImageModel, Samples, load_model
-from headscope.pipeline import run
+from headscope.pipeline import open_run, run
 from headscope.pipeline.prompts import PLAIN, default_prompts, split
 from headscope.policy import CacheSpec, load_policy
 from headscope.tuning import LimitConfig, PromptConfig, RunConfig, SearchConfig
@@ -165,3 +167,12 @@ def test_the_bundled_models_prompts_are_all_words_it_knows(stickers: ImageModel)
     unknown = stickers.tokenizer.unk_token_id  # type: ignore[attr-defined]
     ids = stickers.tokenize(default_prompts("stickers")).ids
     assert not torch.any(ids == unknown)
+
+
+def test_a_run_of_an_earlier_version_is_refused_in_a_sentence(finished: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(finished, tmp_path / "old")
+    facts = json.loads((old / "run.json").read_text())
+    facts |= {"headscope": "0.1.0", "settings": {"keep": "20%", "trials": 40, "prompts": ["red apple"]}}
+    (old / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match=r"begun by headscope 0\.1\.0, whose settings this version does not read; begin"):
+        open_run(old)

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from headscope.errors import DataError
-from headscope.recipe import attention, bf16
-from headscope.recipe import transformer as recipe
+from headscope.recipe import attention, bf16, transformer as recipe
 from headscope.recipe.configuration import build
 from headscope.recipe.images import Stickers
 from headscope.recipe.presets import PRESETS, Preset

@@ -37,7 +37,7 @@ def ablation(folder: Path) -> None:
     ]  # fmt: skip
     pd.DataFrame(rows).to_csv(folder / "ablation.csv", index=False)
     facts = json.loads((folder / "run.json").read_text())
-    facts["heavy_preference"] = {"stride": 1, "20%": {"correlation": 0.84, "low": 0.74, "high": 0.89}}
+    facts["ablation"] = {"stride": 1, "20%": {"correlation": 0.84, "low": 0.74, "high": 0.89}}
     (folder / "run.json").write_text(json.dumps(facts))
 
 

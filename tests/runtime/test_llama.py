@@ -12,8 +12,7 @@ from headscope.models.attention import observe
 from headscope.models.janus import JanusModel
 from headscope.policy.policy import Policy
 from headscope.runtime import CompressedCache, compressed, generate
-from headscope.runtime.decoders import decoder_name
-from headscope.runtime.decoders import llama_cpu as llama
+from headscope.runtime.decoders import decoder_name, llama_cpu as llama
 from headscope.runtime.decoders.llama_cpu import LlamaStep, step_for
 from tests.runtime.test_everything_kept import PROMPTS
 from tests.tiny import tiny_model

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from headscope.errors import BudgetError, DataError
 from headscope.policy import PRESETS, CacheSpec, Limit, Policy

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headscope.errors import BudgetError
 from headscope.tuning.smallest import RUNG, Step, find_smallest

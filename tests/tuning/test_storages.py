@@ -12,8 +12,7 @@ from tempfile import TemporaryDirectory
 import optuna
 import pandas as pd
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from headscope.errors import DataError, HeadscopeError
 from headscope.tuning import SearchResult
