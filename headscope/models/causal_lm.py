@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Cache
 from transformers.models.auto import modeling_auto
 
-from headscope.errors import DataError, ModelError
+from headscope.errors import ModelError
 from headscope.facts import said
 from headscope.geometry import Geometry
 from headscope.models.attention import observe
@@ -23,8 +23,8 @@ from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.groups import Group
 from headscope.models.loading import check_whole
 from headscope.models.protocol import Prefix
+from headscope.models.tokens import check_prompts, left_padded
 from headscope.policy import ModelShape
-from headscope.prompt_files import check_prompt
 
 TEXT_TOKENS = 256
 GUIDANCE, TEMPERATURE, TOP_K = 1.0, 0.8, 50
@@ -57,6 +57,8 @@ class CausalLMModel:
         self.guidance, self.temperature = GUIDANCE, TEMPERATURE
         self.top_k: int | None = min(TOP_K, self.vocabulary)
         self._blank = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), 0)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self._blank)
         inner = getattr(config, "intermediate_size", None)
         facts = ("causal_lm", config.model_type, heads, config.hidden_size, inner, self.vocabulary, TEXT_TOKENS)
         self.shape = ModelShape(
@@ -110,19 +112,9 @@ class CausalLMModel:
 
     def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:
         """See `ImageModel.tokenize`. The unconditional stream is one token repeated; guidance 1 never looks at it."""
-        if not prompts:
-            raise DataError("No prompt was given: name at least one.")
-        for number, prompt in enumerate(prompts, 1):
-            check_prompt(prompt, f"Prompt {number} of {len(prompts)}")
-        rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
-        for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) > self.max_prefix:
-                shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
-                admitted = f"{self.name} admits {self.max_prefix}"
-                raise DataError(f"The prompt '{shown}' is {len(row)} tokens long, {admitted}: shorten it.")
-        width = max(max(len(row) for row in rows), length or 0)
-        ids = torch.tensor([[self._blank] * (width - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        check_prompts(prompts)
+        ids, mask = left_padded(self.tokenizer, prompts, prompts, self, length)
+        ids = ids.where(mask.bool(), self._blank)
         return Prefix(ids, mask, torch.full_like(ids, self._blank), mask, list(prompts))
 
     def token_strings(self, ids: torch.Tensor) -> list[str]:

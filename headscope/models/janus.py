@@ -11,15 +11,15 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, Cache, JanusForConditionalGeneration
 
-from headscope.errors import DataError, ModelError
+from headscope.errors import ModelError
 from headscope.facts import said
 from headscope.geometry import Geometry
 from headscope.models.cache_name import cache_name
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
 from headscope.models.protocol import Prefix
+from headscope.models.tokens import check_prompts, left_padded
 from headscope.policy import ModelShape
-from headscope.prompt_files import check_prompt
 
 # The authors' own sampling script: guidance 5, temperature 1, no top-k.
 GUIDANCE, TEMPERATURE, TOP_K = 5.0, 1.0, None
@@ -86,22 +86,10 @@ class JanusModel:
     def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:
         """See `ImageModel.tokenize`. The unconditional stream is what `generate()` makes of it: every token but the first
         and the begin-of-image becomes a pad, which is attended."""
-        if not prompts:
-            raise DataError("No prompt was given: name at least one.")
-        for number, prompt in enumerate(prompts, 1):
-            check_prompt(prompt, f"Prompt {number} of {len(prompts)}")
+        check_prompts(prompts)
         texts = [self._text(prompt) for prompt in prompts]
-        rows = [self.tokenizer(text)["input_ids"] for text in texts]
-        for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) > self.max_prefix:
-                raise DataError(
-                    f"The prompt '{_shortened(prompt)}' is {len(row)} tokens long, {self.name} admits "
-                    f"{self.max_prefix}: shorten it."
-                )
-        width = max(max(len(row) for row in rows), length or 0)
+        ids, mask = left_padded(self.tokenizer, prompts, texts, self, length)
         pad, bos = self.tokenizer.pad_token_id, self.tokenizer.bos_token_id
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
         unconditional = ids.where((ids == bos) | (ids == self._begin_id), pad)
         return Prefix(ids, mask, unconditional, mask, texts)
 
@@ -183,7 +171,3 @@ def _architecture(config: Any, geometry: Geometry) -> str:
         "cols": geometry.cols,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _shortened(prompt: str) -> str:
-    return prompt if len(prompt) <= 40 else prompt[:37] + "..."

@@ -1,4 +1,4 @@
-"""Prompts as a model's tokenizer takes them: which of their words it does not know."""
+"""Prompts as a model's tokenizer takes them: left padded, and which of their words it does not know."""
 
 from __future__ import annotations
 
@@ -6,13 +6,59 @@ import multiprocessing
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from headscope.errors import UnknownWords
+import torch
+from torch.nn.functional import pad
+
+from headscope.errors import DataError, UnknownWords
 from headscope.models.protocol import ImageModel
+from headscope.prompt_files import check_prompt
 
 # What a tokenizer of whole words tells apart: runs of letters and digits, and runs of other signs.
 _WORD = re.compile(r"\w+|[^\w\s]+")
 SHOWN = 12  # words in a sentence
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Refuse prompts that no tokenizer takes.
+
+    Raises:
+        DataError: none, an empty one, or one that is no text.
+    """
+    if not prompts:
+        raise DataError("No prompt was given: name at least one.")
+    for number, prompt in enumerate(prompts, 1):
+        check_prompt(prompt, f"Prompt {number} of {len(prompts)}")
+
+
+def left_padded(
+    tokenizer: Any, prompts: Sequence[str], texts: Sequence[str], model: ImageModel, length: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens of the texts, all of one length.
+
+    Args:
+        tokenizer: with a token for padding.
+        prompts: as the user gave them, for messages.
+        texts: what is tokenized, as many.
+        model: whose `max_prefix` holds.
+        length: at least so many tokens.
+
+    Returns:
+        ids and mask, int64 [prompts, P]; the mask is zero at the padding, on the left.
+
+    Raises:
+        DataError: a prompt longer than the model admits.
+    """
+    found = tokenizer(list(texts), padding=True, padding_side="left", return_tensors="pt")
+    ids, mask = found["input_ids"], found["attention_mask"]
+    for prompt, count in zip(prompts, mask.sum(1).tolist(), strict=True):
+        if count > model.max_prefix:
+            shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
+            raise DataError(f"The prompt '{shown}' is {count} tokens long, {model.name} admits {model.max_prefix}: shorten it.")
+    more = max(0, (length or 0) - ids.shape[1])
+    ids, mask = pad(ids, (more, 0), value=tokenizer.pad_token_id), pad(mask, (more, 0))
+    return ids.to(model.device), mask.to(model.device)
 
 
 def unknown_words(model: ImageModel, prompts: Sequence[str]) -> list[str]:
