@@ -37,7 +37,7 @@ def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy fil
     for name, value in policy.results.items():
         say(f"{name:10} {value}")
     say("")
-    say("layer  heads  window  heavy  anchor  decay")
+    say("layer  heads  window  heavy  anchor  decay  bits")
     for layer in range(shape.layers):
         for row in _rows(policy, layer):
             say(row)
@@ -45,5 +45,6 @@ def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy fil
 
 def _rows(policy: Policy, layer: int) -> list[str]:
     return [
-        f"{layer:5}  {len(b.heads):5}  {b.window:6}  {b.heavy:5}  {b.anchor:6}  {b.decay:5.2f}" for b in policy.buckets(layer)
+        f"{layer:5}  {len(b.heads):5}  {b.window:6}  {b.heavy:5}  {b.anchor:6}  {b.decay:5.2f}  {b.bits:4}"
+        for b in policy.buckets(layer)
     ]

@@ -1,14 +1,25 @@
 """Policies: what each head keeps, in how many bytes, in which file, and the known methods as presets."""
 
-from headscope.policy.footprint import CacheSpec, Limit, dtype_name, parse_share, parse_size
-from headscope.policy.methods import Preset
-from headscope.policy.policy import Bucket, Policy, load_policy, save_policy
+from headscope.policy.bucket import Bucket
+from headscope.policy.footprint import (
+    CODE_GROUP,
+    CacheSpec,
+    Limit,
+    code_bytes,
+    code_groups,
+    dtype_name,
+    parse_share,
+    parse_size,
+)
+from headscope.policy.policy import Policy, load_policy, save_policy
+from headscope.policy.preset import Preset
 from headscope.policy.presets import CONTROLS, PRESETS, make_preset, register_preset, tighter
 from headscope.policy.project import fit, project
 from headscope.policy.shape import ModelShape
 from headscope.policy.tensors import HEAD_TENSORS
 
 __all__ = [
+    "CODE_GROUP",
     "CONTROLS",
     "HEAD_TENSORS",
     "PRESETS",
@@ -18,6 +29,8 @@ __all__ = [
     "ModelShape",
     "Policy",
     "Preset",
+    "code_bytes",
+    "code_groups",
     "dtype_name",
     "fit",
     "load_policy",

@@ -1,7 +1,7 @@
 """The policy file: one safetensors file that executes nothing and is checked entirely before it is believed.
 
-Tensors [layers, kv_heads]: those of `Policy`, and `bits` and `prompt`, of which this version knows one value each: 16, and 1
-(the whole prompt is kept). Metadata, all JSON strings:
+Tensors [layers, kv_heads]: those of `Policy`, and `prompt`, of which this version knows one value: 1, the whole prompt is kept.
+A policy with fewer bits than 16 needs the feature `bits`. Metadata, all JSON strings:
 
     headscope_schema  2; a reader refuses a later one
     needs             names of features without which the file is not understood; a reader refuses those it does not know
@@ -41,11 +41,11 @@ from headscope.reading import open_tensors
 from headscope.storage import write_whole
 
 SCHEMA = 2
-# Features of a later version that this one knows.
-KNOWN_NEEDS: frozenset[str] = frozenset()
+# Features that a file may need.
+KNOWN_NEEDS = frozenset({"bits"})
 SCORE = "received"
-# Tensors of which this version knows one value.
-FIXED = {"bits": 16, "prompt": 1}
+# The tensor of which this version knows one value.
+FIXED = {"prompt": 1}
 # Far above every model there is, and low enough that the bytes of a head fit 64 bits.
 _MOST_HEADS = 2**12
 _MOST_SIZE = 2**16
@@ -121,7 +121,7 @@ def write_file(file: PolicyFile, path: str | Path, accounting: Mapping[str, Any]
         raise DataError(f"{path}: exists already; choose another name.")
     shape = file.shape
     metadata = {
-        "needs": [],
+        "needs": ["bits"] if bool((file.tensors["bits"] != 16).any()) else [],
         "model": {**shape.to_dict(), "weights": shape.weights or None},
         "stride": file.stride,
         "prefix": file.prefix,
@@ -155,8 +155,9 @@ def read_file(path: Path) -> PolicyFile:
         metadata = _metadata(path, file.metadata() or {})
         try:
             made = _shape(metadata["model"])
+            names = HEAD_TENSORS if metadata["headscope_schema"] > 1 else [name for name in HEAD_TENSORS if name != "bits"]
             found = PolicyFile(
-                {name: _tensor(file, name, made) for name in HEAD_TENSORS},
+                {name: _tensor(file, name, made) for name in names},
                 metadata["stride"],
                 metadata["prefix"],
                 made,
@@ -199,12 +200,16 @@ def _limit(metadata: dict[str, Any], shape: ModelShape) -> Limit | None:
 
 
 def _check_fixed(file: safe_open, metadata: dict[str, Any], shape: ModelShape) -> None:
-    """Refuse values of a later version: bits, prompts of heads, rows at once."""
+    """Refuse values of a later version: prompts of heads, rows at once."""
     for name, value in FIXED.items():
         wrong = (_tensor(file, name, shape) != value).nonzero()
         if len(wrong):
             layer, head = wrong[0].tolist()
             raise PolicyMismatch(f"layer {layer} head {head}: {name} is not {value}, which is all that this headscope knows.")
+    few = (_tensor(file, "bits", shape) != 16).nonzero()
+    if len(few) and "bits" not in metadata["needs"]:
+        layer, head = few[0].tolist()
+        raise PolicyMismatch(f"layer {layer} head {head}: bits are below 16, which needs does not name; write the file anew.")
     if metadata["lead"] != shape.geometry.row_length:
         raise PolicyMismatch(
             f"lead is {metadata['lead']}, expected {shape.geometry.row_length}, which generates row after row."

@@ -1,7 +1,8 @@
 """Bytes: what a cache is counted for, what a policy takes of it, and what a limit allows.
 
 Everything allocated counts: keys and values of every slot, and for heads with heavy tokens a float32 score and an int32
-position of every image slot behind the anchors.
+position of every image slot behind the anchors. Below 16 bits these slots hold packed numbers, with a float16 scale and zero a
+group of them (KIVI, 2402.02750).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from headscope.errors import BudgetError
 from headscope.policy.shape import ModelShape
 
 SCORE_BYTES = 8  # float32 score and int32 position
+CODE_GROUP = 32  # numbers of a head that share scale and zero at 4 bits; at 8 the whole head does
+SCALE_BYTES = 4  # float16 scale and zero of a group
 # Bytes of one number, by the dtypes a cache is kept in.
 CACHE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -33,6 +36,16 @@ def dtype_name(dtype: object) -> str:
     if name not in CACHE_DTYPES:
         raise BudgetError(f"dtype {name}: unknown; a cache is kept in {', '.join(CACHE_DTYPES)}.")
     return name
+
+
+def code_bytes(size: Any, bits: Any) -> Any:
+    """Bytes of the packed numbers of a head of that size, below 16 bits."""
+    return -(-size * bits // 8)
+
+
+def code_groups(size: Any, bits: Any) -> Any:
+    """Groups of numbers of a head that have a scale of their own: one at 8 bits, one for 32 numbers at 4."""
+    return 1 + (bits == 4) * (-(-size // CODE_GROUP) - 1)
 
 
 class Kept(Protocol):
@@ -51,6 +64,11 @@ class Kept(Protocol):
     @property
     def anchor(self) -> torch.Tensor:
         """First image tokens that are always kept."""
+        ...
+
+    @property
+    def bits(self) -> torch.Tensor:
+        """Of a kept number: 16 (the model's dtype), 8 or 4; uint8."""
         ...
 
     @property
@@ -106,29 +124,33 @@ class CacheSpec:
 
     def bytes_of(self, policy: Kept) -> int:
         """What the runtime allocates under `policy`, whatever prefix that assumes."""
-        sizes = self.head_bytes(policy.window.numpy(), policy.heavy.numpy(), policy.anchor.numpy(), policy.stride)
+        numbers = (policy.window.numpy(), policy.heavy.numpy(), policy.anchor.numpy())
+        sizes = self.head_bytes(*numbers, policy.stride, policy.bits.numpy())
         return int(sizes.sum()) * self.rows
 
     def share_of(self, policy: Kept) -> float:
         """Those bytes over the plain cache's."""
         return self.bytes_of(policy) / self.full_bytes
 
-    def head_bytes(self, window: Any, heavy: Any, anchor: Any, stride: int) -> np.ndarray:
+    def head_bytes(self, window: Any, heavy: Any, anchor: Any, stride: int, bits: Any = 16) -> np.ndarray:
         """Bytes of one head of one row, for numbers or arrays of any common shape -> int64 of that shape.
 
-        Example: head size 24, float32, prefix 10, window 16, no heavy tokens: (10 + 16 + 1) * 2 * 24 * 4 = 5,184.
+        Example: head size 24, float32, prefix 10, window 16, no heavy tokens: (10 + 16 + 1) * 2 * 24 * 4 = 5,184; at 8 bits
+        10 * 192 + 17 * (2 * 24 + 8) = 2,872.
 
         Args:
-            window: recent tokens that the head keeps.
-            heavy: older tokens that it keeps by score.
-            anchor: first image tokens that it keeps.
-            stride: tokens between two choices of heavy ones; a head that has any needs a buffer of as many.
+            window: tokens before the query that are always kept.
+            heavy: older tokens kept by score.
+            anchor: first image tokens that are always kept.
+            stride: tokens between two choices of the heavy set.
+            bits: of a number of an image token behind the anchors: 16 (the spec's dtype), 8 or 4.
         """
-        window, heavy, anchor = (np.asarray(value, dtype=np.int64) for value in (window, heavy, anchor))
-        buffer = min(stride, self.shape.geometry.tokens)
-        slots = self._prefix + anchor + window + heavy + np.where(heavy > 0, buffer, 1)
-        scores = np.where(heavy > 0, (window + heavy + buffer) * SCORE_BYTES, 0)
-        return slots * self._token_bytes + scores
+        window, heavy, anchor, bits = (np.asarray(value, dtype=np.int64) for value in (window, heavy, anchor, bits))
+        image = window + heavy + np.where(heavy > 0, min(stride, self.shape.geometry.tokens), 1)
+        size = self.shape.head_dim
+        packed = 2 * (code_bytes(size, bits) + SCALE_BYTES * code_groups(size, bits))
+        of_image = np.where(bits == 16, self._token_bytes, packed) + np.where(heavy > 0, SCORE_BYTES, 0)
+        return (self._prefix + anchor) * self._token_bytes + image * of_image
 
     def replace(self, **changes: Any) -> CacheSpec:
         """A copy with some fields changed."""

@@ -7,42 +7,15 @@ comparison can take the best. presets.py finds them by name.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 
-from headscope.errors import BudgetError, HeadscopeError
+from headscope.errors import HeadscopeError
 from headscope.geometry import Geometry
 from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
-from headscope.policy.project import fit
-
-
-class Preset(Protocol):
-    """A method with its free numbers set.
-
-    Attributes:
-        name: by which it is chosen.
-    """
-
-    name: ClassVar[str]
-
-    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
-        """The policy at the largest size that fits.
-
-        Args:
-            limit: what has to hold it, and what that is counted for.
-            semantic_score: float32 [layers, kv_heads] in [0, 1], 1 is semantic; for methods that tell classes of heads apart.
-
-        Raises:
-            BudgetError: it does not fit at any size.
-        """
-        ...
-
-    @classmethod
-    def sweep(cls, geometry: Geometry) -> list[Preset]:
-        """Settings to choose from."""
-        ...
+from headscope.policy.preset import Preset, at_its_largest, everything, one_each, part_of_row, row_stride
 
 
 @dataclass(frozen=True)
@@ -53,23 +26,59 @@ class Full:
 
     def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
-        spec = limit.spec
-        policy = Policy.uniform(
-            spec.shape,
-            window=spec.shape.geometry.tokens - 1,
-            stride=1,
-            prefix=spec.prefix,
-            semantic_score=semantic_score,
-            provenance={"method": self.name},
-        )
-        if (needed := spec.bytes_of(policy)) > limit.bytes:
-            raise BudgetError(f"preset full: takes {needed:,} bytes, the limit is {limit.bytes:,}; expected keep 100%.")
-        return policy
+        return everything(self, limit, semantic_score, 16)
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
         """There is nothing to choose."""
         return [cls()]
+
+
+@dataclass(frozen=True)
+class KIVI:
+    """KIVI (2402.02750) as it stands for raster images: every token is kept, in 8 or 4 bits, at the size that this takes.
+
+    Its 2 bits and its residual window in full precision are left out; here each token is written once.
+
+    Attributes:
+        bits: of a kept number.
+    """
+
+    name: ClassVar[str] = "kivi"
+    bits: int = 8
+
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
+        """See `Preset.build`."""
+        return everything(self, limit, semantic_score, self.bits)
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """Both numbers of bits."""
+        return [cls(8), cls(4)]
+
+
+@dataclass(frozen=True)
+class TOVA:
+    """TOVA (2401.06104): at every token the one goes that the newest query attends to least; nothing is kept for being recent.
+
+    Attributes:
+        by_row: choose at row ends, by a row's attention; the paper chooses at every token (stride 1).
+    """
+
+    name: ClassVar[str] = "tova"
+    by_row: bool = False
+
+    def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
+        """See `Preset.build`."""
+        one = one_each(limit)
+        return at_its_largest(
+            self, limit, semantic_score, (0 * one, one), stride=row_stride(limit) if self.by_row else 1, decay=0.0
+        )
+
+    @classmethod
+    def sweep(cls, geometry: Geometry) -> list[Preset]:
+        """Both strides."""
+        return [cls(), cls(by_row=True)]
 
 
 @dataclass(frozen=True)
@@ -81,8 +90,8 @@ class Streaming:
 
     def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
-        one = _ones(limit)
-        return _built(self, limit, semantic_score, (one, 0 * one), anchor=self.anchor)
+        one = one_each(limit)
+        return at_its_largest(self, limit, semantic_score, (one, 0 * one), anchor=self.anchor)
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
@@ -106,9 +115,9 @@ class H2O:
 
     def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
-        one = _ones(limit)
+        one = one_each(limit)
         weights = (self.split * one, (1 - self.split) * one)
-        return _built(self, limit, semantic_score, weights, stride=_row(limit) if self.by_row else 1)
+        return at_its_largest(self, limit, semantic_score, weights, stride=row_stride(limit) if self.by_row else 1)
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
@@ -134,11 +143,11 @@ class LinearAR:
 
     def build(self, limit: Limit, semantic_score: torch.Tensor | None = None) -> Policy:
         """See `Preset.build`."""
-        one = _ones(limit)
+        one = one_each(limit)
         weights = (self.recent * one, (1 - self.recent) * one)
-        anchor = _row(limit) if self.anchored else 0
-        stride = _part_of_row(_row(limit), self.strides_a_row)
-        return _built(self, limit, semantic_score, weights, stride=stride, anchor=anchor, decay=0.0)
+        anchor = row_stride(limit) if self.anchored else 0
+        stride = part_of_row(row_stride(limit), self.strides_a_row)
+        return at_its_largest(self, limit, semantic_score, weights, stride=stride, anchor=anchor, decay=0.0)
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
@@ -171,10 +180,10 @@ class Pyramid:
         """See `Preset.build`."""
         layers = limit.spec.shape.layers
         place = torch.linspace(1.0, -1.0, layers) if layers > 1 else torch.zeros(1)
-        size = (1 + self.slope * place)[:, None] * _ones(limit)
+        size = (1 + self.slope * place)[:, None] * one_each(limit)
         weights = (self.recent * size, (1 - self.recent) * size)
-        stride = _part_of_row(_row(limit), self.strides_a_row)
-        return _built(self, limit, semantic_score, weights, stride=stride, decay=0.0)
+        stride = part_of_row(row_stride(limit), self.strides_a_row)
+        return at_its_largest(self, limit, semantic_score, weights, stride=stride, decay=0.0)
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
@@ -209,7 +218,7 @@ class SSD:
             raise HeadscopeError(f"preset {self.name}: needs the heads' semantic scores; run `headscope heads` first.")
         semantic = self.semantic(semantic_score).float()
         weights = (1 - semantic, self.ratio * semantic)
-        return _built(self, limit, semantic_score, weights, stride=_row(limit) if self.by_row else 1)
+        return at_its_largest(self, limit, semantic_score, weights, stride=row_stride(limit) if self.by_row else 1)
 
     def semantic(self, score: torch.Tensor) -> torch.Tensor:
         """bool [layers, kv_heads]: the heads that get heavy hitters."""
@@ -259,38 +268,9 @@ class Random:
         heads = (limit.spec.shape.layers, limit.spec.shape.kv_heads)
         size = 0.25 + torch.rand(heads, generator=generator)
         share = torch.rand(heads, generator=generator)
-        return _built(self, limit, semantic_score, (size * share, size * (1 - share)))
+        return at_its_largest(self, limit, semantic_score, (size * share, size * (1 - share)))
 
     @classmethod
     def sweep(cls, geometry: Geometry) -> list[Preset]:
         """Five seeds."""
         return [cls(seed) for seed in range(5)]
-
-
-def _part_of_row(row: int, parts: int) -> int:
-    """The stride that chooses about `parts` times a row: a divisor of the row."""
-    return next(stride for stride in range(max(row // parts, 1), 0, -1) if row % stride == 0)
-
-
-def _ones(limit: Limit) -> torch.Tensor:
-    """float32 [layers, kv_heads]."""
-    return torch.ones(limit.spec.shape.layers, limit.spec.shape.kv_heads)
-
-
-def _row(limit: Limit) -> int:
-    """The stride of a row."""
-    return limit.spec.shape.geometry.stride_row
-
-
-def _built(
-    preset: Preset,
-    limit: Limit,
-    semantic_score: torch.Tensor | None,
-    weights: tuple[torch.Tensor, torch.Tensor],
-    *,
-    stride: int = 1,
-    anchor: int = 0,
-    decay: float = 1.0,
-) -> Policy:
-    """Weights of window and heavy tokens, at the largest size that fits."""
-    return fit(*weights, limit, stride=stride, anchor=anchor, decay=decay, semantic_score=semantic_score, method=preset.name)

@@ -11,32 +11,12 @@ from typing import Any
 import torch
 
 from headscope.errors import HeadscopeError, PolicyMismatch
+from headscope.policy.bucket import Bucket
 from headscope.policy.files import PolicyFile, check_fits, read_file, write_file
 from headscope.policy.footprint import CacheSpec, Limit
 from headscope.policy.shape import ModelShape
 from headscope.policy.shipped import policy_file
-from headscope.policy.tensors import DTYPES, HEAD_TENSORS, check_tensor
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """KV heads of one layer that remember alike; the cache stores them in one dense tensor.
-
-    Attributes:
-        heads: their numbers.
-        window: as in `Policy`, here one number for all of them.
-        heavy: likewise.
-        anchor: likewise.
-        decay: likewise.
-        per_visit: likewise.
-    """
-
-    heads: tuple[int, ...]
-    window: int
-    heavy: int
-    anchor: int
-    decay: float
-    per_visit: bool
+from headscope.policy.tensors import BITS, DTYPES, HEAD_TENSORS, KEPT, check_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +30,8 @@ class Policy:
         decay: float32 [layers, kv_heads] in [0, 1], what a score is multiplied by at the end of each stride.
         per_visit: uint8 [layers, kv_heads], 1 where a score is divided by the number of queries that could see its token.
         semantic_score: float32 [layers, kv_heads] in [0, 1], 1 is semantic; information for readers.
+        bits: uint8 [layers, kv_heads]: 16 keeps numbers in the model's dtype, 8 and 4 write those of image tokens behind the
+            anchors as integers of so many bits (runtime/quantized.py); all 16 unless given.
         stride: tokens between two choices of the heavy set.
         prefix: prompt length in tokens that the byte accounting assumes.
         shape: the model.
@@ -73,8 +55,11 @@ class Policy:
     limit: Limit | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
+    bits: torch.Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.bits is None:
+            object.__setattr__(self, "bits", torch.full((self.shape.layers, self.shape.kv_heads), 16, dtype=torch.uint8))
         self._check_tensors()
         tokens, image = self.shape.geometry.tokens, f"the {self.shape.geometry} image ({self.shape.geometry.tokens} tokens"
         self._check_range("window", 0, tokens - 1, f"exceeds {image}; largest window {tokens - 1})")
@@ -82,6 +67,11 @@ class Policy:
         self._check_range("anchor", 0, tokens, f"exceeds {image})")
         for name in ("decay", "per_visit", "semantic_score"):
             self._check_range(name, 0, 1, "is above 1")
+        wrong = (self.bits[..., None] != torch.tensor(BITS)).all(-1).nonzero()
+        if len(wrong):
+            layer, head = wrong[0].tolist()
+            known = f"{', '.join(map(str, BITS[:-1]))} or {BITS[-1]}"
+            raise PolicyMismatch(f"layer {layer} head {head}: bits {self.bits[layer, head]}, expected {known}.")
         try:
             self.shape.geometry.check_stride(self.stride)
         except HeadscopeError as error:
@@ -115,6 +105,7 @@ class Policy:
         anchor: int | torch.Tensor = 0,
         decay: float | torch.Tensor = 1.0,
         per_visit: int | torch.Tensor = 0,
+        bits: int | torch.Tensor = 16,
         stride: int,
         prefix: int,
         semantic_score: torch.Tensor | None = None,
@@ -146,6 +137,7 @@ class Policy:
             "anchor": anchor,
             "decay": decay,
             "per_visit": per_visit,
+            "bits": bits,
             "semantic_score": score,
         }
         full = (shape.layers, shape.kv_heads)
@@ -171,7 +163,7 @@ class Policy:
 
     def buckets(self, layer: int) -> list[Bucket]:
         """The distinct kinds of heads of a layer, ordered by their first head."""
-        found: dict[tuple[int, int, int, float, bool], list[int]] = {}
+        found: dict[tuple[int, int, int, float, bool, int], list[int]] = {}
         for head in range(self.shape.kv_heads):
             kind = (
                 int(self.window[layer, head]),
@@ -179,9 +171,10 @@ class Policy:
                 int(self.anchor[layer, head]),
                 float(self.decay[layer, head]),
                 bool(self.per_visit[layer, head]),
+                int(self.bits[layer, head]),
             )
             if kind[1] == 0:  # without heavy tokens no score is kept
-                kind = (*kind[:3], 1.0, False)
+                kind = (*kind[:3], 1.0, False, kind[5])
             found.setdefault(kind, []).append(head)
         return [Bucket(tuple(heads), *kind) for kind, heads in found.items()]
 
@@ -253,6 +246,11 @@ class Policy:
         noted = {**self.provenance, "accepted_other_weights": {"made_for": made, "used_on": shape.weights}}
         return fitted.replace(provenance=noted)
 
+    @property
+    def quantized(self) -> bool:
+        """Whether any head keeps numbers in less than 16 bits."""
+        return bool((self.bits != 16).any())
+
     def replace(self, **changes: Any) -> Policy:
         """A copy with some fields changed."""
         return replace(self, **changes)
@@ -260,7 +258,7 @@ class Policy:
     def fingerprint(self) -> str:
         """sha256 of everything that changes what is kept."""
         digest = hashlib.sha256(f"{self.shape.geometry.to_dict()} {self.stride} {self.prefix}".encode())
-        for name in HEAD_TENSORS[:-1]:
+        for name in KEPT if self.quantized else [name for name in KEPT if name != "bits"]:  # as before there were bits
             digest.update(name.encode() + getattr(self, name).contiguous().numpy().tobytes())
         return digest.hexdigest()
 

@@ -8,11 +8,24 @@ from headscope.errors import HeadscopeError
 from headscope.geometry import Geometry
 from headscope.plugins import plugged
 from headscope.policy.footprint import Limit
-from headscope.policy.methods import H2O, SSD, Full, LinearAR, Preset, Pyramid, Random, RandomHeads, Streaming, Swapped
+from headscope.policy.methods import (
+    H2O,
+    KIVI,
+    SSD,
+    TOVA,
+    Full,
+    LinearAR,
+    Pyramid,
+    Random,
+    RandomHeads,
+    Streaming,
+    Swapped,
+)
 from headscope.policy.policy import Policy
+from headscope.policy.preset import Preset
 
 CONTROLS = ("random_heads", "swapped")  # they tell whether SSD's classes matter; no method that anyone proposes
-_ALL: tuple[type[Preset], ...] = (Full, Streaming, H2O, LinearAR, Pyramid, SSD, RandomHeads, Swapped, Random)
+_ALL: tuple[type[Preset], ...] = (Full, KIVI, Streaming, H2O, TOVA, LinearAR, Pyramid, SSD, RandomHeads, Swapped, Random)
 PRESETS: dict[str, type[Preset]] = {preset.name: preset for preset in _ALL}
 
 

@@ -11,7 +11,13 @@ from headscope.policy.policy import Policy
 
 
 def project(
-    weights_window: torch.Tensor, weights_heavy: torch.Tensor, limit: Limit, *, stride: int, anchor: int = 0
+    weights_window: torch.Tensor,
+    weights_heavy: torch.Tensor,
+    limit: Limit,
+    *,
+    stride: int,
+    anchor: int = 0,
+    bits: int | torch.Tensor = 16,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale a proposal to the largest one that fits: window and heavy int32 [layers, kv_heads].
 
@@ -29,6 +35,7 @@ def project(
         limit: what has to hold it.
         stride: tokens between two choices, whose buffer heads with heavy tokens need.
         anchor: first image tokens that each head keeps besides.
+        bits: of a kept number, one number or uint8 [layers, kv_heads].
 
     Raises:
         BudgetError: even the start of the way does not fit.
@@ -38,6 +45,7 @@ def project(
     wh = weights_heavy.double().clamp(min=0).numpy()
     most = shape.geometry.tokens - 1
     full = most / np.maximum(ww + wh, 1e-12)
+    each = np.broadcast_to(np.asarray(bits, dtype=np.int64), ww.shape)
 
     def at(scale: float) -> tuple[np.ndarray, np.ndarray]:
         heavy = np.where(wh > 0, np.maximum(np.floor(np.minimum(scale, full) * wh + 1e-9), 1), 0).astype(np.int64)
@@ -47,10 +55,10 @@ def project(
 
     def cost(window: np.ndarray, heavy: np.ndarray) -> int:
         anchors = np.where(window + heavy >= most, 0, anchor)
-        return int(spec.head_bytes(window, heavy, anchors, stride).sum())
+        return int(spec.head_bytes(window, heavy, anchors, stride, each).sum())
 
     room = limit.per_row
-    if _whole(ww, wh, most) and 0 <= room - cost(*at(1.0)) < _largest_step(ww, wh, stride, spec):
+    if _whole(ww, wh, most) and 0 <= room - cost(*at(1.0)) < _largest_step(ww, wh, stride, spec, each):
         return _tensors(*at(1.0))
     if cost(*at(0.0)) > room:
         raise BudgetError(
@@ -70,9 +78,9 @@ def project(
     after_window, after_heavy = at(high)
     for layer in range(shape.layers):
         moved = (window[layer] != after_window[layer]) | (heavy[layer] != after_heavy[layer])
-        groups = dict.fromkeys((ww[layer, h], wh[layer, h]) for h in np.flatnonzero(moved))
+        groups = dict.fromkeys((ww[layer, h], wh[layer, h], each[layer, h]) for h in np.flatnonzero(moved))
         for weights in groups:
-            heads = (ww[layer] == weights[0]) & (wh[layer] == weights[1])
+            heads = (ww[layer] == weights[0]) & (wh[layer] == weights[1]) & (each[layer] == weights[2])
             tried_window, tried_heavy = window.copy(), heavy.copy()
             tried_window[layer, heads], tried_heavy[layer, heads] = after_window[layer, heads], after_heavy[layer, heads]
             if cost(tried_window, tried_heavy) > room:
@@ -86,16 +94,16 @@ def _whole(window: np.ndarray, heavy: np.ndarray, most: int) -> bool:
     return bool((window % 1 == 0).all() and (heavy % 1 == 0).all() and (window + heavy <= most).all())
 
 
-def _largest_step(window: np.ndarray, heavy: np.ndarray, stride: int, spec: CacheSpec) -> int:
+def _largest_step(window: np.ndarray, heavy: np.ndarray, stride: int, spec: CacheSpec, bits: np.ndarray) -> int:
     """Most bytes by which a projection with these counts can fall short: a token more for every head of the largest group
     of equal heads in a layer, two where there are windows and heavy tokens."""
     sizes = []
     for layer in range(spec.shape.layers):
-        for w, h in set(zip(window[layer], heavy[layer], strict=True)):
-            heads = int(((window[layer] == w) & (heavy[layer] == h)).sum())
+        for w, h, b in set(zip(window[layer], heavy[layer], bits[layer], strict=True)):
+            heads = int(((window[layer] == w) & (heavy[layer] == h) & (bits[layer] == b)).sum())
             least, more = ((0, 1), (1, 2)) if h > 0 else ((0, 0), (1, 0))
             counts = np.array([least, more])
-            size = spec.head_bytes(counts[:, 0], counts[:, 1], 0, stride)
+            size = spec.head_bytes(counts[:, 0], counts[:, 1], 0, stride, b)
             sizes.append(heads * int(size[1] - size[0]))
     return max(sizes)
 
@@ -113,7 +121,7 @@ def fit(
     anchor: int = 0,
     decay: float | torch.Tensor = 1.0,
     semantic_score: torch.Tensor | None = None,
-    method: str | None = None,
+    bits: int | torch.Tensor = 16,
 ) -> Policy:
     """The policy that `project` makes of two weights [layers, kv_heads].
 
@@ -125,12 +133,12 @@ def fit(
         anchor: first image tokens that each head keeps.
         decay: of the score, one number or [layers, kv_heads]; heads without heavy tokens get 1, as theirs is never read.
         semantic_score: float32 [layers, kv_heads], noted in the policy.
-        method: noted as its origin.
+        bits: of a kept number, one number or uint8 [layers, kv_heads].
 
     Raises:
         BudgetError: it does not fit at any size.
     """
-    kept_window, kept_heavy = project(window, heavy, limit, stride=stride, anchor=anchor)
+    kept_window, kept_heavy = project(window, heavy, limit, stride=stride, anchor=anchor, bits=bits)
     return Policy.uniform(
         limit.spec.shape,
         window=kept_window,
@@ -140,5 +148,5 @@ def fit(
         stride=stride,
         prefix=limit.spec.prefix,
         semantic_score=semantic_score,
-        provenance={} if method is None else {"method": method},
+        bits=bits,
     )

@@ -8,16 +8,18 @@ from headscope.errors import PolicyMismatch
 from headscope.facts import clipped
 from headscope.policy.shape import ModelShape
 
-HEAD_TENSORS = ("window", "heavy", "anchor", "decay", "per_visit", "semantic_score")
+HEAD_TENSORS = ("window", "heavy", "anchor", "decay", "per_visit", "bits", "semantic_score")
+KEPT = HEAD_TENSORS[:-1]  # what changes what is kept
+BITS = (16, 8, 4)
 DTYPES = {
     "window": torch.int32,
     "heavy": torch.int32,
     "anchor": torch.int32,
     "decay": torch.float32,
     "per_visit": torch.uint8,
-    "semantic_score": torch.float32,
-    # Of the file alone: this version knows one value of each.
     "bits": torch.uint8,
+    "semantic_score": torch.float32,
+    # Of the file alone: this version knows one value of it.
     "prompt": torch.uint8,
 }
 

@@ -232,7 +232,7 @@ def kept(policy: Policy, spec: CacheSpec, width: float = WIDE) -> Figure:
     """
     layers, heads = policy.window.shape
     count = {name: getattr(policy, name).numpy() for name in ("anchor", "window", "heavy")}
-    nbytes = spec.rows * spec.head_bytes(count["window"], count["heavy"], count["anchor"], policy.stride)
+    nbytes = spec.rows * spec.head_bytes(count["window"], count["heavy"], count["anchor"], policy.stride, policy.bits.numpy())
     count["buffer"] = np.where(count["heavy"] > 0, min(policy.stride, policy.shape.geometry.tokens), 1)
     top = float(sum(count.values()).max())
     pitch = 0.52 if layers <= 12 else 0.36  # inches a layer, of which 0.08 stay free

@@ -33,19 +33,28 @@ class KeptHeads:
     """
 
     def __init__(self, bucket: Bucket, start: int, prefix: int, image_slots: int, like: torch.Tensor) -> None:
+        self.place(bucket, start, prefix)
+        shape = (like.shape[0], len(bucket.heads), self.first + image_slots, like.shape[3])
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+
+    def place(self, bucket: Bucket, start: int, prefix: int) -> None:
+        """Which heads these are, and where the image area begins."""
         self.numbers = bucket
         self.start, self.stop = start, start + len(bucket.heads)
         self.prefix = prefix
-        self.first = prefix + bucket.anchor  # where the image area begins
-        shape = (like.shape[0], len(bucket.heads), self.first + image_slots, like.shape[3])
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.first = prefix + bucket.anchor
+
+    @property
+    def total(self) -> int:
+        """Slots in all."""
+        return self.keys.shape[2]
 
     def tensors(self) -> list[torch.Tensor]:
         """Everything allocated."""
         return [self.keys, self.values]
 
     def fill_prefix(self, keys: torch.Tensor, values: torch.Tensor, start: int = 0) -> None:
-        """keys, values [B, h, T, D] of prefix tokens `start` and on."""
+        """keys, values [B, h, T, D] into slots `start` and on: of prefix tokens, by their numbers."""
         self.keys[:, :, start : start + keys.shape[2]] = keys
         self.values[:, :, start : start + keys.shape[2]] = values
 
@@ -147,15 +156,16 @@ class WindowHeads(KeptHeads):
         length = key.shape[2]
         done = min(max(self.numbers.anchor - t, 0), length)  # tokens of the chunk that are anchors
         if done:
-            self.keys[:, :, self.prefix + t : self.prefix + t + done] = key[:, :, :done]
-            self.values[:, :, self.prefix + t : self.prefix + t + done] = value[:, :, :done]
+            self._put(self.prefix + t, key[:, :, :done], value[:, :, :done])
         start = max(done, length - self.ring)  # what came before it is overwritten within the chunk
         while start < length:
             slot = (t + start - self.numbers.anchor) % self.ring
             count = min(length - start, self.ring - slot)
-            self.keys[:, :, self.first + slot : self.first + slot + count] = key[:, :, start : start + count]
-            self.values[:, :, self.first + slot : self.first + slot + count] = value[:, :, start : start + count]
+            self._put(self.first + slot, key[:, :, start : start + count], value[:, :, start : start + count])
             start += count
+
+    def _put(self, slot: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        self.fill_prefix(key, value, slot)
 
 
 @lru_cache(maxsize=256)
@@ -179,7 +189,7 @@ def _band_parts(ring: int, length: int, dtype: torch.dtype, device: torch.device
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _causal(length: int, groups: int, device: torch.device) -> torch.Tensor:
+def causal(length: int, groups: int, device: torch.device) -> torch.Tensor:
     """bool [G * T, T]: the tokens of a chunk that a query may not see."""
     return torch.ones(length, length, dtype=torch.bool, device=device).triu_(1).repeat(groups, 1)
 
@@ -214,9 +224,12 @@ class HeavyHeads(KeptHeads):
         self.kept = bucket.window + bucket.heavy
         self.stride = stride
         super().__init__(bucket, start, prefix, self.kept + stride, like)
-        shape = (*self.keys.shape[:2], self.kept + stride)
-        self.scores = torch.zeros(shape, dtype=torch.float32, device=like.device)
-        self.positions = torch.full(shape, -1, dtype=torch.int32, device=like.device)
+        self.begin_scores((*self.keys.shape[:2], self.kept + stride), like.device)
+
+    def begin_scores(self, shape: tuple[int, int, int], device: torch.device) -> None:
+        """No score yet: shape is [B, h, slots of the image area]."""
+        self.scores = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.positions = torch.full(shape, -1, dtype=torch.int32, device=device)
         self.live = 0
         self._deferred = 0  # queries of the newest tokens that the scores still lack, by tokens
         self._terms: tuple[torch.Tensor | None, float, int] = (None, 1.0, 1)  # padding, scale and query heads of those
@@ -305,18 +318,13 @@ class HeavyHeads(KeptHeads):
         stop = start + length
         self.keys[:, :, start:stop] = key
         self.values[:, :, start:stop] = value
-        added = stop - max(start, self.first)
-        if added > 0:
-            self.positions[:, :, self.live : self.live + added] = torch.arange(
-                t + length - added, t + length, dtype=torch.int32, device=key.device
-            )
-            self.live += added
+        self._append(t, length, stop - max(start, self.first))
         attention = torch.matmul(query * scale, self.keys[:, :, :stop].transpose(2, 3))
         mask = self._padding(bias, stop)
         if mask is not None:
             attention += mask
         if length > 1:
-            attention[..., start:].masked_fill_(_causal(length, query.shape[2] // length, key.device), -torch.inf)
+            attention[..., start:].masked_fill_(causal(length, query.shape[2] // length, key.device), -torch.inf)
         attention = torch.softmax(attention, -1, dtype=torch.float32)
         if self.live:
             received = attention[..., self.first :].sum(2)
@@ -326,15 +334,29 @@ class HeavyHeads(KeptHeads):
             self._choose(t + length - 1)
         return out
 
+    def _append(self, t: int, length: int, added: int) -> None:
+        """Of tokens t .. t + length - 1 the last `added` are live now."""
+        if added > 0:
+            ends = t + length - added, t + length
+            self.positions[:, :, self.live : self.live + added] = torch.arange(
+                *ends, dtype=torch.int32, device=self.positions.device
+            )
+            self.live += added
+
     def looked_at(self, key: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `WindowHeads.looked_at`, tokens int64 [B, h, S]: each sequence and head has chosen for itself."""
+        kept, tokens, seen = self._shown(key, t)
+        return torch.cat([self.keys[:, :, :kept], key], 2), tokens, seen
+
+    def _shown(self, key: torch.Tensor, t: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """Slots in use, and tokens and visibility of `looked_at`."""
         batch, heads, length = key.shape[:3]
         kept = self.first + self.live if self.live else self.prefix + min(t, self.numbers.anchor)
         before = torch.arange(-self.prefix, kept - self.prefix - self.live, device=key.device).expand(batch, heads, -1)
         now = torch.arange(t, t + length, device=key.device)
         live = self.positions[:, :, : self.live].long()
         tokens = torch.cat([before, live, now.expand(batch, heads, -1)], -1)
-        return torch.cat([self.keys[:, :, :kept], key], 2), tokens, tokens[:, :, None] <= now[:, None]
+        return kept, tokens, tokens[:, :, None] <= now[:, None]
 
     def _choose(self, t: int) -> None:
         """The stride end after token t."""
@@ -363,6 +385,10 @@ class HeavyHeads(KeptHeads):
         loser = positions.masked_fill(~least, torch.iinfo(torch.int32).max).argmin(-1, keepdim=True)
         for tensor in (self.scores, self.positions):
             tensor.scatter_(-1, loser, tensor[..., self.kept : self.live].clone())
+        self._move_newest(loser)
+
+    def _move_newest(self, loser: torch.Tensor) -> None:
+        """The newest token's key and value into slots [B, h, 1] of the image area."""
         rows = self._rows(loser)
         for tensor in (self.keys, self.values):
             newest = tensor[:, :, self.first + self.kept : self.first + self.live]
@@ -374,6 +400,10 @@ class HeavyHeads(KeptHeads):
         staying = ranked[..., self.live - self.kept :].sort(-1).values
         for tensor in (self.scores, self.positions):
             tensor[..., : self.kept] = tensor.gather(-1, staying)
+        self._move_front(staying)
+
+    def _move_front(self, staying: torch.Tensor) -> None:
+        """Keys and values of the slots [B, h, n] of the image area to its front, in this order."""
         rows = self._rows(staying)
         for tensor in (self.keys, self.values):
             chosen = tensor.view(-1, tensor.shape[3]).index_select(0, rows)

@@ -14,11 +14,12 @@ from torch import nn
 from transformers import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from headscope.errors import CacheError, PolicyMismatch
+from headscope.errors import CacheError, NumberError, PolicyMismatch
 from headscope.models import Group, ImageModel, leave_handle, may_chunk_prompts, plain_groups, split_mask, through_cache
 from headscope.policy import Policy
 from headscope.runtime.buckets import HeavyHeads, WindowHeads
 from headscope.runtime.plain import CountingLayer
+from headscope.runtime.quantized_heads import PackedHeavyHeads, PackedWindowHeads
 
 _CHECKED = "_headscope_checked"  # on a mask that was looked at, for how many tokens seen
 
@@ -60,9 +61,11 @@ class CompressedLayer(CountingLayer):
         for numbers in self._numbers:
             bucket: WindowHeads | HeavyHeads
             if numbers.heavy:
-                bucket = HeavyHeads(numbers, start, self.prefix, self.stride, key_states)
+                heavy = HeavyHeads if numbers.bits == 16 else PackedHeavyHeads
+                bucket = heavy(numbers, start, self.prefix, self.stride, key_states)
             else:
-                bucket = WindowHeads(numbers, start, self.prefix, key_states)
+                window = WindowHeads if numbers.bits == 16 else PackedWindowHeads
+                bucket = window(numbers, start, self.prefix, key_states)
             self.buckets.append(bucket)
             start = bucket.stop
         if self._order is not None:
@@ -135,16 +138,28 @@ class CompressedLayer(CountingLayer):
         if self._order is not None:
             query = query.index_select(1, self._query_order)
         packed = query.reshape(batch, heads // self.queries_per_kv, self.queries_per_kv * length, size)
-        parts = []
-        for bucket in self.buckets:
-            rows = slice(bucket.start, bucket.stop)
-            work = bucket.step if length == 1 else bucket.chunk
-            parts.append(work(packed[:, rows], keys_in[:, rows], values_in[:, rows], t, self._bias, scaling))
-        self.seen += length
-        out = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).view(batch, heads, length, size)
+        out = self._by_bucket(packed, keys_in, values_in, scaling).view(batch, heads, length, size)
         if self._order is not None:
             out = out.index_select(1, self._query_back)
         return out.transpose(1, 2)
+
+    def _by_bucket(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Image tokens: query [B, H, G * T, D], keys and values [B, H, T, D], heads in the order of buckets."""
+        t, length = self.seen - self.prefix, keys.shape[2]
+        parts = []
+        try:
+            for bucket in self.buckets:
+                rows = slice(bucket.start, bucket.stop)
+                work = bucket.step if length == 1 else bucket.chunk
+                parts.append(work(query[:, rows], keys[:, rows], values[:, rows], t, self._bias, scaling))
+        except NumberError as error:
+            tokens = f"token {t}" if length == 1 else f"tokens {t} to {t + length - 1}"
+            raise NumberError(
+                f"Layer {self.number}: keys or values of image {tokens} are {error}, and the policy writes them in fewer bits; "
+                "load the model in another dtype, or use a policy that keeps 16 bits."
+            ) from None
+        self.seen += length
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _check_whole_prompt(self, length: int) -> None:
         """Refuse what may be a piece of a prompt, taken for a whole one."""
@@ -181,7 +196,7 @@ class CompressedLayer(CountingLayer):
         output, _ = sdpa_attention_forward(module, query, keys, values, mask, scaling=scaling)
         self.seen = stop
         if stop == self.prefix:
-            self._bias = _padding_bias(mask, keys, max(bucket.keys.shape[2] for bucket in self.buckets))
+            self._bias = _padding_bias(mask, keys, max(bucket.total for bucket in self.buckets))
         return output
 
     def _in_buckets(self, heads: torch.Tensor) -> torch.Tensor:
@@ -231,12 +246,7 @@ class CompressedLayer(CountingLayer):
             raise CacheError(f"Layer {self.number}: no prefix was taken in; call the model on the prompt first.")
         batch, heads, size = query.shape
         packed = query.view(batch, heads // self.queries_per_kv, self.queries_per_kv, size)
-        parts = []
-        for bucket in self.buckets:
-            rows = slice(bucket.start, bucket.stop)
-            parts.append(bucket.step(packed[:, rows], keys[:, rows, None], values[:, rows, None], t, self._bias, scaling))
-        self.seen += 1
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).view(batch, heads, size)
+        return self._by_bucket(packed, keys[:, :, None], values[:, :, None], scaling).view(batch, heads, size)
 
     def groups(self, query: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> list[Group]:
         """What an observer is shown: a group a bucket, query [B, Hq, T, D] and the keys it is about to attend to."""

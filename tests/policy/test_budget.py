@@ -160,7 +160,7 @@ def test_whole_tokens_grow_where_the_limit_leaves_more_than_a_step() -> None:
     assert int((heavy - window // 2).abs().max()) <= 1
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "full"])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("full", "kivi", "tova")])
 @pytest.mark.parametrize("keep", [0.35, 0.5, 0.8])
 def test_presets_fill_their_limit(name: str, keep: float) -> None:
     scores = torch.linspace(0, 1, 12).view(3, 4)
@@ -179,10 +179,34 @@ def test_presets_fill_their_limit(name: str, keep: float) -> None:
     assert fitting >= 2
 
 
+def test_kivi_keeps_everything_at_its_own_size_and_is_refused_below() -> None:
+    limit = Limit.of_share(0.7, CacheSpec(SHAPE, PREFIX, dtype="bfloat16"))
+    eight, four = PRESETS["kivi"].sweep(SHAPE.geometry)
+    policy = four.build(limit)
+    assert policy.keeps_everything
+    assert (policy.bits == 4).all()
+    with pytest.raises(BudgetError, match=r"preset kivi: takes .* expected keep \d+.* or more"):
+        eight.build(limit)
+
+
+def test_bits_are_counted_and_projected() -> None:
+    spec = CacheSpec(SHAPE, PREFIX, dtype="bfloat16")
+    size = SHAPE.head_dim
+    assert spec.head_bytes(5, 0, 2, 6, 8) == (PREFIX + 2) * 4 * size + 6 * (2 * size + 8)
+    assert spec.head_bytes(5, 3, 0, 6, 4) == PREFIX * 4 * size + 14 * (size + 8 * -(-size // 32) + 8)
+    one, limit = torch.ones(3, 4), Limit.of_share(0.6, spec)
+    for bits in (16, 8, 4, torch.tensor([[16, 8, 4, 4]] * 3, dtype=torch.uint8)):
+        window, heavy = project(one, one, limit, stride=3, bits=bits)
+        assert 0 <= limit.per_row - spec.head_bytes(window, heavy, 0, 3, bits).sum() < 12 * 4 * size * 2
+    sizes = [int(project(one, 0 * one, limit, stride=3, bits=bits)[0].sum()) for bits in (16, 8, 4)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+
+
 def test_presets_are_what_their_papers_say() -> None:
     scores = torch.linspace(0, 1, 12).view(3, 4)
     limit = Limit.of_share(0.6, CacheSpec(SHAPE, PREFIX))
-    made = {name: make_preset(name, limit, scores) for name in PRESETS if name != "full"}
+    made = {name: make_preset(name, limit, scores) for name in PRESETS if name not in ("full", "kivi")}
     assert made["streaming"].heavy.sum() == 0
     assert (made["streaming"].anchor == 4).all()
     assert (made["h2o"].window == made["h2o"].heavy).all()
@@ -190,6 +214,9 @@ def test_presets_are_what_their_papers_say() -> None:
     assert (made["h2o"].decay == 1).all()
     assert (made["linear_ar"].decay == 0).all()
     assert made["linear_ar"].stride == 6
+    assert (made["tova"].window == 0).all()
+    assert (made["tova"].decay == 0).all()
+    assert made["tova"].stride == 1
     by_layer = (made["pyramid"].window + made["pyramid"].heavy).float().mean(1)
     assert by_layer[0] > by_layer[1] > by_layer[2]
     semantic = scores > 0.5

@@ -138,7 +138,7 @@ LIMIT = {"bytes": 50_000, "share": None, "prefix": 5, "batch": 1, "streams": 2, 
         ("limit", {**LIMIT, "dtype": "int4"}, 'limit.dtype is "int4"'),
         ("limit", {**LIMIT, "count_prefix": None}, "limit.count_prefix is null"),
         ("limit", {**LIMIT, "share": "a fifth"}, 'limit.share is "a fifth"'),
-        ("needs", ["bits"], r'needs \["bits"\], which this headscope does not know'),
+        ("needs", ["lead"], r'needs \["lead"\], which this headscope does not know'),
         ("needs", None, "needs is null"),
         ("lead", 3, "lead is 3, expected 6"),
         ("score", "expected", 'score is "expected", expected one of received'),
@@ -156,11 +156,20 @@ def test_a_known_field_that_is_no_json_is_named(file: Path, text: str) -> None:
         load_policy(with_metadata(file, "stride", text))
 
 
-@pytest.mark.parametrize(("tensor", "value"), [("bits", 8), ("prompt", 0)])
-def test_what_only_a_later_version_can_do_is_refused(file: Path, tensor: str, value: int) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "value", "says"),
+    [
+        ("bits", 8, "bits are below 16, which needs does not name"),
+        ("bits", 3, "bits 3, expected 16, 8 or 4"),
+        ("prompt", 0, "is not"),
+    ],
+)
+def test_what_only_another_version_can_have_written_is_refused(file: Path, tensor: str, value: int, says: str) -> None:
     changed = load_file(file)[tensor]
     changed[1, 2] = value
-    with pytest.raises(PolicyMismatch, match=f"layer 1 head 2: {tensor} is not"):
+    if value == 3:
+        file = rewritten(file, needs=["bits"])
+    with pytest.raises(PolicyMismatch, match=f"layer 1 head 2: .*{says}"):
         load_policy(rewritten(file, {tensor: changed}))
     with pytest.raises(PolicyMismatch, match=f"lacks the tensor {tensor}"):
         load_policy(rewritten(file, {tensor: None}))

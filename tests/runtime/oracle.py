@@ -8,6 +8,33 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
+
+
+def written(numbers: list[float], bits: int) -> tuple[list[int], list[float], list[float]]:
+    """Codes of all numbers, then scales and zeros of their groups; in the float32 and float16 that the definition names."""
+    width = len(numbers) if bits == 8 else 32
+    codes, scales, zeros = [], [], []
+    for begin in range(0, len(numbers), width):
+        group = [np.float32(x) for x in numbers[begin : begin + width]]
+        zero = np.float16(min(group))
+        scale = np.float16((max(group) - min(group)) / np.float32(2**bits - 1))
+        for x in group:
+            steps = 0.0 if scale == 0 else np.rint((x - np.float32(zero)) / np.float32(scale))
+            codes.append(int(min(max(steps, 0), 2**bits - 1)))
+        scales.append(float(scale))
+        zeros.append(float(zero))
+    return codes, scales, zeros
+
+
+def read_back(numbers: list[float], bits: int) -> list[float]:
+    """Numbers as they are after they were written in so many bits; 16 leaves them as they are."""
+    if bits == 16:
+        return numbers
+    codes, scales, zeros = written(numbers, bits)
+    width = len(numbers) if bits == 8 else 32
+    return [code * scales[place // width] + zeros[place // width] for place, code in enumerate(codes)]
+
 
 @dataclass
 class OracleHead:
@@ -24,6 +51,7 @@ class OracleHead:
     decay: float
     per_visit: bool
     stride: int
+    bits: int = 16
     keys: list[list[float]] = field(default_factory=list)
     values: list[list[float]] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
@@ -42,8 +70,9 @@ class OracleHead:
         self, queries: list[list[float]], key: list[float], value: list[float], scale: float
     ) -> tuple[list[list[float]], list[int]]:
         t = len(self.keys)
-        self.keys.append(key)
-        self.values.append(value)
+        bits = 16 if t < self.anchor else self.bits
+        self.keys.append(read_back(key, bits))
+        self.values.append(read_back(value, bits))
         seen = self.visible(t)
         outputs = []
         for query in queries:

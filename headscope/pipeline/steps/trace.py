@@ -55,6 +55,7 @@ def _cache_name(policy: Policy | None) -> str:
     """What stands in a trace for the cache it looked through: traces of two caches, or of two policies, do not mix."""
     if policy is None:
         return "full, live"
-    tensors = (policy.window, policy.heavy, policy.anchor, policy.decay, policy.per_visit)
+    tensors = [policy.window, policy.heavy, policy.anchor, policy.decay, policy.per_visit]
+    tensors += [policy.bits] if policy.quantized else []
     numbers = hashlib.sha256(repr([policy.stride, *(t.tolist() for t in tensors)]).encode()).hexdigest()
     return f"{policy.provenance.get('method', 'policy')} {numbers[:12]}"

@@ -60,6 +60,8 @@ class LlamaCudaDecoder:
             return "needs a model on a CUDA device"
         if policy is None:
             return "needs a policy"
+        if policy.quantized:
+            return "reads 16 bits only, as yet"
         if find_spec("triton") is None:
             return "needs Triton"
         return None if step_for(model) is not None else "needs a plain Llama decoder without hooks or observers"

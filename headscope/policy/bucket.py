@@ -1,0 +1,28 @@
+"""A bucket: KV heads of one layer that share all numbers of a policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """KV heads of one layer that remember alike; the cache stores them in one dense tensor.
+
+    Attributes:
+        heads: their numbers.
+        window: as in `Policy`, here one number for all of them.
+        heavy: likewise.
+        anchor: likewise.
+        decay: likewise.
+        per_visit: likewise.
+        bits: likewise.
+    """
+
+    heads: tuple[int, ...]
+    window: int
+    heavy: int
+    anchor: int
+    decay: float
+    per_visit: bool
+    bits: int = 16
