@@ -72,16 +72,6 @@ def write_parquet(table: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
     return write_whole(path, lambda target: table.to_parquet(target, index=False))
 
 
-def write_csv(table: pd.DataFrame, path: str | os.PathLike[str], float_format: str | None = None) -> Path:
-    """Write a table as CSV, whole or not at all; `float_format` such as "%.5g"."""
-    return write_whole(path, lambda target: table.to_csv(target, index=False, float_format=float_format))
-
-
-def write_parquet(table: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
-    """Write a table as parquet, whole or not at all."""
-    return write_whole(path, lambda target: table.to_parquet(target, index=False))
-
-
 def _reason(error: BaseException) -> str:
     """In the system's words where it has some, without the path, which the sentence has."""
     return getattr(error, "strerror", None) or str(error)

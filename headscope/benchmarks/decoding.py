@@ -28,7 +28,7 @@ from headscope.runtime.decoders.transformers import TransformersDecoder
 
 COLUMNS = ["dtype", "batch", "variant", "ms_step", "ms_last_row", "tokens_s", "cache_bytes", "peak_mb", "limit_share",
            "ms_median", "ms_least", "decoder"]  # fmt: skip
-VARIANTS = ("dynamic", "static", "full", "50", "20", "10", "20_semantic", "20_mixed", "floor")
+VARIANTS = ("dynamic", "static", "full", "50", "20", "10", "20_semantic", "20_mixed", "20_at_8", "20_at_4", "floor")
 _MARK = "headscope: a decoding step"
 Row = dict[str, Any]
 
@@ -102,7 +102,8 @@ def _measures(run: _Run, by_row: dict[int, list[float]], speed: float) -> Row:
 
 def policies(model: RandomDecoder) -> dict[str, Policy]:
     """The policies timed: shares of all bytes, the prompt included. `50`, `20` and `10` are windows; `20_semantic` keeps heavy
-    tokens in every head, chosen at row ends; in `20_mixed` every second head is of either kind."""
+    tokens in every head, chosen at row ends; in `20_mixed` every second head is of either kind; `20_at_8` and `20_at_4` keep
+    the tokens of `20` in 8 and 4 bits."""
     shape, prefix = model.shape, model.size.prefix
     stride = shape.geometry.row_length
     spec = CacheSpec(shape, prefix, dtype=str(model.dtype))
@@ -113,6 +114,8 @@ def policies(model: RandomDecoder) -> dict[str, Policy]:
         semantic[:, {"20_semantic": slice(None), "20_mixed": slice(0, None, 2)}.get(name, slice(0, 0))] = 1
         window, heavy = project(1 - semantic, semantic, limit, stride=stride)
         found[name] = Policy.uniform(shape, window=window, heavy=heavy, stride=stride, prefix=prefix)
+    for bits in (8, 4):
+        found[f"20_at_{bits}"] = found["20"].replace(bits=torch.full_like(found["20"].bits, bits))
     found["full"] = make_preset("full", Limit.of_share(1.0, spec))
     found["floor"] = Policy.uniform(shape, window=0, stride=stride, prefix=1)
     return found

@@ -105,8 +105,9 @@ class _Words:
         """The begin-of-image token."""
         return 3
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [2, *[5] * (self.length - 2), 3]}
+    def __call__(self, texts: list[str], **padding: object) -> dict[str, torch.Tensor]:
+        ids = torch.tensor([[2, *[5] * (self.length - 2), 3]] * len(texts))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def random_janus(name: str, dtype: torch.dtype, device: str, seed: int = 0) -> JanusModel:

@@ -13,6 +13,8 @@ in its lower half: bytes 0x50, 0x0f.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn.functional import pad
 
@@ -89,6 +91,7 @@ class QuantizedSlots:
 
     def __init__(self, like: torch.Tensor, heads: int, slots: int, bits: int) -> None:
         self.bits, self.size, self.dtype = bits, like.shape[3], like.dtype
+        self.work = torch.promote_types(like.dtype, torch.float32)  # of what is computed with codes
         shape = (like.shape[0], heads, slots)
         self.codes = torch.zeros(*shape, code_bytes(self.size, bits), dtype=torch.uint8, device=like.device)
         self.scale = torch.zeros(*shape, code_groups(self.size, bits), dtype=torch.float16, device=like.device)
@@ -114,6 +117,36 @@ class QuantizedSlots:
         """Slots start .. stop - 1 as numbers [B, h, n, D]."""
         codes, scale, zero = (part[:, :, start:stop] for part in self.tensors())
         return dequantize(codes, scale, zero, self.size, self.dtype)
+
+    def scores(self, query: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Products of queries [B, h, Q, D] with the numbers of slots start .. stop - 1: [B, h, Q, n].
+
+        Scale and zero come after the product with the codes, q . (c * scale + zero) = (q . c) * scale + sum(q) * zero, so that
+        codes are all that is turned into floats.
+        """
+        found: torch.Tensor | None = None
+        for part, codes, scale, zero in self._groups(start, stop):
+            asked = query[..., part]
+            scored = (asked @ codes.transpose(2, 3)).mul_(scale).addcmul_(asked.sum(-1, keepdim=True), zero)
+            found = scored if found is None else found.add_(scored)
+        assert found is not None
+        return found
+
+    def weighed(self, weights: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Sums of the numbers of slots start .. stop - 1, weighed by [B, h, Q, n]: [B, h, Q, D]."""
+        groups = self._groups(start, stop)
+        parts = [(weights * scale) @ codes + (weights * zero).sum(-1, keepdim=True) for _, codes, scale, zero in groups]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def _groups(self, start: int, stop: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """By group of numbers: which they are, codes [B, h, n, width], scale and zero [B, h, 1, n], as floats."""
+        codes, scale, zero = (part[:, :, start:stop] for part in self.tensors())
+        numbers = (codes if self.bits == 8 else _unpacked(codes)[..., : self.size]).to(self.work)
+        scale, zero = (part.to(self.work).transpose(2, 3) for part in (scale, zero))
+        width = self.size if scale.shape[2] == 1 else GROUP
+        for group in range(scale.shape[2]):
+            part = slice(group * width, min((group + 1) * width, self.size))
+            yield part, numbers[..., part], scale[:, :, group : group + 1], zero[:, :, group : group + 1]
 
     def as_read(self, numbers: torch.Tensor) -> torch.Tensor:
         """Numbers [..., D] as they will be read back."""

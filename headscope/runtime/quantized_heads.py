@@ -67,22 +67,23 @@ class Packed(KeptHeads):
             chunk: keys and values [B, h, T, D].
 
         Returns:
-            output [B, h, Q, D], and the attention float32 [B, h, Q, slots].
+            output [B, h, Q, D], and the attention float32 [B, h, Q, slots]; both are computed in float32 at least.
         """
-        query = query * scale
-        parts = [query @ block.transpose(2, 3) for block in self._blocks(self.keys, self.image_keys, filled)]
+        front, work = min(filled, self.first), self.image_keys.work
+        asked = (query * scale).to(work)
+        blocks = [(start, min(start + BLOCK, filled - front)) for start in range(0, filled - front, BLOCK)]
+        parts = [asked @ self.keys[:, :, :front].to(work).transpose(2, 3)]
+        parts += [self.image_keys.scores(asked, *block) for block in blocks]
         if chunk is not None:
-            parts.append(query @ chunk[0].transpose(2, 3))
+            parts.append(asked @ chunk[0].to(work).transpose(2, 3))
         scores = torch.cat(parts, -1)
-        attention = torch.softmax(scores if mask is None else scores + mask, -1, dtype=torch.float32)
-        weights, start = attention.to(query.dtype), 0
-        out = torch.zeros(query.shape, dtype=torch.float32, device=query.device)
-        for block in self._blocks(self.values, self.image_values, filled):
-            out += weights[..., start : start + block.shape[2]] @ block
-            start += block.shape[2]
+        attention = torch.softmax(scores if mask is None else scores + mask, -1)
+        out = attention[..., :front] @ self.values[:, :, :front].to(work)
+        for start, stop in blocks:
+            out += self.image_values.weighed(attention[..., front + start : front + stop], start, stop)
         if chunk is not None:
-            out += weights[..., start:] @ chunk[1]
-        return out.to(query.dtype), attention
+            out += attention[..., filled:] @ chunk[1].to(work)
+        return out.to(query.dtype), attention.float()
 
     def _blocks(self, front: torch.Tensor, image: QuantizedSlots, filled: int) -> Iterator[torch.Tensor]:
         """The first `filled` slots: those in front as they are, the others read back a block at a time."""

@@ -22,7 +22,7 @@ def test_a_decoding_step_with_each_cache(command, tmp_path: Path) -> None:
     ended = command("bench", "decode", "--shape", "tiny", "--batch", "2,3", "--rows", 2, "-o", out)
     assert ended.status == 0, ended.err
     table = pd.read_csv(out)
-    kinds = ["dynamic", "static", "full", "50", "20", "10", "20_semantic", "20_mixed", "floor"]
+    kinds = ["dynamic", "static", "full", "50", "20", "10", "20_semantic", "20_mixed", "20_at_8", "20_at_4", "floor"]
     assert list(table["variant"]) == kinds * 4
     columns = ["dtype", "batch", "variant", "ms_step", "ms_last_row", "tokens_s", "cache_bytes", "peak_mb", "limit_share"]
     assert list(table.columns[:9]) == columns
@@ -33,6 +33,7 @@ def test_a_decoding_step_with_each_cache(command, tmp_path: Path) -> None:
     )  # layers, KV heads, all tokens but the last, K and V, size, bytes
     for name, share in (("50", 0.5), ("20", 0.2), ("10", 0.1), ("20_semantic", 0.2), ("20_mixed", 0.2)):
         assert one[name] <= share * one["static"]
+    assert one["20"] > one["20_at_8"] > one["20_at_4"]
     assert "20 % is" in ended.out
     assert (table["ms_least"] <= table["ms_median"]).all()
     assert "expected one of laptop" in command("bench", "decode", "--shape", "huge").err
