@@ -16,13 +16,14 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 
-def test_the_runtime_page_draws_a_image_in_the_users_own_code() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "runtime.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_runtime_page_generates_an_image_in_the_users_own_code() -> None:
+    code = "".join(re.findall(r"```python\n(.*?)```", (DOCS / "runtime.md").read_text(encoding="utf-8"), re.DOTALL))
     names: dict[str, Any] = {}
     exec(code.replace("cache=Comp", f"{cache_name()}=Comp"), names)  # transformers before 5.24 have another name
     assert names["tokens"].shape == (1, 256)
     assert names["images"].shape == (1, 64, 64, 3)
     assert names["images"].dtype == torch.uint8
+    assert (names["fewer"].bits == 8).all()
 
 
 def test_the_readme_goes_from_prompts_to_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
