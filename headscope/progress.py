@@ -21,10 +21,18 @@ class Progress(Protocol):
         ...
 
 
-def of_task(progress: Progress | None, task: str) -> Callable[[int, int], None]:
-    """`progress` for one task, to be called with units done and in all; of None, a function that does nothing."""
+def of_task(progress: Progress | None, task: str, begun: int | None = None) -> Callable[[int, int], None]:
+    """`progress` for one task, to be called with units done and in all; of None, a function that does nothing.
+
+    Args:
+        progress: that is told.
+        task: its name.
+        begun: units in all, where they are known: then it is told at once that the task has begun.
+    """
     if progress is None:
         return lambda done, total: None
+    if begun is not None:
+        progress(task, 0, begun)
     return lambda done, total: progress(task, done, total)
 
 

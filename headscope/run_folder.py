@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headscope.errors import DataError
-from headscope.facts import OBJECT, TEXT, check, clipped, optional, record, shown, whole
+from headscope.facts import OBJECT, TEXT, check, clipped, optional, plain, record, shown, whole
 from headscope.overwriting import clear_run
 from headscope.policy import ModelShape
 from headscope.provenance import version_of, versions
@@ -101,7 +101,9 @@ class RunFolder:
         """
         if not self.json.is_file():
             raise DataError(f"{self.path}: no run.json here, so this is no run folder; make one with `headscope trace`.")
-        return check(read_json(self.json), _FACTS, str(self.json), advice="start in another folder")
+        found = check(read_json(self.json), _FACTS, str(self.json), advice="start in another folder")
+        check_version(found, self.json)
+        return found
 
     def note(self, **facts: Any) -> dict[str, Any]:
         """Merge facts into run.json (dictionaries one level deep) and write it whole."""
@@ -186,6 +188,25 @@ class RunFolder:
     def done(self, step: str) -> bool:
         """Whether a step has been finished."""
         return step in self.read()["steps"]
+
+
+def check_version(run: dict[str, Any], file: Path) -> None:
+    """Refuse a run of a version whose settings and names of files were others.
+
+    Args:
+        run: content of run.json.
+        file: where it stands.
+
+    Raises:
+        DataError: see above.
+    """
+    settings = run.get("settings")
+    if isinstance(settings, dict) and isinstance(settings.get("prompts"), list):
+        version = plain(str(run.get("headscope", "0.1")))
+        raise DataError(
+            f"{file}: was begun by headscope {version}, whose settings this version does not read; begin a run in another "
+            "folder, or use `overwrite`."
+        )
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any], table: str = "") -> tuple[str, Any, Any] | None:

@@ -69,7 +69,7 @@ def bench_decode(
         model = RandomDecoder(shape, getattr(torch, dtype), device)
         for batch in batches:
             runs = [_Run(model, name, batch) for name in VARIANTS]
-            timed = _time(model, runs, rows, of_task(progress, f"{dtype}, batch {batch}"))
+            timed = _time(model, runs, rows, of_task(progress, f"{dtype}, batch {batch}", model.shape.geometry.rows))
             for run in runs:
                 facts = {"dtype": dtype, "batch": batch, "variant": run.name}
                 found.append({**facts, **_measures(run, timed[run.name], speed)})

@@ -10,6 +10,7 @@ import torch
 
 from headscope.benchmarks.decoding import Row, bandwidth
 from headscope.benchmarks.shapes import SIZES, random_janus
+from headscope.models import resolve_device
 from headscope.models.janus import JanusModel
 from headscope.policy import CacheSpec, Limit, Policy, make_preset, project
 from headscope.progress import Progress, of_task
@@ -25,7 +26,7 @@ def bench_generate(
     batches: Sequence[int] = (32, 64, 128),
     *,
     dtype: str = "bfloat16",
-    device: str = "cuda",
+    device: str = "auto",
     repeats: int = 2,
     memories: Sequence[int] = (24, 80),
     progress: Progress | None = None,
@@ -48,15 +49,16 @@ def bench_generate(
         progress: told of batches, see `headscope.progress`.
         after: called with the rows so far whenever there is a new one.
     """
+    device = resolve_device(device)
     model = random_janus(shape, getattr(torch, dtype), device)
     policies = _policies(model)
     speed = bandwidth(device)
     weights = sum(p.numel() * p.element_size() for p in model.decoder.parameters())
     rows: list[Row] = []
-    tell = of_task(progress, "batches and variants")
     work = [(batch, name, name, repeats) for batch in batches for name in VARIANTS]
     if device != "cpu":
         work += _largest(model, policies, weights, memories)
+    tell = of_task(progress, "batches and variants", len(work))
     for done, (batch, name, label, times) in enumerate(work):
         try:
             seconds, peak = _timed(model, policies.get(name), batch, times)

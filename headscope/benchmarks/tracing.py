@@ -79,7 +79,7 @@ def bench_tracing(
         ms_ratio, peak_ratio and added_mb against the plain pass of the same size.
     """
     rows: list[dict[str, Any]] = []
-    tell = of_task(progress, "passes")
+    tell = of_task(progress, "passes", len(tokens) * (repeats + len(variants)))
     for size in tokens:
         run = _passes(size, shape)
         seconds: dict[str, list[float]] = {variant: [] for variant in variants}

@@ -39,10 +39,12 @@ def trace(
 
     from headscope.benchmarks.tracing import VARIANTS, Shape, bench_tracing
     from headscope.cli.tables import print_table
+    from headscope.policy import dtype_name
     from headscope.storage import write_csv
 
     if unknown := [name for name in variant or () if name not in VARIANTS]:
         raise typer.BadParameter(f"variant {unknown[0]}: expected {', '.join(VARIANTS)}.")
+    dtype = dtype_name(dtype)
     if dtype not in ("float32", "bfloat16"):
         raise typer.BadParameter(f"dtype {dtype}: expected float32 or bfloat16.")
     torch.set_num_threads(threads)

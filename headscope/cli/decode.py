@@ -33,6 +33,7 @@ def decode(
     from headscope.benchmarks.decoding import bench_decode, break_even
     from headscope.benchmarks.shapes import SIZES
     from headscope.models import resolve_device
+    from headscope.policy import dtype_name
     from headscope.storage import check_writable, write_csv
 
     device = resolve_device(device) if device == "auto" else device  # one that is named is looked at last
@@ -42,7 +43,7 @@ def decode(
     batch = batch or ("32,64,128" if gpu else "1,16,64")
     if shape not in SIZES:
         raise typer.BadParameter(f"--shape {shape}: expected one of {', '.join(SIZES)}.")
-    dtypes = [part.strip() for part in dtype.split(",")]
+    dtypes = [dtype_name(part.strip()) for part in dtype.split(",")]
     if unknown := [part for part in dtypes if part not in ("float32", "bfloat16")]:
         raise typer.BadParameter(f"--dtype {unknown[0]}: expected float32 or bfloat16.")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in batch.split(",")):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headscope.cli.console import SEARCH, Overwrite, Resume, Seed, Trials
+from headscope.cli.console import SEARCH, Device, Overwrite, Resume, Seed, Trials
 from headscope.cli.run import go
 from headscope.tuning import RunConfig
 
@@ -16,9 +16,10 @@ SEARCHED, TABLE_IMAGES = 6, 2
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/demo"),
     trials: Trials = SEARCH.trials,
     seed: Seed = SEARCH.seed,
+    device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -28,4 +29,4 @@ def demo(
         seed=seed,
         search=SEARCH.replace(trials=trials, seed=seed, images=SEARCHED, table_images=TABLE_IMAGES),
     )
-    go(config, out, device="auto", resume=resume, overwrite=overwrite)
+    go(config, out, device=device, resume=resume, overwrite=overwrite)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: ModelName,
-    out: Annotated[Path, typer.Option(help="Folder for images and tables; the same command goes on there.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images and tables; the same command goes on there.")],
     policy: Annotated[list[Path] | None, typer.Option(help="A policy file; give it again for more.")] = None,
     run: Annotated[
         list[Path] | None, typer.Option(help="A run folder: its policy and presets, named METHOD-BUDGET; again for more.")

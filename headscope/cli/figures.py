@@ -14,7 +14,7 @@ def figures(
     run: RunPath,
     statistic: Annotated[list[str] | None, typer.Option(help="Statistics to draw as head maps; `all` for every one.")] = None,
     heads: Annotated[str | None, typer.Option(help="Heads to show footprints of, such as L7H9,L7H10.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the figures (default: RUN/figures).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the figures (default: RUN/figures).")] = None,
     kind: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
 ) -> None:
     """Draw head maps, features, decay, footprints and classes. Example: headscope figures runs/stickers --heads L1H0,L5H3"""

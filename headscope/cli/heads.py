@@ -33,7 +33,7 @@ def heads(
     scores: Annotated[Path | None, typer.Option(help="Read a published head map (CSV) instead of a trace.")] = None,
     model_shape: Annotated[str | None, typer.Option(help="LAYERSxHEADS of that map, such as 24x16.")] = None,
     explain: Annotated[str | None, typer.Option(metavar="L7H9", help="Say and show why this head is what it is.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File for --scores (default: heads.safetensors).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for --scores (default: heads.safetensors).")] = None,
     seed: Seed = 0,
 ) -> None:
     """Classify the heads of a trace. Example: headscope heads runs/stickers"""

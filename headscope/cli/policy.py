@@ -30,9 +30,12 @@ def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy fil
     spec = policy.spec()
     geometry = shape.geometry
     say(f"model      {shape.name}, {shape.layers} layers, {shape.kv_heads} KV heads, {geometry} tokens")
-    say(f"weights    {shape.weights[:16]}")
+    say(f"weights    {shape.weights[:16] or 'any of this shape'}")
     say(f"stride     {policy.stride} tokens; prompts up to {policy.prefix} tokens")
     say(f"bytes      {spec.bytes_of(policy):,} of {spec.full_bytes:,} ({spec.share_of(policy):.1%}) for {spec.words()}")
+    if policy.limit is not None:
+        share = "" if policy.limit.share is None else f" ({policy.limit.share:.3g} of the plain cache)"
+        say(f"limit      {policy.limit.bytes:,} bytes{share}")
     say(f"made by    {policy.provenance.get('method', 'hand')} {policy.provenance.get('origin', '')}")
     for name, value in policy.results.items():
         say(f"{name:10} {value}")

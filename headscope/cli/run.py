@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from headscope import words
 from headscope.cli.console import (
     BATCH_SIZE,
     LIMIT,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from headscope.models import ImageModel
     from headscope.pipeline import Estimate
 
-Out = Annotated[Path | None, typer.Option(help="The run folder (default: runs/ and the model's name).")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="The run folder (default: runs/ and the model's name).")]
 
 
 def run(
@@ -90,4 +91,4 @@ def go(config: RunConfig, out: Path, *, device: str, resume: bool, overwrite: bo
 def _announce(model: ImageModel, estimate: Estimate) -> None:
     shape = model.shape
     say(f"{shape.name}: {shape.layers} layers, {shape.kv_heads} KV heads, {shape.geometry.rows} x {shape.geometry.cols} tokens")
-    say(f"all steps take about {estimate.minutes:.1f} minutes and {estimate.nbytes / 2**30:.1f} GiB of memory here")
+    say(f"all steps take about {words.duration(60 * estimate.minutes)} and {words.size(estimate.nbytes)} of memory here")

@@ -50,7 +50,7 @@ TableImages = Annotated[int, typer.Option(min=1, help="Calibration images that t
 Patience = Annotated[int, typer.Option(min=0, help="End a phase after so many trials without a gain; 0 never.")]
 Front = Annotated[bool, typer.Option("--front", help="One study over the limit itself: loss against bytes.")]
 Storage = Annotated[str | None, typer.Option(help="SQLite file, *.journal or postgresql://user@host/name (default: in RUN).")]
-Out = Annotated[Path | None, typer.Option(help="Run folder of a TOML study (default: runs/ and its model).")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder of a TOML study (default: runs/ and its model).")]
 
 
 def search(
@@ -85,26 +85,31 @@ def search(
         trials=trials, seed=seed, sampler=sampler, prune=prune, patience=patience, buckets=buckets, images=images,
         table=table, table_images=table_images, quick=quick,
     )  # fmt: skip
-    crew = workers_from(workers, engine, address, storage)
+    shared = workers_from(workers, engine, address, storage)
+    limited = (keep, memory, max_loss, dtype, guidance, batch, keep_of, front)
     if run.suffix == ".toml":
-        _defined(run, out, device, crew)
+        if config != SEARCH or limited != (None, None, None, None, None, LIMIT.batch, "all", False):
+            raise typer.BadParameter(f"{run}: says limit and search itself; change them there, or name a run folder.")
+        _defined(run, out, device, shared)
         return
     if max_loss is not None and (keep is not None or memory is not None):
         raise typer.BadParameter("give --max-loss, --keep or --memory, one of them.")
     if max_loss is not None and not max_loss > 0:
         raise typer.BadParameter(f"--max-loss {max_loss:g}: expected more than 0; only the full cache loses nothing.")
     keeps = keep_list(keep)
+    if memory is not None and keeps:
+        raise typer.BadParameter("give --keep or --memory, not both.")
     streams = None if guidance is None else 1 + guidance
     limit = limit_from(keeps[0] if len(keeps) == 1 else None, memory, keep_of, batch=batch, dtype=dtype, streams=streams)
     opened = _opened(run, device, limit, config)
     if max_loss is not None:
-        _smallest(opened, crew, max_loss)
+        _smallest(opened, shared, max_loss)
     elif front:
-        _front(opened, crew, keeps)
+        _front(opened, shared, keeps)
     elif len(keeps) > 1:
-        _many(opened, crew, keeps)
+        _many(opened, shared, keeps)
     else:
-        _one(opened, crew)
+        _one(opened, shared)
 
 
 def _opened(path: Path, device: str, limit: LimitConfig, config: SearchConfig) -> Run:

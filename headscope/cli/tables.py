@@ -48,7 +48,7 @@ def methods_table(path: Path, quick: bool = False) -> None:
             "replay KL": [f"{kl:.4f}".replace("-0.0000", "0.0000") for kl in methods["replay_kl"]],  # rounding may go below 0
             "95 %": [f"{low:.3f}-{high:.3f}" for low, high in between],
             "top-1": methods["top1"].map("{:.1%}".format),
-            "KiB": (methods["cache_bytes"] / 1024).map("{:,.0f}".format),
+            "cache": methods["cache_bytes"].map(words.size),
             "ms": methods["ms_per_step"].map("{:.1f}".format),
         }
     )

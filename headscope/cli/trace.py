@@ -39,7 +39,7 @@ Numbers = Annotated[str | None, typer.Option(metavar="N,N-M", help="Only these, 
 
 def trace(
     model: ModelName,
-    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run folder to make.")],
     prompts: PromptFile = None,
     calibration: Annotated[int, typer.Option(min=1, help="Prompts to trace.")] = PROMPTS.calibration,
     unseen: Annotated[int, typer.Option(min=1, help="Prompts to leave for judging.")] = PROMPTS.unseen,
@@ -68,7 +68,7 @@ def trace(
     from headscope.pipeline import begin_run, trace_in_shards, trace_step
     from headscope.policy import load_policy
 
-    crew = workers_from(workers, engine, address)
+    shared = workers_from(workers, engine, address)
     check_begin(resume, overwrite)
     if workers > 1 and (live or policy is not None):
         raise typer.BadParameter(f"--workers {workers}: live tracing goes with one process; leave one of them out.")
@@ -84,7 +84,7 @@ def trace(
     run = begin_run(config, out, model=loaded, resume=resume, overwrite=overwrite, limited=False)
     with progress() as tell:  # a finished trace is only looked over
         if workers > 1:
-            trace_in_shards(run.told(tell), crew, selection=selection)
+            trace_in_shards(run.told(tell), shared, selection=selection)
         else:
             trace_step(run.told(tell), selection=selection, live=live, policy=through)
     say(f"trace: {run.folder.trace}")
@@ -93,7 +93,7 @@ def trace(
 
 def merge(
     traces: Annotated[list[Path], typer.Argument(metavar="TRACE...", help="Trace folders, or run folders that hold one.")],
-    out: Annotated[Path, typer.Option(help="The trace folder to make.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The trace folder to make.")],
 ) -> None:
     """Join traces of one model. Example: headscope merge runs/a runs/b --out runs/both"""
     from headscope.tracing import merge_traces

@@ -84,3 +84,11 @@ def _facts(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{file}: holds no facts of an evaluation; choose another folder.")
     return found
+
+
+def note_decoders(out: Path, decoders: Mapping[str, str]) -> None:
+    """Add to the facts of the folder `out` which decoder generates each variant's images."""
+    file = out / "evaluation.json"
+    facts = _facts(file)
+    if facts.get("decoders") != decoders:
+        write_json(file, {**facts, "decoders": dict(decoders)})

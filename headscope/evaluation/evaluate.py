@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from headscope.errors import CacheError, DataError
-from headscope.evaluation.claims import claim, claim_names
+from headscope.evaluation.claims import claim, claim_names, note_decoders
 from headscope.evaluation.layouts import check_layout
 from headscope.evaluation.measuring import Measured, Measurer
 from headscope.models import ImageModel, warn_of_unknown_words
@@ -29,6 +29,7 @@ from headscope.runtime import (
     batch_for,
     batches_to_generate,
     check_prefix,
+    decoder_name,
     seconds_of,
 )
 from headscope.samples import Samples
@@ -142,6 +143,7 @@ def evaluate(
     batch = batch_for(model, variants, prefix, streams, config.memory)
     claim(out, model, asked, seeds, config.guidance, config.layout)  # after all that can be wrong with what was asked
     claim_names(out, policies)
+    note_decoders(out, {variant.name: decoder_name(model, variant.policy) for variant in variants})
     warn_of_unknown_words(model, texts)
     if generators is not None:
         generators(
@@ -150,7 +152,7 @@ def evaluate(
     samples = _generated(model, other_dtype, variants, texts, config, out / "tokens", batch, progress)
     measurer = Measurer(model, samples[FULL], asked, out, seeds, config.grading, real, config.layout)
     measured: dict[str, Measured] = {}
-    tell = of_task(progress, "measuring")
+    tell = of_task(progress, "measuring", len(samples))
     for name in [FULL, *(name for name in samples if name.startswith(f"{FULL}_")), OTHER_SEED, *policies]:
         measured[name] = measurer.measure(name, samples[name])
         tell(len(measured), len(samples))

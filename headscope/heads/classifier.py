@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,14 +178,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
 
 
 def classify(
-    trace: TraceDataset,
-    shape: ModelShape,
-    seed: int = 0,
-    resamples: int = 20,
-    *,
-    method: str = "mixture",
-    clusters: int | str = 2,
-    threshold: float = THRESHOLD,
+    trace: TraceDataset | str | Path, shape: ModelShape, classifier: HeadClassifier | None = None, resamples: int = 20
 ) -> Heads:
     """Classify the KV heads of a traced model; under grouped queries a KV head has the mean features of its query heads.
 
@@ -194,24 +188,22 @@ def classify(
     A statistic that is no number (attention that overflowed) is warned of, and the mean of the other heads stands in.
 
     Args:
-        trace: of all layers and heads.
+        trace: of all layers and heads, or its folder.
         shape: of the traced model.
-        seed: of the clusters' starts and of the bootstraps.
+        classifier: how heads are told apart, fitted here anew; by default `HeadClassifier()`.
         resamples: bootstraps over images.
-        method: see `HeadClassifier`.
-        clusters: `n_clusters` of `HeadClassifier`.
-        threshold: see `HeadClassifier`.
 
     Raises:
         DataError: the trace is of another model, or lacks heads.
     """
+    trace = trace if isinstance(trace, TraceDataset) else TraceDataset(trace)
     if trace.meta["weights"] != shape.weights:
         raise DataError(f"{trace.path}: a trace of {trace.meta['model']} with other weights than {shape.name}: trace again.")
     chosen = [name for name in ("layers", "heads") if (trace.meta.get("selection") or {}).get(name) is not None]
     if chosen:
-        options = " and ".join(f"--{name}" for name in chosen)
         raise DataError(
-            f"{trace.path}: holds a choice of heads ({options}), and classes need all of them: trace again without."
+            f"{trace.path}: holds a choice of {' and '.join(chosen)}, and classes need all of them: trace again without "
+            f"{' and '.join(f'`{name}`' for name in chosen)}."
         )
     records = trace.heads()
     if (odd := odd_heads(records)) > 0:
@@ -222,14 +214,14 @@ def classify(
             f"{trace.path}: the table has {len(table)} KV heads, {shape.name} {shape.layers} x {shape.kv_heads}: trace again."
         )
     values = table[list(FEATURES)].to_numpy()
-    classifier = HeadClassifier(seed, method=method, n_clusters=clusters, threshold=threshold).fit(values)
+    classifier = clone(classifier or HeadClassifier()).fit(values)
     classes = classifier.predict(values)
     table.insert(2, "class", classes)
     table.insert(3, "semantic_score", classifier.score_semantic(values))
     table.insert(4, "confidence", classifier.predict_proba(values).max(1))
     table.insert(5, "stability", _stability(records, shape, classes, classifier, resamples))
     facts = {"model": shape.name, "architecture": shape.architecture, "weights": shape.weights, "verdict": classifier.verdict_}
-    return Heads(table, {**facts, "seed": seed, "features": list(FEATURES)})
+    return Heads(table, {**facts, "seed": classifier.random_state, "features": list(FEATURES)})
 
 
 def _stability(

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
-from headscope.errors import DataError, ModelError
+from headscope.errors import BudgetError, DataError, ModelError
 from headscope.models.causal_lm import is_text_family, load_causal_lm, load_smollm2
 from headscope.models.janus import load_janus
 from headscope.models.protocol import ImageModel
 from headscope.plugins import plugged
+from headscope.policy import dtype_name
 from headscope.run_folder import RunFolder
 
 _BUNDLED = {
@@ -210,10 +211,10 @@ def _dtype(dtype: torch.dtype | str | None, device: str) -> torch.dtype:
         return dtype
     if dtype is None:
         return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in names:
-        raise ModelError(f"dtype {dtype}: unknown; known are {', '.join(names)}.")
-    return names[dtype]
+    try:
+        return getattr(torch, dtype_name(dtype))
+    except BudgetError:
+        raise ModelError(f"dtype {dtype}: unknown; known are float32, bfloat16, float16, or fp32, bf16, fp16.") from None
 
 
 def resolve_device(device: str) -> str:

@@ -42,9 +42,7 @@ class GenerateInProcesses:
             HeadscopeError: what a process raised.
         """
         each = [(self.source, self.device, task, list(prompts), seeds, guidance) for task in tasks]
-        tell = of_task(self.progress, "generating batches")
-        tell(0, len(each))
-        map_tasks(_generate, each, self.workers, tell)
+        map_tasks(_generate, each, self.workers, of_task(self.progress, "generating batches", len(each)))
 
 
 def _generate(source: str, device: str, task: Task, prompts: list[str], seeds: int, guidance: float | None) -> str:

@@ -171,8 +171,7 @@ def generate_images(model: ImageModel, plan: Plan, out: Path, progress: Progress
         folder = out / kind.name if len(kinds) > 1 else out
         what = f"{FULL} cache" if kind.name == FULL else kind.name
         parts: dict[int, Samples] = {}
-        tell = of_task(progress, what)
-        tell(0, request.total)
+        tell = of_task(progress, what, request.total)
         tokens = out / "tokens" / kind.name
         batches = ImageBatches(model, kind, request.prompts, request.each, tokens, request.sampling)
         for numbers, samples in batches.each(plan.batch):

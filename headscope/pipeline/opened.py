@@ -147,12 +147,6 @@ def open_run(path: str | Path, device: str = "auto", dtype: str | None = None, p
     folder = RunFolder(Path(path))
     source = source_of(folder)
     settings = folder.read()["settings"]
-    if "prompts" not in settings or not isinstance(settings["prompts"], dict):
-        version = folder.read().get("headscope", "0.1")
-        raise DataError(
-            f"{folder.json}: was begun by headscope {version}, whose settings this version does not read; begin a run in "
-            "another folder."
-        )
     config = config_from({**settings, "model": source, "dtype": dtype}, str(folder.json))
     model = load_model(source, device=device, dtype=dtype)
     folder.check_model(model.shape)

@@ -8,7 +8,7 @@ from headscope.errors import DataError
 from headscope.pipeline.opened import Run
 from headscope.policy import Policy
 from headscope.progress import renamed
-from headscope.runtime import Sampling, generate
+from headscope.runtime import Sampling, decoder_name, generate
 from headscope.samples import Samples
 
 
@@ -42,4 +42,5 @@ def _recorded(run: Run, path: Path, what: str, seed: int, policy: Policy | None 
         policy=policy,
     )
     samples.save(path)
+    run.folder.note(decoders={what: decoder_name(model, policy)})
     return samples

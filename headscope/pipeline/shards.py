@@ -40,7 +40,7 @@ def trace_in_shards(run: Run, workers: Workers, *, selection: Selection | None =
             (source, device, dtype, str(folder.samples), number, parts, str(shards / f"{number:03d}"), selection)
             for number in range(parts)
         ]
-        paths = map_tasks(trace_shard, each, workers, of_task(run.progress, "tracing in shards"))
+        paths = map_tasks(trace_shard, each, workers, of_task(run.progress, "tracing in shards", parts))
         _keep(_joined(paths, shards / "joined"), folder.trace)
         for path in paths:
             clear_trace(Path(path))

@@ -23,16 +23,18 @@ CODE_GROUP = 32  # numbers of a head that share scale and zero at 4 bits; at 8 t
 SCALE_BYTES = 4  # float16 scale and zero of a group
 # Bytes of one number, by the dtypes a cache is kept in.
 CACHE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def dtype_name(dtype: object) -> str:
-    """`torch.float32` or "float32" -> "float32".
+    """`torch.float32`, "float32" or "fp32" -> "float32".
 
     Raises:
         BudgetError: a dtype that no cache is kept in.
     """
-    name = str(dtype).removeprefix("torch.")
+    text = str(dtype).removeprefix("torch.")
+    name = SHORT_DTYPES.get(text, text)
     if name not in CACHE_DTYPES:
         raise BudgetError(f"dtype {name}: unknown; a cache is kept in {', '.join(CACHE_DTYPES)}.")
     return name
@@ -77,6 +79,18 @@ class Kept(Protocol):
         ...
 
 
+class Running(Protocol):
+    """What a cache is counted for by, of a model that is loaded."""
+
+    shape: ModelShape
+    guidance: float
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's weights, and so of its cache."""
+        ...
+
+
 @dataclass(frozen=True)
 class CacheSpec:
     """What a cache is counted for.
@@ -103,8 +117,20 @@ class CacheSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         for name, least in (("prefix", 0), ("batch", 1), ("streams", 1)):
-            if getattr(self, name) < least:
-                raise BudgetError(f"{name} {getattr(self, name)}: expected a whole number from {least}.")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise BudgetError(f"{name} {value!r}: expected a whole number from {least}.")
+
+    @classmethod
+    def of(cls, model: Running, prefix: int, **more: Any) -> CacheSpec:
+        """What a model that is loaded caches: in its dtype, and two streams where it is guided.
+
+        Args:
+            model: an `ImageModel`.
+            prefix: tokens before the image.
+            more: other fields, such as `batch=16`.
+        """
+        return cls(model.shape, prefix, **{"streams": 1 + (model.guidance != 1.0), "dtype": str(model.dtype), **more})
 
     @property
     def rows(self) -> int:

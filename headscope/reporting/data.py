@@ -13,7 +13,7 @@ from headscope.errors import DataError
 from headscope.geometry import Geometry
 from headscope.heads import Heads
 from headscope.policy import Policy, load_policy
-from headscope.run_folder import RunFolder
+from headscope.run_folder import RunFolder, check_version
 from headscope.storage import read_json, read_parquet, read_table
 from headscope.tracing import TraceDataset
 
@@ -136,6 +136,7 @@ def _run(path: Path) -> dict[str, Any]:
     again = "expected a run.json as `headscope run` writes it"
     if not isinstance(run, dict) or not isinstance(run.get("model"), dict) or not isinstance(run["model"].get("name"), str):
         raise DataError(f"{file}: names no model; {again}.")
+    check_version(run, file)
     model = run["model"]
     for name in ("layers", "query_heads", "kv_heads"):
         if not isinstance(model.get(name), int) or model[name] < 1:

@@ -103,8 +103,7 @@ class ImageBatches:
             progress: told of the images.
         """
         done: dict[int, Samples] = {}
-        tell = of_task(progress, f"generating {self.variant.name}")
-        tell(0, self.total)
+        tell = of_task(progress, f"generating {self.variant.name}", self.total)
         for numbers, samples in self.each(batch_size):
             done |= {number: samples.select([place]) for place, number in enumerate(numbers)}
             tell(len(done), self.total)

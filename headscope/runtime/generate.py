@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -25,7 +26,7 @@ def generate(
     seeds: Sequence[int] | int | None = None,
     *,
     sampling: Sampling | None = None,
-    policy: Policy | None = None,
+    policy: Policy | str | Path | None = None,
     batch_size: int | None = None,
     decoder: str = AUTO,
     progress: Progress | None = None,
@@ -37,7 +38,7 @@ def generate(
         prompts: n texts, or one.
         seeds: in place of the sampling's: one an image, or one number s for s, s + 1, ...
         sampling: guidance, temperature, top-k and seed; the model's own where they are not given, and seed 0.
-        policy: what the cache keeps; None keeps everything.
+        policy: what the cache keeps, or the name or file of a policy; None keeps everything.
         batch_size: images generated together (16); results do not depend on it but for the rounding of matrix products.
         decoder: "auto", or the name of the one to use: "transformers", "llama_cpu", "llama_cuda".
         progress: told of image tokens, see `headscope.progress`.
@@ -52,13 +53,14 @@ def generate(
         NumberError: NaN or infinite logits; names the token.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    policy = Policy.load(policy, model.shape) if isinstance(policy, (str, Path)) else policy
     asked = sampling or Sampling()
     asked = (asked if seeds is None else replace(asked, seed=seeds)).of(model)
     every = asked.seeds(len(prompts))
     warn_of_unknown_words(model, prompts)
     prefix = model.tokenize(prompts)  # all at once: one length, so that batches are alike
     size, count = batch_size or DEFAULT_BATCH, model.shape.geometry.tokens
-    found, tell = [], of_task(progress, "generating")
+    found, tell = [], of_task(progress, "generating", len(prompts) * count)
     for start in range(0, len(prompts), size):
         rows = slice(start, min(start + size, len(prompts)))
 

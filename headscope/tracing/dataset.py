@@ -187,7 +187,10 @@ def write_finished(path: Path, table: pd.DataFrame, curves: dict[str, torch.Tens
 
 
 def _words(pieces: list[str]) -> list[tuple[str, int, int]]:
-    """(text, first token, last + 1) of each word: a token begins one if it carries the mark of a space, or none does."""
+    """(text, first token, last + 1) of each word: a token begins one if it carries the mark of a space, or none does.
+
+    By hand, because a trace keeps the tokens' strings and not the `BatchEncoding` that knows their words.
+    """
     marks = ("Ġ", "▁")
     marked = any(piece.startswith(marks) for piece in pieces)
     found: list[tuple[str, int, int]] = []

@@ -94,7 +94,7 @@ def trace(
     todo = parts.missing()
     for damaged in parts.damaged:
         warnings.warn(f"{damaged}: not as it was written, traced again", stacklevel=2)
-    tell = of_task(progress, "tracing")
+    tell = of_task(progress, "tracing", len(samples))
     for start in range(0, len(todo), batch_size):
         numbers = todo[start : start + batch_size]
         writer = _Writer(model, samples.select(numbers), numbers, selection, streams)

@@ -58,7 +58,7 @@ def compare_methods(
         progress: told of methods, see `headscope.progress`.
     """
     rows, by_row, losses = [], [], {}
-    tell = of_task(progress, "methods")
+    tell = of_task(progress, "methods", len(policies))
     spec = CacheSpec(replay.model.shape, 0, streams=replay.streams, dtype=str(replay.dtype), count_prefix=count_prefix)
     for done, (name, policy) in enumerate(policies.items()):
         result = replay.measure(policy)

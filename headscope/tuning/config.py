@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 SAMPLERS = ("tpe", "gp", "cma-es", "nsga-ii", "random")
 # Sensitivity tables, see `headscope.tuning.measure.table`.
 TABLES = ("auto", "heads", "groups", "coverage")
-# Short names of cache dtypes.
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 KEEP = "20%"
+BUCKETS = 3
 
 
 def _number_as_text(value: object) -> object:
@@ -34,10 +33,10 @@ def _reads(parse: str, named: str = "") -> AfterValidator:
 
     def read(text: str) -> str:
         try:
-            getattr(import_module("headscope.policy"), parse)(text)
+            found = getattr(import_module("headscope.policy"), parse)(text)
         except BudgetError as error:
             raise ValueError(str(error).removeprefix(named)) from None
-        return text
+        return found if isinstance(found, str) else text
 
     return AfterValidator(read)
 
@@ -61,7 +60,7 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-Dtype = Annotated[str, AfterValidator(lambda text: DTYPES.get(text, text)), _reads("dtype_name")]
+Dtype = Annotated[str, _reads("dtype_name")]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
@@ -84,7 +83,13 @@ else:
 
 
 class _Config(_Base):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise DataError(f"{name}: a configuration does not change; make another with replace({name}=...).")
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     def replace(self, **changes: Any) -> Self:
         """A checked copy with some fields changed."""
@@ -199,7 +204,7 @@ class SearchConfig(_Config):
     sampler: Annotated[str, _one_of(SAMPLERS)] = "tpe"
     prune: bool = True
     patience: int = Field(default=30, ge=0)
-    buckets: int = Field(default=3, ge=1)
+    buckets: int = Field(default=BUCKETS, ge=1)
     strides: Annotated[tuple[int, ...], BeforeValidator(_as_tuple), Field(min_length=1)] | None = None
     images: int | None = Field(default=None, ge=1)
     table: Annotated[str, _one_of(TABLES)] = "auto"
@@ -262,6 +267,6 @@ def _said(config: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key}: is missing; add it."
     text, found = first["msg"].removeprefix("Value error, ").rstrip("."), first.get("input")
-    shown = "" if isinstance(found, dict) or str(found) in text else f", found {found!r:.80}"
+    shown = "" if isinstance(found, dict) or text.startswith((str(found), f"dtype {found}")) else f", found {found!r:.80}"
     sentence = f"{text[0].lower() + text[1:]}{shown}."
     return f"{key}: {sentence}" if key else sentence

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -79,6 +80,15 @@ class Search:
 
     def __post_init__(self) -> None:
         shape, storage = self.model.shape, self.files.storage
+        self.semantic_score = torch.as_tensor(self.semantic_score)
+        if not isinstance(self.limit, Limit):
+            raise DataError(f"limit {self.limit!r:.60}: expected a Limit; make one with Limit.parse({self.limit!r:.60}, spec).")
+        longest = self.model.tokenize(self.samples.prompts).ids.shape[1]
+        if longest > self.limit.spec.prefix:
+            raise DataError(
+                f"The limit is counted for prompts of {self.limit.spec.prefix} tokens, the calibration prompts have up to "
+                f"{longest}: count it for those, CacheSpec.of(model, prefix={longest})."
+            )
         if tuple(self.semantic_score.shape) != (shape.layers, shape.kv_heads):
             raise DataError(
                 f"The head classes are for {tuple(self.semantic_score.shape)} layers and KV heads, {self.model.name} has "
@@ -171,7 +181,7 @@ def search(
     semantic_score: torch.Tensor,
     limit: Limit,
     out: str | Path | SearchFiles,
-    config: SearchConfig | None = None,
+    config: SearchConfig | Mapping[str, Any] | None = None,
     *,
     groups: Groups | None = None,
     progress: Progress | None = None,
@@ -185,7 +195,7 @@ def search(
         limit: the byte limit, of `Limit.parse`.
         out: folder of the search's files, or where each is kept. The same call again continues there; other limits, seeds
             and numbers of images have studies of their own.
-        config: every knob, see `SearchConfig`.
+        config: every knob, see `SearchConfig`; or some of them by name.
         groups: needed for a sensitivity table that is not of every head (large models), see `sensitivity_table`.
         progress: told what is being done, see `headscope.progress`.
 
@@ -197,4 +207,5 @@ def search(
         DataError: the folder belongs to another model, limit or calibration set.
     """
     files = out if isinstance(out, SearchFiles) else SearchFiles(Path(out))
-    return Search(model, samples, semantic_score, limit, config or SearchConfig(), files, groups, progress).lead()
+    knobs = config if isinstance(config, SearchConfig) else SearchConfig(**(config or {}))
+    return Search(model, samples, semantic_score, limit, knobs, files, groups, progress).lead()

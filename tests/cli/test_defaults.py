@@ -18,6 +18,7 @@ from headscope.evaluation import EvaluationConfig
 from headscope.heads import HeadClassifier
 from headscope.pipeline import sensitivity_step
 from headscope.policy import parse_size
+from headscope.runtime.generate import DEFAULT_BATCH
 from headscope.tracing import Selection
 from headscope.tuning import LimitConfig, PromptConfig, RunConfig, SearchConfig
 
@@ -39,6 +40,7 @@ def test_knobs_of_a_run() -> None:
     assert (found["trials"], found["quick"], found["seed"]) == (SEARCH.trials, SEARCH.quick, RUN.seed)
     assert (found["calibration"], found["unseen"]) == (PROMPTS.calibration, PROMPTS.unseen)
     assert (found["batch"], found["batch_size"]) == (LIMIT.batch, RUN.batch_size)
+    assert RUN.batch_size == DEFAULT_BATCH
     assert {name: defaults(trace)[name] for name in ("calibration", "unseen", "batch_size", "seed", "guidance")} == {
         **{name: found[name] for name in ("calibration", "unseen", "batch_size", "seed")},
         "guidance": RUN.guidance,

@@ -15,6 +15,7 @@ from headscope.models import ImageModel, Samples, load_model
 from headscope.pipeline import open_run, run
 from headscope.pipeline.prompts import PLAIN, default_prompts, split
 from headscope.policy import CacheSpec, load_policy
+from headscope.reporting import write_report
 from headscope.tuning import LimitConfig, PromptConfig, RunConfig, SearchConfig
 from headscope.tuning.propose.presets import COMPARED
 from tests.cli.command import headscope, left_by_an_overwrite
@@ -169,10 +170,14 @@ def test_the_bundled_models_prompts_are_all_words_it_knows(stickers: ImageModel)
     assert not torch.any(ids == unknown)
 
 
-def test_a_run_of_an_earlier_version_is_refused_in_a_sentence(finished: Path, tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_is_refused_in_a_sentence(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
     old = shutil.copytree(finished, tmp_path / "old")
     facts = json.loads((old / "run.json").read_text())
     facts |= {"headscope": "0.1.0", "settings": {"keep": "20%", "trials": 40, "prompts": ["red apple"]}}
     (old / "run.json").write_text(json.dumps(facts))
     with pytest.raises(DataError, match=r"begun by headscope 0\.1\.0, whose settings this version does not read; begin"):
         open_run(old)
+    with pytest.raises(DataError, match=r"begun by headscope 0\.1\.0"):
+        run(small(tiny_folder), old, resume=True)
+    with pytest.raises(DataError, match=r"begun by headscope 0\.1\.0"):
+        write_report(old)

@@ -42,7 +42,7 @@ def from_python(folder: Path, out: Path) -> headscope.SearchResult:
     samples = headscope.generate(model, calibration, 0)
     heads = headscope.classify(headscope.trace(model, samples, out / "trace"), model.shape)
     prefix = model.tokenize([*calibration, *unseen]).ids.shape[1]
-    limit = headscope.Limit.parse(0.5, headscope.CacheSpec(model.shape, prefix))
+    limit = headscope.Limit.parse(0.5, headscope.CacheSpec.of(model, prefix))
     config = headscope.SearchConfig(trials=9, table_images=2, buckets=2, seed=4)
     return headscope.search(model, samples, heads.scores(), limit, out, config)
 

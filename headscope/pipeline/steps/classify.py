@@ -17,13 +17,6 @@ def heads_step(run: Run, classifier: HeadClassifier | None = None) -> Heads:
     """
     with timed(run.folder, "heads"):
         judge = classifier or HeadClassifier(run.config.seed)
-        heads = classify(
-            TraceDataset(run.folder.trace),
-            run.model.shape,
-            seed=judge.random_state,
-            method=judge.method,
-            clusters=judge.n_clusters,
-            threshold=judge.threshold,
-        )
+        heads = classify(TraceDataset(run.folder.trace), run.model.shape, judge)
         heads.save(run.folder.heads)
         return heads

@@ -13,7 +13,7 @@ from headscope.pipeline.steps.timed import timed
 from headscope.policy import load_policy
 from headscope.progress import renamed
 from headscope.reporting import contact_sheet
-from headscope.runtime import Sampling, generate
+from headscope.runtime import Sampling, decoder_name, generate
 from headscope.samples import Samples
 from headscope.storage import write_parquet
 
@@ -21,17 +21,18 @@ from headscope.storage import write_parquet
 def generate_step(run: Run) -> pd.DataFrame:
     """Generate the unseen prompts with the policy too: images/full, images/searched, sheet.png, images.parquet."""
     model, folder = run.model, run.folder
-    full = Samples.load(folder.unseen)
+    full, policy = Samples.load(folder.unseen), load_policy(folder.policy, model.shape)
     with timed(folder, "generate"):
         searched = generate(
             model,
             full.prompts,
             full.seeds.tolist(),
-            policy=load_policy(folder.policy, model.shape),
+            policy=policy,
             sampling=Sampling(full.guidance, full.temperature, full.top_k),
             batch_size=run.config.batch_size,
             progress=renamed(run.progress, "generating with the policy"),
         )
+        folder.note(decoders={"searched": decoder_name(model, policy)})
         return write_images(model, full, searched, folder.images)
 
 

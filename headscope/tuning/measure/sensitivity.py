@@ -77,7 +77,7 @@ def measure_sensitivity(
     rows = _rows_in(path, identity | ({"anchor": anchor} if anchor else {}), shape)
     cells = _cells(shape, options, groups)
     known, alone = _known(rows.rows, cells), SingleHeadLoss(replay, stride, anchor)
-    started, measured, tell = time.monotonic(), 0, of_task(progress, "each head alone")
+    started, measured, tell = time.monotonic(), 0, of_task(progress, "each head alone", len(cells))
     with rows:
         for done, cell in enumerate(cells):
             if cell not in known:

@@ -23,6 +23,7 @@ from scipy.sparse import coo_array
 
 from headscope.errors import BudgetError
 from headscope.policy import Limit, Policy
+from headscope.tuning.config import BUCKETS
 from headscope.tuning.measure.options import ANCHOR, Losses, interpolated, losses_from
 
 # The exact solver may stop this close to the optimum: far below what the table's own noise is worth.
@@ -54,7 +55,7 @@ def solve(
     table: pd.DataFrame | Losses,
     limit: Limit,
     stride: int,
-    buckets: int = 3,
+    buckets: int = BUCKETS,
     *,
     anchor: int = ANCHOR,
     fading: float = 1.0,

@@ -73,7 +73,7 @@ def sweep_presets(
     geometry = limit.spec.shape.geometry
     variants = _of_all(names, limit, semantic_score, quick)
     losses = _read_losses(path)
-    tell = of_task(progress, "presets at the same bytes")
+    tell = of_task(progress, "presets at the same bytes", len(variants))
     for done, index in enumerate(_cheap_first([policy for *_, policy in variants], geometry)):
         name, _, policy = variants[index]
         if policy is not None:

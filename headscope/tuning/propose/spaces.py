@@ -20,6 +20,7 @@ from optuna.trial import Trial
 
 from headscope.errors import BudgetError
 from headscope.policy import Limit, ModelShape, Policy
+from headscope.tuning.config import BUCKETS
 from headscope.tuning.measure.options import ANCHOR, Losses
 from headscope.tuning.propose.knapsack import solve
 from headscope.tuning.propose.sizes import fit_near, merged
@@ -180,7 +181,7 @@ class TableSpace:
     strides: Sequence[int]
     losses: Losses
     towards: Policy
-    buckets: int = 3
+    buckets: int = BUCKETS
     nodes: int = 0
     numbers: tuple[Number, ...] = field(init=False)
 
@@ -253,7 +254,7 @@ class GroupSpace:
     limit: Limit
     semantic_score: torch.Tensor
     around: Policy
-    buckets: int = 3
+    buckets: int = BUCKETS
     numbers: tuple[Number, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -98,7 +98,7 @@ def search_the_front(
         except BudgetError:
             continue
         _incumbent(checked, replay, f"solver at {name}", policy, share, space, asked)
-    tell = of_task(progress, "trials of the front")
+    tell = of_task(progress, "trials of the front", config.trials)
     while (done := sum(is_proposal(trial) for trial in checked.trials())) < config.trials:
         with quiet_optuna():
             watch.reap()

@@ -38,7 +38,7 @@ DEFINITIONS = 5
 # Tried with the solver's answer: scores that fade faster than the table's, and first image tokens that all heads keep.
 SOLVER_DECAYS = (0.85, 0.6)
 SOLVER_ANCHORS = (0, 2, 4)
-CLASSES, TABLE, GROUPS = "classes", "table", "groups"
+BY_CLASS, AROUND_SOLVER, AROUND_BEST = "classes", "table", "groups"
 
 
 @dataclass
@@ -98,12 +98,12 @@ class PhasedStudy:
         """
         started = time.monotonic()
         classes = ClassSpace(self.limit, self.semantic_score, self.strides)
-        by_class = self._book(CLASSES, classes)
+        by_class = self._book(BY_CLASS, classes)
         for name, policy in self.presets.items():
             self._keep(by_class.incumbent(f"preset {name}", policy, classes, classes.locate(policy)))
         by_table, table = None, self._table_space(classes)
         if table is not None:
-            by_table = self._book(TABLE, table)
+            by_table = self._book(AROUND_SOLVER, table)
             self._solved = _solver_answers(by_table, table)
             for found in self._solved:
                 self._keep(found)
@@ -143,12 +143,12 @@ class PhasedStudy:
         """The last phase; books of the same search with fewer trials, around another policy, count too."""
         best = _best(self._books)
         space = GroupSpace(self.limit, self.semantic_score, best.policy, self.config.buckets)
-        phase, prefix = f"{GROUPS} {best.policy.fingerprint()[:8]}", self.store.name
+        phase, prefix = f"{AROUND_BEST} {best.policy.fingerprint()[:8]}", self.store.name
         there = [
             name.removeprefix(prefix) for name in optuna.get_all_study_names(self.store.storage) if name.startswith(prefix)
         ]
         for other in there:
-            if other.startswith(GROUPS) and other != phase:
+            if other.startswith(AROUND_BEST) and other != phase:
                 self._book(other, space)
         book = self._book(phase, space)
         book.incumbent(best.label, best.policy, space, neutral(space))
