@@ -12,13 +12,14 @@ from transformers import PreTrainedTokenizerFast
 
 from headscope.errors import DataError, HeadscopeError
 from headscope.models import load_model
-from headscope.recipe import agreement as eye, detector as grader, parallel, stickereval_prompts as asked
-from headscope.recipe.detector_data import LessonBook, Pool
+from headscope.recipe import agreement, detector, detector_evaluation, parallel, stickereval_prompts
+from headscope.recipe.detector_data import DetectorScenes, Pool
 from headscope.recipe.export import export as export_folder, scene_prompts
 from headscope.recipe.icons import build_images
+from headscope.recipe.image_model import load_image_model
 from headscope.recipe.images import load_stickers, prompts_by_seed
 from headscope.recipe.presets import PRESETS, Preset
-from headscope.recipe.pseudo_labels import drawn_pool, named_things
+from headscope.recipe.pseudo_labels import generated_pool, named_things
 from headscope.recipe.tokenizer import build_tokenizer
 from headscope.recipe.transformer import Plan, train_transformer
 from headscope.recipe.vq import train_vq
@@ -111,7 +112,7 @@ def sheet(
     preset: Size = "quick",
     model: Annotated[str, typer.Option(help="A model name or folder.")] = "stickers",
 ) -> None:
-    """Draw prompts chosen by seed on one sheet. Example: python -m headscope.recipe sheet --images stickers96.parquet"""
+    """Generate a sheet of prompts chosen by seed. Example: python -m headscope.recipe sheet --images stickers96.parquet"""
     size = _preset(preset)
     named = scene_prompts if size.scenes else prompts_by_seed
     prompts = named(load_stickers(images, size), count, seed)
@@ -122,13 +123,13 @@ def sheet(
     print(out)
 
 
-@app.command()
-def detector(
+@app.command("detector")
+def train_and_test_detector(
     images: Images,
     training: Folder = Path("training/detector"),
     count: Annotated[int, typer.Option("--count", min=0, help="Train on this many images; 0 only tests again.")] = 51_200,
     scenes: Annotated[int, typer.Option("--resampled", min=0, help="Scenes that the model resamples; 0 for none.")] = 3_200,
-    drawn: Annotated[int, typer.Option(min=0, help="Images the model draws and the --warm-start detector labels.")] = 0,
+    generated: Annotated[int, typer.Option(min=0, help="Images the model generates and the --warm-start detector labels.")] = 0,
     warm_start: Annotated[Path | None, typer.Option(help="Detector file to go on from.")] = None,
     seed: int = 0,
     model: Annotated[str, typer.Option(help="A name or folder: its VQ model shows a third, it resamples a third.")] = SCENES,
@@ -138,20 +139,20 @@ def detector(
     sample: Annotated[Path | None, typer.Option(help="Also keep a few images of its test here, as image tokens.")] = None,
 ) -> None:
     """Train and test StickerEval's detector. Example: python -m headscope.recipe detector --images stickers96.parquet"""
-    book = LessonBook(load_stickers(images, PRESETS["full"], seed))
+    book = DetectorScenes(load_stickers(images, PRESETS["full"], seed))
     if prompts is not None:
-        print(asked.write_prompts(book, prompts))
-    drawer = grader.drawing_model(model)
+        print(stickereval_prompts.write_prompts(book, prompts))
+    image_model = load_image_model(model)
     if sample is not None:
-        print(grader.write_sample(book, drawer, sample))
+        print(detector_evaluation.write_sample(book, image_model, sample))
     if count:
-        pools = [Pool.fill(book, drawer, training, scenes, seed)] if scenes else []
-        if drawn:
-            pools.append(drawn_pool(book, drawer, _earlier(warm_start), training, drawn, seed))
-            print("{} things of the classes and {} others in what was drawn".format(*named_things(pools[-1].scenes)))
-        checkpoint = grader.train_detector(book, drawer, pools, training, count, seed, warm_start)
-        print(grader.ship(grader.trained(checkpoint), out))
-    table = grader.examine(StickerDetector.load(out), book, drawer, grader.EXAM)
+        pools = [Pool.fill(book, image_model, training, scenes, seed)] if scenes else []
+        if generated:
+            pools.append(generated_pool(book, image_model, _earlier(warm_start), training, generated, seed))
+            print("{} things of the classes and {} others in what was generated".format(*named_things(pools[-1].scenes)))
+        checkpoint = detector.train_detector(book, image_model, pools, training, count, seed, warm_start)
+        print(detector.ship(detector.trained(checkpoint), out))
+    table = detector_evaluation.evaluate_detector(StickerDetector.load(out), book, image_model, detector_evaluation.IMAGES)
     print(table.to_string(index=False))
     print(write_csv(table, report, float_format="%.4f"))
 
@@ -163,7 +164,7 @@ def real(
     seed: int = 4,
 ) -> None:
     """Compose what StickerEval asks for, as real images. Example: python -m headscope.recipe real --images F"""
-    print(asked.write_real(LessonBook(load_stickers(images, PRESETS["full"], 0)), out, seed))
+    print(stickereval_prompts.write_real(DetectorScenes(load_stickers(images, PRESETS["full"], 0)), out, seed))
 
 
 @app.command()
@@ -175,39 +176,40 @@ def ceiling(
     seed: int = 6,
 ) -> None:
     """Grade real images of what StickerEval asks for. Example: python -m headscope.recipe ceiling --images F"""
-    book = LessonBook(load_stickers(images, PRESETS["full"], 0))
-    table = asked.ceiling(book, grader.drawing_model(model), StickerEval(), read_grading_prompts(), views, seed)
+    book = DetectorScenes(load_stickers(images, PRESETS["full"], 0))
+    table = stickereval_prompts.ceiling(book, load_image_model(model), StickerEval(), read_grading_prompts(), views, seed)
     print(table.to_string(index=False))
     print(write_csv(table, out, float_format="%.4f"))
 
 
 def _earlier(weights: Path | None) -> StickerDetector:
     if weights is None:
-        raise DataError("--drawn: an earlier detector labels what is drawn; name its file with --warm-start.")
+        raise DataError("--generated: an earlier detector labels what is generated; name its file with --warm-start.")
     return StickerDetector.load(weights)
 
 
-@app.command()
-def agreement(
-    labels: Annotated[Path, typer.Option(help="What an eye names in each image.")] = STICKERS / "labels.jsonl",
+@app.command("agreement")
+def compare_with_annotator(
+    labels: Annotated[Path, typer.Option(help="What the annotator names in each image.")] = STICKERS / "labels.jsonl",
     images: Annotated[Path, typer.Option(help="Those images, as image tokens.")] = STICKERS / "labelled.safetensors",
     weights: Annotated[Path, typer.Option(help="Detector file.")] = WEIGHTS,
-    model: Annotated[str, typer.Option(help="The model that drew the images: a name or folder.")] = SCENES,
-    drawn: Annotated[Path | None, typer.Option(help="Folder to make the file of images from before.")] = None,
+    model: Annotated[str, typer.Option(help="The model that generated the images: a name or folder.")] = SCENES,
+    generated: Annotated[Path | None, typer.Option(help="Folder to make the file of images from before.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for agreement.csv and confusion.csv.")] = STICKERS,
 ) -> None:
-    """Compare StickerEval's verdicts with an eye's. Example: python -m headscope.recipe agreement"""
-    drawer = grader.drawing_model(model)
-    if drawn is not None:
-        print(eye.pack_labelled(drawn, drawer, images))
-    labelled = eye.read_labelled(labels, images)
-    shown = eye.decode_labelled(labelled, drawer)
-    detector = StickerDetector.load(weights)
-    found = detector.detect(shown)
-    tables = {"agreement": eye.agreement(eye.verdicts(labelled, found)), "confusion": eye.confusion(labelled.things, found)}
+    """Compare StickerEval's verdicts with a human annotator's. Example: python -m headscope.recipe agreement"""
+    image_model = load_image_model(model)
+    if generated is not None:
+        print(agreement.pack_labelled(generated, image_model, images))
+    labelled = agreement.read_labelled(labels, images)
+    shown = agreement.decode_labelled(labelled, image_model)
+    sticker_detector = StickerDetector.load(weights)
+    found = sticker_detector.detect(shown)
+    judged = agreement.verdicts(labelled, found)
+    tables = {"agreement": agreement.agreement(judged), "confusion": agreement.confusion(labelled.things, found)}
     print(tables["agreement"].to_string(index=False))
-    print(f"\nWith other thresholds than {detector.threshold}, to know and not to choose by:")
-    print(eye.by_threshold(labelled, shown, detector).to_string(index=False))
+    print(f"\nWith other thresholds than {sticker_detector.threshold}, to know and not to choose by:")
+    print(agreement.by_threshold(labelled, shown, sticker_detector).to_string(index=False))
     for name, table in tables.items():
         print(write_whole(out / f"{name}.csv", partial(table.to_csv, index=False, float_format="%.4f")))
 

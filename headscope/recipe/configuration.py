@@ -27,7 +27,7 @@ def vq_configuration(preset: Preset) -> JanusVQVAEConfig:
 
 
 def configuration(preset: Preset, vocabulary: int, ids: dict[str, int], longest_prompt: int = 64) -> JanusConfig:
-    """A Janus configuration whose vision tower (never used for drawing) is as small as the class allows."""
+    """A Janus configuration whose vision tower (never used for generating images) is as small as the class allows."""
     text = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=preset.hidden,

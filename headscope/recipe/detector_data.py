@@ -43,7 +43,7 @@ def looks_like_a_class(concept: str) -> bool:
     return bool(words & nouns) and concept.split()[0] not in _COLOURS
 
 
-class LessonBook(SceneBook):
+class DetectorScenes(SceneBook):
     """Scenes that a detector learns from: training's kinds, several classes at once, and concepts outside the classes.
 
     Attributes:
@@ -70,7 +70,7 @@ class LessonBook(SceneBook):
             return [shared[rng.integers(len(shared))]] * len(names)
         return [str(rng.choice(self.styles[name])) for name in names]
 
-    def lesson(self, kind: str, rng: np.random.Generator) -> Scene:
+    def training_scene(self, kind: str, rng: np.random.Generator) -> Scene:
         """A scene of one of `KINDS`; no held-out combination."""
         if kind in ("single", "two", "counting", "position"):
             scene = self.sample(kind, rng)
@@ -126,13 +126,13 @@ def seen_through(vq: JanusVQVAE, pixels: torch.Tensor, rng: np.random.Generator 
     return vq.decode(cast(torch.LongTensor, tokens)).float().clamp(-1, 1)
 
 
-def bent(pixels: torch.Tensor, rng: np.random.Generator, reach: float = 0.13) -> torch.Tensor:
-    """Bend images smoothly, by up to `reach` of half a side, as a model misdraws shapes."""
+def warped(pixels: torch.Tensor, rng: np.random.Generator, reach: float = 0.13) -> torch.Tensor:
+    """Warp images smoothly, by up to `reach` of half a side, as a model gets shapes wrong."""
     count, _, height, width = pixels.shape
-    bend = torch.from_numpy(rng.uniform(-1, 1, (count, 2, 5, 5)) * rng.uniform(0, reach, (count, 1, 1, 1))).float()
-    bend = functional.interpolate(bend, (height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    shift = torch.from_numpy(rng.uniform(-1, 1, (count, 2, 5, 5)) * rng.uniform(0, reach, (count, 1, 1, 1))).float()
+    shift = functional.interpolate(shift, (height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     still = functional.affine_grid(torch.eye(2, 3).expand(count, -1, -1), [count, 3, height, width], align_corners=False)
-    return functional.grid_sample(pixels, still + bend, padding_mode="border", align_corners=False)
+    return functional.grid_sample(pixels, still + shift, padding_mode="border", align_corners=False)
 
 
 def worn(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -157,10 +157,10 @@ def shuffled(pixels: torch.Tensor, rng: np.random.Generator, tile: int = 16) -> 
 
 @torch.inference_mode()
 def resample(model: JanusModel, tokens: torch.Tensor, captions: Sequence[str], rng: np.random.Generator) -> torch.Tensor:
-    """Tokens int64 [b, N], each drawn anew from what the model expects after the caption and the given tokens before it.
+    """Tokens int64 [b, N], each sampled anew from what the model expects after the caption and the given tokens before it.
 
-    Guidance and temperature are those of drawing. The layout stays, the looks get the model's own mistakes, for one pass of
-    the transformer where drawing takes N. With an empty caption the model is told nothing.
+    Guidance and temperature are those of generation. The layout stays, the looks get the model's own mistakes, for one pass of
+    the transformer where generation takes N. With an empty caption the model is told nothing.
     """
     prefix = model.tokenize([caption or "sticker" for caption in captions])
     told = torch.tensor([bool(caption) for caption in captions])[:, None]
@@ -203,17 +203,17 @@ def decoded(model: JanusModel, tokens: torch.Tensor, batch: int = 32) -> torch.T
     return torch.cat(parts)
 
 
-def resampled_lessons(
-    book: LessonBook, model: JanusModel, count: int, rng: np.random.Generator
+def resampled_scenes(
+    book: DetectorScenes, model: JanusModel, count: int, rng: np.random.Generator
 ) -> tuple[torch.Tensor, list[Scene]]:
-    """Tokens int64 [n, N] of about 1.9 times `count` resampled lessons, half of them bent before, and what they show."""
+    """Tokens int64 [n, N] of about 1.9 times `count` resampled scenes, half of them warped before, and what they show."""
     tokens: list[torch.Tensor] = []
     shown: list[Scene] = []
     for depth, share in enumerate(DEPTHS, 1):
         kinds = rng.choice(len(KINDS), size=max(1, round(count * share)), p=SHARES)
-        scenes = [book.lesson(KINDS[kind], rng) for kind in kinds]
+        scenes = [book.training_scene(KINDS[kind], rng) for kind in kinds]
         pixels = book.render(scenes, rng, tilt=8.0)
-        pixels[::2] = bent(pixels[::2], rng)
+        pixels[::2] = warped(pixels[::2], rng)
         tokens += resampled(model, pixels, [_caption(scene, rng) for scene in scenes], depth, rng)
         shown += scenes * depth
     return torch.cat(tokens), shown
@@ -226,27 +226,27 @@ def _caption(scene: Scene, rng: np.random.Generator) -> str:
 
 @dataclass(frozen=True)
 class Pool:
-    """Resampled lessons: images uint8 [n, 3, H, W] and what they show."""
+    """Resampled scenes: images uint8 [n, 3, H, W] and what they show."""
 
     images: torch.Tensor
     scenes: list[Scene]
 
     @classmethod
-    def fill(cls, book: LessonBook, model: JanusModel, folder: Path, count: int, seed: int = 0) -> Pool:
-        """Resample `count` lessons into files of `CHUNK` of them; files that are there already are only read."""
+    def fill(cls, book: DetectorScenes, model: JanusModel, folder: Path, count: int, seed: int = 0) -> Pool:
+        """Resample `count` scenes into files of `CHUNK` of them; files that are there already are only read."""
         folder.mkdir(parents=True, exist_ok=True)
         images, scenes = [], []
         for start in range(0, count, CHUNK):
             path = folder / f"resampled-{seed}-{start}.safetensors"
             if not path.exists():
-                drawn = resampled_lessons(book, model, min(CHUNK, count - start), np.random.default_rng([seed, start, 9]))
-                keep_tokens(path, *drawn)
+                made = resampled_scenes(book, model, min(CHUNK, count - start), np.random.default_rng([seed, start, 9]))
+                keep_tokens(path, *made)
             tokens, shown = kept_tokens(path)
             images.append(decoded(model, tokens))
             scenes += shown
         return cls(torch.cat(images), scenes)
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[Scene]]:
+    def sample(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[Scene]]:
         """Some of them as images [count, 3, H, W] in -1..1, half of them mirrored."""
         rows = rng.integers(len(self.scenes), size=count)
         pixels = self.images[torch.from_numpy(rows)].float() / 127.5 - 1
@@ -270,18 +270,18 @@ def kept_tokens(path: Path) -> tuple[torch.Tensor, list[Scene]]:
         return file.get_tensor("tokens"), scenes
 
 
-def lessons(
-    book: LessonBook, vq: JanusVQVAE, pools: Sequence[Pool], rng: np.random.Generator, fast: bool
+def training_scenes(
+    book: DetectorScenes, vq: JanusVQVAE, pools: Sequence[Pool], rng: np.random.Generator, fast: bool
 ) -> tuple[torch.Tensor, list[Scene]]:
     """One batch: images [b, 3, H, W] in -1..1 and what is in them. A third is of the pools, in equal parts; else composed."""
     part = BATCH // 6
-    pooled = [pool.draw(BATCH // 3 // len(pools), rng) for pool in pools]
+    pooled = [pool.sample(BATCH // 3 // len(pools), rng) for pool in pools]
     known = [scene for _, scenes in pooled for scene in scenes]
     kinds = rng.choice(len(KINDS), size=BATCH - part - len(known), p=SHARES)
-    scenes = [book.lesson(KINDS[kind], rng) for kind in kinds]
+    scenes = [book.training_scene(KINDS[kind], rng) for kind in kinds]
     pixels = book.render(scenes, rng, tilt=8.0)
     some = torch.from_numpy(rng.permutation(len(scenes))[: len(scenes) // 2])
-    pixels[some] = bent(pixels[some], rng)
+    pixels[some] = warped(pixels[some], rng)
     for row in np.flatnonzero(rng.random(len(scenes)) < GARBLED):
         pixels[row] = shuffled(pixels[row], rng)
         scenes[row] = Scene("empty", (), scenes[row].background)
@@ -291,6 +291,6 @@ def lessons(
     scenes += [mirrored(scene) for scene in scenes[:part]]
     if pooled:
         more = torch.cat([images for images, _ in pooled])
-        more[::2] = bent(more[::2], rng)
+        more[::2] = warped(more[::2], rng)
         pixels, scenes = torch.cat([pixels, more]), scenes + known
     return worn(pixels, rng), scenes

@@ -14,7 +14,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from headscope.errors import DataError
 from headscope.recipe.card import write_card
-from headscope.recipe.images import Stickers, draw, prompts_by_seed
+from headscope.recipe.images import Stickers, prompts_by_seed, sample_batch
 from headscope.recipe.presets import Preset
 from headscope.recipe.scenes import KINDS, SceneBook, describe
 from headscope.recipe.tokenizer import special_ids
@@ -41,7 +41,7 @@ def export(
 
     Args:
         training: holds `vq.safetensors` and `transformer.safetensors`.
-        stickers: what it was trained on, from which the prompts of its demo are drawn.
+        stickers: what it was trained on, from which the prompts of its demo are sampled.
         out: the folder to fill; shards stay under 10 MB.
         machine: what it was trained on, for the model card.
     Raises:
@@ -96,7 +96,7 @@ def export(
 def held_out_psnr(vq: JanusVQVAE, stickers: Stickers, count: int = 64) -> float:
     """Decibels of encoded and decoded images of drawings that training never saw."""
     chosen = np.resize(stickers.indices(held_out=True), count)
-    pixels = draw(stickers, chosen, np.random.default_rng([0, 99])).pixels
+    pixels = sample_batch(stickers, chosen, np.random.default_rng([0, 99])).pixels
     errors = [(reconstruct(vq, part)[0].clamp(-1, 1) - part).square().mean() for part in pixels.split(8)]
     return float(-10 * torch.log10(torch.stack(errors).mean() / 4))
 

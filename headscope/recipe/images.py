@@ -84,7 +84,9 @@ def caption(concept: str, style: str | None, background: str | None) -> str:
     return ", ".join(parts)
 
 
-def draw(stickers: Stickers, chosen: np.ndarray, rng: np.random.Generator, device: str = "cpu", spread: float = 1.0) -> Batch:
+def sample_batch(
+    stickers: Stickers, chosen: np.ndarray, rng: np.random.Generator, device: str = "cpu", spread: float = 1.0
+) -> Batch:
     """Place each chosen sticker with a fresh place, scale, mirror, tilt and background colour.
 
     Args:
@@ -125,7 +127,7 @@ def draw(stickers: Stickers, chosen: np.ndarray, rng: np.random.Generator, devic
 
 
 def prompts_by_seed(stickers: Stickers, count: int, seed: int) -> list[str]:
-    """Different captions of stickers, drawn by seed and not by hand: every other one names a background."""
+    """Different captions of stickers, chosen by seed and not by hand: every other one names a background."""
     rng = np.random.default_rng(seed)
     names = list(BACKGROUNDS)
     chosen = rng.permutation(len(stickers.concepts))[:count]

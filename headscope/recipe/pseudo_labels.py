@@ -1,10 +1,10 @@
-"""Images that the model drew itself, as lessons for the detector: what they show, an earlier detector and the prompt say.
+"""Images that the model generated, as training images of the detector: an earlier detector and the prompt say what they show.
 
-Composed images, even resampled ones, are cleaner than what a model draws, so a detector that learned from them alone takes
-half-right drawings for something outside its classes. Here it is shown such drawings (self-training with pseudo labels: D.-H.
-Lee, 2013). A thing that looks more like what the prompt asked for than like all other classes together is a lesson of that
-class; one that looks like nothing known, and least of all like what was asked for, is a lesson of `other`; an image with
-anything in between teaches nothing. The prompts are training's, never StickerEval's.
+Composed images, even resampled ones, are cleaner than what a model generates, so a detector that learned from them alone takes
+half-right objects for something outside its classes. Here it is shown such images (self-training with pseudo labels: D.-H.
+Lee, 2013). A thing that looks more like what the prompt asked for than like all other classes together is labelled as that
+class; one that looks like nothing known, and least of all like what was asked for, as `other`; an image with anything in
+between is left out. The prompts are training's, never StickerEval's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from headscope.runtime import generate
 from headscope.stickereval.detector import StickerDetector
 
 KINDS, SHARES = ("single", "counting", "two", "position"), (0.5, 0.3, 0.1, 0.1)
-CHUNK = 48  # images drawn together, and in one file
+CHUNK = 48  # images generated together, and in one file
 FIRST_SEED = 3_000_000
 FAINT = 0.35  # least objectness of what counts as a thing
 CLAIMED, BESIDE = 0.5, 0.1  # least share of the asked classes, of the classes alone; the second where another thing is claimed
@@ -31,22 +31,24 @@ DENIED, STRANGE = 0.1, 0.9  # of the asked classes at most this share, and `othe
 OTHER = "other"
 
 
-def drawn_pool(book: SceneBook, model: JanusModel, detector: StickerDetector, folder: Path, count: int, seed: int = 0) -> Pool:
-    """Draw `count` images of training's prompts into files of `CHUNK`, read what is there already, and label them.
+def generated_pool(
+    book: SceneBook, model: JanusModel, detector: StickerDetector, folder: Path, count: int, seed: int = 0
+) -> Pool:
+    """Generate `count` images of training's prompts into files of `CHUNK`, read what is there already, and label them.
 
     Args:
         detector: the earlier detector.
 
     Returns:
-        The images that teach something, and what they show; styles are left open.
+        The images that could be labelled, and what they show; styles are left open.
     """
     folder.mkdir(parents=True, exist_ok=True)
     images: list[torch.Tensor] = []
     scenes: list[Scene] = []
     for start in range(0, count, CHUNK):
-        path = folder / f"drawn-{seed}-{start}.safetensors"
+        path = folder / f"generated-{seed}-{start}.safetensors"
         if not path.exists():
-            draw(book, model, path, min(CHUNK, count - start), seed, start)
+            generate_images(book, model, path, min(CHUNK, count - start), seed, start)
         tokens, asked = kept_tokens(path)
         shown = decoded(model, tokens)
         rows, found = labelled(detector, shown, asked)
@@ -55,8 +57,8 @@ def drawn_pool(book: SceneBook, model: JanusModel, detector: StickerDetector, fo
     return Pool(torch.cat(images), scenes)
 
 
-def draw(book: SceneBook, model: JanusModel, path: Path, count: int, seed: int, start: int) -> Path:
-    """Draw images of prompts of training and keep them as tokens, with the scenes that were asked for."""
+def generate_images(book: SceneBook, model: JanusModel, path: Path, count: int, seed: int, start: int) -> Path:
+    """Generate images of prompts of training and keep them as tokens, with the scenes that were asked for."""
     rng = np.random.default_rng([seed, start, 11])
     scenes = [book.sample(KINDS[kind], rng) for kind in rng.choice(len(KINDS), size=count, p=SHARES)]
     prompts = [describe(scene, rng) for scene in scenes]
@@ -67,7 +69,7 @@ def draw(book: SceneBook, model: JanusModel, path: Path, count: int, seed: int, 
 
 @torch.inference_mode()
 def labelled(detector: StickerDetector, images: torch.Tensor, asked: Sequence[Scene]) -> tuple[list[int], list[Scene]]:
-    """Images uint8 [n, 3, 96, 96] -> numbers of those that teach something, and what is in each."""
+    """Images uint8 [n, 3, 96, 96] -> numbers of those that could be labelled, and what is in each."""
     rows, scenes = [], []
     for row, (things, scene) in enumerate(zip(detector.things(images.permute(0, 2, 3, 1), FAINT), asked, strict=True)):
         wanted = [detector.classes.index(name) for name in dict.fromkeys(item.name for item in scene.items)]
@@ -85,11 +87,11 @@ def labelled(detector: StickerDetector, images: torch.Tensor, asked: Sequence[Sc
             items.append(Item(name, "", thing.x, thing.y, thing.side))
         if items and len(items) == len(things):
             rows.append(row)
-            scenes.append(Scene("drawn", tuple(items[:4]), scene.background))
+            scenes.append(Scene("generated", tuple(items[:4]), scene.background))
     return rows, scenes
 
 
 def named_things(scenes: Sequence[Scene]) -> tuple[int, int]:
-    """How many things of the classes and how many others the lessons hold."""
+    """How many things of the classes and how many others the scenes hold."""
     names = [item.name in CLASSES for scene in scenes for item in scene.items]
     return sum(names), len(names) - sum(names)

@@ -29,7 +29,7 @@ RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "abo
 POSITIONS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}  # as GenEval's files say them
 KINDS = ("single", "two", "counting", "position")
 # Shares of training's scenes, and of the prompts that say the style where all stickers have the same. The first three stages of
-# `stickers-scenes` had (0.40, 0.18, 0.20, 0.22) and 0.6, and drew the style that was asked for in 0.62 of StickerEval's.
+# `stickers-scenes` had (0.40, 0.18, 0.20, 0.22) and 0.6, and generated the style that was asked for in 0.62 of StickerEval's.
 SHARES = (0.38, 0.22, 0.16, 0.24)
 STYLE_SAID = 0.8
 
@@ -106,7 +106,7 @@ def compose(
 
 
 class SceneBook:
-    """Draws scenes from the stickers of the 48 classes.
+    """Samples scenes from the stickers of the 48 classes.
 
     Raises:
         DataError: a class has no drawing in the image file.
@@ -187,7 +187,7 @@ class SceneBook:
             chosen.to(device), grid.to(device), mode="bilinear", padding_mode="zeros", align_corners=False
         )
 
-    def draw(self, count: int, rng: np.random.Generator, device: str = "cpu", spread: float = 1.0) -> Batch:
+    def sample_batch(self, count: int, rng: np.random.Generator, device: str = "cpu", spread: float = 1.0) -> Batch:
         """Scenes of all kinds in the shares of training, with a caption each."""
         kinds = rng.choice(len(KINDS), size=count, p=SHARES)
         scenes = [self.sample(KINDS[kind], rng, spread) for kind in kinds]

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from headscope.models.janus import JanusModel
-from headscope.recipe.detector_data import LessonBook, seen_through
+from headscope.recipe.detector_data import DetectorScenes, seen_through
 from headscope.recipe.images import as_bytes
 from headscope.recipe.presets import STYLES
 from headscope.recipe.scenes import CLASSES, POSITIONS, RELATIONS, Scene, compose, describe, held_out_count, pair_held_out
@@ -28,7 +28,7 @@ SEEN = ("composed", "after the VQ model")
 PROMPTS_SAY = 0.6  # as training's did when the grading prompts were written: another share would be another row of wordings
 
 
-def grading_prompts(book: LessonBook, per_category: int = 40, seed: int = 0) -> list[tuple[dict[str, Any], Scene]]:
+def grading_prompts(book: DetectorScenes, per_category: int = 40, seed: int = 0) -> list[tuple[dict[str, Any], Scene]]:
     """Prompts in GenEval's shape, and a scene each that shows what is asked for. Two, counting and position ask only for what
     training's scenes never show.
 
@@ -63,18 +63,18 @@ def grading_prompts(book: LessonBook, per_category: int = 40, seed: int = 0) -> 
     return found
 
 
-def write_prompts(book: LessonBook, path: Path) -> Path:
+def write_prompts(book: DetectorScenes, path: Path) -> Path:
     """Write them as JSON lines."""
     return write_text(path, "".join(json.dumps(line) + "\n" for line, _ in grading_prompts(book)))
 
 
-def drawable(book: LessonBook, scene: Scene) -> Scene:
+def drawable(book: DetectorScenes, scene: Scene) -> Scene:
     """The scene with drawings that there are: a thing that was never drawn in its style has the first style that there is."""
     styles = [item.style if (item.name, item.style) in book.index else book.styles[item.name][0] for item in scene.items]
     return replace(scene, items=tuple(replace(item, style=style) for item, style in zip(scene.items, styles, strict=True)))
 
 
-def write_real(book: LessonBook, folder: Path, seed: int = 4) -> Path:
+def write_real(book: DetectorScenes, folder: Path, seed: int = 4) -> Path:
     """Compose an image of what each grading prompt asks for, as PNG files, for `headscope evaluate --real`.
 
     No style is asked for in which a thing was never drawn.
@@ -89,7 +89,7 @@ def write_real(book: LessonBook, folder: Path, seed: int = 4) -> Path:
 
 @torch.inference_mode()
 def ceiling(
-    book: LessonBook, model: JanusModel, grader: StickerEval, prompts: list[GradingPrompt], views: int = 8, seed: int = 6
+    book: DetectorScenes, model: JanusModel, grader: StickerEval, prompts: list[GradingPrompt], views: int = 8, seed: int = 6
 ) -> pd.DataFrame:
     """Grade `views` composed images a prompt, as they are and after the model's VQ model.
 

@@ -42,7 +42,7 @@ def build_tokenizer(concepts: Iterable[str], longest: int) -> PreTrainedTokenize
     """A word-level tokenizer that left-pads and puts `<s>` first.
 
     Args:
-        concepts: names of everything that can be drawn.
+        concepts: names of everything that can be generated.
         longest: most tokens a prompt may have, begin-of-image included.
     """
     vocabulary = set(SCENE_WORDS) | {","} | set(STYLES) | set(BACKGROUNDS)

@@ -1,4 +1,4 @@
-"""Training the transformer: prompts and image tokens, images drawn anew for every step."""
+"""Training the transformer: prompts and image tokens, images composed anew for every step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from headscope.errors import DataError
 from headscope.recipe import attention, bf16, parallel
 from headscope.recipe.configuration import build
 from headscope.recipe.csv_log import Journal
-from headscope.recipe.images import Batch, Stickers, draw
+from headscope.recipe.images import Batch, Stickers, sample_batch
 from headscope.recipe.muon import MuonAdam
 from headscope.recipe.presets import Preset
 from headscope.recipe.scenes import SceneBook
@@ -134,7 +134,7 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
         "unseen_views": _test_batch(stickers, train, plan),
     }
     if book is not None:
-        tests["scenes"] = book.draw(48, np.random.default_rng([plan.seed, 8]), plan.device)
+        tests["scenes"] = book.sample_batch(48, np.random.default_rng([plan.seed, 8]), plan.device)
     journal = Journal(plan.folder / "transformer.csv", rank)
     started = saved = time.monotonic()
     first = step
@@ -184,10 +184,10 @@ def mixed_batch(
 ) -> Batch:
     """`preset.batch` fresh images: scenes for the preset's share, single stickers of any concept for the rest."""
     scenes = 0 if book is None else round(preset.batch * preset.scenes)
-    batch = draw(stickers, rng.choice(train, preset.batch - scenes), rng, device, spread)
+    batch = sample_batch(stickers, rng.choice(train, preset.batch - scenes), rng, device, spread)
     if book is None or scenes == 0:
         return batch
-    more = book.draw(scenes, rng, device, spread)
+    more = book.sample_batch(scenes, rng, device, spread)
     return Batch(torch.cat([batch.pixels, more.pixels]), [*batch.captions, *more.captions])
 
 
@@ -202,7 +202,7 @@ def _start_from(parts: nn.Module, folder: Path) -> None:
 
 def _test_batch(stickers: Stickers, indices: np.ndarray, plan: Plan) -> Batch:
     rng = np.random.default_rng([plan.seed, 7, len(indices)])
-    return draw(stickers, rng.choice(indices, 48), rng, plan.device)
+    return sample_batch(stickers, rng.choice(indices, 48), rng, plan.device)
 
 
 @torch.no_grad()

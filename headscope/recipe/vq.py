@@ -15,7 +15,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from headscope.recipe import parallel
 from headscope.recipe.configuration import vq_configuration
 from headscope.recipe.csv_log import Journal
-from headscope.recipe.images import Stickers, draw
+from headscope.recipe.images import Stickers, sample_batch
 from headscope.recipe.muon import MuonAdam
 from headscope.recipe.presets import Preset
 from headscope.storage import write_whole
@@ -97,7 +97,7 @@ def train_vq(rank: int, preset: Preset, stickers: Stickers, folder: Path, seed: 
     vq = JanusVQVAE(vq_configuration(preset)).float().to(device)
     rng = np.random.default_rng([seed, rank, 1])
     train, held_out = stickers.indices(held_out=False), stickers.indices(held_out=True)
-    test = draw(stickers, np.resize(held_out, 64), np.random.default_rng([seed, 99]), device).pixels
+    test = sample_batch(stickers, np.resize(held_out, 64), np.random.default_rng([seed, 99]), device).pixels
     optimiser = MuonAdam(vq, preset.vq_rate, preset.adam_rate, weight_decay=0.0)
     if rank == 0:
         (folder / "vq.csv").unlink(missing_ok=True)  # of a run that was stopped: this one begins anew
@@ -108,11 +108,13 @@ def train_vq(rank: int, preset: Preset, stickers: Stickers, folder: Path, seed: 
     used = torch.zeros(preset.codes, device=device)
     started = time.monotonic()
     for step in range(steps):
-        pixels = draw(stickers, rng.choice(train, preset.vq_batch), rng, device).pixels
+        pixels = sample_batch(stickers, rng.choice(train, preset.vq_batch), rng, device).pixels
         if step < steps * CROPS_UNTIL:
             pixels = _crop(pixels, rng)
         if step == warm:
-            many = draw(stickers, np.random.default_rng(seed).choice(train, 128), np.random.default_rng(seed + 1), device)
+            many = sample_batch(
+                stickers, np.random.default_rng(seed).choice(train, 128), np.random.default_rng(seed + 1), device
+            )
             _seed_codebook(vq, many.pixels, np.random.default_rng(seed + 2))
         if step < warm:
             made, inner, indices = _unquantised(vq, pixels), pixels.new_zeros(()), None

@@ -157,7 +157,7 @@ def agreement(stability: pd.DataFrame, width: float = NARROW) -> Figure:
     correlation), the mean and 10 to 90 % of the draws.
 
     Args:
-        stability: of `headscope.heads.stability.stability`.
+        stability: of `headscope.heads.stability.measure_stability`.
         width: of the figure.
     """
     table = stability[stability["what"] == "prompts"].assign(count=lambda rows: rows["value"].astype(int))

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from headscope.errors import DataError
-from headscope.recipe.detector import drawing_model, ship, targets, train_detector, trained, wholly_right
-from headscope.recipe.detector_data import LessonBook, Pool
+from headscope.recipe.detector import ship, targets, train_detector, trained
+from headscope.recipe.detector_data import DetectorScenes, Pool
+from headscope.recipe.detector_evaluation import wholly_right
+from headscope.recipe.image_model import load_image_model
 from headscope.recipe.scenes import Item, Scene
 from headscope.stickereval.detector import (
     WEIGHTS,
@@ -25,7 +27,7 @@ def detector() -> StickerDetector:
 
 
 @pytest.fixture(scope="module")
-def book() -> LessonBook:
+def book() -> DetectorScenes:
     return squares()
 
 
@@ -44,11 +46,11 @@ def test_things_outside_the_classes_get_the_number_after_the_last() -> None:
     true = targets([Scene("mixed", (Item("lemon", "noto", 0.3, 0.3, 0.4), Item("robot", "flat", 0.7, 0.7, 0.4)), "blue")])
     assert true.names.tolist() == [[1, 48, -1, -1]]
     assert true.styles.tolist() == [[4, 2, -1, -1]]
-    assert targets([Scene("drawn", (Item("lemon", "", 0.3, 0.3, 0.4),), "blue")]).styles.tolist() == [[-1, -1, -1, -1]]
+    assert targets([Scene("generated", (Item("lemon", "", 0.3, 0.3, 0.4),), "blue")]).styles.tolist() == [[-1, -1, -1, -1]]
 
 
-def test_a_stopped_training_goes_on_where_it_was(book: LessonBook, tmp_path: Path) -> None:
-    model = drawing_model("stickers-scenes")
+def test_a_stopped_training_goes_on_where_it_was(book: DetectorScenes, tmp_path: Path) -> None:
+    model = load_image_model("stickers-scenes")
     train_detector(book, model, [], tmp_path, 64)
     checkpoint = train_detector(book, model, [], tmp_path, 128)
     assert (tmp_path / "detector.csv").read_text().splitlines()[-1].startswith("2,128,")
@@ -59,16 +61,16 @@ def test_a_stopped_training_goes_on_where_it_was(book: LessonBook, tmp_path: Pat
 
 
 def test_a_warm_start_goes_on_from_a_detector_file(
-    book: LessonBook, detector: StickerDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    book: DetectorScenes, detector: StickerDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headscope.recipe.detector.WARM_RATE", 0.0)  # no step changes a weight
     pool = Pool(torch.zeros(1, 3, 96, 96, dtype=torch.uint8), [Scene("empty", (), "blue")])
-    model = drawing_model("stickers-scenes")
+    model = load_image_model("stickers-scenes")
     checkpoint = train_detector(book, model, [pool], tmp_path, 64, warm_start=WEIGHTS)
     torch.testing.assert_close(trained(checkpoint).network.head.weight, detector.network.head.weight)
 
 
-def test_a_model_that_draws_no_images_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headscope.recipe.detector.load_model", lambda name: object())
-    with pytest.raises(DataError, match="prose: draws no images; take `stickers-scenes`"):
-        drawing_model("prose")
+def test_a_model_that_generates_no_images_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headscope.recipe.image_model.load_model", lambda name: object())
+    with pytest.raises(DataError, match="prose: generates no images; take `stickers-scenes`"):
+        load_image_model("prose")

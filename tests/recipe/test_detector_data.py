@@ -13,19 +13,19 @@ from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 
 from headscope.models.janus import JanusModel
-from headscope.recipe.detector import drawing_model
 from headscope.recipe.detector_data import (
     BATCH,
     KINDS,
-    LessonBook,
+    DetectorScenes,
     Pool,
     decoded,
     keep_tokens,
     kept_tokens,
-    lessons,
     resample,
     resampled,
+    training_scenes,
 )
+from headscope.recipe.image_model import load_image_model
 from headscope.recipe.scenes import CLASSES, Item, Scene, held_out_count, pair_held_out
 from headscope.runtime import Sampling, generate
 from headscope.stickereval.detector import StickerDetector
@@ -37,24 +37,24 @@ LEMON = Scene("single", (Item("lemon", "noto", 0.3, 0.4, 0.5),), "blue")
 
 
 @pytest.fixture(scope="module")
-def book() -> LessonBook:
+def book() -> DetectorScenes:
     return squares()
 
 
 @pytest.fixture(scope="module")
 def scenes_model() -> JanusModel:
-    return drawing_model("stickers-scenes")
+    return load_image_model("stickers-scenes")
 
 
-def test_concepts_that_look_like_a_class_teach_nothing(book: LessonBook) -> None:
-    assert book.others == [("robot", "noto")]  # a heart suit is a red heart to the eye
+def test_concepts_that_look_like_a_class_are_left_out(book: DetectorScenes) -> None:
+    assert book.others == [("robot", "noto")]  # a heart suit looks like a red heart
     assert book.unseen == [("red apple", "flat")]
 
 
 @given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(KINDS))
 @settings(max_examples=40)
-def test_no_lesson_shows_what_is_kept_for_the_test(book: LessonBook, seed: int, kind: str) -> None:
-    items = book.lesson(kind, np.random.default_rng(seed)).items
+def test_no_training_scene_shows_what_is_kept_for_the_test(book: DetectorScenes, seed: int, kind: str) -> None:
+    items = book.training_scene(kind, np.random.default_rng(seed)).items
     assert not {(item.name, item.style) for item in items} & set(book.unseen)
     names = [item.name for item in items if item.name in CLASSES]
     for first, second in combinations(names, 2):
@@ -63,15 +63,15 @@ def test_no_lesson_shows_what_is_kept_for_the_test(book: LessonBook, seed: int, 
         assert len(names) != held_out_count(names[0])
 
 
-def test_resampling_a_image_without_chance_gives_the_image_drawn_without_chance() -> None:
+def test_resampling_an_image_without_chance_gives_the_image_generated_without_chance() -> None:
     """Each token of an image of most likely codes is the most likely one after those before it."""
     model = tiny_model()
     prompts = ["red apple", "dog face, noto style, blue background"]
-    drawn = generate(model, prompts, 0, sampling=Sampling(temperature=0.0)).tokens.long()
+    likeliest = generate(model, prompts, 0, sampling=Sampling(temperature=0.0)).tokens.long()
     untold = generate(model, ["sticker"], 0, sampling=Sampling(guidance=0.0, temperature=0.0)).tokens.long()
     model.temperature = 1e-6
     rng = np.random.default_rng(0)
-    torch.testing.assert_close(resample(model, drawn, prompts, rng), drawn)
+    torch.testing.assert_close(resample(model, likeliest, prompts, rng), likeliest)
     torch.testing.assert_close(resample(model, untold, [""], rng), untold)  # without a caption
 
 
@@ -89,7 +89,7 @@ def test_resampled_images_show_the_same_things(scenes_model: JanusModel) -> None
     assert sum(same) >= 3
 
 
-def test_a_pool_is_filled_once_and_shows_lessons(book: LessonBook, scenes_model: JanusModel, tmp_path: Path) -> None:
+def test_a_pool_is_filled_once_and_shows_scenes(book: DetectorScenes, scenes_model: JanusModel, tmp_path: Path) -> None:
     pool = Pool.fill(book, scenes_model, tmp_path, 2)
     (path,) = tmp_path.iterdir()
     made = path.stat().st_mtime_ns
@@ -113,17 +113,17 @@ def test_kept_tokens_come_back_with_what_they_show(tmp_path: Path) -> None:
 def test_a_pool_mirrors_images_and_places_alike() -> None:
     image = torch.zeros(1, 3, 96, 96, dtype=torch.uint8)
     image[..., :48] = 255  # the left half is white, where the lemon is
-    pixels, scenes = Pool(image, [LEMON]).draw(16, np.random.default_rng(0))
+    pixels, scenes = Pool(image, [LEMON]).sample(16, np.random.default_rng(0))
     places = [scene.items[0].x for scene in scenes]
     assert set(places) == {0.3, 0.7}
     assert [float(each[0, 0, 0]) for each in pixels] == [1.0 if x == 0.3 else -1.0 for x in places]
 
 
-def test_a_third_of_a_batch_is_of_the_pools(book: LessonBook, scenes_model: JanusModel) -> None:
+def test_a_third_of_a_batch_is_of_the_pools(book: DetectorScenes, scenes_model: JanusModel) -> None:
     pool = Pool(torch.zeros(1, 3, 96, 96, dtype=torch.uint8), [Scene("resampled", (), "blue")])
     vq = scenes_model.network.model.vqmodel
     for known, share in (([pool], BATCH // 3), ([pool, pool], BATCH // 6 * 2), ([], 0)):
-        pixels, scenes = lessons(book, vq, known, np.random.default_rng(0), fast=False)
+        pixels, scenes = training_scenes(book, vq, known, np.random.default_rng(0), fast=False)
         assert pixels.shape == (BATCH, 3, 96, 96)
         assert len(scenes) == BATCH
         assert sum(scene.kind == "resampled" for scene in scenes) == share

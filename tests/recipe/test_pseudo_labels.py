@@ -1,4 +1,4 @@
-"""Images that the model drew itself, as lessons: which are taken, and as what."""
+"""Images that the model generated, as training images: which are taken, and as what."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from headscope.models.janus import JanusModel
-from headscope.recipe.detector import drawing_model
 from headscope.recipe.detector_data import kept_tokens
-from headscope.recipe.pseudo_labels import OTHER, drawn_pool, labelled
+from headscope.recipe.image_model import load_image_model
+from headscope.recipe.pseudo_labels import OTHER, generated_pool, labelled
 from headscope.recipe.scenes import Item, Scene, held_out_count, pair_held_out
 from headscope.stickereval.detector import StickerDetector, Thing
 from tests.recipe.drawings import squares
@@ -53,7 +53,7 @@ CLEAR, FAINT, ELSE, UNSURE, STRANGE = (
         ([], None),
     ],
 )
-def test_what_a_drawn_image_teaches(things: list[Thing], names: list[str] | None) -> None:
+def test_what_a_generated_image_is_labelled_as(things: list[Thing], names: list[str] | None) -> None:
     asked = Scene("counting", (Item("lemon", "flat", 0.3, 0.3, 0.4),) * 2, "blue")
     rows, scenes = labelled(Told([things]), torch.zeros(1, 3, 96, 96, dtype=torch.uint8), [asked])
     if names is None:
@@ -67,15 +67,15 @@ def test_what_a_drawn_image_teaches(things: list[Thing], names: list[str] | None
 
 @pytest.fixture(scope="module")
 def model() -> JanusModel:
-    return drawing_model("stickers-scenes")
+    return load_image_model("stickers-scenes")
 
 
-def test_images_are_drawn_once_from_prompts_of_training(
+def test_images_are_generated_once_from_prompts_of_training(
     model: JanusModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headscope.recipe.pseudo_labels.CHUNK", 2)
     book, detector = squares(), StickerDetector.load()
-    pool = drawn_pool(book, model, detector, tmp_path, 2)
+    pool = generated_pool(book, model, detector, tmp_path, 2)
     (path,) = tmp_path.iterdir()
     tokens, asked = kept_tokens(path)
     assert tokens.shape == (2, 576)
@@ -84,5 +84,5 @@ def test_images_are_drawn_once_from_prompts_of_training(
         assert not (scene.kind == "counting" and len(names) == held_out_count(names[0]))
         assert not (scene.kind in ("two", "position") and pair_held_out(names[0], names[1]))
     assert len(pool.images) == len(pool.scenes) <= 2
-    monkeypatch.setattr("headscope.recipe.pseudo_labels.draw", None)  # nothing is drawn a second time
-    assert drawn_pool(book, model, detector, tmp_path, 2).scenes == pool.scenes
+    monkeypatch.setattr("headscope.recipe.pseudo_labels.generate_images", None)  # nothing is generated a second time
+    assert generated_pool(book, model, detector, tmp_path, 2).scenes == pool.scenes

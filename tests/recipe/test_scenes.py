@@ -97,8 +97,8 @@ def test_captions_say_the_number_the_relation_and_the_background() -> None:
     assert "flat style" not in beside  # the two styles differ
 
 
-def test_the_same_seed_draws_the_same_scenes(book: SceneBook) -> None:
-    one, other = (book.draw(8, np.random.default_rng(5)) for _ in range(2))
+def test_the_same_seed_samples_the_same_scenes(book: SceneBook) -> None:
+    one, other = (book.sample_batch(8, np.random.default_rng(5)) for _ in range(2))
     assert one.captions == other.captions
     assert torch.equal(one.pixels, other.pixels)
     assert one.pixels.shape == (8, 3, 32, 32)

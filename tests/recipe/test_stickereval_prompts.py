@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from headscope.recipe.detector import drawing_model
+from headscope.recipe.image_model import load_image_model
 from headscope.recipe.scenes import CLASSES
 from headscope.recipe.stickereval_prompts import SEEN, ceiling, grading_prompts, write_real
 from headscope.stickereval.grader import StickerEval
@@ -39,7 +39,7 @@ def test_the_prompts_have_the_wording_of_their_first_day() -> None:
 
 def test_what_real_images_are_given_is_told_by_category() -> None:
     """The drawings are plain squares here, in which the detector finds nothing it could grade as right."""
-    table = ceiling(squares(), drawing_model("stickers-scenes"), StickerEval(), read_grading_prompts(), views=1)
+    table = ceiling(squares(), load_image_model("stickers-scenes"), StickerEval(), read_grading_prompts(), views=1)
     assert table["seen"].value_counts().to_dict() == dict.fromkeys(SEEN, len(TAGS) + 1)
     assert (table["images"] == [*[40] * len(TAGS), 200] * 2).all()
     assert (table["score"] <= 0.1).all()

@@ -91,10 +91,10 @@ def test_a_later_stage_goes_on_from_the_weights_and_sees_other_images(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
-    draw = recipe.mixed_batch
+    mixed_batch = recipe.mixed_batch
 
     def watched(*arguments: object) -> object:
-        batch = draw(*arguments)  # type: ignore[arg-type]
+        batch = mixed_batch(*arguments)  # type: ignore[arg-type]
         seen.append(batch.pixels)
         return batch
 

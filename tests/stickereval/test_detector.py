@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from headscope.errors import DataError
 from headscope.models import load_model
-from headscope.recipe.detector import wholly_right
+from headscope.recipe.detector_evaluation import wholly_right
 from headscope.recipe.scenes import Item, Scene
 from headscope.stickereval.detector import (
     LIKE,
@@ -38,7 +38,7 @@ def detector() -> StickerDetector:
 
 
 def test_held_out_compositions_are_read_right(detector: StickerDetector) -> None:
-    """A sample of `examine`'s scenes, kept as image tokens, so that they come as the VQ model shows them."""
+    """A sample of `held_out_scenes`, kept as image tokens, so that they come as the VQ model shows them."""
     with safe_open(str(SAMPLE), "pt") as file:
         tokens, facts = file.get_tensor("tokens"), json.loads(file.metadata()["scenes"])
     scenes = [Scene(f["kind"], tuple(Item(*item) for item in f["items"]), "", f["relation"]) for f in facts]
