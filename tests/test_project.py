@@ -1,13 +1,11 @@
-"""The project keeps its own rules: floors, no pickle, short files, exact versions, a wheel with everything in it."""
+"""The project keeps its own rules: no pickle, exact versions, a wheel with everything in it, no options in messages."""
 
 from __future__ import annotations
 
 import ast
-import graphlib
 import re
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -16,87 +14,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "headscope"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+from tests.sources import PACKAGE, ROOT, SOURCES
 
-# Imports go down only. `recipe` stands apart: it may know everything, and nothing imports it.
-FLOORS = {
-    **dict.fromkeys(
-        (
-            "errors",
-            "facts",
-            "intervals",
-            "lazy",
-            "plugins",
-            "progress",
-            "prompt_files",
-            "provenance",
-            "reading",
-            "storage",
-            "words",
-        ),
-        -2,
-    ),
-    "geometry": -1,
-    **dict.fromkeys(("policy", "overwriting", "run_folder", "samples", "bundled"), 0),
-    "models": 1,
-    **dict.fromkeys(("tracing", "runtime"), 2),
-    **dict.fromkeys(("heads", "stickereval"), 3),
-    **dict.fromkeys(("tuning", "evaluation"), 4),
-    **dict.fromkeys(("benchmarks", "reporting"), 5),
-    "pipeline": 6,
-    **dict.fromkeys(("headscope", "__main__", "cli"), 7),
-    "recipe": 8,
-}
-TOP = 7
-LOWEST = -2
-# The one neighbour on a floor, and the one part of a room, that may be known.
-SIDEWAYS = {("run_folder", "policy"), ("run_folder", "overwriting"), ("overwriting", "policy")}
-ONLY_PART = {("heads", "tracing"): "headscope.tracing.dataset"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
-def room_of(module: str) -> str:
-    """`headscope.tracing.hooks` -> tracing; `headscope` itself -> headscope."""
-    return module.split(".")[1] if "." in module else module
-
-
-def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
-    """(line, full name) of every headscope module that is imported anywhere in a file, inside functions too."""
-    here = module.split(".") if is_package else module.split(".")[:-1]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names if room_name(alias.name))
-        elif isinstance(node, ast.ImportFrom):
-            start = here[: len(here) - node.level + 1] if node.level else []
-            base = ".".join([*start, *(node.module or "").split(".")]).strip(".")
-            if not room_name(base):
-                continue
-            for alias in node.names:  # `from headscope import policy` is the room, `from headscope import run` the top
-                below = PACKAGE.joinpath(*base.split(".")[1:], alias.name)
-                inner = below.is_dir() or below.with_suffix(".py").is_file()
-                yield node.lineno, f"{base}.{alias.name}" if inner else base
-
-
-def room_name(module: str) -> bool:
-    return module == "headscope" or module.startswith("headscope.")
-
-
-def misplaced(source: str, module: str, is_package: bool = False) -> list[str]:
-    """Sentences about the imports of one file that go up or sideways."""
-    room, found = room_of(module), []
-    for line, name in imported(ast.parse(source), module, is_package):
-        other = room_of(name)
-        if other == room or (room, other) in SIDEWAYS or room == "recipe":
-            continue
-        up = FLOORS[other] > FLOORS[room] or other == "recipe"
-        sideways = FLOORS[other] == FLOORS[room] and FLOORS[room] not in (TOP, LOWEST)
-        wrong_part = (room, other) in ONLY_PART and name != ONLY_PART[room, other]
-        if up or sideways or wrong_part:
-            found.append(f"{module} line {line}: {room} imports {name}")
-    return found
 
 
 def pickling(source: str) -> list[str]:
@@ -115,116 +36,6 @@ def pickling(source: str) -> list[str]:
             if unsafe or called == "torch.save" or settings.get("allow_pickle") == "True" or called.endswith("_pickle"):
                 found.append(f"line {node.lineno}: {called}")
     return found
-
-
-def module_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def test_every_room_stands_on_a_floor() -> None:
-    rooms = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir() if path.name != "__init__.py"}
-    rooms = {room for room in rooms if (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file()}
-    assert rooms - {"__pycache__"} <= set(FLOORS)
-
-
-def circle(sources: dict[str, str]) -> list[str]:
-    """Modules, by name with their source, that import each other in a circle, inside functions too; empty without one."""
-
-    def known(name: str) -> str:
-        while name and name not in sources:
-            name = name.rpartition(".")[0]
-        return name
-
-    graph = {}
-    for module, source in sources.items():
-        is_package = any(other.startswith(f"{module}.") for other in sources)
-        names = {known(name) for _, name in imported(ast.parse(source), module, is_package)}
-        graph[module] = names - {module, ""}
-    try:
-        graphlib.TopologicalSorter(graph).prepare()
-    except graphlib.CycleError as error:
-        return list(error.args[1])
-    return []
-
-
-def test_imports_go_nowhere_in_a_circle() -> None:
-    assert circle({module_of(path): path.read_text(encoding="utf-8") for path in SOURCES}) == []
-
-
-def test_a_circle_is_found() -> None:
-    here = {"headscope.a": "import headscope.b", "headscope.b": "def late():\n    from headscope.c import x"}
-    assert circle({**here, "headscope.c": "from headscope.d import y", "headscope.d": ""}) == []
-    assert set(circle({**here, "headscope.c": "import headscope.a"})) == {"headscope.a", "headscope.b", "headscope.c"}
-
-
-# Who looks inside a room: the data set is all that `heads` knows of tracing, and benchmarks time the insides of a step.
-INSIDE = {("heads", "tracing"), *(("benchmarks", room) for room in ("models", "runtime", "tracing")), ("cli", "benchmarks")}
-
-
-def past_a_face(source: str, module: str) -> list[str]:
-    """Sentences about imports from inside another room, which that room's face could hand on."""
-    room, found = room_of(module), []
-    for node in ast.walk(ast.parse(source)):
-        name = (node.module or "") if isinstance(node, ast.ImportFrom) and node.level == 0 else ""
-        other = room_of(name)
-        inside = room_name(name) and name.count(".") > 1 and other != room
-        if inside and room not in ("recipe", "headscope") and (room, other) not in INSIDE:
-            found.append(f"{module}:{node.lineno}: {name}, which {other} does not hand on itself")
-    return found
-
-
-def test_rooms_are_entered_by_their_faces() -> None:
-    each = {module_of(path): path.read_text(encoding="utf-8") for path in SOURCES}
-    assert [sentence for module, source in each.items() for sentence in past_a_face(source, module)] == []
-
-
-def test_an_import_past_a_face_is_found() -> None:
-    assert len(past_a_face("from headscope.policy.policy import Policy", "headscope.runtime.cache")) == 1
-    assert past_a_face("from headscope.policy import Policy", "headscope.runtime.cache") == []
-    assert past_a_face("from headscope.runtime.buckets import HeavyHeads", "headscope.runtime.cache") == []
-
-
-def test_imports_go_down_the_floors_only() -> None:
-    found = [
-        sentence
-        for path in SOURCES
-        for sentence in misplaced(path.read_text(encoding="utf-8"), module_of(path), path.name == "__init__.py")
-    ]
-    assert found == []
-
-
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
-        ("headscope.tracing.hooks", "from headscope.runtime import generate"),
-        ("headscope.runtime.cache", "from headscope.tracing.dataset import TraceDataset"),
-        ("headscope.geometry", "import headscope.policy.policy"),
-        ("headscope.policy.files", "from headscope import models"),
-        ("headscope.policy.files", "from headscope import run"),
-        ("headscope.policy.files", "from ..models import load_model"),
-        ("headscope.heads.features", "from headscope.tracing.hooks import attach"),
-        ("headscope.tuning.search", "def late():\n    from headscope.evaluation import judge"),
-        ("headscope.errors", "import headscope.geometry"),
-        ("headscope.cli.run", "from headscope.recipe.presets import PRESETS"),
-    ],
-)
-def test_an_import_upward_or_sideways_is_found(module: str, source: str) -> None:
-    assert len(misplaced(source, module)) == 1
-
-
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
-        ("headscope.policy.policy", "from headscope.geometry import Geometry"),
-        ("headscope.heads.features", "from headscope.tracing.dataset import TraceDataset"),
-        ("headscope.cli.run", "from headscope.pipeline import run"),
-        ("headscope.runtime.cache", "from .buckets import Bucket\nfrom headscope import errors"),
-        ("headscope.recipe.export", "from headscope.runtime import generate"),
-    ],
-)
-def test_an_import_downward_is_allowed(module: str, source: str) -> None:
-    assert misplaced(source, module) == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -355,53 +166,6 @@ def test_the_notice_credits_every_icon_set_by_its_version() -> None:
     notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
     assert all(f"{icon_set.package} {icon_set.version}" in notice for icon_set in SETS)
     assert "https://creativecommons.org/licenses/by/4.0/" in notice
-
-
-def too_much(source: str, name: str) -> list[str]:
-    """Sentences about a file that is long without saying why, and its functions that are long or take too much."""
-    lines, found = len(source.splitlines()), []
-    tree = ast.parse(source)
-    if lines > 300 and "Long, because" not in (ast.get_docstring(tree) or ""):
-        found.append(f"{name}: {lines} lines, and no reason said")
-    upper = name.split("/")[0] in ("pipeline", "tuning", "cli")
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            length = (node.end_lineno or 0) - node.lineno + 1
-            if upper and length > 60:
-                found.append(f"{name}: {node.name} has {length} lines")
-            given = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
-            count = len([one for one in given if one not in ("self", "cls")])
-            if count > 8 and not node.name.startswith("_") and (name, node.name) not in MIRRORS:
-                found.append(f"{name}: {node.name} takes {count} parameters")
-    return found
-
-
-# Functions whose parameters mirror something: options of a command are a configuration's knobs, `uniform` is a policy's fields,
-# and a kernel takes the pointers and strides of its tensors.
-MIRRORS = {
-    *(("cli/bench.py", "trace"), ("cli/budget.py", "budget"), ("cli/evaluate.py", "evaluate")),
-    *(("cli/generate.py", "generate"), ("cli/heads.py", "heads"), ("cli/run.py", "run")),
-    *(("cli/search.py", "search"), ("cli/trace.py", "trace"), ("policy/policy.py", "uniform")),
-    *(("runtime/decoders/triton_kernels.py", name) for name in ("attend", "combine", "choose")),
-}
-
-
-def test_files_and_functions_are_short() -> None:
-    sources = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in SOURCES}
-    shipped = {name: source for name, source in sources.items() if not name.startswith("recipe/")}
-    assert [sentence for name, source in shipped.items() for sentence in too_much(source, name)] == []
-
-
-@pytest.mark.parametrize(
-    ("name", "source"),
-    [
-        ("geometry.py", "x = 1\n" * 301),
-        ("tuning/search.py", "def search():\n" + "    x = 1\n" * 60),
-        ("tracing/trace.py", "def trace(a, b, c, d, e, f, g, h, i): ..."),
-    ],
-)
-def test_what_is_too_much_is_found(name: str, source: str) -> None:
-    assert len(too_much(source, name)) == 1
 
 
 def options_named(source: str) -> list[str]:

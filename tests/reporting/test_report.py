@@ -1,13 +1,10 @@
-"""The report: one file that needs no network, says what the files say, and says plainly what is missing."""
+"""The report: one file that needs no network and says what the files say."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-from html.parser import HTMLParser
 from pathlib import Path
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import pandas as pd
@@ -15,73 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from headscope.errors import DataError
 from headscope.reporting import write_report
-from tests.reporting.run_folder import METHODS, PROMPTS, SECTIONS, make_run
+from tests.reporting.parsed_page import page_of
+from tests.reporting.run_folder import METHODS, PROMPTS, make_run
 
-MODEL = '{"name": "x", "layers": 1, "query_heads": 1, "kv_heads": 1, "geometry": {"rows": 1, "cols": 1}}'
-VOID = {"meta", "img", "br", "path", "rect", "circle"}
 LOADING = {"src", "href", "xlink:href", "srcset", "poster", "data", "action", "background"}
-
-
-class Page(HTMLParser):
-    """Collects what a test asks of a page; raises where a tag is closed that is not open."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text, self.open, self.tags, self.words = text, list[str](), list[tuple[str, dict[str, str | None]]](), list[str]()
-        self.rows: list[list[str]] = []
-        self.feed(text)
-        assert self.open == [], f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in VOID:
-            return
-        assert self.open.pop() == tag, f"{tag} closed out of turn"
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("style", "title"):
-            self.words.append(data)
-        if self.rows and "table" in self.open:
-            self.rows[-1][-1:] = [self.rows[-1][-1] + data] if self.rows[-1] else []
-
-    @property
-    def said(self) -> str:
-        return re.sub(r"\s+", " ", "".join(self.words).replace("\u00a0", " "))
-
-
-def page_of(run: Path) -> Page:
-    return Page(write_report(run).read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "whole")
-
-
-@pytest.fixture
-def plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made and not written as SVG, which takes most of the time of a page."""
-    monkeypatch.setattr(
-        "headscope.reporting.page.svg", lambda figure: f"<svg aria-label={quoteattr(figure.get_label())}></svg>"
-    )
-
-
-@pytest.fixture
-def run(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
 def test_the_page_loads_nothing_from_anywhere(run: Path) -> None:
@@ -170,41 +105,6 @@ def test_a_dry_run_boasts_of_nothing(run: Path) -> None:
 
 
 @pytest.mark.usefixtures("plain_figures")
-@pytest.mark.parametrize(
-    ("file", "sentence"),
-    [
-        ("heads.safetensors", "There are no classes: the heads step has not run."),
-        ("trace", "The heads are not shown: the trace is missing or unfinished."),
-        ("search", "There are no trials: the search step has not run."),
-        ("policy.safetensors", "There is no policy to use: the search step has not run."),
-        ("methods.csv", "There is no comparison: the compare step has not run."),
-        ("kl_by_row.parquet", "The loss by row of the image was not written."),
-        ("images", "There are no images: the generate step has not run."),
-    ],
-)
-def test_a_missing_file_leaves_its_section_out_with_a_sentence(run: Path, file: str, sentence: str) -> None:
-    assert sentence not in page_of(run).said
-    shutil.rmtree(run / file) if (run / file).is_dir() else (run / file).unlink()
-    assert sentence in page_of(run).said
-
-
-@pytest.mark.usefixtures("plain_figures")
-def test_a_run_that_has_only_begun_has_a_page(run: Path) -> None:
-    for file in (*SECTIONS, "prompts.json"):
-        shutil.rmtree(run / file) if (run / file).is_dir() else (run / file).unlink()
-    page = page_of(run)
-    assert "drawn: run begun, nothing searched yet." in page.said
-    assert page.said.count("has not run") >= 6
-
-
-@pytest.mark.usefixtures("plain_figures")
-def test_a_trace_that_was_stopped_is_left_out(run: Path) -> None:
-    meta = json.loads((run / "trace" / "trace.json").read_text())
-    (run / "trace" / "trace.json").write_text(json.dumps({**meta, "complete": False}))
-    assert "the trace is missing or unfinished" in page_of(run).said
-
-
-@pytest.mark.usefixtures("plain_figures")
 def test_prompts_are_shown_as_they_are_and_run_nothing(run: Path) -> None:
     page = page_of(run)
     assert PROMPTS[2] in page.said
@@ -238,79 +138,6 @@ def test_each_preset_is_said_to_be_swept_on_the_images_that_the_search_used(run:
     assert "on the 3 calibration images that the search used" in page_of(run).said  # of 4 that were recorded
 
 
-@pytest.mark.usefixtures("plain_figures")
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "",
-        "{",
-        "[]",
-        '{"model": "name"}',
-        '{"model": {"name": "x"}}',
-        '{"model": {"name": "x", "layers": 0, "query_heads": 1, "kv_heads": 1, "geometry": {"rows": 1, "cols": 1}}}',
-        '{"model": {"name": "x", "layers": 1, "query_heads": 1, "kv_heads": 1, "geometry": [1, 1]}}',
-        '{"limit": {"text": "20%"}, "model": ' + MODEL + "}",
-        '{"steps": 3, "model": ' + MODEL + "}",
-    ],
-)
-def test_a_damaged_run_json_is_refused_in_a_sentence_and_no_page_is_written(tmp_path: Path, damage: str) -> None:
-    (tmp_path / "run.json").write_text(damage)
-    with pytest.raises(DataError, match=r"run\.json.*\.$") as caught:
-        write_report(tmp_path)
-    assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
-
-
-@pytest.mark.usefixtures("plain_figures")
-def test_the_least_that_run_json_may_say_makes_a_page(tmp_path: Path) -> None:
-    model = {"name": "x", "layers": 1, "query_heads": 1, "kv_heads": 1, "geometry": {"rows": 1, "cols": 1}}
-    (tmp_path / "run.json").write_text(json.dumps({"model": model}))
-    assert "x: run begun, nothing searched yet." in page_of(tmp_path).said
-
-
-@pytest.mark.usefixtures("plain_figures")
-def test_a_folder_without_run_json_is_no_run_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no run\.json here"):
-        write_report(tmp_path)
-
-
-@pytest.mark.usefixtures("plain_figures")
-@pytest.mark.parametrize(
-    "file",
-    [
-        "heads.safetensors",
-        "policy.safetensors",
-        "methods.csv",
-        "kl_by_row.parquet",
-        "search/trials.parquet",
-        "search/search.json",
-        "trace/curves.safetensors",
-        "images/images.parquet",
-        "images/full/001.png",
-        "prompts.json",
-    ],
-)
-def test_a_cut_file_is_named_and_the_page_of_before_stays(run: Path, file: str) -> None:
-    before = write_report(run).read_bytes()
-    (run / file).write_bytes((run / file).read_bytes()[:9])
-    with pytest.raises(DataError, match=re.escape(Path(file).name)):
-        write_report(run)
-    assert (run / "report.html").read_bytes() == before
-
-
-@pytest.mark.usefixtures("plain_figures")
-@pytest.mark.parametrize("file", ["heads.safetensors", "policy.safetensors", "trace"])
-def test_a_file_of_another_model_is_refused(run: Path, tmp_path: Path, file: str) -> None:
-    other = make_run(tmp_path / "other", layers=2)
-    if (run / file).is_dir():
-        shutil.rmtree(run / file)
-        shutil.copytree(other / file, run / file)
-    else:
-        shutil.copy(other / file, run / file)
-    with pytest.raises(DataError, match=file):
-        write_report(run)
-
-
 def test_a_head_whose_attention_overflowed_is_drawn_empty(run: Path) -> None:
     curves = load_file(run / "trace" / "curves.safetensors")
     save_file({name: torch.full_like(value, torch.nan) for name, value in curves.items()}, run / "trace" / "curves.safetensors")
@@ -319,10 +146,3 @@ def test_a_head_whose_attention_overflowed_is_drawn_empty(run: Path) -> None:
 
 def test_the_same_files_make_the_same_page(run: Path) -> None:
     assert write_report(run).read_bytes() == write_report(run).read_bytes()
-
-
-def test_writing_the_page_changes_no_other_file(run: Path) -> None:
-    before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
-    write_report(run)
-    after = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file() and path.name != "report.html"}
-    assert before == after

@@ -14,8 +14,8 @@ from headscope.errors import DataError
 from headscope.heads import Heads
 from headscope.reporting import write_report
 from headscope.reporting.data import read_run
+from tests.reporting.parsed_page import page_of
 from tests.reporting.run_folder import make_run
-from tests.reporting.test_report import page_of, plain_figures  # noqa: F401
 
 
 @pytest.fixture
