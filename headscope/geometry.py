@@ -19,6 +19,14 @@ _FIELDS = {"rows": whole(1, MOST_TOKENS), "cols": whole(1, MOST_TOKENS), "row_en
 class Geometry:
     """rows x cols cells in raster order; each row may be followed by `row_end` tokens that are no cells (Emu3, Lumina).
 
+    Attributes:
+        rows: of cells, from 1; a text has a single one.
+        cols: cells of a row, from 1.
+        row_end: tokens after each row that are no cells, from 0.
+
+    Raises:
+        HeadscopeError: on construction, a number out of range.
+
     Example: Geometry(2, 3, row_end=1) has 8 tokens: cells 0 1 2, row end 3, cells 4 5 6, row end 7.
     """
 
@@ -66,7 +74,12 @@ class Geometry:
         return tokens // self.row_length, column, column < self.cols
 
     def position(self, row: int, col: int) -> int:
-        """Token index of a cell."""
+        """Token index of a cell, in raster order.
+
+        Args:
+            row: 0 .. rows - 1, from the top.
+            col: 0 .. cols - 1, from the left.
+        """
         return row * self.row_length + col
 
     def strides(self) -> list[int]:
@@ -76,7 +89,14 @@ class Geometry:
         return divisors + [row * k for k in range(2, self.rows + 1)]
 
     def check_stride(self, stride: int) -> None:
-        """Raises HeadscopeError for a stride that is not in `strides()`."""
+        """Refuse a stride that is not in `strides()`.
+
+        Args:
+            stride: tokens between two choices of the heavy set.
+
+        Raises:
+            HeadscopeError: says which strides there are.
+        """
         row = self.row_length
         if not (0 < stride <= self.tokens and (row % stride == 0 or stride % row == 0)):  # as `strides()`, for any image
             raise HeadscopeError(
@@ -91,6 +111,9 @@ class Geometry:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Geometry:
         """From JSON.
+
+        Args:
+            values: what `to_dict` wrote: rows, cols and, 0 where it lacks, row_end; it may come from a stranger's file.
 
         Raises:
             HeadscopeError: a number that is missing, none, or out of range; more than MOST_TOKENS tokens.

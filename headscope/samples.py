@@ -54,7 +54,11 @@ class Samples:
         return len(self.prompts)
 
     def select(self, indices: Sequence[int]) -> Samples:
-        """The images at `indices`, in that order."""
+        """The images at `indices`, in that order.
+
+        Args:
+            indices: places of images, 0 .. n - 1; negative ones count from the end, and one may come twice.
+        """
         chosen = [int(i) for i in indices]
         return replace(
             self,
@@ -65,11 +69,19 @@ class Samples:
         )
 
     def first(self, count: int | None) -> Samples:
-        """The first `count` images; all of them where there are not so many, or of None."""
+        """The first `count` images; all of them where there are not so many.
+
+        Args:
+            count: images from the first, 0 or more; None for all.
+        """
         return self.select(range(len(self) if count is None else min(count, len(self))))
 
     def save(self, path: str | Path) -> Path:
-        """Write a parquet file: columns prompt, text, seed, tokens (list of int32); the rest is metadata."""
+        """Write a parquet file, whole or not at all: columns prompt, text, seed, tokens (list of int32); the rest is metadata.
+
+        Args:
+            path: of the file; one that stands there is replaced.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -82,6 +94,9 @@ class Samples:
     @classmethod
     def load(cls, path: str | Path) -> Samples:
         """Read what `save` wrote.
+
+        Args:
+            path: of the file, such as samples.parquet in the folder of a trace.
 
         Raises:
             DataError: the file is missing, not readable or something else.

@@ -71,7 +71,11 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         self.threshold = threshold
 
     def fit(self, X: Any, y: Any = None) -> HeadClassifier:  # noqa: N803
-        """X: float [heads, features] in the order of FEATURES, sparsity_1 first. y is not used.
+        """Find the clusters, name them, and ask what the data support.
+
+        Args:
+            X: float [heads, features], finite, a row a head, columns in the order of FEATURES, sparsity_1 (SSD's score) first.
+            y: not used; scikit-learn's pipelines give it.
 
         Raises:
             DataError: fewer than two heads, numbers that are not finite, or an unknown method or number of clusters.
@@ -149,7 +153,11 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         )
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
-        """float64 [heads, 2]: posterior of spatial and semantic."""
+        """float64 [heads, 2]: posterior of spatial and semantic.
+
+        Args:
+            X: float [heads, features], as in `fit`.
+        """
         values = np.asarray(X, dtype=np.float64)
         standard = self._standardised(values)
         if self.method == "mixture":
@@ -164,12 +172,20 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         return np.stack([1 - semantic, semantic], 1)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """The class of each head."""
+        """str [heads]: the class of each head, of `classes_`.
+
+        Args:
+            X: float [heads, features], as in `fit`.
+        """
         return self.classes_[self.predict_proba(X).argmax(1)]
 
     def score_semantic(self, X: Any) -> np.ndarray:  # noqa: N803
         """float64 [heads] in 0 .. 1, graded: where the head lies between the two centres, on a logistic scale that is .12
-        at the spatial centre and .88 at the semantic one. The posterior saturates and would forget the order of heads."""
+        at the spatial centre and .88 at the semantic one. The posterior saturates and would forget the order of heads.
+
+        Args:
+            X: float [heads, features], as in `fit`.
+        """
         along = self._standardised(np.asarray(X, dtype=np.float64)) @ self.axis_ - self.middle_
         return 1 / (1 + np.exp(-2 * np.clip(along / self.spread_, -20, 20)))
 

@@ -49,7 +49,11 @@ class Heads:
         return torch.tensor(wide.to_numpy(), dtype=torch.float32)
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file, whole or not at all."""
+        """Write a safetensors file, whole or not at all.
+
+        Args:
+            path: of the file; one that stands there is replaced.
+        """
         table = self.table.sort_values(["layer", "kv_head"], kind="stable")
         shape = (int(table["layer"].max()) + 1, int(table["kv_head"].max()) + 1)
         tensors = {"semantic": torch.from_numpy((table["class"] == SEMANTIC).to_numpy().astype(np.uint8).reshape(shape))}
@@ -62,6 +66,9 @@ class Heads:
     @classmethod
     def load(cls, path: str | Path) -> Heads:
         """Read what `save` wrote.
+
+        Args:
+            path: of the file, such as heads.safetensors in a run's folder.
 
         Raises:
             DataError: missing, not readable, of a later schema, or another kind of file.

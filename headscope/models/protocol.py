@@ -77,31 +77,86 @@ class ImageModel(Protocol):
     def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:
         """Tokenize prompts, left padded to the longest one, or to `length` tokens where that is longer.
 
+        Args:
+            prompts: B texts as the user typed them; the adapter adds a chat template and the token that opens the image.
+            length: tokens that P is at least, such as those of a longer prompt in another call; None: the longest of `prompts`.
+
+        Returns:
+            Both streams of the batch, all four tensors int64 [B, P] on `device`: the same P for both, padding on the left
+            alone, so that the last column opens the image in every row.
+
         Raises:
             DataError: no prompt, an empty one, or one longer than `max_prefix` tokens.
         """
         ...
 
     def token_strings(self, ids: torch.Tensor) -> list[str]:
-        """The tokens ids [P] as the tokenizer writes them, marks of spaces included."""
+        """The tokens of one prompt as the tokenizer writes them, marks of spaces included.
+
+        Args:
+            ids: int64 [P] on the CPU, a row of `Prefix.ids` without its padding.
+
+        Returns:
+            P strings; one that begins a word begins with the mark of a space, "Ġ" or "▁", where the tokenizer has one.
+        """
         ...
 
     def embed_prefix(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids [B, P] -> [B, P, C]."""
+        """Embeddings of the tokens before the image.
+
+        Args:
+            ids: int64 [B, P] on `device`, of either stream or of both stacked, as `tokenize` gives them, padding included.
+
+        Returns:
+            [B, P, C] in `dtype` on `device`; C is the decoder's width.
+        """
         ...
 
     def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Image codes [B, T] -> [B, T, C]."""
+        """Embeddings of image codes, as the decoder is fed them; positions are `forward`'s matter.
+
+        Args:
+            tokens: int64 [B, T] on `device`, codes from 0 to V - 1 of any T tokens of each image, in raster order.
+
+        Returns:
+            [B, T, C] in `dtype` on `device`.
+        """
         ...
 
     def forward(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
-        """Causal forward. embeds [B, T, C], mask int64 [B, past + T] (None: nothing is padded) -> hidden [B, T, C]."""
+        """Causal forward of the next T tokens of every row, through transformers' attention interface.
+
+        Args:
+            embeds: [B, T, C] in `dtype` on `device`, from `embed_prefix`, `embed_tokens` or both in turn; the rows of two
+                guidance streams are twice the images.
+            mask: int64 [B, past + T] on `device`, 1 and, at the padding on the left, 0, for all tokens fed so far (also those
+                that the cache has dropped) and these; None: nothing is padded.
+            cache: what holds the keys and values of the past, and takes in those of these tokens; None: there is no past, and
+                nothing is kept.
+
+        Returns:
+            [B, T, C] in `dtype`, the decoder's last hidden states, after its final norm; those at the padding mean nothing.
+        """
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [B, T, C] -> scores of the next image code [B, T, V]."""
+        """Scores of the image code that comes after each token, before guidance, temperature and top-k.
+
+        Args:
+            hidden: [B, T, C] in `dtype` on `device`, from `forward`, of any of its tokens.
+
+        Returns:
+            [B, T, V] of a floating dtype, no probabilities; V is `vocabulary`.
+        """
         ...
 
     def to_images(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Image codes [B, N] -> uint8 [B, height, width, 3]."""
+        """Decode whole images.
+
+        Args:
+            tokens: int32 or int64 [B, N] on any device, all N codes of each image in raster order, as `Samples.tokens`.
+
+        Returns:
+            uint8 [B, height, width, 3] on the CPU, RGB.
+        """
         ...

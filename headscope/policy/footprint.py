@@ -3,6 +3,8 @@
 Everything allocated counts: keys and values of every slot, and for heads with heavy tokens a float32 score and an int32
 position of every image slot behind the anchors. Below 16 bits these slots hold packed numbers, with a float16 scale and zero a
 group of them (KIVI, 2402.02750).
+
+Long, because a spec and a limit are one reckoning, and each of its numbers is said at both.
 """
 
 from __future__ import annotations
@@ -149,13 +151,21 @@ class CacheSpec:
         return int(self.head_bytes(0, 0, 0, 1)) * self.shape.layers * self.shape.kv_heads * self.rows
 
     def bytes_of(self, policy: Kept) -> int:
-        """What the runtime allocates under `policy`, whatever prefix that assumes."""
+        """Bytes that the runtime allocates under `policy`, for all rows.
+
+        Args:
+            policy: of this shape's layers and KV heads; the prefix counted is this spec's, whatever the policy assumes.
+        """
         numbers = (policy.window.numpy(), policy.heavy.numpy(), policy.anchor.numpy())
         sizes = self.head_bytes(*numbers, policy.stride, policy.bits.numpy())
         return int(sizes.sum()) * self.rows
 
     def share_of(self, policy: Kept) -> float:
-        """Those bytes over the plain cache's."""
+        """Those bytes over the plain cache's.
+
+        Args:
+            policy: as in `bytes_of`.
+        """
         return self.bytes_of(policy) / self.full_bytes
 
     def head_bytes(self, window: Any, heavy: Any, anchor: Any, stride: int, bits: Any = 16) -> np.ndarray:
@@ -179,7 +189,11 @@ class CacheSpec:
         return (self._prefix + anchor) * self._token_bytes + image * of_image
 
     def replace(self, **changes: Any) -> CacheSpec:
-        """A copy with some fields changed."""
+        """A copy with some fields changed.
+
+        Args:
+            changes: new values by attribute, such as `batch=4`.
+        """
         return _replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -220,7 +234,11 @@ class Limit:
 
     @classmethod
     def parse(cls, text: str | float, spec: CacheSpec) -> Limit:
-        """A share of the plain cache ("20%", "0.2", 0.2) or a size ("12MiB", "300MB", 4096).
+        """A share of the plain cache or a size.
+
+        Args:
+            text: a share ("20%", "0.2", 0.2) or a size ("12MiB", "300MB", 4096); a number up to 1 is a share, above it bytes.
+            spec: what the bytes are counted for.
 
         Raises:
             BudgetError: neither, above the full cache, or below the smallest possible.
@@ -237,6 +255,10 @@ class Limit:
     def of_share(cls, keep: str | float, spec: CacheSpec) -> Limit:
         """A share of the plain cache.
 
+        Args:
+            keep: above 0 and at most 1: "20%", "0.2" or 0.2.
+            spec: what the bytes are counted for; its prefix, batch and streams make the plain cache.
+
         Raises:
             BudgetError: not a share, above 100 %, or below the smallest possible.
         """
@@ -252,6 +274,10 @@ class Limit:
     @classmethod
     def of_memory(cls, memory: str | float, spec: CacheSpec) -> Limit:
         """A size in bytes.
+
+        Args:
+            memory: "12MiB", "300MB", "4096" or 4096, for all rows of the batch together.
+            spec: what the bytes are counted for.
 
         Raises:
             BudgetError: not a size, above the full cache, or below the smallest possible.
@@ -270,11 +296,19 @@ class Limit:
         return limit
 
     def for_model(self, shape: ModelShape) -> Limit:
-        """The same bytes, counted for another model of the same layers and heads."""
+        """The same bytes, counted for another model of the same layers and heads.
+
+        Args:
+            shape: of that model.
+        """
         return _replace(self, spec=self.spec.replace(shape=shape))
 
     def at(self, share: float) -> Limit:
-        """Another share, counted for the same."""
+        """Another share, counted for the same; whether any policy fits it is not checked.
+
+        Args:
+            share: of the plain cache, in (0, 1].
+        """
         return Limit(int(share * self.spec.full_bytes + 1e-6), self.spec, share)
 
     def to_dict(self) -> dict[str, Any]:
@@ -283,7 +317,12 @@ class Limit:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any], shape: ModelShape) -> Limit:
-        """What `to_dict` wrote of a limit for the model `shape`."""
+        """What `to_dict` wrote.
+
+        Args:
+            facts: JSON values: bytes, share and the fields of the spec, as in a policy file or run.json.
+            shape: the model that the limit is for, which `to_dict` leaves out.
+        """
         names = ("prefix", "batch", "streams", "dtype", "count_prefix")
         return cls(int(facts["bytes"]), CacheSpec(shape, **{name: facts[name] for name in names}), facts.get("share"))
 

@@ -122,6 +122,7 @@ class Policy:
             anchor: first image tokens that are always kept.
             decay: what a score is multiplied by at the end of each stride, in [0, 1].
             per_visit: 1 where a score is divided by the number of queries that could see its token, else 0.
+            bits: of a kept number of image tokens behind the anchors: 16 (the model's dtype), 8 or 4.
             stride: tokens between two choices of the heavy set.
             prefix: prompt length in tokens that the byte accounting assumes.
             semantic_score: float32 [layers, kv_heads] in [0, 1], 1 is semantic; by default 0.5 everywhere, for not known.
@@ -162,7 +163,11 @@ class Policy:
         return kept + torch.where(self.heavy > 0, buffer, 1)
 
     def buckets(self, layer: int) -> list[Bucket]:
-        """The distinct kinds of heads of a layer, ordered by their first head."""
+        """The distinct kinds of heads of a layer, ordered by their first head.
+
+        Args:
+            layer: its number, from 0.
+        """
         found: dict[tuple[int, int, int, float, bool, int], list[int]] = {}
         for head in range(self.shape.kv_heads):
             kind = (
@@ -252,7 +257,11 @@ class Policy:
         return bool((self.bits != 16).any())
 
     def replace(self, **changes: Any) -> Policy:
-        """A copy with some fields changed."""
+        """A copy with some fields changed, checked as a new policy is.
+
+        Args:
+            changes: new values by attribute, such as `stride=4`.
+        """
         return replace(self, **changes)
 
     def fingerprint(self) -> str:

@@ -357,7 +357,21 @@ class CompressedCache(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `CompressedLayer.update`."""
+        """Take in the keys and values of the next T tokens of a layer; a layer of the model calls it.
+
+        Args:
+            key_states: [B, H, T, D], H the KV heads, with positions as the layer's own attention has them.
+            value_states: [B, H, T, D], likewise.
+            layer_idx: number of the layer, from 0.
+            args: of transformers' interface, not used.
+            kwargs: likewise.
+
+        Returns:
+            Keys and values [B, H, T, D] of these tokens alone; `compressed`'s attention finds what was kept by the keys.
+
+        Raises:
+            CacheError: see `CompressedLayer.update`; or a first call of another batch, dtype or device than was said.
+        """
         if layer_idx == 0 and not self.compressed_layers[0].is_initialized:
             found = (key_states.shape[0], key_states.dtype, key_states.device.type)
             for name, want, have in zip(("batch", "dtype", "device"), self.expected, found, strict=True):

@@ -51,6 +51,9 @@ class Sampling:
     def of(self, model: ImageModel) -> Sampling:
         """With the model's own numbers where none were given.
 
+        Args:
+            model: whose guidance, temperature and top-k fill in what is None.
+
         Raises:
             DataError: more codes than the model has.
         """
@@ -74,7 +77,10 @@ class Sampling:
         return 2 if self.guided else 1
 
     def seeds(self, count: int) -> list[int]:
-        """One seed an image, of `count` images.
+        """One seed an image.
+
+        Args:
+            count: images.
 
         Raises:
             DataError: another number of seeds was given, or the last ones have more than 64 bits.

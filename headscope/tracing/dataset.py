@@ -35,6 +35,9 @@ NEEDED = ("footprint", "lag_mass")
 class TraceDataset:
     """Reads a finished trace.
 
+    Args:
+        path: the folder that `trace` or `merge_traces` wrote.
+
     Raises:
         DataError: the folder is missing, no trace, or not finished.
 
@@ -123,7 +126,14 @@ class TraceDataset:
     def words(self, **filters: Any) -> pd.DataFrame:
         """Attention to each word of the prompts: sample, layer, head, word (its place in the prompt), text, mass.
 
-        Tokens that continue a word are added to it. Filters as in `heads`.
+        Tokens that continue a word are added to it.
+
+        Args:
+            filters: a value or a list of values for `sample`, `layer` or `head`, such as `layer=[3, 4]`; what does not match
+                is not read.
+
+        Raises:
+            DataError: a file that is not readable, rows of what was not traced, or masses that are not one a token.
         """
         table = self._rows("prefix.parquet", [BY_TOKEN], filters)
         every = self._rows("prefix.parquet", ["pieces"], {})

@@ -24,6 +24,10 @@ SAME = ("architecture", "weights", "geometry", "guidance", "definitions", "selec
 def merge_traces(paths: Sequence[str | Path], out: str | Path) -> TraceDataset:
     """Write the trace `out` of all images of `paths`, in their order; images are numbered anew.
 
+    Args:
+        paths: folders of finished traces, two or more.
+        out: the folder to write, which is not there yet.
+
     Raises:
         DataError: fewer than two traces; one that is unfinished or damaged, of another model, other definitions or another
             selection than the first; an image that is in two of them; or a folder `out` that is there already.

@@ -59,7 +59,16 @@ class Selection:
         return self.heads is None and self.rows is None and self.every == 1
 
     def check(self, layers: int, heads: int, rows: int) -> None:
-        """Raises DataError for layers, heads or rows that the model does not have."""
+        """Refuse layers, heads or rows that the model does not have.
+
+        Args:
+            layers: of the model.
+            heads: query heads of a layer.
+            rows: of the image.
+
+        Raises:
+            DataError: a number that is not below these; names it.
+        """
         for name, numbers, there in (("layer", self.layers, layers), ("head", self.heads, heads)):
             if numbers is not None and max(numbers) >= there:
                 raise DataError(f"{name} {max(numbers)}: the model has {there}, numbered 0 to {there - 1}.")
@@ -67,14 +76,24 @@ class Selection:
             raise DataError(f"row {self.rows[1] - 1}: the image has {rows} rows, numbered 0 to {rows - 1}.")
 
     def bands(self, rows: int) -> list[range]:
-        """Bands of rows; their union is what is traced, and the whole image's statistics are of their sum."""
+        """Bands of rows; their union is what is traced, and the whole image's statistics are of their sum.
+
+        Args:
+            rows: of the image.
+        """
         first, stop = self.rows or (0, rows)
         count = min(max(self.band_count, 1), stop - first)
         edges = [first + round((stop - first) * k / count) for k in range(count + 1)]
         return [range(a, b) for a, b in itertools.pairwise(edges)]
 
     def queries(self, geometry: Geometry, rows: range, fed: int) -> torch.Tensor:
-        """int64: the image tokens of `rows` that are asked, of the `fed` that were fed."""
+        """int64 [queries]: the image tokens that are asked, by their place in the image.
+
+        Args:
+            geometry: of the image.
+            rows: a band, see `bands`.
+            fed: image tokens that the model is fed, from the first; N - 1 when an image is traced, as nothing follows the last.
+        """
         first = rows.start * geometry.row_length
         asked = torch.arange(first, min(rows.stop * geometry.row_length, fed))
         return asked[asked % self.every == 0]

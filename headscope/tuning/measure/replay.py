@@ -189,7 +189,11 @@ class Replay:
             raise no_numbers(self.model, token, () if cache is None else (layer.kept() for layer in cache.compressed_layers))
 
     def full(self, batch: Batch) -> torch.Tensor:
-        """Hidden states [rows, N - 1, C] under the full cache: one parallel call (attention is causal)."""
+        """Hidden states [rows, N - 1, C] under the full cache: one parallel call (attention is causal).
+
+        Args:
+            batch: the images, one of `batches`.
+        """
         hidden = self.model.forward(torch.cat([batch.prefix, batch.tokens], 1), batch.mask, None)
         return hidden[:, self.prefix :]
 

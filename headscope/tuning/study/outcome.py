@@ -61,7 +61,11 @@ class SearchResult:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write trials.parquet and search.json into `folder`."""
+        """Write trials.parquet and search.json.
+
+        Args:
+            folder: where to; files of those names are replaced.
+        """
         folder = Path(folder)
         write_parquet(self.trials, folder / "trials.parquet")
         write_json(folder / "search.json", self.summary())
