@@ -105,8 +105,12 @@ class _Words:
         """The begin-of-image token."""
         return 3
 
-    def __call__(self, texts: list[str], **padding: object) -> dict[str, torch.Tensor]:
-        ids = torch.tensor([[2, *[5] * (self.length - 2), 3]] * len(texts))
+    def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[2, *[5] * (self.length - 2), 3]] * len(texts)}
+
+    def pad(self, batch: dict[str, list[list[int]]], **how: object) -> dict[str, torch.Tensor]:
+        """Rows of one length need none."""
+        ids = torch.tensor(batch["input_ids"])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 

@@ -50,7 +50,10 @@ def left_padded(
     Raises:
         DataError: a prompt longer than the model admits.
     """
-    found = tokenizer(list(texts), padding=True, padding_side="left", return_tensors="pt")
+    rows = tokenizer(list(texts))["input_ids"]
+    # Padded apart: `tokenizer(..., padding=True)` sets its padding for all threads, and says that this way is slower.
+    getattr(tokenizer, "deprecation_warnings", {})["Asking-to-pad-a-fast-tokenizer"] = True
+    found = tokenizer.pad({"input_ids": rows}, padding=True, padding_side="left", return_tensors="pt")
     ids, mask = found["input_ids"], found["attention_mask"]
     for prompt, count in zip(prompts, mask.sum(1).tolist(), strict=True):
         if count > model.max_prefix:

@@ -113,7 +113,7 @@ def test_a_choice_of_heads_is_not_classified_and_the_report_still_stands(
     headscope(capsys, monkeypatch, "trace", tiny_folder, "--out", tmp_path / "r", "--prompts", prompts, "--layers", "1")
     ended = headscope(capsys, monkeypatch, "heads", tmp_path / "r")
     assert ended.status == 2
-    assert "holds a choice of heads (--layers), and classes need all of them" in ended.err
+    assert "holds a choice of layers, and classes need all of them: trace again without --layers" in ended.err
     assert headscope(capsys, monkeypatch, "report", tmp_path / "r").status == 0
 
 
