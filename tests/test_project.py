@@ -174,7 +174,10 @@ def options_named(source: str) -> list[str]:
     told = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     plain = {text: re.sub(r"`(headscope|pip) [^`]*`", "", text) for text in texts if "pip install" not in text}
-    return [text for text, rest in plain.items() if text not in told and re.search(r"(?<![\w(-])--[a-z]{2}", rest)]
+    named = [text for text, rest in plain.items() if text not in told and re.search(r"(?<![\w(-])--[a-z]{2}", rest)]
+    made = [part.value for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values[:-1]
+            if isinstance(part, ast.Constant) and str(part.value).endswith("--")]  # fmt: skip
+    return named + made
 
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -187,4 +190,5 @@ def test_lower_floors_name_arguments_and_no_options() -> None:
 
 def test_an_option_in_a_message_is_found() -> None:
     assert options_named('raise ValueError(f"{x}: choose another --out.")') == [": choose another --out."]
+    assert options_named('f"({x}: --{name})"') == [": --"]
     assert options_named('"""With --out."""\nx = "a -- b"') == []
