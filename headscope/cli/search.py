@@ -45,7 +45,7 @@ Images = Annotated[int | None, typer.Option(min=1, help="Calibration images a tr
 Sampler = Annotated[str, typer.Option(help="tpe, gp, cma-es, nsga-ii or random.")]
 Prune = Annotated[bool, typer.Option("--prune/--no-prune", help="Give up what is worse, image by image.")]
 Buckets = Annotated[int, typer.Option(min=1, help="Most kinds of heads in a layer.")]
-TableKind = Annotated[str, typer.Option(help="heads, groups (a class in a layer) or coverage (by the trace); auto by size.")]
+TableKind = Annotated[str, typer.Option(help="heads, fisher (by gradients), groups (a class in a layer), coverage; auto.")]
 TableImages = Annotated[int, typer.Option(min=1, help="Calibration images that the table is measured on.")]
 Patience = Annotated[int, typer.Option(min=0, help="End a phase after so many trials without a gain; 0 never.")]
 Front = Annotated[bool, typer.Option("--front", help="One study over the limit itself: loss against bytes.")]

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from headscope.tuning.config_file import read_config
     from headscope.tuning.measure.ablation import HeadAblation, ablate_heads, equal_options
     from headscope.tuning.measure.coverage import Coverage, Groups
+    from headscope.tuning.measure.fisher import fisher_table
     from headscope.tuning.measure.measurement import MemoizedReplay, ReplayResult
-    from headscope.tuning.measure.options import ANCHOR, Losses, Option, default_options, losses_from
+    from headscope.tuning.measure.options import ANCHOR, Losses, Option, default_options, losses_from, table_stride
     from headscope.tuning.measure.replay import BATCH_BYTES, Replay
     from headscope.tuning.measure.sensitivity import measure_sensitivity, table_identity
     from headscope.tuning.measure.table import Table, every_head, sensitivity_table
@@ -39,8 +40,9 @@ _MODULES = {
     "config_file": "read_config",
     "measure.ablation": "HeadAblation ablate_heads equal_options",
     "measure.coverage": "Coverage Groups",
+    "measure.fisher": "fisher_table",
     "measure.measurement": "MemoizedReplay ReplayResult",
-    "measure.options": "ANCHOR Losses Option default_options losses_from",
+    "measure.options": "ANCHOR Losses Option default_options losses_from table_stride",
     "measure.replay": "BATCH_BYTES Replay",
     "measure.sensitivity": "measure_sensitivity table_identity",
     "measure.table": "Table every_head sensitivity_table",

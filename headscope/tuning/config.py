@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Proposers of a study, see `headscope.tuning.propose.samplers`.
 SAMPLERS = ("tpe", "gp", "cma-es", "nsga-ii", "random")
 # Sensitivity tables, see `headscope.tuning.measure.table`.
-TABLES = ("auto", "heads", "groups", "coverage")
+TABLES = ("auto", "heads", "fisher", "groups", "coverage")
 KEEP = "20%"
 BUCKETS = 3
 
@@ -193,8 +193,8 @@ class SearchConfig(_Config):
         buckets: most kinds of heads in a layer.
         strides: tokens between two choices of heavy tokens to choose from, by default a quarter, half, one and two rows.
         images: calibration images that a trial replays, by default all.
-        table: sensitivity table to begin with: of heads, of groups (a class in a layer), of the trace's coverage, or auto
-            by the model's size.
+        table: sensitivity table to begin with: of heads, of heads by gradients (fisher), of groups (a class in a layer), of
+            the trace's coverage, or auto by the model's size.
         table_images: calibration images that the table is measured on.
         quick: a dry run: no table, one variant a preset.
     """

@@ -127,7 +127,7 @@ class _Rows:
 
     def _save(self) -> None:
         if self.path is not None:
-            _save(self.rows, self.path, self.identity)
+            write_rows(self.rows, self.path, self.identity)
         self.saved = time.monotonic()
 
 
@@ -219,7 +219,14 @@ def _frame(rows: Sequence[tuple]) -> pd.DataFrame:
     return frame.astype({**dict.fromkeys(_WHOLE, "int64"), "decay": "float64", "loss": "float64"})
 
 
-def _save(rows: Sequence[tuple], path: str | Path, identity: dict[str, str | int]) -> None:
+def write_rows(rows: Sequence[tuple], path: str | Path, identity: dict[str, str | int]) -> None:
+    """Write a table whole.
+
+    Args:
+        rows: of `COLUMNS`.
+        path: of its parquet file.
+        identity: what it belongs to, see `table_identity`.
+    """
     table = pa.Table.from_pandas(_frame(rows), preserve_index=False)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(identity).encode()})
     write_whole(path, lambda temporary: pq.write_table(table, temporary))

@@ -14,15 +14,15 @@ result equal to `Replay.measure` of the policy that compresses only that head.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import nn
 
 from headscope.policy import Policy
-from headscope.runtime import CompressedCache, compressed
+from headscope.tuning.measure.head_outputs import HeadOutputs, before, projections
 from headscope.tuning.measure.options import Option
 from headscope.tuning.measure.replay import Batch, Replay
 
@@ -73,8 +73,8 @@ class SingleHeadLoss:
     def __init__(self, replay: Replay, stride: int, anchor: int = 0) -> None:
         self.replay = replay
         self.stride, self.anchor = stride, anchor
-        self.shortcut = _projections(replay.model.decoder) is not None
-        self._inputs: list[list[torch.Tensor]] = []
+        self.outputs = HeadOutputs(replay, stride, anchor)
+        self.shortcut = self.outputs.can
         self._option: Option | None = None
         self._written: list[list[torch.Tensor]] = []
         self._tried = False
@@ -100,10 +100,8 @@ class SingleHeadLoss:
 
     def _short(self, layer: int, heads: Sequence[int], option: Option) -> float:
         with torch.inference_mode():
-            if not self._inputs:
-                self._inputs = [self._record_inputs(batch) for batch in self.replay.batches]
             if option != self._option:
-                self._written = self._record_outputs(option)
+                self._written = [self.outputs.under(number, option) for number in range(len(self.replay.batches))]
                 self._option = option
             total, count = 0.0, 0
             for number, batch in enumerate(self.replay.batches):
@@ -111,72 +109,21 @@ class SingleHeadLoss:
                 total, count = total + float(divergence.double().sum()), count + divergence.numel()
         return total / count
 
-    def _record_inputs(self, batch: Batch) -> list[torch.Tensor]:
-        """Each layer's input under the full cache, [rows, P + N - 1, C]."""
-        inputs: list[torch.Tensor] = []
-        with _before(_layers(self.replay), lambda layer, hidden: inputs.append(hidden)):
-            self.replay.full(batch)
-        return inputs
-
-    def _record_outputs(self, option: Option) -> list[list[torch.Tensor]]:
-        """For each batch and layer, what all heads write under `option` given full inputs: [rows, N - 1, heads * D]."""
-        replay, shape = self.replay, self.replay.model.shape
-        policy = Policy.uniform(
-            shape,
-            window=option.window,
-            heavy=option.heavy,
-            decay=option.decay,
-            anchor=self.anchor,
-            stride=self.stride,
-            prefix=replay.prefix,
-        )
-        projections = _projections(replay.model.decoder)
-        assert projections is not None
-        outputs = []
-        for batch, inputs in zip(replay.batches, self._inputs, strict=True):
-            written: list[list[torch.Tensor]] = [[] for _ in range(shape.layers)]
-            seen = [0] * shape.layers
-
-            def hand_over(
-                layer: int, hidden: torch.Tensor, seen: list[int] = seen, inputs: list[torch.Tensor] = inputs
-            ) -> torch.Tensor:
-                start, seen[layer] = seen[layer], seen[layer] + hidden.shape[1]
-                return inputs[layer][:, start : seen[layer]]
-
-            def keep(layer: int, heads: torch.Tensor, written: list[list[torch.Tensor]] = written) -> None:
-                written[layer].append(heads)
-
-            with (
-                compressed(replay.model, policy),
-                _before(_layers(replay), hand_over),
-                _before(projections, keep),
-            ):
-                cache = CompressedCache(
-                    policy,
-                    batch=len(batch.prefix),
-                    prefix=replay.prefix,
-                    dtype=replay.dtype,
-                    device=replay.model.device,
-                )
-                replay.run(batch, policy, cache)
-            outputs.append([torch.cat(parts, 1)[:, replay.prefix :] for parts in written])
-        return outputs
-
     def _spliced(self, number: int, batch: Batch, layer: int, kv_heads: Sequence[int]) -> torch.Tensor:
         """Guided KL [images, N - 1] with these heads' output in layer `layer` put in place of the full one."""
         replay, shape = self.replay, self.replay.model.shape
         group = shape.query_heads // shape.kv_heads * shape.head_dim
         columns = torch.cat([torch.arange(head * group, (head + 1) * group) for head in kv_heads])
-        projections = _projections(replay.model.decoder)
-        assert projections is not None
+        found = projections(replay.model.decoder)
+        assert found is not None
 
         def splice(_: int, heads: torch.Tensor) -> torch.Tensor:
             heads = heads.clone()
             heads[:, replay.prefix :, columns] = self._written[number][layer][:, :, columns]
             return heads
 
-        with _skipping(replay.model.decoder, layer), _before([projections[layer]], splice):
-            hidden = replay.model.forward(self._inputs[number][layer], batch.mask, None)
+        with _skipping(replay.model.decoder, layer), before([found[layer]], splice):
+            hidden = replay.model.forward(self.outputs.inputs(number)[layer], batch.mask, None)
         return replay.divergence(hidden[:, replay.prefix :], batch.images)
 
 
@@ -209,41 +156,3 @@ def _skipping(decoder: nn.Module, below: int) -> Iterator[None]:
         yield
     finally:
         decoder.layers = layers
-
-
-@contextmanager
-def _before(
-    modules: list[nn.Module] | nn.ModuleList, act: Callable[[int, torch.Tensor], torch.Tensor | None]
-) -> Iterator[None]:
-    """Call `act(index, first input)` before each module runs in this thread; a tensor returned takes the input's place."""
-    thread = threading.get_ident()
-
-    def hook(index: int) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict] | None]:
-        def replace(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-            if threading.get_ident() != thread:
-                return None
-            if args:
-                given = act(index, args[0])
-                return None if given is None else ((given, *args[1:]), kwargs)
-            given = act(index, kwargs["hidden_states"])
-            return None if given is None else (args, {**kwargs, "hidden_states": given})
-
-        return replace
-
-    with ExitStack() as stack:
-        for index, module in enumerate(modules):
-            handle = module.register_forward_pre_hook(hook(index), with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
-
-
-def _layers(replay: Replay) -> nn.ModuleList:
-    return cast(nn.ModuleList, replay.model.decoder.layers)
-
-
-def _projections(decoder: nn.Module) -> list[nn.Module] | None:
-    """Each layer's output projection of the attention, or None where the decoder is built otherwise."""
-    layers = getattr(decoder, "layers", None)
-    found = [getattr(getattr(layer, "self_attn", None), "o_proj", None) for layer in layers or []]
-    modules = [module for module in found if isinstance(module, nn.Module)]
-    return modules if modules and len(modules) == len(found) else None

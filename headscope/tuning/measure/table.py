@@ -6,24 +6,37 @@ x 16 = 15,360) begin with groups, 30 x 2 x 16; what a table of every head would 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from headscope.errors import DataError
+from headscope.intervals import rank_correlation
 from headscope.policy import ModelShape
 from headscope.progress import Progress
 from headscope.tuning.measure.coverage import Groups
-from headscope.tuning.measure.options import ANCHOR, default_options, table_stride
+from headscope.tuning.measure.fisher import fisher_table
+from headscope.tuning.measure.options import ANCHOR, Option, default_options, table_stride
 from headscope.tuning.measure.replay import Replay
-from headscope.tuning.measure.sensitivity import measure_sensitivity, time_cells
+from headscope.tuning.measure.sensitivity import (
+    NEGLIGIBLE,
+    load_table,
+    measure_sensitivity,
+    table_identity,
+    time_cells,
+    write_rows,
+)
 from headscope.tuning.measure.single_head import SingleHeadLoss
 from headscope.words import duration
 
-HEADS, GROUPS, COVERAGE, AUTO = "heads", "groups", "coverage", "auto"
+HEADS, GROUPS, COVERAGE, FISHER, AUTO = "heads", "groups", "coverage", "fisher", "auto"
 # Above so many cells `auto` measures groups: at a second a cell, what a user waits for over a coffee.
 MOST_CELLS = 2000
+# Cells of a table by gradients that are measured exactly too, and the ratio at which it is not believed.
+CHECKED, DISAGREES = 8, 3.0
 
 
 @dataclass(frozen=True)
@@ -32,11 +45,12 @@ class Table:
 
     Attributes:
         losses: see `measure_sensitivity`.
-        kind: heads, groups or coverage.
+        kind: heads, fisher, groups or coverage.
         cells: of a table of this kind, measured now or before; 0 for coverage, which measures none.
         every: cells of a table of every head.
         seconds: that measuring what was missing took.
         a_cell: seconds of one cell; nan where nothing had to be measured.
+        checked: what a few cells measured exactly say of a table by gradients, in words.
     """
 
     losses: pd.DataFrame
@@ -45,13 +59,19 @@ class Table:
     every: int
     seconds: float
     a_cell: float
+    checked: str = ""
 
     def sentence(self) -> str:
         """What was measured, and what a table of every head would cost."""
-        what = {HEADS: "every head alone", GROUPS: "the heads of a class in a layer together", COVERAGE: "the trace alone"}
+        what = {
+            FISHER: "every head by gradients",
+            HEADS: "every head alone",
+            GROUPS: "the heads of a class in a layer together",
+            COVERAGE: "the trace alone",
+        }
         text = f"sensitivity table: {what[self.kind]}, {self.cells:,} cells in {duration(self.seconds)}"
-        if self.kind == HEADS:
-            return f"{text}."
+        if self.kind in (HEADS, FISHER):
+            return f"{text}{self.checked}."
         cost = f", about {duration(self.every * self.a_cell)}" if self.a_cell == self.a_cell else ""
         return f"{text}; one of every head (`table` heads) would be {self.every:,}{cost}."
 
@@ -86,6 +106,8 @@ def sensitivity_table(
     if kind == HEADS:
         losses = measure_sensitivity(replay, options, path, anchor=ANCHOR, progress=progress)
         return Table(losses, kind, every, every, *_cost(losses))
+    if kind == FISHER:
+        return _by_gradients(replay, options, path, progress)
     assert groups is not None
     if kind == GROUPS:
         beside = Path(path).with_name(f"{Path(path).stem}-groups.parquet") if path is not None else None
@@ -94,6 +116,50 @@ def sensitivity_table(
     stride = table_stride(shape.geometry)
     losses = groups.coverage.table(options, stride)
     return Table(losses, kind, 0, every, 0.0, time_cells(SingleHeadLoss(replay, stride, ANCHOR), options[1]))
+
+
+def _by_gradients(replay: Replay, options: list[Option], path: str | Path | None, progress: Progress | None) -> Table:
+    """The table of every head by gradients, or what stands of it in its file; a few of its cells are measured exactly, and
+    where they disagree the exact table takes its place."""
+    shape, stride = replay.model.shape, table_stride(replay.model.shape.geometry)
+    every = shape.layers * shape.kv_heads * len(options)
+    alone = SingleHeadLoss(replay, stride, ANCHOR)
+    if not alone.outputs.can:
+        raise DataError(
+            f"{replay.model.name}: its decoder has no layers with `self_attn.o_proj`, whose gradients a table by gradients "
+            "needs; take another kind of table."
+        )
+    beside = Path(path).with_name(f"{Path(path).stem}-fisher.parquet") if path is not None else None
+    identity = table_identity(replay, stride) | {"kind": FISHER, "anchor": ANCHOR}
+    if beside is not None and beside.exists():
+        losses, seconds = load_table(beside, identity), 0.0
+    else:
+        losses = fisher_table(replay, options, stride, anchor=ANCHOR, progress=progress)
+        seconds = float(losses.attrs["seconds"])
+        if beside is not None:
+            write_rows(list(losses.itertuples(index=False, name=None)), beside, identity)
+    ratio, correlation = _checked(losses, alone, options)
+    if not (1 / DISAGREES < ratio < DISAGREES and correlation > 0.5):
+        exact = sensitivity_table(replay, HEADS, None, path, progress)
+        told = f", as one by gradients was {ratio:.2f} times as large in {CHECKED} cells (rank correlation {correlation:.2f})"
+        return replace(exact, checked=told)
+    told = f", {ratio:.2f} times what {CHECKED} cells measured exactly give (rank correlation {correlation:.2f})"
+    return Table(losses, FISHER, every, every, seconds, seconds / every if seconds else float("nan"), told)
+
+
+def _checked(losses: pd.DataFrame, alone: SingleHeadLoss, options: list[Option]) -> tuple[float, float]:
+    """Median ratio of the estimate to exact losses, and their rank correlation, in CHECKED cells over all sizes of loss."""
+    ranked = losses[losses["loss"] > NEGLIGIBLE].sort_values("loss")
+    some = ranked.iloc[np.linspace(0, len(ranked) - 1, min(CHECKED, len(ranked))).round().astype(int)]
+    found: list[tuple[float, float]] = []
+    for option in options:  # an option after the other, so that each is replayed once
+        mine = some[(some["window"] == option.window) & (some["heavy"] == option.heavy) & (some["decay"] == option.decay)]
+        places = zip(mine["layer"], mine["kv_head"], mine["loss"], strict=True)
+        found += [(float(loss), alone.loss(int(layer), int(head), option)) for layer, head, loss in places]
+    if len(found) < 3:  # nothing loses anything
+        return 1.0, 1.0
+    estimates, exact = np.array(found).T
+    return float(np.median(estimates / np.maximum(exact, NEGLIGIBLE))), rank_correlation(estimates, exact)[0]
 
 
 def kind_for(kind: str, shape: ModelShape) -> str:
@@ -105,7 +171,7 @@ def kind_for(kind: str, shape: ModelShape) -> str:
 
 def every_head(kind: str, shape: ModelShape) -> bool:
     """Whether a table of this kind measures every head of a model, and so needs no groups."""
-    return kind_for(kind, shape) == HEADS
+    return kind_for(kind, shape) in (HEADS, FISHER)
 
 
 def _cost(losses: pd.DataFrame) -> tuple[float, float]:
