@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from math import comb
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from headscope.policy import CacheSpec
 from headscope.policy.footprint import Limit
 from headscope.policy.shape import ModelShape
 from headscope.tuning.measure.options import Losses, Option, default_options, interpolated, table_stride
-from headscope.tuning.propose.knapsack import allocate, relax, solve
+from headscope.tuning.propose.knapsack import allocate, solve
+from headscope.tuning.propose.relaxation import SETS, medians, relax
 
 SHAPE = ModelShape("toy", 2, 2, 2, 4, Geometry(4, 4), "a", "w")
 
@@ -46,6 +48,56 @@ def test_the_least_loss_is_found(seed: int, buckets: int, share: float) -> None:
     quick = relax(loss, cost, room, buckets)
     assert quick is not None
     assert quick.nbytes <= room
+
+
+def many_options(layers: int, heads: int, options: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes times bits: losses that fall with the size, over a floor that bits leave, and an option that keeps everything."""
+    rng = np.random.default_rng(seed)
+    size, bits = np.sort(rng.uniform(2, 560, options)), rng.choice(3, options)
+    cost = 100 + size * np.array([96, 52, 30])[bits]
+    scale, fall = np.exp(rng.normal(-9, 2.2, (layers, heads, 1))), np.exp(rng.normal(-4.5, 1, (layers, heads, 1)))
+    noise = np.exp(rng.normal(0, 0.15, (layers, heads, options)))
+    floor = np.array([0.0, 1e-5, 1e-3])[bits] * np.exp(rng.normal(0, 1.5, (layers, heads, 1)))
+    loss = np.concatenate([scale * np.exp(-fall * size) * noise + floor, np.zeros((layers, heads, 1))], -1)
+    return loss, np.append(cost, 577 * 96.0)
+
+
+@pytest.mark.parametrize(("seed", "share"), [(1, 0.3), (2, 0.2), (3, 0.1), (4, 0.05)])
+def test_with_many_options_prices_and_swaps_lose_at_most_half_a_per_cent(seed: int, share: float) -> None:
+    loss, cost = many_options(8, 8, 40, seed)
+    room, buckets = share * 64 * cost.max(), 3
+    assert comb(len(cost), buckets) > SETS
+    proved, quick = allocate(loss, cost, room, buckets), relax(loss, cost, room, buckets)
+    assert proved is not None
+    assert quick is not None
+    assert proved.exact
+    assert quick.nbytes <= room
+    assert max(len(set(row)) for row in quick.choice.tolist()) <= buckets
+    assert quick.loss <= 1.005 * proved.loss
+
+
+def test_a_model_of_960_heads_and_400_options_gets_an_allocation_within_the_room_and_the_buckets() -> None:
+    loss, cost = many_options(30, 32, 400, 5)
+    room = 0.1 * 960 * cost.max()
+    found = allocate(loss, cost, room, 3)
+    assert found is not None
+    assert 0.99 * room < found.nbytes <= room
+    assert max(len(set(row)) for row in found.choice.tolist()) <= 3
+    assert found.loss == pytest.approx(np.take_along_axis(loss, found.choice[..., None], -1).sum())
+    alike = np.take_along_axis(loss, np.full((30, 32, 1), np.flatnonzero(cost <= room / 960)[-1]), -1).sum()
+    assert found.loss < 0.7 * alike  # every head alike
+
+
+@given(st.integers(0, 10_000), st.integers(1, 3))
+@settings(max_examples=30, deadline=None)
+def test_no_exchange_of_one_kind_for_another_helps_a_layer(seed: int, count: int) -> None:
+    priced = np.random.default_rng(seed).random((4, 7))
+    kinds = medians(priced, count, [])
+    least = priced[:, kinds].min(1).sum()
+    assert len(kinds) == len(set(kinds)) <= count
+    for place, other in product(range(len(kinds)), range(7)):
+        changed = [*kinds[:place], other, *kinds[place + 1 :]]
+        assert priced[:, changed].min(1).sum() >= least - 1e-9
 
 
 def test_nothing_fits_in_too_little_room() -> None:
