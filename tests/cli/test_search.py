@@ -146,7 +146,7 @@ def test_a_table_of_groups_and_one_of_the_trace_alone(command, run: Path) -> Non
     assert left_by_an_overwrite(run, run.parent) == []
     refused = command("search", run, "--table", "layers")
     assert refused.status == 2
-    assert "expected one of auto, heads, groups, coverage" in refused.err
+    assert "expected one of auto, heads, fisher, groups, coverage" in refused.err
 
 
 def test_what_can_not_be_is_refused(command, run: Path) -> None:
