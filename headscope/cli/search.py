@@ -46,6 +46,7 @@ Sampler = Annotated[str, typer.Option(help="tpe, gp, cma-es, nsga-ii or random."
 Prune = Annotated[bool, typer.Option("--prune/--no-prune", help="Give up what is worse, image by image.")]
 Buckets = Annotated[int, typer.Option(min=1, help="Most kinds of heads in a layer.")]
 TableKind = Annotated[str, typer.Option(help="heads, fisher (by gradients), groups (a class in a layer), coverage; auto.")]
+Bits = Annotated[str, typer.Option(help="Bits of a kept number that a head may have, such as 16,8,4.")]
 TableImages = Annotated[int, typer.Option(min=1, help="Calibration images that the table is measured on.")]
 Patience = Annotated[int, typer.Option(min=0, help="End a phase after so many trials without a gain; 0 never.")]
 Front = Annotated[bool, typer.Option("--front", help="One study over the limit itself: loss against bytes.")]
@@ -69,6 +70,7 @@ def search(
     buckets: Buckets = SEARCH.buckets,
     table: TableKind = SEARCH.table,
     table_images: TableImages = SEARCH.table_images,
+    bits: Bits = SEARCH.bits,
     patience: Patience = SEARCH.patience,
     front: Front = False,
     storage: Storage = None,
@@ -83,7 +85,7 @@ def search(
     """Search a policy; the same command goes on after a stop. Example: headscope search runs/stickers --keep 20%"""
     config = SEARCH.replace(
         trials=trials, seed=seed, sampler=sampler, prune=prune, patience=patience, buckets=buckets, images=images,
-        table=table, table_images=table_images, quick=quick,
+        table=table, table_images=table_images, bits=bits, quick=quick,
     )  # fmt: skip
     shared = workers_from(workers, engine, address, storage)
     limited = (keep, memory, max_loss, dtype, guidance, batch, keep_of, front)

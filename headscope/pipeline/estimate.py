@@ -58,7 +58,7 @@ def estimate(run: Run) -> Estimate:
     replayed = CHUNKED * parallel
     searched = min(config.search.images or calibration, calibration)
     heads = model.shape.layers * model.shape.kv_heads
-    cells = len(default_options(model.shape.geometry)) * heads
+    cells = len(default_options(model.shape.geometry, config.search.each_bits)) * heads
     seconds = {
         "trace": _batches(calibration, config) * tokens * decoding + 3 * parallel * calibration,
         "heads": 2.0,

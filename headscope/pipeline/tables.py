@@ -17,7 +17,7 @@ def groups_of(run: Run) -> Groups | None:
         DataError: no trace, or one that lacks layers or heads.
     """
     shape, folder = run.model.shape, run.folder
-    if every_head(run.config.search.table, shape):
+    if every_head(run.config.search.table, shape, run.config.search.each_bits):
         return None
     heads = Heads.load(folder.heads).table
     semantic = heads.assign(semantic=heads["class"] == SEMANTIC).pivot(index="layer", columns="kv_head", values="semantic")
@@ -29,5 +29,6 @@ def losses_of(run: Run, samples: Samples) -> Losses:
     config, shape = run.config.search, run.model.shape
     few = Replay(run.model, samples.first(config.table_images), by_stream=False)
     progress = renamed(run.progress, "sensitivity of heads")
-    table = sensitivity_table(few, config.table, groups_of(run), run.folder.table(config.table_images), progress)
+    where = run.folder.table(config.table_images)
+    table = sensitivity_table(few, config.table, groups_of(run), where, progress, config.each_bits)
     return losses_from(table.losses, shape.layers, shape.kv_heads, shape.geometry)

@@ -56,6 +56,13 @@ def _file_name(text: str) -> str:
     return text
 
 
+def _bits(text: str) -> str:
+    found = {part.strip() for part in text.split(",")}
+    if not found <= {"16", "8", "4"}:
+        raise ValueError(f"{text}: expected one of 16, 8 and 4, or several with commas")
+    return ",".join(sorted(found, key=int, reverse=True))
+
+
 def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -196,6 +203,7 @@ class SearchConfig(_Config):
         table: sensitivity table to begin with: of heads, of heads by gradients (fisher), of groups (a class in a layer), of
             the trace's coverage, or auto by the model's size.
         table_images: calibration images that the table is measured on.
+        bits: of kept numbers, of 16, 8 and 4, that a head may have, such as "16,8,4"; presets are compared at each of them too.
         quick: a dry run: no table, one variant a preset.
     """
 
@@ -209,7 +217,13 @@ class SearchConfig(_Config):
     images: int | None = Field(default=None, ge=1)
     table: Annotated[str, _one_of(TABLES)] = "auto"
     table_images: int = Field(default=8, ge=1)
+    bits: Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_bits)] = "16"
     quick: bool = False
+
+    @property
+    def each_bits(self) -> tuple[int, ...]:
+        """`bits` as numbers, the largest first."""
+        return tuple(int(part) for part in self.bits.split(","))
 
 
 class RunConfig(_Config):

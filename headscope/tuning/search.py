@@ -150,6 +150,7 @@ class Search:
             self.groups,
             self.files.table or self.files.folder / "sensitivity.parquet",
             renamed(self.progress, "sensitivity of heads"),
+            self.config.each_bits,
         )
 
     def _presets(self, replay: PolicyEvaluator) -> Sweep:
@@ -158,6 +159,7 @@ class Search:
             self.limit,
             self.semantic_score,
             quick=self.config.quick,
+            bits=self.config.each_bits,
             path=self.files.folder / "presets.json",
             progress=self.progress,
         )
@@ -171,6 +173,7 @@ class Search:
             "calibration": table_identity(replay, 1)["images"],
             "table": 0 if table is None else f"{kind} of {images}" if kind else images,
         }
+        name += "" if self.config.bits == "16" else f", {self.config.bits} bits"
         kept = self.files.storage or self.files.folder / "study.db"
         return StudyStore.open(kept, f"{name}{f', table of {kind}' if kind else ''}: ", identity)
 

@@ -165,7 +165,7 @@ def test_a_known_field_that_is_no_json_is_named(file: Path, text: str) -> None:
     ],
 )
 def test_what_only_another_version_can_have_written_is_refused(file: Path, tensor: str, value: int, says: str) -> None:
-    changed = load_file(file)[tensor]
+    changed = load_file(file)[tensor].clone()  # older safetensors map the file, which is rewritten below
     changed[1, 2] = value
     if value == 3:
         file = rewritten(file, needs=["bits"])

@@ -53,8 +53,8 @@ def fisher_table(
         progress: told of replays, one an option and batch.
 
     Returns:
-        A row a layer, KV head and option: layer, kv_head, window, heavy, decay, stride, loss (nats a token); its `attrs` say
-        the `seconds` that it took.
+        A row a layer, KV head and option: layer, kv_head, window, heavy, decay, bits, stride, loss (nats a token); its
+        `attrs` say the `seconds` that it took.
     """
     shape, started = replay.model.shape, time.monotonic()
     outputs = HeadOutputs(replay, stride, anchor)
@@ -70,7 +70,7 @@ def fisher_table(
         outputs.forget(number)
     losses /= 2 * len(replay) * samples * (shape.geometry.tokens - 1)
     rows = [
-        (layer, head, option.window, option.heavy, option.decay, stride, float(losses[place, layer, head]))
+        (layer, head, option.window, option.heavy, option.decay, option.bits, stride, float(losses[place, layer, head]))
         for place, option in enumerate(options)
         for layer in range(shape.layers)
         for head in range(shape.kv_heads)

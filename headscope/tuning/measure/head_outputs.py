@@ -65,6 +65,7 @@ class HeadOutputs:
             anchor=self.anchor,
             stride=self.stride,
             prefix=replay.prefix,
+            bits=option.bits,
         )
         batch, inputs = replay.batches[number], self.inputs(number)
         written: list[list[torch.Tensor]] = [[] for _ in range(shape.layers)]

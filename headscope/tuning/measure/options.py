@@ -1,9 +1,9 @@
-"""Options: the few (window, heavy, decay) choices at which a head's loss is measured, and the table of those losses."""
+"""Options: the few (window, heavy, decay, bits) choices at which a head's loss is measured, and the table of those losses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import pandas as pd
 from headscope.errors import DataError
 from headscope.geometry import Geometry
 
-COLUMNS = ["layer", "kv_head", "window", "heavy", "decay", "stride", "loss"]
+COLUMNS = ["layer", "kv_head", "window", "heavy", "decay", "bits", "stride", "loss"]
 
 # How much of a fading score is left after a quarter of a row.
 FADE = 0.85
@@ -30,16 +30,18 @@ class Option:
         window: recent tokens.
         heavy: older tokens, chosen by score.
         decay: what a score is multiplied by at the end of each stride, in [0, 1]; 1 never fades.
+        bits: of a kept number: 16 (the model's dtype), 8 or 4.
     """
 
     window: int
     heavy: int = 0
     decay: float = 1.0
+    bits: int = 16
 
     def smaller_than(self, other: Option) -> bool:
         """No more of anything, chosen the same way: `other` can not lose more (but for the luck of the scores)."""
         same_score = self.heavy == 0 or other.heavy == 0 or self.decay == other.decay
-        return self.window <= other.window and self.heavy <= other.heavy and same_score
+        return self.window <= other.window and self.heavy <= other.heavy and self.bits <= other.bits and same_score
 
 
 def table_stride(geometry: Geometry) -> int:
@@ -48,7 +50,7 @@ def table_stride(geometry: Geometry) -> int:
     return quarter if quarter in geometry.strides() else geometry.row_length
 
 
-def default_options(geometry: Geometry) -> list[Option]:
+def default_options(geometry: Geometry, bits: Sequence[int] = (16,)) -> list[Option]:
     """Sixteen options relative to the grid, the most telling first, so that a stopped table is already of use.
 
     A head that looks at the row above falls off a cliff below window = row + 1, so the windows straddle the rows:
@@ -59,6 +61,10 @@ def default_options(geometry: Geometry) -> list[Option]:
 
     What each is worth was tried on that model, by the least sum of losses at 50, 30, 20, 15 and 10 % of the cache: of 28
     options measured these give what all give, to 5 %; a dozen without fading ones lost 12 (at 10 %) to 101 % (at 50 %) more.
+
+    Args:
+        geometry: of the image.
+        bits: in each of which the sixteen are offered; below 16 so is every token.
     """
     row, most = geometry.stride_row, geometry.tokens - 1
     sizes = [
@@ -79,8 +85,9 @@ def default_options(geometry: Geometry) -> list[Option]:
         (row // 4, 0, 1.0),
         (2, row // 4, FADE),
     ]
-    options = [Option(window, heavy, decay if heavy else 1.0) for window, heavy, decay in sizes if window + heavy < most]
-    return list(dict.fromkeys(options)) or [Option(0)]
+    sizes = [size for size in sizes if size[0] + size[1] < most] or [(0, 0, 1.0)]
+    options = [Option(*size, each) for each in bits for size in [*sizes, *([(most, 0, 1.0)] if each < 16 else [])]]
+    return list(dict.fromkeys(replace(option, decay=option.decay if option.heavy else 1.0) for option in options))
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class Losses:
         for number, option in enumerate(self.options[:-1]):
             heavy = option.heavy and option.heavy + shift
             if option.heavy == 0 or (heavy > 0 and option.window + heavy < most):
-                options.append(Option(option.window, heavy, option.decay ** (stride / self.stride)))
+                options.append(Option(option.window, heavy, option.decay ** (stride / self.stride), option.bits))
                 kept.append(number)
         return Losses((*options, self.options[-1]), self.loss[:, :, [*kept, len(self.options) - 1]], stride)
 
@@ -148,14 +155,14 @@ def losses_from(table: pd.DataFrame, layers: int, kv_heads: int, geometry: Geome
     strides = sorted(set(table["stride"].astype(int)))
     if len(strides) > 1:
         raise DataError(f"The sensitivity table mixes the strides {strides}: solve one of them at a time.")
-    triples = sorted(set(zip(table["window"].astype(int), table["heavy"].astype(int), table["decay"], strict=True)))
-    options = [Option(window, heavy, float(decay)) for window, heavy, decay in triples]
+    numbers = (table["window"].astype(int), table["heavy"].astype(int), table["decay"].astype(float), table["bits"].astype(int))
+    options = [Option(*kind) for kind in sorted(set(zip(*numbers, strict=True)))]
     index = {option: number for number, option in enumerate(options)}
     everything = Option(geometry.tokens - 1, 0)
     loss = np.full((layers, kv_heads, len(options) + 1), np.inf)
     loss[:, :, -1] = 0.0
     for row in table.itertuples(index=False):
-        option = Option(int(row.window), int(row.heavy), float(row.decay))
+        option = Option(int(row.window), int(row.heavy), float(row.decay), int(row.bits))
         loss[int(row.layer), int(row.kv_head), index[option]] = max(float(row.loss), 0.0)
     return Losses((*options, everything), _bounded(options, loss), strides[0])
 
@@ -171,19 +178,15 @@ def _bounded(options: Sequence[Option], loss: np.ndarray) -> np.ndarray:
 def interpolated(losses: Losses, between: int = 1) -> Losses:
     """More options: `between` sizes between two neighbours of a chain, their loss the weighted geometric mean.
 
-    A chain is one window and one decay with growing heavy, or windows alone from the third row on. Losses fall about as an
-    exponential of the size, so the chord would promise too little, and a size on it could never be worth more than a mix of
-    its ends (measured at 20 % of the bundled scenes model: .0518, .0441 and .0426 nats a token by three tables, .0536, .0470
-    and .0438 with the chord). Windows up to two rows are left as measured: there the loss has cliffs (a row-above head), and
-    no curve across a cliff is true.
+    A chain is one window and one decay with growing heavy, or windows alone from the third row on, in one number of bits.
+    Losses fall about as an exponential of the size, so the chord would promise too little, and a size on it could never be
+    worth more than a mix of its ends (measured at 20 % of the bundled scenes model: .0518, .0441 and .0426 nats a token by
+    three tables, .0536, .0470 and .0438 with the chord). Windows up to two rows are left as measured: there the loss has
+    cliffs (a row-above head), and no curve across a cliff is true.
     """
     options, everything = list(losses.options[:-1]), losses.options[-1]
     columns = [losses.loss[:, :, number] for number in range(len(options))]
-    alone = [option for option in options if option.heavy == 0]
-    cliffs = sorted(alone)[len(alone) // 2].window if alone else 0
-    chains = [[option for option in alone if option.window >= cliffs]]
-    for window, decay in sorted({(option.window, option.decay) for option in options if option.heavy}):
-        chains.append([option for option in options if option.heavy and (option.window, option.decay) == (window, decay)])
+    chains = [chain for bits in sorted({option.bits for option in options}) for chain in _chains(options, bits)]
     made: dict[Option, np.ndarray] = dict(zip(options, columns, strict=True))
     for chain in chains:
         for small, large in zip(sorted(chain), sorted(chain)[1:], strict=False):
@@ -191,11 +194,22 @@ def interpolated(losses: Losses, between: int = 1) -> Losses:
                 share = step / (between + 1)
                 window = round(small.window + share * (large.window - small.window))
                 heavy = round(small.heavy + share * (large.heavy - small.heavy))
-                option = Option(window, heavy, large.decay)
+                option = Option(window, heavy, large.decay, large.bits)
                 made.setdefault(option, _between(made[small], made[large], share))
     ordered = sorted(made)
     loss = np.stack([*(made[option] for option in ordered), losses.loss[:, :, -1]], -1)
     return Losses((*ordered, everything), loss, losses.stride)
+
+
+def _chains(options: Sequence[Option], bits: int) -> list[list[Option]]:
+    """Those of so many bits between which sizes are estimated."""
+    mine = [option for option in options if option.bits == bits]
+    alone = [option for option in mine if option.heavy == 0]
+    cliffs = sorted(alone)[len(alone) // 2].window if alone else 0
+    chains = [[option for option in alone if option.window >= cliffs]]
+    for window, decay in sorted({(option.window, option.decay) for option in mine if option.heavy}):
+        chains.append([option for option in mine if option.heavy and (option.window, option.decay) == (window, decay)])
+    return chains
 
 
 def _between(small: np.ndarray, large: np.ndarray, share: float) -> np.ndarray:

@@ -31,7 +31,7 @@ NEGLIGIBLE = 2e-6
 SAVE_EVERY = 5.0  # seconds
 _KEY = b"headscope"
 _KIND = "a sensitivity table"
-_WHOLE = ["layer", "kv_head", "window", "heavy", "stride"]
+_WHOLE = ["layer", "kv_head", "window", "heavy", "bits", "stride"]
 _COLUMNS = pa.schema([(name, pa.int64() if name in _WHOLE else pa.float64()) for name in COLUMNS])
 
 
@@ -63,8 +63,8 @@ def measure_sensitivity(
         progress: told of cells, see `headscope.progress`.
 
     Returns:
-        One row per measured (layer, kv_head, option): layer, kv_head, window, heavy, decay, stride, loss (nats a token). Its
-        `attrs` say how many `cells` this call measured, and the `seconds` that took.
+        One row per measured (layer, kv_head, option): layer, kv_head, window, heavy, decay, bits, stride, loss (nats a token).
+        Its `attrs` say how many `cells` this call measured, and the `seconds` that took.
 
     Raises:
         DataError: `path` holds a table of other weights, images, stride or groups.
@@ -115,7 +115,7 @@ class _Rows:
         """A row for each head of the cell."""
         layer, heads, option = cell
         for head, loss in zip(heads, losses, strict=True):
-            self.rows.append((layer, head, option.window, option.heavy, option.decay, stride, float(loss)))
+            self.rows.append((layer, head, option.window, option.heavy, option.decay, option.bits, stride, float(loss)))
         if time.monotonic() - self.saved > SAVE_EVERY:
             self._save()
 
@@ -147,10 +147,10 @@ def _rows_in(path: str | Path | None, identity: dict[str, str | int], shape: Mod
 
 def _known(rows: Sequence[tuple], cells: Sequence[Cell]) -> dict[Cell, float]:
     """The cells that a table holds for all of their heads."""
-    found = {tuple(row[:5]): float(row[6]) for row in rows}
+    found = {tuple(row[:6]): float(row[7]) for row in rows}
     known = {}
     for layer, heads, option in cells:
-        losses = [found.get((layer, head, option.window, option.heavy, option.decay)) for head in heads]
+        losses = [found.get((layer, head, option.window, option.heavy, option.decay, option.bits)) for head in heads]
         if None not in losses:
             known[layer, heads, option] = sum(loss for loss in losses if loss is not None)
     return known
@@ -186,6 +186,8 @@ def load_table(path: str | Path, identity: dict[str, str | int] | None = None) -
         DataError: missing, not readable, without the columns and numbers of a table, or of other weights, images or stride.
     """
     read = read_parquet(path, "sensitivity table", _KIND)
+    if "bits" not in read.column_names:  # as tables were before there were bits
+        read = read.append_column("bits", pa.array([16] * len(read), pa.int64()))
     try:
         table = read.select(COLUMNS).cast(_COLUMNS)  # names that are missing or twice are refused
     except (pa.ArrowException, KeyError, ValueError) as error:

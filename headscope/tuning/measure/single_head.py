@@ -47,12 +47,14 @@ def alone_policy(
         anchor: first image tokens that they keep besides.
     """
     full = full_policy(replay, stride)
-    window, heavy, decay, anchors = full.window.clone(), full.heavy.clone(), full.decay.clone(), full.anchor.clone()
+    window, heavy, decay, anchors, bits = (
+        tensor.clone() for tensor in (full.window, full.heavy, full.decay, full.anchor, full.bits)
+    )
     heads = list(_several(kv_heads))
     window[layer, heads], heavy[layer, heads], decay[layer, heads] = option.window, option.heavy, option.decay
-    anchors[layer, heads] = anchor
+    anchors[layer, heads], bits[layer, heads] = anchor, option.bits
     return Policy.uniform(
-        full.shape, window=window, heavy=heavy, decay=decay, anchor=anchors, stride=stride, prefix=full.prefix
+        full.shape, window=window, heavy=heavy, decay=decay, anchor=anchors, stride=stride, prefix=full.prefix, bits=bits
     )
 
 

@@ -6,7 +6,8 @@ x 16 = 15,360) begin with groups, 30 x 2 x 16; what a table of every head would 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from headscope.policy import ModelShape
 from headscope.progress import Progress
 from headscope.tuning.measure.coverage import Groups
 from headscope.tuning.measure.fisher import fisher_table
-from headscope.tuning.measure.options import ANCHOR, Option, default_options, table_stride
+from headscope.tuning.measure.options import ANCHOR, COLUMNS, Option, default_options, table_stride
 from headscope.tuning.measure.replay import Replay
 from headscope.tuning.measure.sensitivity import (
     NEGLIGIBLE,
@@ -86,6 +87,7 @@ def sensitivity_table(
     groups: Groups | None = None,
     path: str | Path | None = None,
     progress: Progress | None = None,
+    bits: Sequence[int] = (16,),
 ) -> Table:
     """Measure or read the table of a kind; continued where it stopped.
 
@@ -95,27 +97,33 @@ def sensitivity_table(
         groups: needed for all but `heads`, see `Groups`.
         path: of the table of every head; that of groups is kept beside it.
         progress: told of cells, see `headscope.progress`.
+        bits: of the options.
 
     Raises:
         DataError: see `measure_sensitivity`.
     """
     shape = replay.model.shape
-    options = default_options(shape.geometry)
+    options = default_options(shape.geometry, bits)
     every = shape.layers * shape.kv_heads * len(options)
-    kind = kind_for(kind, shape)
+    kind = kind_for(kind, shape, bits)
     if kind == HEADS:
-        losses = measure_sensitivity(replay, options, path, anchor=ANCHOR, progress=progress)
-        return Table(losses, kind, every, every, *_cost(losses))
+        return _exact(replay, options, path, progress)
     if kind == FISHER:
         return _by_gradients(replay, options, path, progress)
     assert groups is not None
     if kind == GROUPS:
         beside = Path(path).with_name(f"{Path(path).stem}-groups.parquet") if path is not None else None
         losses = measure_sensitivity(replay, options, beside, anchor=ANCHOR, groups=groups, progress=progress)
-        return Table(losses, kind, len(groups.members) * len(options), every, *_cost(losses))
+        return Table(_in_bits_of(options, losses), kind, len(groups.members) * len(options), every, *_cost(losses))
     stride = table_stride(shape.geometry)
     losses = groups.coverage.table(options, stride)
     return Table(losses, kind, 0, every, 0.0, time_cells(SingleHeadLoss(replay, stride, ANCHOR), options[1]))
+
+
+def _exact(replay: Replay, options: list[Option], path: str | Path | None, progress: Progress | None) -> Table:
+    losses = measure_sensitivity(replay, options, path, anchor=ANCHOR, progress=progress)
+    every = replay.model.shape.layers * replay.model.shape.kv_heads * len(options)
+    return Table(_in_bits_of(options, losses), HEADS, every, every, *_cost(losses))
 
 
 def _by_gradients(replay: Replay, options: list[Option], path: str | Path | None, progress: Progress | None) -> Table:
@@ -131,16 +139,17 @@ def _by_gradients(replay: Replay, options: list[Option], path: str | Path | None
         )
     beside = Path(path).with_name(f"{Path(path).stem}-fisher.parquet") if path is not None else None
     identity = table_identity(replay, stride) | {"kind": FISHER, "anchor": ANCHOR}
-    if beside is not None and beside.exists():
-        losses, seconds = load_table(beside, identity), 0.0
-    else:
-        losses = fisher_table(replay, options, stride, anchor=ANCHOR, progress=progress)
-        seconds = float(losses.attrs["seconds"])
+    there = beside is not None and beside.exists()
+    losses, seconds = load_table(beside, identity) if beside is not None and there else pd.DataFrame(columns=COLUMNS), 0.0
+    if missing := [option for option in options if losses[_rows_of(losses, option)].empty]:
+        more = fisher_table(replay, missing, stride, anchor=ANCHOR, progress=progress)
+        losses, seconds = more if losses.empty else pd.concat([losses, more], ignore_index=True), float(more.attrs["seconds"])
         if beside is not None:
             write_rows(list(losses.itertuples(index=False, name=None)), beside, identity)
+    losses = _in_bits_of(options, losses)
     ratio, correlation = _checked(losses, alone, options)
     if not (1 / DISAGREES < ratio < DISAGREES and correlation > 0.5):
-        exact = sensitivity_table(replay, HEADS, None, path, progress)
+        exact = _exact(replay, options, path, progress)
         told = f", as one by gradients was {ratio:.2f} times as large in {CHECKED} cells (rank correlation {correlation:.2f})"
         return replace(exact, checked=told)
     told = f", {ratio:.2f} times what {CHECKED} cells measured exactly give (rank correlation {correlation:.2f})"
@@ -153,7 +162,7 @@ def _checked(losses: pd.DataFrame, alone: SingleHeadLoss, options: list[Option])
     some = ranked.iloc[np.linspace(0, len(ranked) - 1, min(CHECKED, len(ranked))).round().astype(int)]
     found: list[tuple[float, float]] = []
     for option in options:  # an option after the other, so that each is replayed once
-        mine = some[(some["window"] == option.window) & (some["heavy"] == option.heavy) & (some["decay"] == option.decay)]
+        mine = some[_rows_of(some, option)]
         places = zip(mine["layer"], mine["kv_head"], mine["loss"], strict=True)
         found += [(float(loss), alone.loss(int(layer), int(head), option)) for layer, head, loss in places]
     if len(found) < 3:  # nothing loses anything
@@ -162,16 +171,29 @@ def _checked(losses: pd.DataFrame, alone: SingleHeadLoss, options: list[Option])
     return float(np.median(estimates / np.maximum(exact, NEGLIGIBLE))), rank_correlation(estimates, exact)[0]
 
 
-def kind_for(kind: str, shape: ModelShape) -> str:
+def _in_bits_of(options: Sequence[Option], losses: pd.DataFrame) -> pd.DataFrame:
+    """Without the rows of other numbers of bits, which a table's file may hold from another search."""
+    mine = losses["bits"].isin({option.bits for option in options})
+    return losses if bool(mine.all()) else losses[mine].reset_index(drop=True)
+
+
+def _rows_of(table: pd.DataFrame, option: Option) -> pd.Series:
+    numbers = asdict(option)
+    return (table[list(numbers)] == list(numbers.values())).all(axis=1)
+
+
+def kind_for(kind: str, shape: ModelShape, bits: Sequence[int] = (16,)) -> str:
     """What `auto` means for a model."""
     if kind != AUTO:
         return kind
-    return HEADS if shape.layers * shape.kv_heads * len(default_options(shape.geometry)) <= MOST_CELLS else GROUPS
+    if tuple(bits) != (16,):
+        return FISHER
+    return HEADS if shape.layers * shape.kv_heads * len(default_options(shape.geometry, bits)) <= MOST_CELLS else GROUPS
 
 
-def every_head(kind: str, shape: ModelShape) -> bool:
+def every_head(kind: str, shape: ModelShape, bits: Sequence[int] = (16,)) -> bool:
     """Whether a table of this kind measures every head of a model, and so needs no groups."""
-    return kind_for(kind, shape) in (HEADS, FISHER)
+    return kind_for(kind, shape, bits) in (HEADS, FISHER)
 
 
 def _cost(losses: pd.DataFrame) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import torch
 
 from headscope.errors import BudgetError
 from headscope.geometry import Geometry
-from headscope.policy import CONTROLS, PRESETS, Limit, Policy, Preset, tighter
+from headscope.policy import CONTROLS, PRESETS, Limit, Policy, Preset, project, tighter
 from headscope.progress import Progress, of_task
 from headscope.storage import read_json, write_json, write_parquet
 from headscope.tuning.measure.measurement import PolicyEvaluator, Pruned
@@ -46,6 +46,7 @@ def sweep_presets(
     *,
     names: Sequence[str] = COMPARED,
     quick: bool = False,
+    bits: Sequence[int] = (16,),
     path: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
@@ -63,6 +64,7 @@ def sweep_presets(
         semantic_score: float32 [layers, kv_heads] in [0, 1], for the presets that tell classes apart.
         names: of the presets.
         quick: one variant a preset, of those that replay in chunks of a row: a dry run, no fair comparison.
+        bits: of kept numbers; each variant is measured with each of them, at the largest size that then fits.
         path: JSON file of losses by fingerprint; what stands in it is not measured again.
         progress: told of variants, see `headscope.progress`.
 
@@ -71,7 +73,7 @@ def sweep_presets(
     """
 
     geometry = limit.spec.shape.geometry
-    variants = _of_all(names, limit, semantic_score, quick)
+    variants = _in_all_bits(names, limit, semantic_score, quick, bits)
     losses = _read_losses(path)
     tell = of_task(progress, "presets at the same bytes", len(variants))
     for done, index in enumerate(_cheap_first([policy for *_, policy in variants], geometry)):
@@ -96,13 +98,26 @@ def sweep_presets(
 Variant = tuple[str, Preset, Policy | None]
 
 
-def _of_all(names: Sequence[str], limit: Limit, semantic_score: torch.Tensor, quick: bool) -> list[Variant]:
-    """Every variant of every preset; with a shorter stride too where none of the usual ones fits."""
-    geometry = limit.spec.shape.geometry
+def _in_all_bits(
+    names: Sequence[str], limit: Limit, semantic_score: torch.Tensor, quick: bool, bits: Sequence[int]
+) -> list[Variant]:
+    """Every variant of every preset in each number of bits; those that say their bits themselves once."""
+    found: list[Variant] = []
+    for each in bits:
+        seen = {policy.fingerprint() for *_, policy in found if policy is not None}
+        more = _of_all(names, limit, semantic_score, quick, each)
+        found += [variant for variant in more if variant[2] is None or each == bits[0] or variant[2].fingerprint() not in seen]
+    return found
+
+
+def _of_all(names: Sequence[str], limit: Limit, semantic_score: torch.Tensor, quick: bool, bits: int) -> list[Variant]:
+    """Every variant of every preset in so many bits; with a shorter stride too where none of the usual ones fits."""
+    geometry, spec = limit.spec.shape.geometry, limit.spec
+    wide = Limit(min(limit.bytes * 16 // bits, spec.full_bytes), spec, limit.share) if bits < 16 else limit
 
     def build(variant: Preset) -> Policy | None:
         try:
-            return variant.build(limit, semantic_score)
+            return in_bits(variant.build(wide, semantic_score), limit, bits)
         except BudgetError:
             return None
 
@@ -119,7 +134,13 @@ def _swept(variants: Sequence[Variant], losses: Mapping[str, Mapping[str, float]
     rows, best, least_of = [], {}, {name: float("inf") for name, *_ in variants}
     for name, variant, policy in variants:
         key = "" if policy is None else policy.fingerprint()
-        row = {"method": name, "variant": _described(variant), "fits": policy is not None, **_UNMEASURED, "fingerprint": key}
+        row = {
+            "method": name,
+            "variant": _described(variant, policy),
+            "fits": policy is not None,
+            **_UNMEASURED,
+            "fingerprint": key,
+        }
         rows.append(row)
         if policy is not None:
             found = losses[key]
@@ -171,12 +192,41 @@ def _read_losses(path: str | Path | None) -> dict[str, dict[str, float]]:
     return dict(read_json(path)) if path is not None and Path(path).exists() else {}
 
 
-def _described(variant: object) -> str:
-    """`split 0.5, by row` for a preset's dataclass."""
+def in_bits(policy: Policy, limit: Limit, bits: int) -> Policy:
+    """A preset's policy with all heads in so many bits, grown or cut in proportion to the largest size that then fits.
+
+    Args:
+        policy: of the preset, whose sizes are in proportion to what heads keep.
+        limit: what has to hold it.
+        bits: of a kept number.
+
+    Raises:
+        BudgetError: it does not fit at any size.
+    """
+    if policy.quantized and (needed := limit.spec.bytes_of(policy)) > limit.bytes:
+        raise BudgetError(f"The preset says its bits itself and takes {needed:,} bytes, the limit is {limit.bytes:,}.")
+    if bits == 16 or policy.quantized:
+        return policy
+    window, heavy = project(
+        policy.window, policy.heavy, limit, stride=policy.stride, anchor=int(policy.anchor.max()), bits=bits
+    )
+    everything = window + heavy >= limit.spec.shape.geometry.tokens - 1
+    return policy.replace(
+        window=window,
+        heavy=heavy,
+        anchor=torch.where(everything, 0, policy.anchor.max()).to(policy.anchor.dtype),
+        bits=torch.full_like(policy.bits, bits),
+    )
+
+
+def _described(variant: object, policy: Policy | None) -> str:
+    """`split 0.5, by row, 8 bits` for a preset's dataclass."""
     said = []
     for name, value in asdict(variant).items():  # type: ignore[call-overload]
         if name == "strides_a_row" and value == 1:  # as its paper has it
             continue
         word = name.replace("_", " ")
         said.append(f"{word} {value}" if not isinstance(value, bool) else word if value else f"not {word}")
+    if policy is not None and bool((policy.bits < 16).all()) and "bits" not in asdict(variant):  # type: ignore[call-overload]
+        said.append(f"{int(policy.bits.max())} bits")
     return ", ".join(said)

@@ -17,6 +17,7 @@ def fit_near(
     anchor: int,
     decay: float | torch.Tensor,
     semantic_score: torch.Tensor,
+    bits: int | torch.Tensor = 16,
 ) -> Policy:
     """As `headscope.policy.fit`; where so many anchors have no room beside the buffers, the policy without them.
 
@@ -28,19 +29,25 @@ def fit_near(
         anchor: first image tokens that each head keeps, if they fit.
         decay: of the score at the end of each stride, one number or float32 [layers, kv_heads].
         semantic_score: float32 [layers, kv_heads] in [0, 1], noted in the policy.
+        bits: of a kept number, one number or uint8 [layers, kv_heads].
     """
     try:
-        return fit(window, heavy, limit, stride=stride, anchor=anchor, decay=decay, semantic_score=semantic_score)
+        return fit(window, heavy, limit, stride=stride, anchor=anchor, decay=decay, semantic_score=semantic_score, bits=bits)
     except BudgetError:
-        return fit(window, heavy, limit, stride=stride, decay=decay, semantic_score=semantic_score)
+        return fit(window, heavy, limit, stride=stride, decay=decay, semantic_score=semantic_score, bits=bits)
 
 
 def merged(
-    window: torch.Tensor, heavy: torch.Tensor, buckets: int, decay: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """At most `buckets` distinct (window, heavy, decay) a layer: the two closest become the larger of each, repeatedly.
+    window: torch.Tensor,
+    heavy: torch.Tensor,
+    buckets: int,
+    decay: torch.Tensor | None = None,
+    bits: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """At most `buckets` distinct (window, heavy, decay, bits) a layer: the two closest become the larger of each, repeatedly.
 
-    How far two are apart is counted in tokens: a difference in decay counts as that share of the heavy tokens that both have.
+    How far two are apart is counted in tokens: a difference in decay counts as that share of the heavy tokens that both have,
+    one in bits as that share of all tokens that both have.
     Without heavy tokens the decay is 1, as it is never read.
 
     Example: windows 1, 2, 20 without heavy tokens and two buckets: 2, 2, 20.
@@ -50,25 +57,28 @@ def merged(
         heavy: [layers, kv_heads], tokens.
         buckets: most distinct kinds of heads in a layer.
         decay: [layers, kv_heads], by default 1 everywhere.
+        bits: [layers, kv_heads], by default 16 everywhere.
 
     Returns:
-        Window, heavy and decay, [layers, kv_heads] each; what was given is left as it is.
+        Window, heavy, decay and bits, [layers, kv_heads] each; what was given is left as it is.
     """
     window, heavy = window.clone(), heavy.clone()
+    bits = torch.full_like(window, 16, dtype=torch.uint8) if bits is None else bits.clone()
     decay = torch.ones_like(window, dtype=torch.float32) if decay is None else torch.where(heavy > 0, decay.float(), 1.0)
 
     def apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-        return abs(a[0] - b[0]) + abs(a[1] - b[1]) + abs(a[2] - b[2]) * min(a[1], b[1])
+        other_bits = abs(a[3] - b[3]) / max(a[3], b[3]) * min(a[0] + a[1], b[0] + b[1])
+        return abs(a[0] - b[0]) + abs(a[1] - b[1]) + abs(a[2] - b[2]) * min(a[1], b[1]) + other_bits
 
     for layer in range(len(window)):
         while True:
-            triples = list(zip(window[layer].tolist(), heavy[layer].tolist(), decay[layer].tolist(), strict=True))
-            if len(kinds := sorted(set(triples))) <= buckets:
+            every = list(zip(*(numbers[layer].tolist() for numbers in (window, heavy, decay, bits)), strict=True))
+            if len(kinds := sorted(set(every))) <= buckets:
                 break
             closest = min(((a, b) for i, a in enumerate(kinds) for b in kinds[i + 1 :]), key=lambda two: apart(*two))
-            both = torch.tensor([triple in closest for triple in triples], device=window.device)
+            both = torch.tensor([kind in closest for kind in every], device=window.device)
             more = max(closest, key=lambda kind: kind[1])  # whose scores choose more tokens says how they fade
             window[layer][both] = max(kind[0] for kind in closest)
             heavy[layer][both] = max(kind[1] for kind in closest)
-            decay[layer][both] = more[2]
-    return window, heavy, decay
+            decay[layer][both], bits[layer][both] = more[2], int(max(kind[3] for kind in closest))
+    return window, heavy, decay, bits

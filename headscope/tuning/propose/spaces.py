@@ -46,9 +46,7 @@ class Number:
 
     def distribution(self) -> BaseDistribution:
         """Optuna's description of it (never a categorical: not every sampler can use those)."""
-        if self.whole:
-            return IntDistribution(int(self.low), int(self.high))
-        return FloatDistribution(self.low, self.high)
+        return IntDistribution(int(self.low), int(self.high)) if self.whole else FloatDistribution(self.low, self.high)
 
     def suggest(self, trial: Trial) -> float:
         """Ask the trial's sampler for a value."""
@@ -215,7 +213,7 @@ class TableSpace:
         window = torch.lerp(solved.window.float(), self.towards.window.float(), blend)
         heavy = torch.lerp(solved.heavy.float(), self.towards.heavy.float(), blend)
         decay = torch.where(solved.heavy > 0, solved.decay, values["decay"] * self.towards.decay)
-        window, heavy, decay = merged(window.round(), heavy.round(), self.buckets, decay)
+        window, heavy, decay, bits = merged(window.round(), heavy.round(), self.buckets, decay, solved.bits)
         return fit_near(
             window,
             heavy,
@@ -224,6 +222,7 @@ class TableSpace:
             anchor=int(values["anchor"]),
             decay=decay,
             semantic_score=self.semantic_score,
+            bits=bits,
         )
 
     def _weight(self, values: Mapping[str, float]) -> np.ndarray:
@@ -274,7 +273,7 @@ class GroupSpace:
         window, heavy = self.around.window * factors["window"], self.around.heavy * factors["heavy"]
         mean = values["decay"]
         decay = (self.around.decay * (mean / self.decay)).clamp(max=1.0) if self.decay else torch.full_like(window, mean)
-        window, heavy, decay = merged(window.round(), heavy.round(), self.buckets, decay)
+        window, heavy, decay, bits = merged(window.round(), heavy.round(), self.buckets, decay, self.around.bits)
         return fit_near(
             window,
             heavy,
@@ -283,6 +282,7 @@ class GroupSpace:
             anchor=int(self.around.anchor.max()),
             decay=decay,
             semantic_score=self.semantic_score,
+            bits=bits,
         )
 
     def _groups(self) -> torch.Tensor:

@@ -79,6 +79,7 @@ class PhasedStudy:
             sampler=config.sampler,
             buckets=config.buckets,
             prune=config.prune,
+            **({} if config.bits == "16" else {"bits": config.bits}),
         )
         self._books: list[tuple[TrialBook, Space]] = []
         self._measured: dict[str, dict[str, Any]] = {}
