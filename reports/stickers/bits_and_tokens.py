@@ -1,6 +1,6 @@
 """Bits beside tokens: the solver's answer with 16 bits only, and with 16, 8 and 4, at the same bytes.
 
-    python reports/stickers/bits.py --folder runs/bits -o reports/stickers/bits.csv
+    python reports/stickers/bits_and_tokens.py --folder runs/bits -o reports/stickers/bits_and_tokens.csv
 
 Bytes are those of a bfloat16 cache, prompt included. The table is by gradients, of 8 calibration images; no trial is
 made: what is measured is the solver's first answer, at a stride of a quarter row, on images of prompts that it did not see.
@@ -31,7 +31,7 @@ BITS = (16, 8, 4)
 
 
 def main(
-    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("bits.csv"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("bits_and_tokens.csv"),
     folder: Annotated[Path, typer.Option(help="Where images and table are kept.")] = Path("runs/bits"),
     keep: Annotated[str, typer.Option(help="Shares of a bfloat16 cache.")] = "50,30,20,15,10,7%",
     images: Annotated[int, typer.Option(min=1, help="Of unseen prompts.")] = 32,
