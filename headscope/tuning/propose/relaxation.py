@@ -79,7 +79,7 @@ def relax(loss: np.ndarray, cost: np.ndarray, room: float, buckets: int) -> Allo
     return allocation_of(_topped_up(best, loss, cost, room, buckets), loss, cost, exact=False)
 
 
-def _bisected(picks: _BySets | _BySwaps, loss: np.ndarray, cost: np.ndarray, room: float) -> tuple[np.ndarray, float]:
+def _bisected(picks: _Picks, loss: np.ndarray, cost: np.ndarray, room: float) -> tuple[np.ndarray, float]:
     """The choice at the least price at which it fits, and that price."""
     smallest = max(float(np.diff(np.unique(cost)).min(initial=1.0)), 1e-12)
     low, high = 0.0, 2.0 * float(loss.max()) / smallest + 1e-12
@@ -97,8 +97,8 @@ def _bisected(picks: _BySets | _BySwaps, loss: np.ndarray, cost: np.ndarray, roo
 
 
 @dataclass
-class _BySets:
-    """A layer's pick at a price, by trying every set of kinds.
+class _Picks:
+    """What each layer picks at a price.
 
     Attributes:
         loss: float64 [L, H, O].
@@ -110,41 +110,35 @@ class _BySets:
     cost: np.ndarray
     buckets: int
 
-    def __post_init__(self) -> None:
-        order, size = np.argsort(self.cost, kind="stable"), min(self.buckets, len(self.cost))
-        self.sets = np.array(list(combinations(sorted(order.tolist()), size)))
-
     def at(self, price: float) -> np.ndarray:
         """int64 [L, H]: the options."""
-        return np.stack([self._layer(of_layer + price * self.cost) for of_layer in self.loss])
+        return np.stack([self._layer(layer, price) for layer in range(len(self.loss))])
 
-    def _layer(self, priced: np.ndarray) -> np.ndarray:
-        offered = priced[:, self.sets]  # [H, sets, size]
+    def _layer(self, layer: int, price: float) -> np.ndarray:
+        raise NotImplementedError
+
+
+@dataclass
+class _BySets(_Picks):
+    """By trying every set of kinds."""
+
+    def __post_init__(self) -> None:
+        options = len(self.cost)
+        self.sets = np.array(list(combinations(range(options), min(self.buckets, options))))
+
+    def _layer(self, layer: int, price: float) -> np.ndarray:
+        offered = (self.loss[layer] + price * self.cost)[:, self.sets]  # [H, sets, size]
         best = offered.min(-1).sum(0).argmin()
         return self.sets[best][offered[:, best].argmin(-1)]
 
 
 @dataclass
-class _BySwaps:
-    """A layer's pick at a price, by swaps that go on from its last pick.
-
-    Attributes:
-        loss: float64 [L, H, O].
-        cost: float64 [O].
-        buckets: most kinds in a layer.
-    """
-
-    loss: np.ndarray
-    cost: np.ndarray
-    buckets: int
+class _BySwaps(_Picks):
+    """By swaps that go on from a layer's last pick; every pick is kept in `found`, with the sum of its losses."""
 
     def __post_init__(self) -> None:
         self.found: list[list[tuple[np.ndarray, float]]] = [[] for _ in self.loss]
         self.last: list[list[int]] = [[] for _ in self.loss]
-
-    def at(self, price: float) -> np.ndarray:
-        """int64 [L, H]: the options; kept in `found`, with the sum of their losses."""
-        return np.stack([self._layer(layer, price) for layer in range(len(self.loss))])
 
     def _layer(self, layer: int, price: float) -> np.ndarray:
         priced = self.loss[layer] + price * self.cost
