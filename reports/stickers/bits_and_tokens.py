@@ -2,16 +2,17 @@
 
     python reports/stickers/bits_and_tokens.py --folder runs/bits -o reports/stickers/bits_and_tokens.csv
 
-Bytes are those of a bfloat16 cache, prompt included. The table is by gradients, of 8 calibration images; no trial is
+Bytes are those of a bfloat16 cache, prompt included. The table is by gradients, of 8 and of 24 calibration images; no trial is
 made: what is measured is the solver's first answer, at a stride of a quarter row, on images of prompts that it did not see.
 
-Writes a row a share and choice of bits: keep, bits, kept_ratio, predicted (the sum of the table's losses, nats a token),
-replay_kl (nats a token), its 95 % interval over images (kl_low, kl_high), top1, and the number of heads by bits (heads_16,
-heads_8, heads_4). Goes on after a stop: images and table are kept in the folder.
+Writes a row a table, share and choice of bits: table_images, keep, bits, kept_ratio, predicted (the sum of the table's losses,
+nats a token), replay_kl (nats a token), its 95 % interval over images (kl_low, kl_high), top1, and the number of heads by bits
+(heads_16, heads_8, heads_4). Goes on after a stop: images and table are kept in the folder.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ from headscope.storage import write_csv
 from headscope.tuning import losses_from, sensitivity_table, solve
 
 BITS = (16, 8, 4)
+TABLES = (8, 24)  # calibration images
 
 
 def main(
@@ -40,26 +42,25 @@ def main(
     one_thread()
     model = headscope.load_model("stickers")
     shape, prompts = model.shape, default_prompts("stickers")
-    calibration = kept_images(model, folder / "calibration.parquet", prompts[0::2][:8], 0)
+    calibration = kept_images(model, folder / "calibration.parquet", prompts[0::2][: max(TABLES)], 0)
     unseen = kept_images(model, folder / "unseen.parquet", prompts[1::2][:images], 10_000)
-    replay = headscope.Replay(model, calibration, by_stream=False)
-    table = sensitivity_table(replay, "fisher", None, folder / "sensitivity.parquet", shown("the table"), BITS)
-    print(table.sentence())
     judge = headscope.Replay(model, unseen, by_stream=False)
     spec = headscope.CacheSpec(shape, model.tokenize(prompts).ids.shape[1], dtype="bfloat16")
     rows = []
-    for share in keep.rstrip("%").split(","):
-        limit = headscope.Limit.of_share(parse_share(f"{share}%"), spec)
-        for bits in ((16,), BITS):
+    for count in TABLES:
+        replay = headscope.Replay(model, calibration.first(count), by_stream=False)
+        table = sensitivity_table(replay, "fisher", None, folder / f"sensitivity-{count}.parquet", shown("the table"), BITS)
+        for share, bits in product(keep.rstrip("%").split(","), ((16,), BITS)):
             losses = losses_from(table.losses[table.losses["bits"].isin(bits)], shape.layers, shape.kv_heads, shape.geometry)
+            limit = headscope.Limit.of_share(parse_share(f"{share}%"), spec)
             policy = solve(losses, limit, shape.geometry.stride_row // 4)
             found = judge.measure(policy)
             low, high = mean_interval(found.kl_by_image.numpy())
-            row = {"keep": f"{share}%", "bits": " ".join(map(str, bits)), "kept_ratio": spec.share_of(policy)}
-            row |= {"predicted": policy.provenance["predicted_loss"], "replay_kl": found.kl, "kl_low": low, "kl_high": high}
-            row |= {"top1": found.top1, **{f"heads_{each}": int((policy.bits == each).sum()) for each in BITS}}
-            rows.append(row)
-            print(row)
+            row = {"table_images": count, "keep": f"{share}%", "bits": " ".join(map(str, bits))}
+            row |= {"kept_ratio": spec.share_of(policy), "predicted": policy.provenance["predicted_loss"]}
+            row |= {"replay_kl": found.kl, "kl_low": low, "kl_high": high, "top1": found.top1}
+            rows.append(row | {f"heads_{each}": int((policy.bits == each).sum()) for each in BITS})
+            print(rows[-1])
     write_csv(pd.DataFrame(rows), out, float_format="%.4g")
 
 
