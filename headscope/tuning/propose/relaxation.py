@@ -8,6 +8,7 @@ layers picked at all prices is then combined anew, one of its picks a layer, by 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -97,7 +98,7 @@ def _bisected(picks: _Picks, loss: np.ndarray, cost: np.ndarray, room: float) ->
 
 
 @dataclass
-class _Picks:
+class _Picks(ABC):
     """What each layer picks at a price.
 
     Attributes:
@@ -114,8 +115,9 @@ class _Picks:
         """int64 [L, H]: the options."""
         return np.stack([self._layer(layer, price) for layer in range(len(self.loss))])
 
+    @abstractmethod
     def _layer(self, layer: int, price: float) -> np.ndarray:
-        raise NotImplementedError
+        """int64 [H]: of one layer."""
 
 
 @dataclass
