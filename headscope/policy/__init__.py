@@ -16,9 +16,10 @@ from headscope.policy.preset import Preset
 from headscope.policy.presets import CONTROLS, PRESETS, make_preset, register_preset, tighter
 from headscope.policy.project import fit, project
 from headscope.policy.shape import ModelShape
-from headscope.policy.tensors import HEAD_TENSORS
+from headscope.policy.tensors import BITS, HEAD_TENSORS
 
 __all__ = [
+    "BITS",
     "CODE_GROUP",
     "CONTROLS",
     "HEAD_TENSORS",

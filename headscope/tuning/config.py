@@ -56,10 +56,15 @@ def _file_name(text: str) -> str:
     return text
 
 
+def _joined(value: object) -> object:
+    """`[16, 8]`, as TOML files may say it, as `16,8`."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else _number_as_text(value)
+
+
 def _bits(text: str) -> str:
     found = {part.strip() for part in text.split(",")}
     if not found <= {"16", "8", "4"}:
-        raise ValueError(f"{text}: expected one of 16, 8 and 4, or several with commas")
+        raise ValueError(f"{text or 'nothing'}: expected one of 16, 8 and 4, or several with commas")
     return ",".join(sorted(found, key=int, reverse=True))
 
 
@@ -217,7 +222,7 @@ class SearchConfig(_Config):
     images: int | None = Field(default=None, ge=1)
     table: Annotated[str, _one_of(TABLES)] = "auto"
     table_images: int = Field(default=8, ge=1)
-    bits: Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_bits)] = "16"
+    bits: Annotated[str, BeforeValidator(_joined), AfterValidator(_bits)] = "16"
     quick: bool = False
 
     @property

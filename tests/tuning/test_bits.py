@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -90,9 +91,8 @@ def test_a_table_of_before_there_were_bits_is_read_as_one_of_16(replay: Replay, 
     measure_sensitivity(replay, [Option(2)], path, stride=4)
     old = pq.read_table(path).drop_columns(["bits"])
     pq.write_table(old, path)
-    told: list[int] = []
     again = measure_sensitivity(replay, [Option(2)], path, stride=4)
-    assert again.attrs["cells"] == 0, told
+    assert again.attrs["cells"] == 0
     assert set(again["bits"]) == {16}
 
 
@@ -213,3 +213,13 @@ def test_bits_that_can_not_be_are_refused(bits: str) -> None:
     with pytest.raises(DataError, match=r"bits: .*expected one of 16, 8 and 4"):
         SearchConfig(bits=bits)
     assert SearchConfig(bits=8).each_bits == (8,)  # type: ignore[arg-type]
+    assert SearchConfig(bits=[4, 16]).bits == "16,4"  # type: ignore[arg-type]
+
+
+def test_a_table_with_bits_that_no_head_can_have_is_refused(replay: Replay, tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    measure_sensitivity(replay, [Option(2, bits=8)], path, stride=4)
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index("bits"), "bits", pa.array([7, 8, 8, 8])), path)
+    with pytest.raises(DataError, match=r"layer 0, kv_head 0, .*bits 7, .*which is no measured loss"):
+        measure_sensitivity(replay, [Option(2, bits=8)], path, stride=4)

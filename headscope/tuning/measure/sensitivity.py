@@ -17,7 +17,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.facts import check, parsed, plain, said, shown
-from headscope.policy import ModelShape
+from headscope.policy import BITS, ModelShape
 from headscope.progress import Progress, of_task
 from headscope.reading import read_parquet, to_frame
 from headscope.storage import write_whole
@@ -209,7 +209,8 @@ def load_table(path: str | Path, identity: dict[str, str | int] | None = None) -
 def _possible(frame: pd.DataFrame) -> pd.Series:
     """Which rows are of a head, an option and a loss; an empty cell is none."""
     numbers = frame.fillna(np.nan).astype("float64")
-    return (numbers[_WHOLE] >= 0).all(axis=1) & numbers["decay"].between(0, 1) & np.isfinite(numbers["loss"])
+    known = numbers["decay"].between(0, 1) & numbers["bits"].isin(BITS)
+    return (numbers[_WHOLE] >= 0).all(axis=1) & known & np.isfinite(numbers["loss"])
 
 
 def _row(row: pd.Series) -> str:
