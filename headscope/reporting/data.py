@@ -45,9 +45,10 @@ class RunData:
         by_row: a row a method and row of the image.
         trials: a row a trial of the search.
         search: search.json.
-        images: a row an image that was generated.
+        images: a row an image that was generated with that policy.
         stability: of `headscope heads --stability`, which a run need not have.
         ablation: of `headscope sensitivity`, likewise.
+        other_images: images that stand there and are of another policy; they are not among `images`.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class RunData:
     images: pd.DataFrame | None
     stability: pd.DataFrame | None = None
     ablation: pd.DataFrame | None = None
+    other_images: int = 0
 
     @property
     def quick(self) -> bool:
@@ -111,7 +113,7 @@ def read_run(path: str | Path) -> RunData:
         ablation=_table(folder.ablation),
     )
     _check_shapes(data)
-    return replace(data, ablation=_with_classes(data))
+    return _of_this_policy(replace(data, ablation=_with_classes(data)))
 
 
 def _with_classes(data: RunData) -> pd.DataFrame | None:
@@ -120,6 +122,19 @@ def _with_classes(data: RunData) -> pd.DataFrame | None:
         return data.ablation
     now = data.heads.table[["layer", "kv_head", "class", "semantic_score"]]
     return data.ablation.drop(columns=["class", "semantic_score"]).merge(now, on=["layer", "kv_head"])
+
+
+def _of_this_policy(data: RunData) -> RunData:
+    """Without images and comparisons of a policy that stood there before: it may have been searched anew since."""
+    policy = data.policy
+    if policy is None:
+        return data
+    if policy.results and "unseen" not in policy.results:
+        data = replace(data, methods=None, by_row=None)
+    if data.images is None or "policy" not in data.images:  # of before the column was written
+        return data
+    mine = data.images["policy"].astype(str) == policy.fingerprint()
+    return replace(data, images=data.images[mine] if mine.any() else None, other_images=int((~mine).sum()))
 
 
 def _partial(trace: dict[str, Any]) -> bool:

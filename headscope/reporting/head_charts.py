@@ -225,6 +225,8 @@ def decay(
 def kept(policy: Policy, spec: CacheSpec, width: float = WIDE) -> Figure:
     """A bar a head, layer by layer: recent tokens, tokens kept by score, and what the stride's buffer takes.
 
+    A bar is as wide as its bits, full for 16, so that its area is memory; first tokens always have 16.
+
     Args:
         policy: to draw.
         spec: what its bytes, at the right, are counted for.
@@ -241,14 +243,17 @@ def kept(policy: Policy, spec: CacheSpec, width: float = WIDE) -> Figure:
     figure.set_layout_engine("none")
     axes = figure.add_axes((left / width, 0.02 / figure.get_figheight(), 1 - (left + right) / width, 1), frameon=False)
     thin, full = 1 - min(0.04 * heads / (width - left - right), 0.15), 1 - 0.08 / pitch
+    share = policy.bits.numpy() / 16
     base = np.repeat(np.arange(layers - 1, -1, -1.0)[:, None], heads, 1)
     for name, colour in (("anchor", ANCHOR), ("window", COLOURS[SPATIAL]), ("heavy", COLOURS[SEMANTIC]), ("buffer", BUFFER)):
-        tall = count[name] / top * full
-        _boxes(axes, [(h, base[n, h], thin, tall[n, h]) for n in range(layers) for h in range(heads) if tall[n, h]], colour)
+        tall, wide = count[name] / top * full, thin * (np.ones_like(share) if name == "anchor" else share)
+        places = [(n, h) for n in range(layers) for h in range(heads) if tall[n, h]]
+        _boxes(axes, [(h, base[n, h], wide[n, h], tall[n, h]) for n, h in places], colour)
         base += tall
     titles = [
         f"layer {n} head {h}: {count['window'][n, h]} recent, {count['heavy'][n, h]} by score"
         + (f", {count['anchor'][n, h]} first tokens" if count["anchor"][n, h] else "")
+        + (f", in {policy.bits[n, h]} bits" if policy.quantized else "")
         + f", {size(nbytes[n, h])}"
         for n in range(layers)
         for h in range(heads)

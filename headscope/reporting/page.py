@@ -78,7 +78,7 @@ def _of_images(data: RunData) -> dict[str, Any]:
         if all(pair.values()):
             shown.append({**pair, "prompt": row["prompt"], "seed": row["seed"], "agreement": row["token_agreement"]})
     left_out = 0 if data.images is None else len(data.images) - len(shown)
-    return {"images": shown, "images_left_out": left_out, "shown_at_once": SHOWN_AT_ONCE}
+    return {"images": shown, "images_left_out": left_out, "other_images": data.other_images, "shown_at_once": SHOWN_AT_ONCE}
 
 
 def _of_methods(data: RunData) -> dict[str, Any]:

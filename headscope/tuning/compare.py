@@ -40,8 +40,8 @@ def compare_methods(
     replay: Replay,
     policies: Mapping[str, Policy],
     budget: str,
+    spec: CacheSpec,
     *,
-    count_prefix: bool = True,
     timed_images: int = 4,
     seed: int = 0,
     progress: Progress | None = None,
@@ -52,26 +52,26 @@ def compare_methods(
         replay: images that no search saw, under the full cache.
         policies: by name of the method; `searched` is what the others are paired with.
         budget: the limit as the user gave it, for the table.
-        count_prefix: whether kept_ratio counts the prompt on both sides.
+        spec: what the limit counts; bytes and shares are counted alike, for one image and the prefix of each policy, which
+            cache_bytes always has in it.
         timed_images: images generated together in the timed steps, times both streams.
         seed: of the bootstrap behind the intervals.
         progress: told of methods, see `headscope.progress`.
     """
     rows, by_row, losses = [], [], {}
     tell = of_task(progress, "methods", len(policies))
-    spec = CacheSpec(replay.model.shape, 0, streams=replay.streams, dtype=str(replay.dtype), count_prefix=count_prefix)
     for done, (name, policy) in enumerate(policies.items()):
-        result = replay.measure(policy)
+        result, counted = replay.measure(policy), spec.replace(prefix=policy.prefix, batch=1)
         losses[name] = result.kl_by_image.numpy()
         low, high = mean_interval(losses[name], seed=seed)
         rows.append(
             {
                 "method": name,
                 "budget": "100%" if name == "full" else budget,
-                "kept_ratio": spec.replace(prefix=policy.prefix).share_of(policy),
+                "kept_ratio": counted.share_of(policy),
                 "replay_kl": result.kl,
                 "top1": result.top1,
-                "cache_bytes": result.cache_bytes,
+                "cache_bytes": counted.replace(count_prefix=True).bytes_of(policy),
                 "ms_per_step": float("nan"),
                 "kl_low": low,
                 "kl_high": high,

@@ -14,11 +14,13 @@ from headscope.errors import DataError
 from headscope.models import ImageModel, Samples, load_model
 from headscope.pipeline import open_run, run
 from headscope.pipeline.prompts import PLAIN, default_prompts, split
-from headscope.policy import CacheSpec, load_policy
+from headscope.pipeline.steps import search_step
+from headscope.policy import CacheSpec, Limit, load_policy, make_preset, save_policy
 from headscope.reporting import write_report
 from headscope.tuning import LimitConfig, PromptConfig, RunConfig, SearchConfig
 from headscope.tuning.propose.presets import COMPARED
 from tests.cli.command import headscope, left_by_an_overwrite
+from tests.reporting.parsed_page import page_of
 
 PROMPTS = ["red apple", "dog", "blue car", "red car", "apple", "blue dog"]
 
@@ -37,6 +39,16 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     out = tmp_path_factory.mktemp("runs") / "tiny"
     report = run(small(tiny_folder), out)
     assert report == out / "report.html"
+    return out
+
+
+@pytest.fixture(scope="module")
+def in_bits(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in float32 whose limit counts in bfloat16 and whose heads may have fewer bits."""
+    limit = LimitConfig(keep="50%", dtype="bfloat16")
+    search = SearchConfig(trials=4, table="heads", table_images=2, bits="16,8,4")
+    out = tmp_path_factory.mktemp("runs") / "bits"
+    run(small(tiny_folder).replace(limit=limit, search=search), out)
     return out
 
 
@@ -73,6 +85,47 @@ def test_the_table_of_methods_is_at_equal_bytes(finished: Path) -> None:
     # The unseen prompts may be shorter than the longest of the run, which the limit is for.
     assert (others["cache_bytes"] <= 0.5 * (prefix + 16) * cells).all()
     assert full["cache_bytes"] <= (prefix + 16) * cells
+
+
+def test_methods_are_counted_as_the_limit_counts(in_bits: Path) -> None:
+    methods = pd.read_csv(in_bits / "methods.csv").set_index("method")
+    searched = load_policy(in_bits / "policy.safetensors")
+    spec = CacheSpec(searched.shape, searched.prefix, dtype="bfloat16")
+    policies = {path.stem: load_policy(path) for path in (in_bits / "search" / "presets").glob("*.safetensors")}
+    policies |= {"searched": searched, "full": make_preset("full", Limit.of_share("100%", spec))}
+    assert set(policies) == set(methods.index)
+    for name, policy in policies.items():
+        assert methods.loc[name, "cache_bytes"] == spec.bytes_of(policy)
+        assert methods.loc[name, "kept_ratio"] == pytest.approx(spec.share_of(policy))
+    assert methods.loc["full", "cache_bytes"] == spec.full_bytes
+    assert (methods.drop("full")["kept_ratio"] <= 0.5).all()
+    assert searched.results["unseen"]["cache_bytes"] == spec.bytes_of(searched)
+
+
+def test_a_page_shows_no_images_of_a_policy_that_was_replaced(in_bits: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(in_bits, tmp_path / "again")
+    before, sentence = page_of(out), "The images here are of another policy than the one that stands here now"
+    assert sentence not in before.said
+    assert [tag for tag, _ in before.tags].count("img") == 2 * 3
+    again = open_run(out)
+    search_step(again.under(again.config.limit.replace(keep="40%")))
+    after = page_of(out)
+    assert sentence in after.said
+    assert "img" not in {tag for tag, _ in after.tags}
+    assert "of the tokens the same" not in after.said
+    assert "There is no comparison: the compare step has not run." in after.said
+
+
+def test_a_page_shows_no_methods_where_the_policy_was_searched_anew_and_not_compared(finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "searched")
+    policy, sentence = load_policy(out / "policy.safetensors"), "There is no comparison: the compare step has not run."
+    assert sentence not in page_of(out).said
+    results = {name: value for name, value in policy.results.items() if name != "unseen"}
+    save_policy(policy.replace(results=results), out / "policy.safetensors")
+    page = page_of(out)
+    assert sentence in page.said
+    assert "searched, not yet compared" in page.said
+    assert "img" in {tag for tag, _ in page.tags}  # the policy is the same, and so are its images
 
 
 def test_calibration_and_unseen_prompts_share_nothing(finished: Path) -> None:

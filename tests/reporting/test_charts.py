@@ -106,6 +106,19 @@ def test_a_head_without_a_heavy_set_waits_for_no_choice() -> None:
     assert window[0] == pytest.approx(3 * buffer[0])  # one slot for the query itself
 
 
+def test_a_bar_is_as_wide_as_its_bits_and_says_them() -> None:
+    bits = torch.tensor([[16, 8], [4, 16]], dtype=torch.uint8)
+    policy = Policy.uniform(SHAPE, window=3, heavy=2, anchor=1, stride=4, prefix=0, bits=bits)
+    figure = head_charts.kept(policy, CacheSpec(SHAPE, 0))
+    anchor, window, heavy, buffer, _ = (
+        [np.ptp(path.vertices[:, 0]) for path in kind.get_paths()] for kind in figure.axes[0].collections[:5]
+    )
+    for kind in (window, heavy, buffer):
+        assert np.divide(kind, anchor) == pytest.approx([1, 0.5, 0.25, 1])
+    assert anchor == pytest.approx([anchor[0]] * 4)
+    assert titles(svg(figure))[1].startswith("layer 0 head 1: 3 recent, 2 by score, 1 first tokens, in 8 bits, ")
+
+
 def test_the_search_line_falls_and_never_rises_and_failed_trials_are_left_out() -> None:
     labels = ["preset h2o", "table trial", "table trial", "table trial", "table trial"]
     states = ["complete", "complete", "fail", "complete", "pruned"]

@@ -7,9 +7,11 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from headscope.errors import DataError
+from headscope.policy import load_policy
 from headscope.reporting import write_report
 from tests.reporting.parsed_page import page_of
 from tests.reporting.run_folder import SECTIONS, make_run
@@ -34,6 +36,18 @@ def test_a_missing_file_leaves_its_section_out_with_a_sentence(run: Path, file: 
     assert sentence not in page_of(run).said
     shutil.rmtree(run / file) if (run / file).is_dir() else (run / file).unlink()
     assert sentence in page_of(run).said
+
+
+@pytest.mark.usefixtures("plain_figures")
+def test_images_of_another_policy_are_left_out_with_a_sentence(run: Path) -> None:
+    file, sentence = run / "images" / "images.parquet", "of another policy than the one that stands here now"
+    images, own = pd.read_parquet(file), load_policy(run / "policy.safetensors").fingerprint()
+    assert "policy" not in images  # as earlier versions wrote it
+    for given, shown in ((images, True), (images.assign(policy=own), True), (images.assign(policy="0" * 64), False)):
+        given.to_parquet(file, index=False)
+        page = page_of(run)
+        assert ("img" in {tag for tag, _ in page.tags}) == shown
+        assert (sentence in page.said) != shown
 
 
 @pytest.mark.usefixtures("plain_figures")

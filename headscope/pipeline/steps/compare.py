@@ -19,7 +19,7 @@ def compare_step(run: Run, paths: SearchPaths | None = None) -> MethodTable:
         run: whose unseen prompts.
         paths: where the search keeps its files; by default it is the run's only one.
     """
-    paths, model, limit = paths or SearchPaths.of(run.folder), run.model, run.config.limit
+    paths, model = paths or SearchPaths.of(run.folder), run.model
     with timed(run.folder, "compare"):
         samples = unseen_images(run)
         searched = load_policy(paths.policy, model.shape)
@@ -30,8 +30,8 @@ def compare_step(run: Run, paths: SearchPaths | None = None) -> MethodTable:
         table = compare_methods(
             Replay(model, samples, by_stream=False),
             policies,
-            limit.text,
-            count_prefix=limit.count_prefix,
+            run.config.limit.text,
+            run.spec(),
             seed=run.config.search.seed,
             progress=renamed(run.progress, "methods on unseen prompts"),
         )

@@ -10,7 +10,7 @@ from headscope.models import ImageModel
 from headscope.pipeline.images import save_png
 from headscope.pipeline.opened import Run
 from headscope.pipeline.steps.timed import timed
-from headscope.policy import load_policy
+from headscope.policy import Policy, load_policy
 from headscope.progress import renamed
 from headscope.reporting import contact_sheet
 from headscope.runtime import Sampling, decoder_name, generate
@@ -33,10 +33,10 @@ def generate_step(run: Run) -> pd.DataFrame:
             progress=renamed(run.progress, "generating with the policy"),
         )
         folder.note(decoders={"searched": decoder_name(model, policy)})
-        return write_images(model, full, searched, folder.images)
+        return write_images(model, full, searched, folder.images, policy)
 
 
-def write_images(model: ImageModel, full: Samples, searched: Samples, out: Path) -> pd.DataFrame:
+def write_images(model: ImageModel, full: Samples, searched: Samples, out: Path, policy: Policy) -> pd.DataFrame:
     """PNG files of both, a contact sheet side by side, and a table of how many tokens agree.
 
     Args:
@@ -44,9 +44,11 @@ def write_images(model: ImageModel, full: Samples, searched: Samples, out: Path)
         full: images of the full cache.
         searched: images of the same prompts and seeds with the policy.
         out: the folder.
+        policy: that they were generated with.
 
     Returns:
-        The content of images.parquet: index, prompt, seed, token_agreement (share of equal tokens).
+        The content of images.parquet: index, prompt, seed, token_agreement (share of equal tokens), policy
+        (its fingerprint).
     """
     images = {"full": model.to_images(full.tokens), "searched": model.to_images(searched.tokens)}
     for name, each in images.items():
@@ -61,6 +63,7 @@ def write_images(model: ImageModel, full: Samples, searched: Samples, out: Path)
             "prompt": full.prompts,
             "seed": full.seeds.tolist(),
             "token_agreement": agreement.tolist(),
+            "policy": policy.fingerprint(),
         }
     )
     write_parquet(table, out / "images.parquet")
