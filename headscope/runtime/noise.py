@@ -17,7 +17,6 @@ import torch
 LARGEST = -math.log(-math.log(1 - 2.0**-25))
 
 _MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
 
 
 class Noise:
@@ -33,16 +32,20 @@ class Noise:
     AT_ONCE = 1 << 19  # numbers computed ahead, to save calls where a step needs few
 
     def __init__(self, seeds: Sequence[int], tokens: int, vocabulary: int, device: torch.device | str = "cpu") -> None:
-        keys = [[_key(seed, token) for seed in seeds] for token in range(tokens)]
-        self._keys = torch.tensor(keys, dtype=torch.int64).view(tokens, len(seeds), 1)
-        low = (self._keys & 0xFFFFFFFF).to(torch.int64)
+        keys = key_of([_signed(seed & _MASK) for seed in seeds], tokens)[..., None]
+        low = keys & 0xFFFFFFFF
         self._low = (low - ((low >> 31) << 32)).to(torch.int32).to(device)
-        self._high = (self._keys >> 32).to(torch.int32).to(device)
+        self._high = (keys >> 32).to(torch.int32).to(device)
         codes = torch.arange(vocabulary, dtype=torch.int64) * 0x9E3779B1 & 0xFFFFFFFF
         self._codes = (codes - ((codes >> 31) << 32)).to(torch.int32).to(device)
         self._ahead = max(1, min(32, self.AT_ONCE // max(len(seeds) * vocabulary, 1)))
         self._block: torch.Tensor | None = None
         self._first = 0
+
+    @property
+    def keys(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The lower and the upper half of every key, int32 [tokens, n]."""
+        return self._low[..., 0], self._high[..., 0]
 
     def at(self, token: int) -> torch.Tensor:
         """float32 [n, vocabulary], finite."""
@@ -81,14 +84,27 @@ def _finalized(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _key(seed: int, token: int) -> int:
+def key_of(seeds: Sequence[int], tokens: int) -> torch.Tensor:
+    """Keys int64 [tokens, n] of seeds, signed numbers of 64 bits: splitmix64 of seed and token; additions and products wrap."""
+    token = torch.arange(tokens, dtype=torch.int64)[:, None]
+    return _splitmix(_splitmix(torch.tensor(seeds, dtype=torch.int64)) + token * _GOLDEN)
+
+
+def _splitmix(x: torch.Tensor) -> torch.Tensor:
+    x = x + _GOLDEN
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """To the right, zeros from the left."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(number: int) -> int:
     """64 bits as a signed number."""
-    found = _splitmix((_splitmix(seed & _MASK) + token * _GOLDEN) & _MASK)
-    return found - (1 << 64) if found >> 63 else found
+    return number - (1 << 64) if number >> 63 else number
 
 
-def _splitmix(x: int) -> int:
-    x = (x + _GOLDEN) & _MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-    return x ^ (x >> 31)
+_GOLDEN = _signed(0x9E3779B97F4A7C15)

@@ -1,48 +1,136 @@
-"""Compile every kernel for an H100/H200 without one: python -m tests.runtime.compile_kernels, TRITON_INTERPRET unset."""
+"""Compile every kernel for an H100/H200 without one: python -m tests.runtime.compile_kernels, TRITON_INTERPRET unset.
+
+A line a variant: what it is compiled for, then instructions and barriers of its longest loop, registers, bytes of shared memory.
+"""
 
 from __future__ import annotations
 
+import csv
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from headscope.runtime.decoders import triton_kernels as kernels
+from headscope.runtime.decoders.flat_attention import kernel_sizes, power, wide_of
+from headscope.runtime.decoders.kernels import attention, choice, layers, sampling
 
 TARGET = GPUTarget("cuda", 90, 32)
-MODEL = ("query", "new_key", "new_value", "keys", "values", "out")  # in the model's dtype
-FLOATS = ("scores", "logits", "part_top", "part_sum", "part_out", "decays")
-NUMBERS = ("slots", "score_slots", "step", "stride")
+# Parameters by what they are; the others are int32, or pointers to it where their name says a table.
+MODEL = ("qkv", "cos_table", "sin_table", "keys", "values", "out", "x", "weight", "gate_up", "logits_in", "table")
+FLOATS = ("scores", "logits", "part_top", "part_sum", "part_out", "decays", "floors", "tops")
+NUMBERS = ("batch", "prefix", "slots", "slots8", "slots4", "score_slots", "step", "stride", "size", "images", "codes", "ahead",
+           "blocks", "top_k")  # fmt: skip
+SCALARS = ("scale", "epsilon", "temperature", "largest")
+WIDE = ("tokens", "failed")
+CODES = {"codes8": "*u8", "codes4": "*u8", "steps8": "*fp16", "steps4": "*fp16"}
+ALIGNED = 16  # bytes that torch's tensors begin at
 
 
-def compiled(kernel: Any, dtype: str, **constants: Any) -> None:
-    signature = {}
+def compiled(kernel: Any, dtype: str, warps: int = 4, **constants: Any) -> Any:
+    """A kernel for TARGET; integers that torch hands over are not known to be multiples of anything."""
+    signature: dict[str, str] = {}
     for parameter in kernel.params:
         name = parameter.name
         kinds = {
             **dict.fromkeys(MODEL, f"*{dtype}"),
             **dict.fromkeys(FLOATS, "*fp32"),
             **dict.fromkeys(NUMBERS, "i32"),
-            "scale": "fp32",
+            **dict.fromkeys(SCALARS, "fp32"),
+            **dict.fromkeys(WIDE, "*i64"),
+            **CODES,
         }
+        if kernel.fn.__name__ in ("draw", "floor_of"):
+            kinds["logits"] = f"*{dtype}"
         signature[name] = "constexpr" if name in constants else kinds.get(name, "*i32")
-    places = {(list(signature).index(name),): value for name, value in constants.items()}
-    made = triton.compile(ASTSource(fn=kernel, signature=signature, constexprs=places), target=TARGET)
-    assert made.asm["cubin"]
-    print(kernel.fn.__name__, dtype, constants)
+    names = list(signature)
+    places = {(names.index(name),): value for name, value in constants.items()}
+    aligned = {(names.index(n),): [["tt.divisibility", ALIGNED]] for n, kind in signature.items() if kind.startswith("*")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=aligned)
+    return triton.compile(source, target=TARGET, options={"num_warps": warps})
 
 
-def main() -> None:
-    for dtype, heads_of, size in (("bf16", 1, 128), ("bf16", 4, 128), ("fp32", 1, 64), ("fp16", 8, 96)):
-        padded, wide = (1 if heads_of == 1 else 16), 64 if size == 64 else 128
-        sizes = {"heads": 16, "heads_of": heads_of, "padded": padded, "size": size, "wide": wide, "block": 64}
-        for splits in (1, 4):
-            precision = "ieee" if dtype == "fp32" else "tf32"
-            compiled(kernels.attend, dtype, **sizes, splits=splits, precision=precision)
-        compiled(kernels.combine, dtype, **sizes, splits=4)
-        compiled(kernels.choose, dtype, heads=16, heavies=8, size=size, wide=wide, most=256)
+def variants() -> Iterator[tuple[str, Any, str, dict[str, Any]]]:
+    """Name, kernel, dtype and constants."""
+    for dtype, heads_of, size, block, stages in (
+        ("bf16", 1, 128, 64, 2), ("bf16", 1, 128, 128, 2), ("bf16", 1, 128, 32, 3), ("bf16", 4, 128, 64, 2), ("bf16", 1, 64, 64, 2),
+        ("bf16", 1, 100, 64, 2), ("bf16", 1, 96, 64, 2), ("bf16", 1, 24, 64, 2), ("bf16", 32, 128, 64, 2), ("bf16", 1, 256, 32, 2),
+        ("fp32", 1, 64, 32, 2), ("fp32", 1, 256, 16, 2), ("fp16", 8, 96, 64, 2),
+    ):  # fmt: skip
+        for splits, eight, four in ((1, False, False), (4, False, False), (1, True, False), (1, False, True), (1, True, True)):
+            if (eight or four) and (heads_of, dtype) not in ((1, "bf16"), (1, "fp32")):
+                continue
+            sizes = kernel_sizes(16, heads_of, size, block, splits)
+            more = {"stages": stages, "eight": eight, "four": four, "exact": dtype == "fp32"}
+            yield "attend", attention.attend, dtype, {**sizes, **more}
+        yield "combine", attention.combine, dtype, kernel_sizes(16, heads_of, size, block, 4)
+    for eight, four in ((False, False), (True, True)):
+        numbers = {"heads": 16, "heavies": 8, "size": 128, "wide": wide_of(128), "most": power(200)}
+        yield "choose", choice.choose, "bf16", {**numbers, "eight": eight, "four": four}
+    yield "rms_norm", layers.rms_norm, "bf16", {"size": 2048, "wide": 2048}
+    yield "silu_times_up", layers.silu_times_up, "bf16", {"block": 1024}
+    yield "floor_of", sampling.floor_of, "bf16", {"wide": 16384, "guided": True}
+    for greedy, limited in ((False, False), (False, True), (True, False)):
+        yield "draw", sampling.draw, "bf16", {"block": 2048, "guided": True, "greedy": greedy, "limited": limited}
+    yield "settle", sampling.settle, "bf16", {"wide_blocks": 8, "size": 2048, "wide": 2048, "streams": 2}
+
+
+def measured(made: Any) -> dict[str, int]:
+    """What ptxas made of it: instructions and barriers of the longest loop, registers, shared memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(made.asm["cubin"])
+        tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+        text = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run([tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    loops = tiles(text)
+    return {
+        "instructions": max((len(loop) for loop in loops), default=0),
+        "barriers": max((sum("BAR.SYNC" in line for line in loop) for loop in loops), default=0),
+        "whole": sum(1 for line in text.splitlines() if re.search(r"/\*[0-9a-f]{4,}\*/\s", line)),
+        "registers": int(re.search(r"REG:(\d+)", usage).group(1)),  # type: ignore[union-attr]
+        "spilled": int(re.search(r"LOCAL:(\d+)", usage).group(1)),  # type: ignore[union-attr]
+        "shared": int(made.metadata.shared),
+    }
+
+
+def tiles(text: str) -> list[list[str]]:
+    """Instructions of every loop that takes products or loads: from a label to a branch back to it."""
+    lines, labels, found = [], {}, []
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label.group(1)] = len(lines)
+        elif re.search(r"/\*[0-9a-f]{4,}\*/\s", line):
+            lines.append(line)
+            back = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
+            if back and back.group(1) in labels:
+                loop = lines[labels[back.group(1)] :]
+                if any("MMA" in one or "LDG" in one for one in loop):
+                    found.append(loop)
+    return found
+
+
+def main(out: str | None = None) -> None:
+    """Print the table, and write it as CSV where a file is named."""
+    rows = []
+    for name, kernel, dtype, constants in variants():
+        warps = 8 if name == "floor_of" else 4
+        row = {"kernel": name, "dtype": dtype, "constants": " ".join(f"{k}={v}" for k, v in constants.items())}
+        rows.append({**row, **measured(compiled(kernel, dtype, warps, **constants))})
+        print(*rows[-1].values(), flush=True)
+    if out is not None:
+        with open(out, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":
-    main()
+    os.environ.pop("TRITON_INTERPRET", None)
+    main(*sys.argv[1:])

@@ -14,8 +14,10 @@ pytest.importorskip("triton")
 
 from headscope.policy.policy import Policy
 from headscope.runtime.cache import CompressedCache
-from headscope.runtime.decoders.flat_cache import FlatLayer, KernelScratch, attend_flat, choose_flat
+from headscope.runtime.decoders.flat_attention import KernelScratch, attend_flat, choose_flat
+from headscope.runtime.decoders.flat_cache import FlatLayer
 from tests.runtime.test_cache_meaning import SIZE, TOKENS, Module, policies, random_states, shape_of
+from tests.runtime.test_quantized import SHAPE, policies as policies_with_bits, states
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PREFIX = 3
@@ -35,15 +37,22 @@ def run_reference(policy: Policy, q, k, v, mask=None) -> tuple[torch.Tensor, Com
     return torch.cat(outputs[1:], 1), cache
 
 
+def unturned(size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Angles of no rotary embedding."""
+    shape = (PREFIX + TOKENS, size)
+    return torch.ones(shape, dtype=dtype, device=DEVICE), torch.zeros(shape, dtype=dtype, device=DEVICE)
+
+
 def run_flat(policy: Policy, q, k, v, splits: int, padding: list[int]) -> tuple[torch.Tensor, FlatLayer]:
     q, k, v = (tensor.to(DEVICE) for tensor in (q, k, v))
+    angles = unturned(q.shape[-1], q.dtype)
     layer = FlatLayer(policy, 0, k[:, :, :PREFIX], torch.tensor(padding, dtype=torch.int32, device=DEVICE))
     layer.fill_prefix(k[:, :, :PREFIX], v[:, :, :PREFIX])
     scratch, outputs = KernelScratch([layer], splits), []
     for t in range(TOKENS):
         now = torch.tensor([t], dtype=torch.int32, device=DEVICE)
-        one = [tensor[:, :, PREFIX + t].contiguous() for tensor in (q, k, v)]
-        outputs.append(attend_flat(layer, scratch, *one, now, 0.7))
+        qkv = torch.cat([tensor[:, :, PREFIX + t].flatten(1) for tensor in (q, k, v)], 1)
+        outputs.append(attend_flat(layer, scratch, qkv, angles, now, 0.7).view(len(q), -1, q.shape[-1]))
         if (t + 1) % layer.stride == 0:
             choose_flat(layer, scratch, now)
     return torch.stack(outputs, 1).cpu(), layer
@@ -58,6 +67,41 @@ def test_it_gives_what_the_cpu_gives(policy: Policy, seed: int, splits: int) -> 
     found, layer = run_flat(policy, q, k, v, splits, [0, 0])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert layer.nbytes() == cache.nbytes()
+
+
+@pytest.mark.triton
+@given(policies_with_bits(), st.integers(0, 2**16), st.sampled_from([1, 3]))
+@settings(max_examples=8, deadline=None)
+def test_fewer_bits_are_what_the_cpu_writes_and_reads(policy: Policy, seed: int, splits: int) -> None:
+    compare_with_bits(policy, seed, splits)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_heads_of_unlike_bits_share_a_layer(splits: int) -> None:
+    bits = torch.tensor([[16, 8, 4]])
+    for window, heavy in ((torch.tensor([[3, 0, 2]]), torch.tensor([[0, 4, 3]])), (torch.tensor([[2, 5, 4]]), 0)):
+        compare_with_bits(Policy.uniform(SHAPE, window=window, heavy=heavy, anchor=1, bits=bits, stride=4, prefix=3), 5, splits)
+
+
+def compare_with_bits(policy: Policy, seed: int, splits: int) -> None:
+    q, k, v = (tensor.float() for tensor in states(seed))
+    expected, cache = run_reference(policy, q, k, v)
+    found, layer = run_flat(policy, q, k, v, splits, [0, 0])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert layer.nbytes() == cache.nbytes()
+
+
+def test_numbers_that_are_none_stay_so_in_fewer_bits() -> None:
+    for bits in (8, 4):
+        policy = Policy.uniform(SHAPE, window=TOKENS - 1, bits=bits, stride=4, prefix=3)
+        for none in (float("nan"), float("inf")):
+            q, k, v = (tensor.float() for tensor in states(1))
+            k[0, 0, PREFIX + 1, 5] = none
+            found, layer = run_flat(policy, q, k, v, 1, [0, 0])
+            assert found[0, 0].isfinite().all()
+            assert found[0, 1, :2].isnan().all()
+            assert found[1].isfinite().all()
+            assert not layer.kept()[2 if bits == 8 else 3].isfinite().all()
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

@@ -31,7 +31,7 @@ from headscope.runtime.decoders.transformers import TransformersDecoder
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Largest difference from the model's own forward, relative to the largest number it gives.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01, torch.float64: 1e-8}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01, torch.float64: 1e-8}
 _Seen = tuple[torch.dtype, torch.device, tuple[object, ...]]
 _verdicts: weakref.WeakKeyDictionary[nn.Module, tuple[_Seen, LlamaStep | None]] = weakref.WeakKeyDictionary()
 
@@ -66,16 +66,31 @@ def step_for(model: ImageModel) -> LlamaStep | None:
 
     A verdict holds for the modules that it was found on: where one was exchanged, it is found anew.
     """
+    decoder: Any = model.decoder
+    if not _may_step(model):
+        return None
+    seen = (model.dtype, model.device, parts_of(decoder))
+    if decoder not in _verdicts or _verdicts[decoder][0] != seen:
+        step = plain_step(model)
+        _verdicts[decoder] = (seen, step if step is not None and _agrees(step, model) else None)
+    return _verdicts[decoder][1]
+
+
+def plain_step(model: ImageModel) -> LlamaStep | None:
+    """The fast step of a model whose modules are just what the step computes, without a trial; None where they are not."""
+    if not _may_step(model):
+        return None
+    decoder: Any = model.decoder
+    step = LlamaStep(decoder)
+    return step if step.fits else None
+
+
+def _may_step(model: ImageModel) -> bool:
+    """Whether the decoder is plain, nobody watches it, and it computes in its weights' dtype."""
     decoder = model.decoder
     if not isinstance(decoder, LlamaModel) or _watched(decoder) or not _is_plain(decoder):
-        return None
-    if torch.is_autocast_enabled(model.device.type):  # the step computes in the weights' dtype
-        return None
-    seen = (model.dtype, model.device, _parts(decoder))
-    if decoder not in _verdicts or _verdicts[decoder][0] != seen:
-        step = LlamaStep(decoder)
-        _verdicts[decoder] = (seen, step if step.fits and _agrees(step, model) else None)
-    return _verdicts[decoder][1]
+        return False
+    return not torch.is_autocast_enabled(model.device.type)
 
 
 class LlamaStep:
@@ -111,9 +126,9 @@ class LlamaStep:
         self._order: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._work = threading.local()  # each thread's work tensors by name: several may generate at once
 
-    def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and signed sine [n, D] of positions int64 [n]."""
-        return self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and signed sine [positions, D] of all positions."""
+        return self._cos.contiguous(), self._sin.contiguous()
 
     @torch.inference_mode()
     def __call__(self, embeds: torch.Tensor, position: int, cache: CompressedCache) -> torch.Tensor:
@@ -216,7 +231,7 @@ def _is_plain(decoder: LlamaModel) -> bool:
     )
 
 
-def _parts(decoder: LlamaModel) -> tuple[object, ...]:
+def parts_of(decoder: LlamaModel) -> tuple[object, ...]:
     """What a verdict hangs on beside weights, which the step reads anew: which modules there are and what they compute, the
     scaling of each layer, and the rotary angles."""
     rotary: Any = decoder.rotary_emb
@@ -247,4 +262,4 @@ def _agrees(step: LlamaStep, model: ImageModel) -> bool:
                 one = embeds[:, t : t + 1]
                 last = step(one[:, 0], t, cache) if fast else model.forward(one, mask[:, : t + 1], cache)[:, 0]
         found.append(last.float())
-    return bool((found[0] - found[1]).abs().max() <= _TOLERANCE[step.dtype] * found[0].abs().max())
+    return bool((found[0] - found[1]).abs().max() <= TOLERANCE[step.dtype] * found[0].abs().max())

@@ -1,0 +1,5 @@
+"""Triton kernels of a decoding step on a GPU.
+
+Nothing depends on numbers that only the device knows, so a captured graph may launch them; the number of the token is read
+from the device. Without a GPU they run in Triton's interpreter: TRITON_INTERPRET=1 before this package is imported.
+"""

@@ -1,0 +1,99 @@
+"""The choice at stride ends: which tokens of the heavy heads stay, and who takes the slots of those that go."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def choose(keys, values, codes8, steps8, codes4, steps4, scores, positions, holes, movers, now, heavy, begins, firsts,
+           score_begins, bits_of, code_begins, lengths, windows, kepts, decays, per_visits, batch, slots, slots8, slots4,
+           score_slots, stride, heads: tl.constexpr, heavies: tl.constexpr, size: tl.constexpr, wide: tl.constexpr,
+           most: tl.constexpr, eight: tl.constexpr, four: tl.constexpr):  # fmt: skip
+    """The stride end after the token `now`: program b * heavies + number of the heavy head.
+
+    The newest `window` tokens and the best others stay, `kept` in all; those that stay behind slot `kept` take the slots of
+    those that go, so nothing else moves. holes, movers: int32 [B, heavies, stride]; the others as in `attend`.
+    """
+    program = tl.program_id(0)
+    b, number = program // heavies, program % heavies
+    h = tl.load(heavy + number)
+    t = tl.load(now)
+    first, score_at = tl.load(firsts + h), tl.load(score_begins + h)
+    live = tl.load(lengths + t * heads + h) - first
+    kept, window = tl.load(kepts + h), tl.load(windows + h)
+    at = b.to(tl.int64) * score_slots + score_at
+    lane = tl.arange(0, most)
+    alive = lane < live
+    position = tl.load(positions + at + lane, mask=alive, other=-1)
+    score = tl.load(scores + at + lane, mask=alive, other=0.0)
+    if live > kept:
+        by_visit = tl.load(per_visits + h) != 0
+        worth = tl.where(by_visit, score / (t + 1 - position), score)
+        worth = tl.where(position > t - window, float("inf"), worth)
+        rank = tl.zeros([most], tl.int32)
+        for other in range(live):
+            their_position = tl.load(positions + at + other)
+            theirs = tl.load(scores + at + other)
+            theirs = tl.where(by_visit, theirs / (t + 1 - their_position), theirs)
+            theirs = tl.where(their_position > t - window, float("inf"), theirs)
+            before = (theirs > worth) | ((theirs == worth) & (their_position > position))
+            rank += before.to(tl.int32)
+        stays = alive & (rank < kept)
+        hole = (lane < kept) & (rank >= kept)
+        mover = stays & (lane >= kept)
+        scratch = program * stride
+        tl.store(holes + scratch + tl.cumsum(hole.to(tl.int32), 0) - 1, lane, mask=hole)
+        tl.store(movers + scratch + tl.cumsum(mover.to(tl.int32), 0) - 1, lane, mask=mover)
+        tl.debug_barrier()
+        d = tl.arange(0, wide)
+        moving = tl.sum(hole.to(tl.int32), 0)
+        holes += scratch
+        movers += scratch
+        if eight or four:
+            bits, code_at = tl.load(bits_of + h), tl.load(code_begins + h)
+            if eight:
+                if bits == 8:
+                    begin8, values_on8 = b.to(tl.int64) * slots8 + code_at, batch.to(tl.int64) * slots8
+                    _move(codes8, begin8, values_on8, holes, movers, moving, d, size)
+                    _move(steps8, begin8, values_on8, holes, movers, moving, tl.arange(0, 2), 2)
+            if four:
+                if bits == 4:
+                    begin4, values_on4 = b.to(tl.int64) * slots4 + code_at, batch.to(tl.int64) * slots4
+                    _move(codes4, begin4, values_on4, holes, movers, moving, d, (size + 1) // 2)
+                    _move(steps4, begin4, values_on4, holes, movers, moving, tl.arange(0, wide // 16), 2 * ((size + 31) // 32))
+            if bits == 16:
+                begin = b.to(tl.int64) * slots + tl.load(begins + h) + first
+                _move_both(keys, values, begin, holes, movers, moving, d, size)
+        else:
+            begin = b.to(tl.int64) * slots + tl.load(begins + h) + first
+            _move_both(keys, values, begin, holes, movers, moving, d, size)
+        for one in range(moving):
+            into, out_of = tl.load(holes + one), tl.load(movers + one)
+            tl.store(positions + at + into, tl.load(positions + at + out_of))
+            tl.store(scores + at + into, tl.load(scores + at + out_of))
+        tl.debug_barrier()
+        score = tl.load(scores + at + lane, mask=lane < kept, other=0.0)
+    tl.store(scores + at + lane, score * tl.load(decays + h), mask=alive)
+
+
+@triton.jit
+def _move(numbers, begin, values_on, holes, movers, moving, lane, width: tl.constexpr):
+    """Slots of keys and of values, `width` numbers each, in one tensor."""
+    for one in range(moving):
+        into, out_of = begin + tl.load(holes + one), begin + tl.load(movers + one)
+        for _ in tl.static_range(2):
+            tl.store(numbers + into * width + lane, tl.load(numbers + out_of * width + lane, mask=lane < width),
+                     mask=lane < width)  # fmt: skip
+            into += values_on
+            out_of += values_on
+
+
+@triton.jit
+def _move_both(keys, values, begin, holes, movers, moving, d, size: tl.constexpr):
+    """Slots of keys and of values in tensors of their own."""
+    for one in range(moving):
+        source, target = (begin + tl.load(movers + one)) * size + d, (begin + tl.load(holes + one)) * size + d
+        tl.store(keys + target, tl.load(keys + source, mask=d < size), mask=d < size)
+        tl.store(values + target, tl.load(values + source, mask=d < size), mask=d < size)
