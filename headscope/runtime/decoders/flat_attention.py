@@ -21,7 +21,7 @@ class KernelScratch:
     Args:
         layers: of the cache.
         splits: see below; by default as many as keep the GPU busy.
-        settings: of the attention kernel; by default those known to be good for the card.
+        settings: of the attention kernel in all layers; by default those known to be good for the card and a layer's bits.
 
     Attributes:
         splits: parts that the keys of a head are attended to in.
@@ -38,7 +38,7 @@ class KernelScratch:
         first = layers[0]
         rows = first.batch * first.heads * first.queries_per_kv
         self.splits = splits or max(1, min(8, PROGRAMS // (first.batch * first.heads)))
-        self.settings = settings or settings_for(first.keys.device, first.keys.dtype, first.size, first.queries_per_kv)
+        self._settings = settings
         self.step = max(int(layer.tables.lengths.max()) for layer in layers)
         device = first.keys.device
         self.logits = torch.empty(rows, self.step, dtype=torch.float32, device=device)
@@ -49,6 +49,13 @@ class KernelScratch:
         heavies = max(len(layer.tables.heavy) for layer in layers)
         self.holes = torch.empty(max(first.batch * heavies * first.stride, 1), dtype=torch.int32, device=device)
         self.movers = torch.empty_like(self.holes)
+
+    def settings(self, layer: FlatLayer) -> Settings:
+        """How a layer's attention is cut."""
+        if self._settings is not None:
+            return self._settings
+        least = min((bits for bits, slots in layer.tables.coded.items() if slots), default=16)
+        return settings_for(layer.keys.device, layer.keys.dtype, layer.size, layer.queries_per_kv, least)
 
 
 def attend_flat(
@@ -74,7 +81,7 @@ def attend_flat(
     """
     from headscope.runtime.decoders.kernels import attention as kernels
 
-    tables, splits, settings = layer.tables, scratch.splits, scratch.settings
+    tables, splits, settings = layer.tables, scratch.splits, scratch.settings(layer)
     out = qkv.new_empty(layer.batch, layer.heads * layer.queries_per_kv * layer.size)
     sizes = kernel_sizes(layer.heads, layer.queries_per_kv, layer.size, settings.block, splits)
     kernels.attend[(layer.batch * layer.heads, splits)](

@@ -104,9 +104,7 @@ class LlamaCudaDecoder:
             if t % row == 0 or t + 2 == tokens:  # once a row: it waits for the device
                 self._check_numbers(int(work.sampling.failed))
             report(t + 2)
-        found = work.sampling.tokens[:, :count].t().contiguous()
-        self._leave()
-        return found
+        return work.sampling.tokens[:, :count].t().contiguous()
 
     def kept(self) -> Iterable[Sequence[torch.Tensor]]:
         """See `Decoder.kept`."""
@@ -116,16 +114,19 @@ class LlamaCudaDecoder:
         """See `Decoder.nbytes`."""
         return 0 if self._work is None else sum(layer.nbytes() for layer in self._work.layers)
 
+    def __del__(self) -> None:
+        self._leave()
+
     def _working(self) -> GpuWork:
-        """Caches of the batch: from `prefill` to the end of its images."""
+        """Caches of the batch, from `prefill` on."""
         assert self._work is not None
         return self._work
 
     def _leave(self) -> None:
         """Leave caches and graphs to the next batch of the shape, of this decoder or another."""
-        if self._work is not None:
-            give_back(self.model, self._work)
-            self._work = None
+        work, self._work = getattr(self, "_work", None), None
+        if work is not None:
+            give_back(self.model, work)
 
     def _spread(self, rows: torch.Tensor, count: int) -> torch.Tensor:
         """Rows of `count` images, stream after stream, as rows of all images of the work."""

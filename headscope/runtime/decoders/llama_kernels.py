@@ -80,7 +80,7 @@ class LlamaKernels:
 
     def __init__(self, step: LlamaStep) -> None:
         self._blocks = [_Block(block) for block in step.layers]
-        self._norm = _Norm(step.norm)
+        self._norm = LlamaNorm(step.norm)
         self._angles = step.tables()
         self._scaling = step.scaling
 
@@ -114,13 +114,13 @@ class _Block:
 
     def __init__(self, block: Any) -> None:
         attention, mlp = block.self_attn, block.mlp
-        self.before, self.between = _Norm(block.input_layernorm), _Norm(block.post_attention_layernorm)
+        self.before, self.between = LlamaNorm(block.input_layernorm), LlamaNorm(block.post_attention_layernorm)
         self.qkv = merged([attention.q_proj, attention.k_proj, attention.v_proj])
         self.out, self.down = merged([attention.o_proj]), merged([mlp.down_proj])
         self.gate_up = merged([mlp.gate_proj, mlp.up_proj])
 
 
-class _Norm:
+class LlamaNorm:
     """LlamaRMSNorm in one launch."""
 
     def __init__(self, norm: Any) -> None:

@@ -1,6 +1,6 @@
 """How the attention kernel is cut on a card: by measurement where there is one (settings.json), else by a rule.
 
-settings.json: {card: {"<dtype> <head size> <query heads of a KV head>": {"block": .., "warps": .., "stages": ..}}};
+settings.json: {card: {"<dtype> <head size> <query heads of a KV head> <fewest bits>": {"block", "warps", "stages"}}};
 `headscope bench decode --tune` writes what it found best.
 """
 
@@ -33,7 +33,7 @@ class Settings:
     stages: int
 
 
-def settings_for(device: torch.device, dtype: torch.dtype, size: int, heads_of: int) -> Settings:
+def settings_for(device: torch.device, dtype: torch.dtype, size: int, heads_of: int, bits: int = 16) -> Settings:
     """Those measured on this card, or the rule's.
 
     Args:
@@ -41,9 +41,10 @@ def settings_for(device: torch.device, dtype: torch.dtype, size: int, heads_of: 
         dtype: of keys and values.
         size: numbers of a head.
         heads_of: query heads of a KV head.
+        bits: the fewest that a head of the layer is kept in.
     """
     if device.type == "cuda":
-        found = _measured().get(torch.cuda.get_device_name(device), {}).get(key_of(dtype, size, heads_of))
+        found = _measured().get(torch.cuda.get_device_name(device), {}).get(key_of(dtype, size, heads_of, bits))
         if found is not None:
             return Settings(**found)
     return rule(dtype, size)
@@ -55,9 +56,9 @@ def rule(dtype: torch.dtype, size: int) -> Settings:
     return Settings(block=64 if row <= 256 else 32 if row <= 512 else 16, warps=4, stages=2)
 
 
-def key_of(dtype: torch.dtype, size: int, heads_of: int) -> str:
+def key_of(dtype: torch.dtype, size: int, heads_of: int, bits: int) -> str:
     """The key of settings.json below the card's name."""
-    return f"{str(dtype).removeprefix('torch.')} {size} {heads_of}"
+    return f"{str(dtype).removeprefix('torch.')} {size} {heads_of} {bits}"
 
 
 def keep(card: str, key: str, settings: Settings) -> Path:
@@ -70,8 +71,7 @@ def keep(card: str, key: str, settings: Settings) -> Path:
     """
     known = {**_measured(), card: {**_measured().get(card, {}), key: asdict(settings)}}
     _measured.cache_clear()
-    write_json(FILE, known)
-    return FILE
+    return write_json(FILE, known)
 
 
 @cache
