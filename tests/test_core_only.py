@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from headscope.benchmarks.gpu.context import Context
+
 ROOT = Path(__file__).resolve().parents[1]
 # What searches, classifies, reports or reads a command line; and what these bring. Not jinja2: torch itself asks for it, and
 # transformers fills in chat templates with it.
@@ -14,7 +16,9 @@ OTHERS = (
     *("optuna", "pydantic", "pandas", "pyarrow", "sklearn", "scipy", "seaborn", "matplotlib", "typer", "rich", "PIL"),
     *("joblib", "sqlalchemy"),
 )
-# Modules of Python that Windows lacks. Others ask for them only where they are, so our own imports are what counts.
+# What a search needs, and a machine that only measures may lack; and modules of Python that Windows lacks. Others ask for them
+# only where they are, so our own imports are what counts.
+SEARCHES = ("optuna", "pydantic")
 POSIX_ONLY = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog")
 BLOCK = f"import sys\nsys.modules.update(dict.fromkeys({OTHERS}))\n"  # importing None is an ImportError
 
@@ -47,19 +51,27 @@ table, by_row = bench_decode("tiny", ("float32",), (1,), rows=1, device="cpu")
 assert len(table) and len(by_row)
 """
 
-NO_POSIX = f"""
+
+def lacking(names: tuple[str, ...]) -> str:
+    """Code after which headscope's own modules can't import these; others may, as typer does with pydantic."""
+    return f"""
 import builtins
 
 plain = builtins.__import__
 
 def importing(name, globals=None, *rest):
     ours = str((globals or dict()).get("__name__")).split(".")[0] == "headscope"
-    if ours and name in {POSIX_ONLY}:
+    if ours and name.split(".")[0] in {names}:
         raise ModuleNotFoundError(name)
     return plain(name, globals, *rest)
 
 builtins.__import__ = importing
 """
+
+
+def command(*words: str) -> str:
+    """Code that runs the `headscope` command."""
+    return f"import sys, headscope\nfrom headscope.cli import main\nsys.argv = {['headscope', *words]}\nmain()"
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -85,7 +97,25 @@ def test_a_blocked_package_can_not_be_imported() -> None:
 
 
 def test_import_and_help_need_nothing_that_only_posix_has() -> None:
-    help_of = "import sys, headscope\nfrom headscope.cli import main\nsys.argv = ['headscope', '--help']\nmain()"
-    ended = python(NO_POSIX + help_of)
+    ended = python(lacking(POSIX_ONLY) + command("--help"))
     assert ended.returncode == 0, ended.stderr
     assert "generate" in ended.stdout
+
+
+def test_bench_needs_nothing_that_only_a_search_needs() -> None:
+    ended = python(lacking(SEARCHES) + command("bench", "decode", "--help"))
+    assert ended.returncode == 0, ended.stderr
+    assert "--budget" in ended.stdout
+
+
+def test_a_step_of_the_gpu_benchmark_needs_neither(tmp_path: Path) -> None:
+    blocked = f"import sys\nsys.modules.update(dict.fromkeys({SEARCHES}))\n"
+    context = Context("tokens", tmp_path, "dry", "float32", "cpu", 1, dry=True)
+    run = "from headscope.benchmarks.gpu.__main__ import main\nraise SystemExit(main(sys.argv[1]))"
+    ended = python(blocked + f"sys.argv[1:] = [{context.written()!r}]\n" + run)
+    assert ended.returncode == 0, ended.stderr
+    assert "llama_cuda" in (tmp_path / "results.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_search_needs_them() -> None:
+    assert "pydantic" in python(lacking(SEARCHES) + command("search", "--help")).stderr

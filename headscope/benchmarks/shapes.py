@@ -40,6 +40,7 @@ class Size:
 SIZES = {
     "laptop": Size(12, 12, 12, 64, 2048),
     "tiny": Size(2, 4, 2, 16, 64, codes=64, side=8, prefix=2),
+    "dry": Size(1, 4, 2, 16, 32, codes=16, side=2, prefix=1),  # for Triton's interpreter: tens of milliseconds a program
     "janus-pro-1b": Size(24, 16, 16, 128, 5632),
     "janus-pro-7b": Size(30, 32, 32, 128, 11008),
 }

@@ -6,29 +6,14 @@ import ctypes
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import typer
 
-from headscope.cli import (
-    bench,
-    budget,
-    demo,
-    evaluate,
-    figures,
-    generate,
-    heads,
-    models,
-    policy,
-    report,
-    run,
-    search,
-    sensitivity,
-    trace,
-)
 from headscope.cli.console import errors, say, say_error, settle_streams
 from headscope.errors import HeadscopeError, UnknownWords
 
@@ -54,45 +39,70 @@ INTERRUPTED = 130  # 128 and SIGINT, as shells count
 WITH_RESUME = ("run", "demo", "trace")
 GOES_ON = ("search", "sensitivity", "generate", "evaluate")
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Learn what the attention heads of an image-generating transformer need to remember, and keep only that.",
-)
+HELP = "Learn what the attention heads of an image-generating transformer need to remember, and keep only that."
+# Where each verb stands, as module:function, in the order of --help. A group of verbs is the `app` of its module.
+VERBS = {
+    "demo": "demo:demo",
+    "run": "run:run",
+    "trace": "trace:trace",
+    "merge": "trace:merge",
+    "heads": "heads:heads",
+    "sensitivity": "sensitivity:sensitivity",
+    "search": "search:search",
+    "budget": "budget:budget",
+    "generate": "generate:generate",
+    "figures": "figures:figures",
+    "evaluate": "evaluate:evaluate",
+    "report": "report:report",
+    "policy": "policy:app",
+    "bench": "bench:app",
+    "models": "models:models",
+}
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """`app`, the whole command, made when it is asked for."""
+    if name != "app":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return app_of(VERBS)
+
+
+def app_of(verbs: Iterable[str]) -> typer.Typer:
+    """The command with some of VERBS. Only their modules are loaded, and what these need: `bench` runs without optuna.
+
+    Args:
+        verbs: their names, in the order of --help.
+    """
+    app = typer.Typer(
+        add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help=HELP
+    )
+    app.callback()(_root)
+    for verb in verbs:
+        module, _, name = VERBS[verb].partition(":")
+        found = getattr(import_module(f"headscope.cli.{module}"), name)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=verb)
+        else:
+            app.command(verb)(found)
+    return app
 
 
 def _show_version(asked: bool) -> None:
-    if asked:
+    if not asked:
+        return
+    try:
         say(f"headscope {version('headscope')}")
-        raise typer.Exit
+    except PackageNotFoundError:
+        say("headscope, from a folder of sources")
+    raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it, and stop.")
     ] = False,
 ) -> None:
     """Learn what the attention heads of an image-generating transformer need to remember, and keep only that."""
-
-
-app.command("demo")(demo.demo)
-app.command("run")(run.run)
-app.command("trace")(trace.trace)
-app.command("merge")(trace.merge)
-app.command("heads")(heads.heads)
-app.command("sensitivity")(sensitivity.sensitivity)
-app.command("search")(search.search)
-app.command("budget")(budget.budget)
-app.command("generate")(generate.generate)
-app.command("figures")(figures.figures)
-app.command("evaluate")(evaluate.evaluate)
-app.command("report")(report.report)
-app.add_typer(policy.app, name="policy")
-app.add_typer(bench.app, name="bench")
-app.command("models")(models.models)
 
 
 def main() -> None:
@@ -102,9 +112,10 @@ def main() -> None:
     os.environ.update(BACKEND)
     settle_streams()
     _keep_freed_memory()
+    verb = sys.argv[1:2]
     try:
         with _telling_unknown_words():
-            status = app(standalone_mode=False)
+            status = app_of(verb if verb and verb[0] in VERBS else VERBS)(standalone_mode=False)
         if status == INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
             raise KeyboardInterrupt
     except HeadscopeError as error:

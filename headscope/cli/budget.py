@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from headscope.cli.console import LIMIT, Batch, Device, KeepOf, ModelName, limit_from, say
+from headscope.cli.console import Batch, Device, KeepOf, ModelName, say
+from headscope.cli.settings import LIMIT, limit_from
 
 
 def budget(

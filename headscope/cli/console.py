@@ -1,6 +1,7 @@
 """What the commands print: plain lines, one progress display, the options they share.
 
 Nothing here, nor at the top of a verb's file, imports torch or transformers: `--help` and a mistyped option answer at once.
+Defaults of the options that records of `headscope.tuning` hold stand in settings.py.
 """
 
 from __future__ import annotations
@@ -14,21 +15,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from headscope.tuning import LimitConfig, PromptConfig, RunConfig, SearchConfig
 from headscope.words import duration
 
 if TYPE_CHECKING:
     from headscope.pipeline import Workers
     from headscope.progress import Progress as Tell
-
-SEARCH, PROMPTS, LIMIT = SearchConfig(), PromptConfig(), LimitConfig()
-BATCH_SIZE = RunConfig.model_fields["batch_size"].default
 
 # Arguments that sentences of lower floors name in backticks, and that are options of the same name here.
 ARGUMENTS = (
@@ -225,21 +222,3 @@ def default_out(model: str) -> Path:
     """The run folder of a model unless one is named: runs/ and the model's name, of `.` that of the folder."""
     name = Path(model).name
     return Path("runs") / (Path(model).resolve().name if name in ("", "..") else name)
-
-
-def limit_from(keep: str | None, memory: str | None, keep_of: str, **more: Any) -> LimitConfig:
-    """`--keep` or `--memory`, and what `--keep-of` counts.
-
-    Raises:
-        typer.BadParameter: both, or something else than `all` or `image`.
-    """
-    if keep is not None and memory is not None:
-        raise typer.BadParameter("give --keep or --memory, not both.")
-    if keep_of not in ("all", "image"):
-        raise typer.BadParameter(f"--keep-of {keep_of}: expected all or image.")
-    return LimitConfig(keep=keep, memory=memory, count_prefix=keep_of == "all", **more)
-
-
-def prompts_from(file: Path | None, calibration: int, unseen: int) -> PromptConfig:
-    """`--prompts`, `--calibration` and `--unseen`."""
-    return PROMPTS.replace(file=None if file is None else str(file), calibration=calibration, unseen=unseen)

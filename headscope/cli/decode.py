@@ -1,46 +1,62 @@
-"""`headscope bench decode`: what a decoding step costs with transformers' caches and with ours."""
+"""`headscope bench decode`: what a decoding step costs with transformers' caches and with ours.
+
+On a CPU here, a step with each cache; with a GPU in decode_gpu.py, whole images in steps of their own.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headscope.cli.console import progress, say
+from headscope.cli.decode_gpu import measure, show_results
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def decode(
-    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("decode.csv"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="CSV file (default: decode.csv); with a GPU the folder (default: bench-decode)."),
+    ] = None,
     shape: Annotated[
         str | None, typer.Option(help="Random decoder: tiny, laptop (default), janus-pro-1b (default on a GPU), janus-pro-7b.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or both (default: both; on a GPU bfloat16).")] = None,
     batch: Annotated[
-        str | None, typer.Option(help="Rows of the batch, several with commas (default: 1,16,64; on a GPU 32,64,128).")
+        str | None, typer.Option(help="Rows of the batch, several with commas (default: 1,16,64); with a GPU images (128).")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the image to time, beside the last (CPU).")] = 4,
     threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu: steps with each cache. cuda: whole images.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu: steps with each cache. cuda: steps of --steps.")] = "auto",
+    steps: Annotated[
+        str | None, typer.Option(help="GPU: card, kernels, tokens, tune, events, images, more; with commas (default: all).")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(min=1, help="GPU: seconds for all steps (default: what they need).")] = None,
+    dry: Annotated[bool, typer.Option("--dry", help="Only go through the code of the GPU's steps, on any machine.")] = False,
+    render: Annotated[
+        list[Path] | None, typer.Option(help="Make a CSV (--out) and a page of a folder of results; may be given again.")
+    ] = None,
 ) -> None:
     """A decoding step with each cache, taking turns. Example: headscope bench decode -o decode.csv"""
-    import pandas as pd
-    import torch
-
-    from headscope.benchmarks.decoding import bench_decode, break_even
     from headscope.benchmarks.shapes import SIZES
     from headscope.models import resolve_device
     from headscope.policy import dtype_name
-    from headscope.storage import check_writable, write_csv
 
-    device = resolve_device(device) if device == "auto" else device  # one that is named is looked at last
-    gpu = device != "cpu"
-    shape = shape or ("janus-pro-1b" if gpu else "laptop")
-    dtype = dtype or ("bfloat16" if gpu else "float32,bfloat16")
-    batch = batch or ("32,64,128" if gpu else "1,16,64")
+    if render:
+        show_results(render, out)
+        return
+    if device == "auto":  # one that is named is looked at last
+        device = "cpu" if dry else resolve_device(device)
+    gpu = dry or device != "cpu"
+    if not gpu and (steps is not None or budget is not None):
+        raise typer.BadParameter("--steps and --budget: only with --device cuda or --dry.")
+    shape = shape or ("dry" if dry else "janus-pro-1b" if gpu else "laptop")
+    dtype = dtype or ("float32" if dry else "bfloat16" if gpu else "float32,bfloat16")
+    batch = batch or ("1" if dry else "128" if gpu else "1,16,64")
     if shape not in SIZES:
         raise typer.BadParameter(f"--shape {shape}: expected one of {', '.join(SIZES)}.")
     dtypes = [dtype_name(part.strip()) for part in dtype.split(",")]
@@ -50,11 +66,26 @@ def decode(
         raise typer.BadParameter(f"--batch {batch}: expected numbers from 1, such as 16,64.")
     if gpu and len(dtypes) > 1:
         raise typer.BadParameter(f"--dtype {dtype}: one at a time with --device {device}.")
-    check_writable(out)
     batches = [int(part) for part in batch.split(",")]
-    if gpu:
-        _whole_images(out, shape, dtypes[0], batches, device)
+    if not gpu:
+        _steps_with_each_cache(out or Path("decode.csv"), shape, dtypes, batches, rows, threads, device)
         return
+    if len(batches) > 1:
+        raise typer.BadParameter(f"--batch {batch}: one at a time with --device {device}; step more takes others.")
+    measure(out or Path("bench-decode"), shape, dtypes[0], batches[0], device, steps=steps, budget=budget, dry=dry)
+
+
+def _steps_with_each_cache(
+    out: Path, shape: str, dtypes: list[str], batches: list[int], rows: int, threads: int, device: str
+) -> None:
+    """On a CPU: the table, and from where on a fifth of the cache is faster."""
+    import pandas as pd
+    import torch
+
+    from headscope.benchmarks.decoding import bench_decode, break_even
+    from headscope.storage import check_writable, write_csv
+
+    check_writable(out)
     torch.set_num_threads(threads)
     with progress() as tell:
         measured, curves = bench_decode(shape, dtypes, batches, rows=rows, device=device, progress=tell)
@@ -78,30 +109,3 @@ def _show(table: pd.DataFrame) -> None:
 
     left_out = ("shape", "cache_bytes", "peak_mb", "ms_median", "ms_least")
     print_table(table[[name for name in table.columns if name not in left_out]], digits=4)
-
-
-def _whole_images(out: Path, shape: str, dtype: str, batches: list[int], device: str) -> None:
-    """On a GPU: transformers' generate, our full cache, and a fifth of it; a table and run.json beside it."""
-    import pandas as pd
-    import torch
-
-    from headscope.benchmarks.generating import bench_generate
-    from headscope.models import resolve_device
-    from headscope.provenance import machine, versions
-    from headscope.storage import write_csv, write_json
-
-    resolve_device(device)
-    facts = machine(torch.device(device), torch.bfloat16)
-    settings = {"shape": shape, "dtype": dtype, "batches": batches, "guidance": 5.0}
-    write_json(
-        out.with_suffix(".run.json"),
-        {"machine": facts, "versions": versions(), "settings": settings},
-    )
-
-    def written(rows: list[dict[str, Any]]) -> None:
-        write_csv(pd.DataFrame(rows), out, float_format="%.5g")
-
-    with progress() as tell:
-        table = bench_generate(shape, batches, dtype=dtype, device=device, progress=tell, after=written)
-    _show(pd.DataFrame(table))
-    say(f"table: {out}, machine: {out.with_suffix('.run.json')}")

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from headscope.cli.console import SEARCH, Device, Overwrite, Resume, Seed, Trials
+from headscope.cli.console import Device, Overwrite, Resume, Seed, Trials
 from headscope.cli.run import go
+from headscope.cli.settings import SEARCH
 from headscope.tuning import RunConfig
 
 # Fewer images than a search takes by default: a laptop is through in minutes.

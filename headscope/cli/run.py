@@ -9,10 +9,6 @@ import typer
 
 from headscope import words
 from headscope.cli.console import (
-    BATCH_SIZE,
-    LIMIT,
-    PROMPTS,
-    SEARCH,
     Batch,
     Device,
     Dtype,
@@ -28,12 +24,11 @@ from headscope.cli.console import (
     Trials,
     check_begin,
     default_out,
-    limit_from,
     progress,
-    prompts_from,
     say,
     settle_threads,
 )
+from headscope.cli.settings import BATCH_SIZE, LIMIT, PROMPTS, SEARCH, limit_from, prompts_from
 from headscope.tuning import RunConfig
 
 if TYPE_CHECKING:

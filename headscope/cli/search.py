@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headscope.cli.console import (
-    LIMIT,
-    SEARCH,
     Address,
     Batch,
     Device,
@@ -23,7 +21,6 @@ from headscope.cli.console import (
     WorkerCount,
     default_out,
     errors,
-    limit_from,
     pasted,
     progress,
     say,
@@ -31,6 +28,7 @@ from headscope.cli.console import (
     short,
     workers_from,
 )
+from headscope.cli.settings import LIMIT, SEARCH, limit_from
 
 if TYPE_CHECKING:
     from headscope.pipeline import Run, Workers

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headscope.cli.console import (
-    BATCH_SIZE,
-    PROMPTS,
-    SEARCH,
     Address,
     Device,
     Dtype,
@@ -24,11 +21,11 @@ from headscope.cli.console import (
     check_begin,
     pasted,
     progress,
-    prompts_from,
     say,
     settle_threads,
     workers_from,
 )
+from headscope.cli.settings import BATCH_SIZE, PROMPTS, SEARCH, prompts_from
 from headscope.tuning import RunConfig
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from headscope.reporting.evaluation import write_evaluation
 from headscope.reporting.explain import explain_head
 from headscope.reporting.fronts import budgets_figure, meaning_figure, trials_figure
 from headscope.reporting.gallery import write_figures
+from headscope.reporting.gpu import write_gpu_page
 from headscope.reporting.page import write_report
 from headscope.reporting.sheets import contact_sheet
 from headscope.reporting.style import save_figure
@@ -20,5 +21,6 @@ __all__ = [
     "trials_figure",
     "write_evaluation",
     "write_figures",
+    "write_gpu_page",
     "write_report",
 ]

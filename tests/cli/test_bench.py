@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 
-from headscope.benchmarks.generating import COLUMNS, bench_generate
 from tests.cli.command import headscope
 
 
@@ -39,12 +38,29 @@ def test_a_decoding_step_with_each_cache(command, tmp_path: Path) -> None:
     assert "expected one of laptop" in command("bench", "decode", "--shape", "huge").err
 
 
-def test_whole_images_with_generate_and_with_ours() -> None:
-    table = pd.DataFrame(bench_generate("tiny", [2], dtype="float32", device="cpu", repeats=1))
-    assert list(table["variant"]) == ["generate", "full", "20"]
-    assert list(table.columns) == COLUMNS
-    assert table["cache_bytes"].iloc[2] <= 0.2 * table["cache_bytes"].iloc[0]
-    assert (table["tokens_s"] > 0).all()
+def test_a_dry_run_makes_a_folder_and_a_folder_makes_a_page(command, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    ended = command("bench", "decode", "--dry", "--steps", "card,more", "--out", out)
+    assert ended.status == 0, ended.err
+    assert sorted(path.name for path in out.iterdir()) == ["decode.csv", "results.jsonl", "run.json"]
+    assert "its times mean nothing" in ended.out
+    table = pd.read_csv(out / "decode.csv")
+    assert list(table["variant"]) == ["20", "full"]
+    assert (table["decoder"] == "llama_cuda").all()
+    ended = command("bench", "decode", "--render", out, "-o", tmp_path / "reports" / "dry.csv")
+    assert ended.status == 0, ended.err
+    assert pd.read_csv(tmp_path / "reports" / "dry.csv").equals(table)
+    page = (tmp_path / "reports" / "dry.html").read_text(encoding="utf-8")
+    assert "Tokens a second: dry" in page
+    assert "<svg" in page
+    assert "src=" not in page  # all of it is in the file
+
+
+def test_steps_that_can_not_be_are_refused(command, tmp_path: Path) -> None:
+    assert "no such step" in command("bench", "decode", "--dry", "--steps", "cards", "-o", tmp_path / "a").err
+    assert "only with --device cuda" in command("bench", "decode", "--device", "cpu", "--budget", 9).err
+    assert "not there; measure first" in command("bench", "decode", "--render", tmp_path).err
+    assert "one at a time" in command("bench", "decode", "--dry", "--batch", "1,2").err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
