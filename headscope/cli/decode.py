@@ -37,6 +37,9 @@ def decode(
     ] = None,
     budget: Annotated[float | None, typer.Option(min=1, help="GPU: seconds for all steps (default: what they need).")] = None,
     dry: Annotated[bool, typer.Option("--dry", help="Only go through the code of the GPU's steps, on any machine.")] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="GPU: keep what step tune finds best for this card in the runtime's settings.json.")
+    ] = False,
     render: Annotated[
         list[Path] | None, typer.Option(help="Make a CSV (--out) and a page of a folder of results; may be given again.")
     ] = None,
@@ -52,8 +55,8 @@ def decode(
     if device == "auto":  # one that is named is looked at last
         device = "cpu" if dry else resolve_device(device)
     gpu = dry or device != "cpu"
-    if not gpu and (steps is not None or budget is not None):
-        raise typer.BadParameter("--steps and --budget: only with --device cuda or --dry.")
+    if not gpu and (steps is not None or budget is not None or tune):
+        raise typer.BadParameter("--steps, --budget and --tune: only with --device cuda or --dry.")
     shape = shape or ("dry" if dry else "janus-pro-1b" if gpu else "laptop")
     dtype = dtype or ("float32" if dry else "bfloat16" if gpu else "float32,bfloat16")
     batch = batch or ("1" if dry else "128" if gpu else "1,16,64")
@@ -72,7 +75,7 @@ def decode(
         return
     if len(batches) > 1:
         raise typer.BadParameter(f"--batch {batch}: one at a time with --device {device}; step more takes others.")
-    measure(out or Path("bench-decode"), shape, dtypes[0], batches[0], device, steps=steps, budget=budget, dry=dry)
+    measure(out or Path("bench-decode"), shape, dtypes[0], batches[0], device, steps=steps, budget=budget, dry=dry, tune=tune)
 
 
 def _steps_with_each_cache(

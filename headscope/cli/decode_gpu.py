@@ -31,6 +31,7 @@ def measure(
     steps: str | None = None,
     budget: float | None = None,
     dry: bool = False,
+    tune: bool = False,
 ) -> None:
     """Run the steps into the folder `out`, then print the main figures.
 
@@ -43,6 +44,7 @@ def measure(
         steps: names with commas; all without.
         budget: seconds for all steps; what they need without.
         dry: only go through the code.
+        tune: keep the settings of the attention kernel that are found best.
     """
     import torch
 
@@ -55,7 +57,7 @@ def measure(
     asked = steps_of(steps)
     if device == "cpu" or not torch.cuda.is_available():  # else left to the steps: asking here would take memory of the card
         resolve_device(device)
-    context = Context("", out, shape, dtype, device, batch, dry=dry)
+    context = Context("", out, shape, dtype, device, batch, dry=dry, tune=tune)
     run_steps(context, asked, budget or sum(step.seconds for step in asked), say)
     _show(records.read(out))
     say(f"results: {out}{', of a dry run: its times mean nothing' if dry else ''}")

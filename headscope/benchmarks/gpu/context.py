@@ -35,6 +35,7 @@ class Context:
         batch: images generated together, each two rows under guidance.
         until: when the step's time is over, in seconds of `time.time`.
         dry: whether to go through the code only, with the least of everything; its times mean nothing.
+        tune: whether the settings that step `tune` finds best are kept for the decoder.
     """
 
     step: str
@@ -45,6 +46,7 @@ class Context:
     batch: int = 128
     until: float = float("inf")
     dry: bool = False
+    tune: bool = False
 
     @classmethod
     def parsed(cls, text: str) -> Context:

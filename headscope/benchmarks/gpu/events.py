@@ -9,13 +9,11 @@ from headscope.benchmarks.gpu import faults
 from headscope.benchmarks.gpu.clock import waited
 from headscope.benchmarks.gpu.context import Context
 from headscope.benchmarks.gpu.roofline import live_bytes, step_parts
-from headscope.benchmarks.gpu.turns import GUIDANCE, image_tokens
+from headscope.benchmarks.gpu.turns import image_tokens
 from headscope.benchmarks.gpu.variants import decoder_of, policies
 from headscope.models.janus import JanusModel
 from headscope.policy import Policy
-from headscope.runtime import Sampling
 from headscope.runtime.decoders.llama_cuda import LlamaCudaDecoder
-from headscope.runtime.sampling import Sampler
 from headscope.storage import write_text
 
 PROFILE = "profile.txt"
@@ -125,19 +123,14 @@ def _around(marks: dict[int, float], token: int) -> tuple[float, int] | None:
 
 def _profile(context: Context, decoder: LlamaCudaDecoder) -> str:
     """The kernels of some steps from the middle of the image, uncaptured, as a table; 40 at most."""
-    model, steps = decoder.model, 2 if context.dry else PROFILED
-    first = model.shape.geometry.tokens // 2
-    sampling = Sampling(guidance=GUIDANCE).of(model)
+    steps = 2 if context.dry else PROFILED
+    first = decoder.model.shape.geometry.tokens // 2
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if context.cuda else [])]
     with torch.inference_mode():
-        sampler = Sampler(model, sampling, sampling.seeds(context.batch))
-        tokens = torch.zeros(context.batch, dtype=torch.int64, device=model.device)
-        places = torch.arange(first + steps, device=model.device)[:, None]
 
         def some() -> None:
             for t in range(first, first + steps):
-                hidden = decoder.step(tokens, t)
-                sampler(model.logits(hidden[:, None])[:, 0], places[t])
+                decoder.uncaptured(t)
 
         if not context.dry:
             some()

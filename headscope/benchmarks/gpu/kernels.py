@@ -116,7 +116,7 @@ def _one(context: Context, case: Case) -> list[str]:
 
 def prepared(context: Context, case: Case) -> tuple[FlatLayer, torch.Tensor, tuple[torch.Tensor, torch.Tensor], int]:
     """A layer as it is before a token at a stride end: random numbers in all slots that were written."""
-    side = context.size.side
+    side = max(context.size.side, 8)
     kv_heads = 4 if not context.dry else 2
     shape = ModelShape("random", 1, kv_heads * case.group, kv_heads, case.size, Geometry(side, side), "random", "random")
     tokens, heads = side * side, torch.arange(kv_heads)

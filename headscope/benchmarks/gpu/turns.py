@@ -21,6 +21,7 @@ from headscope.models.janus import JanusModel
 from headscope.policy import Policy
 from headscope.runtime import Sampling
 from headscope.runtime.decoders import Decoder
+from headscope.runtime.decoders.gpu_work import release
 from headscope.runtime.decoders.llama_cuda import LlamaCudaDecoder
 from headscope.runtime.sampling import Sampler
 
@@ -82,6 +83,7 @@ def ours(turn: Turn, batches: int = 2) -> float:
         ModelError: the decoder lacks something for this variant.
     """
     context, total = turn.context, 0.0
+    release(turn.model)
     faults.forget()
     began = waited(context.device)
     decoder = decoder_of(context, turn.model, turn.policy)
@@ -124,6 +126,7 @@ def theirs(turn: Turn, tokens: int, note: str = "") -> float:
     Returns:
         Seconds.
     """
+    release(turn.model)
     faults.forget()
     began = waited(turn.context.device)
     cache = generated(turn.model, turn.variant, turn.batch, tokens)

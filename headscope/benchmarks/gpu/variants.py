@@ -55,6 +55,6 @@ def decoder_of(context: Context, model: JanusModel, policy: Policy) -> LlamaCuda
         ModelError: the decoder lacks something for this model and policy.
     """
     lacking = LlamaCudaDecoder.lacking(model, policy)
-    if lacking is not None and (context.cuda or policy.quantized):
+    if lacking is not None and context.cuda:
         raise ModelError(f"decoder {LlamaCudaDecoder.name}: {lacking}; nothing else is measured in its place.")
     return LlamaCudaDecoder(model, policy)

@@ -106,6 +106,17 @@ class LlamaCudaDecoder:
             report(t + 2)
         return work.sampling.tokens[:, :count].t().contiguous()
 
+    @torch.inference_mode()
+    def uncaptured(self, t: int) -> None:
+        """Feed token t of the last image again and sample the next, launch by launch; for profiles.
+
+        Args:
+            t: an image token but the last.
+        """
+        work = self._working()
+        work.now.fill_(t)
+        work.decode_step(self.model, (t + 1) % work.stride == 0)
+
     def kept(self) -> Iterable[Sequence[torch.Tensor]]:
         """See `Decoder.kept`."""
         return () if self._work is None else (layer.kept() for layer in self._work.layers)
