@@ -75,6 +75,8 @@ def decode(
         return
     if len(batches) > 1:
         raise typer.BadParameter(f"--batch {batch}: one at a time with --device {device}; step more takes others.")
+    if out is not None and out.suffix == ".csv":
+        raise typer.BadParameter(f"--out {out}: a folder, with --device {device}.")
     measure(out or Path("bench-decode"), shape, dtypes[0], batches[0], device, steps=steps, budget=budget, dry=dry, tune=tune)
 
 

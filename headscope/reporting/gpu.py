@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from headscope.heads import SEMANTIC, SPATIAL
 from headscope.reporting.html import write_page
-from headscope.reporting.style import COLOURS, INK, LINE, NARROW, OTHER, QUIET, WIDE, blank, hover, styled, svg
+from headscope.reporting.style import COLOURS, GROUND, INK, LINE, NARROW, OTHER, QUIET, WIDE, blank, hover, styled, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,30 +79,33 @@ def _both(rows: Sequence[dict[str, Any]]) -> Markup:
 
 @styled()
 def speeds(rows: Sequence[dict[str, Any]], width: float = WIDE) -> Figure:
-    """Tokens a second, a bar a batch and variant; a thin line goes to what the card could do at most.
+    """Tokens a second, a bar a batch and variant; a pale one behind it goes to what the card could do at most.
 
     Args:
         rows: batch, variant, tokens_s, ms_step_predicted, of one shape and card.
         width: of the figure, in inches.
     """
     ordered = sorted(rows, key=lambda row: row["batch"])
+    batches = sorted({row["batch"] for row in ordered})
+    places = [number + 0.5 * batches.index(row["batch"]) for number, row in enumerate(ordered)]  # a gap between batches
     spoken = ", ".join(f"{row['variant']} at {row['batch']} {row['tokens_s']:,.0f}" for row in ordered)
-    figure = blank(width, 0.27 * max(len(ordered), 1) + 0.1, f"Tokens a second: {spoken}")
+    figure = blank(width, 0.25 * (max(places, default=0) + 1) + 0.1, f"Tokens a second: {spoken}")
     axes = figure.subplots()
-    for place, row in enumerate(ordered):
-        colour = _colour(str(row["variant"]))
-        predicted = row["ms_step_predicted"]
-        if predicted:
+    beside: Any = {"xytext": (6, 0), "textcoords": "offset points", "va": "center_baseline", "color": INK}
+    for place, row in zip(places, ordered, strict=True):
+        if predicted := row["ms_step_predicted"]:
             most = 1e3 * row["batch"] / predicted
-            hover(axes.plot([0, most], [place] * 2, color=LINE, linewidth=2)[0], f"at most {most:,.0f} tokens a second")
+            hover(axes.barh(place, most, height=0.72, color=GROUND)[0], f"at most {most:,.0f} tokens a second")
         title = f"{row['variant']}, batch {row['batch']}: {row['tokens_s']:,.0f} tokens a second"
-        hover(axes.barh(place, row["tokens_s"], height=0.62, color=colour)[0], title)
-        note = f"{row['tokens_s']:,.0f}"
-        axes.annotate(
-            note, (row["tokens_s"], place), xytext=(6, 0), textcoords="offset points", va="center_baseline", color=INK
-        )
-    axes.set(ylim=(len(ordered) - 0.5, -0.5), xticks=[], xlim=(0, None))
-    axes.set_yticks(range(len(ordered)), [f"{row['batch']}  {row['variant']}" for row in ordered], color=QUIET)
+        hover(axes.barh(place, row["tokens_s"], height=0.72, color=_colour(str(row["variant"])))[0], title)
+        axes.annotate(f"{row['tokens_s']:,.0f}", (row["tokens_s"], place), **beside)
+    firsts = {row["batch"]: number for number, row in reversed(list(enumerate(ordered)))}
+    names = [
+        f"batch {row['batch']}   {row['variant']}" if firsts[row["batch"]] == number else str(row["variant"])
+        for number, row in enumerate(ordered)
+    ]
+    axes.set(ylim=(max(places, default=0) + 0.6, -0.6), xticks=[], xlim=(0, None))
+    axes.set_yticks(places, names, color=QUIET)
     axes.tick_params(length=0)
     axes.spines["bottom"].set_visible(False)
     axes.spines["left"].set_color(LINE)

@@ -61,6 +61,7 @@ def test_steps_that_can_not_be_are_refused(command, tmp_path: Path) -> None:
     assert "only with --device cuda" in command("bench", "decode", "--device", "cpu", "--budget", 9).err
     assert "not there; measure first" in command("bench", "decode", "--render", tmp_path).err
     assert "one at a time" in command("bench", "decode", "--dry", "--batch", "1,2").err
+    assert "a folder, with --device cpu" in command("bench", "decode", "--dry", "-o", tmp_path / "a.csv").err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -22,6 +22,8 @@ def run(context: Context) -> None:
     """Record what the card is and does; what comes first is what the others are predicted from."""
     context.record("versions", {**versions(), "triton": version_of("triton")})
     context.record("machine", {**machine(torch.device(context.device), context.torch_dtype), **_facts(context)})
+    if context.cuda:
+        context.record("driver", _driver())
     with torch.inference_mode():
         read = _bandwidth(context)
         rate = _large_product(context)
@@ -35,18 +37,15 @@ def _facts(context: Context) -> dict[str, Any]:
     found = torch.cuda.get_device_properties(context.device)
     names = ("name", "multi_processor_count", "L2_cache_size", "total_memory", "major", "minor")
     facts: dict[str, Any] = {name: getattr(found, name, None) for name in names}
-    return {**facts, "cuda": torch.version.cuda, "free_memory": torch.cuda.mem_get_info(context.device)[0], **_driver()}
+    return {**facts, "cuda": torch.version.cuda, "free_memory": torch.cuda.mem_get_info(context.device)[0]}
 
 
-def _driver() -> dict[str, str]:
-    asked = "driver_version,clocks.max.sm,clocks.max.memory,power.limit"
+def _driver() -> str:
+    """What the driver tells of itself and of its cards: version, power, temperature, memory in use."""
     try:
-        said = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
-        )
+        return subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return dict(zip(asked.split(","), said.stdout.splitlines()[0].split(", "), strict=False)) if said.stdout else {}
+        return ""
 
 
 def _bandwidth(context: Context) -> float:

@@ -19,19 +19,31 @@ NAMES = ("20", "full")
 
 
 def run(context: Context) -> None:
-    """Record a first and a later batch of each size, then the rest with one batch each."""
+    """Record a first and a later batch of each size, then one batch each of the largest."""
+    _batches(context)
+    if context.cuda and not context.dry:
+        for part in (_larger_model, _largest_batches):
+            faults.forget()
+            part(context)
+
+
+def _batches(context: Context) -> None:
     model = context.model()
     for batch in (1,) if context.dry else BATCHES:
         for name in NAMES:
             _turn(context, model, name, batch, batches=1 if context.dry else 2)
-    if context.cuda and not context.dry:
-        for name, batch, label in largest(model):
-            _turn(context, model, name, batch, batches=1, label=label)
-        del model
-        faults.forget()
-        larger = context.model(LARGER)
-        for name in NAMES:
-            _turn(context, larger, name, LARGER_BATCH, batches=2)
+
+
+def _larger_model(context: Context) -> None:
+    model = context.model(LARGER)
+    for name in NAMES:
+        _turn(context, model, name, LARGER_BATCH, batches=2)
+
+
+def _largest_batches(context: Context) -> None:
+    model = context.model()
+    for name, batch, label in largest(model):
+        _turn(context, model, name, batch, batches=1, label=label)
 
 
 def _turn(context: Context, model: JanusModel, name: str, batch: int, *, batches: int, label: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -70,7 +71,9 @@ def command(context: Context) -> list[str]:
 def _run(context: Context, seconds: float) -> str:
     """One step's process -> "done", "failed" or "stopped"."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-        process = subprocess.Popen(command(context), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+        # Read when triton is imported: without a GPU kernels run in its interpreter.
+        env = os.environ if context.cuda else {**os.environ, "TRITON_INTERPRET": "1"}
+        process = subprocess.Popen(command(context), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env=env)
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -23,6 +24,7 @@ _Case = tuple[JanusModel, JanusModel, str, Policy]
 
 def run(context: Context) -> None:
     """Record the share of equal tokens of every model and policy, in float32."""
+    torch.set_num_threads(1)  # of models this small, more threads cost more than they save
     for there, here, name, policy in _cases(context):
         about = {"shape": there.name, "dtype": "float32", "variant": name}
         try:
@@ -35,19 +37,26 @@ def run(context: Context) -> None:
 def _cases(context: Context) -> Iterator[_Case]:
     """(model on the device, the same on the CPU, name of the policy, policy), one after the other."""
     name = "dry" if context.dry else "tiny"
-    there, here = (random_janus(name, torch.float32, device) for device in (context.device, "cpu"))
-    there.network.load_state_dict(here.network.state_dict())  # a device draws random numbers of its own
-    mixed = shared(here, SIZES[name].prefix, DRY_SHARE if context.dry else 0.4)
-    yield there, here, "heavy heads", mixed
+    here = random_janus(name, torch.float32, "cpu")
+    # Copied as a whole: made there, a device would draw its own weights and compute its own angles.
+    there = JanusModel(copy.deepcopy(here.network).to(context.device), here.tokenizer, name)
+    random = shared(here, SIZES[name].prefix, DRY_SHARE if context.dry else 0.4)
     if context.dry:
-        yield from ((there, here, f"heavy heads, {bits} bits", _at(mixed, bits)) for bits in (8,))
+        yield from ((there, here, label, policy) for label, policy in _with_bits("heavy heads", random, (16, 8)))
         return
-    there, here = (_stickers(device) for device in (context.device, "cpu"))
-    shipped = load_policy("stickers-20", here.shape)
-    mixed = shared(here, shipped.prefix, 0.4)
-    for label, policy in (("stickers-20", shipped), ("heavy heads", mixed)):
-        yield there, here, label, policy
-        yield from ((there, here, f"{label}, {bits} bits", _at(policy, bits)) for bits in (8, 4))
+    bundled, reference = (_stickers(device) for device in (context.device, "cpu"))
+    shipped = load_policy("stickers-20", reference.shape)
+    heavy = shared(reference, shipped.prefix, 0.4)
+    for bits in (16, 8, 4):
+        for label, policy in (*_with_bits("stickers-20", shipped, (bits,)), *_with_bits("heavy heads", heavy, (bits,))):
+            yield bundled, reference, label, policy
+        yield from ((there, here, label, policy) for label, policy in _with_bits("heavy heads", random, (bits,)))
+
+
+def _with_bits(label: str, policy: Policy, each: tuple[int, ...]) -> Iterator[tuple[str, Policy]]:
+    """The policy as it is at 16 bits, which stand for the weights' own; else with fewer in every head."""
+    for bits in each:
+        yield (label, policy) if bits == 16 else (f"{label}, {bits} bits", _at(policy, bits))
 
 
 def _at(policy: Policy, bits: int) -> Policy:

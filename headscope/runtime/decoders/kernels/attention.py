@@ -17,6 +17,9 @@ import triton.language as tl
 
 from headscope.runtime.decoders.kernels.codes import floats, halves, halves_of_four, write_eight, write_four
 
+# Numbers of a layer or a batch: a kernel is not compiled anew for those that are 1, or multiples of 16.
+NUMBERS = ["batch", "prefix", "slots", "slots8", "slots4", "score_slots", "step", "stride"]
+
 
 @triton.jit
 def turned(numbers, cos, sin, d, mask, size: tl.constexpr):
@@ -61,7 +64,7 @@ def receive(logits, scores, log_sum, first, length, row, step, heads_of: tl.cons
             tl.store(place, tl.load(place, mask=seen, other=0.0) + tl.sum(share, 0) / heads_of, mask=seen)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, steps4, scores, positions, logits, out, part_top,
            part_sum, part_out, padding, now, begins, firsts, score_begins, bits_of, code_begins, writes, lengths, scale,
            batch, prefix, slots, slots8, slots4, score_slots, step, heads: tl.constexpr, heads_of: tl.constexpr,
@@ -248,7 +251,7 @@ def _read_four(codes4, steps4, place, byte, part_of, row_bytes: tl.constexpr, ta
     return low, high
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def combine(scores, logits, out, part_top, part_sum, part_out, now, firsts, score_begins, lengths, score_slots, step,
             heads: tl.constexpr, heads_of: tl.constexpr, padded: tl.constexpr, size: tl.constexpr, wide: tl.constexpr,
             block: tl.constexpr, splits: tl.constexpr):  # fmt: skip

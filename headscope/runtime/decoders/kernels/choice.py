@@ -5,8 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from headscope.runtime.decoders.kernels.attention import NUMBERS
 
-@triton.jit
+
+@triton.jit(do_not_specialize=NUMBERS)
 def choose(keys, values, codes8, steps8, codes4, steps4, scores, positions, holes, movers, now, heavy, begins, firsts,
            score_begins, bits_of, code_begins, lengths, windows, kepts, decays, per_visits, batch, slots, slots8, slots4,
            score_slots, stride, heads: tl.constexpr, heavies: tl.constexpr, size: tl.constexpr, wide: tl.constexpr,
