@@ -88,7 +88,9 @@ def measured(made: Any) -> dict[str, int]:
         Path(file.name).write_bytes(made.asm["cubin"])
         tools = Path(triton.__file__).parent / "backends/nvidia/bin"
         text = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
-        usage = subprocess.run([tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     loops = tiles(text)
     return {
         "instructions": max((len(loop) for loop in loops), default=0),

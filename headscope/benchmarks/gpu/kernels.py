@@ -243,5 +243,3 @@ def sorted_positions(layer: FlatLayer, b: int, h: int) -> torch.Tensor:
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     """||found - expected|| / ||expected||; NaN never passes a comparison."""
     return float((found.double() - expected).norm() / expected.norm())
-
-

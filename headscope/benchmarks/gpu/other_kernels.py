@@ -49,7 +49,9 @@ def run(context: Context) -> list[str]:
     return off
 
 
-def _unlike_tokens(context: Context, images: int, some, guidance: float = 5.0, temperature: float = 1.0, top_k: int | None = None) -> int:  # type: ignore[no-untyped-def]
+def _unlike_tokens(
+    context: Context, images: int, some, guidance: float = 5.0, temperature: float = 1.0, top_k: int | None = None
+) -> int:  # type: ignore[no-untyped-def]
     """How many of `images` tokens differ from those that torch samples from the same logits and noise, on the CPU."""
     codes, device = context.size.codes, context.device
     streams = 1 if guidance == 1.0 else 2
@@ -70,5 +72,3 @@ def _unlike_tokens(context: Context, images: int, some, guidance: float = 5.0, t
 
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
-
-

@@ -23,7 +23,9 @@ def finalized(x):
 @triton.jit
 def gumbel(code, low, high, largest):
     """The noise of codes for the key (low, high) of an image's seed and token; float32."""
-    bits = finalized(finalized((code.to(tl.uint32) * 0x9E3779B1) ^ low.to(tl.uint32, bitcast=True)) ^ high.to(tl.uint32, bitcast=True))
+    bits = finalized(
+        finalized((code.to(tl.uint32) * 0x9E3779B1) ^ low.to(tl.uint32, bitcast=True)) ^ high.to(tl.uint32, bitcast=True)
+    )
     uniform = ((bits >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08
     return tl.minimum(-tl.log(-tl.log(uniform)), largest)
 
