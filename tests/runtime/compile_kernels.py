@@ -30,7 +30,7 @@ NUMBERS = ("batch", "prefix", "slots", "slots8", "slots4", "score_slots", "step"
            "blocks", "top_k")  # fmt: skip
 SCALARS = ("scale", "epsilon", "temperature", "largest")
 WIDE = ("tokens", "failed")
-CODES = {"codes8": "*u8", "codes4": "*u8", "steps8": "*fp16", "steps4": "*fp16"}
+CODES = {"codes8": "*u8", "codes4": "*u8"}
 ALIGNED = 16  # bytes that torch's tensors begin at
 
 

@@ -44,10 +44,12 @@ def _cut(context: Context, model: JanusModel, name: str) -> tuple[int, str]:
     """How many tokens of theirs fit into the time, and what to say of it."""
     whole = model.shape.geometry.tokens
     few = min(PROBED, whole)
-    generated(model, name, context.batch, 1)  # whatever is done once
-    began = waited(context.device)
-    generated(model, name, context.batch, few)
-    projected = (waited(context.device) - began) * whole / few
+    times = []
+    for count in (1, 1, few):  # the first time pays for whatever is done once
+        began = waited(context.device)
+        generated(model, name, context.batch, count)
+        times.append(waited(context.device) - began)
+    projected = times[1] + max(times[2] - times[1], 0.0) * (whole - 1) / max(few - 1, 1)
     if projected <= SLOW * context.left():
         return whole, ""
     tokens = min(CUT, whole)

@@ -72,16 +72,17 @@ def cases(context: Context) -> Iterator[Case]:
         return
     size = context.size
     own, group = size.head_dim, size.heads // size.kv_heads
-    for dtype in ("float32", "bfloat16"):
-        for bits in ((16,), (8,), (4,), (16, 8, 4, 16)):
-            for splits in (1, 4):
-                yield Case(dtype, own, group, bits, splits, 16)
-    for head_dim in (24, 64, 96, 100, 256):
-        for bits in ((16,), (16, 8, 4, 16)):
-            yield Case("bfloat16", head_dim, 1, bits, 1, 4)
-    for groups in (4, 7, 32):
-        yield Case("bfloat16", own, groups, (16, 8, 4, 16), 2, 4)
-    yield Case("float16", own, 1, (16, 8, 4, 16), 1, 4)
+    mixed = (16, 8, 4, 16)
+    for bits in ((16,), (8,), (4,), mixed):
+        yield Case("bfloat16", own, group, bits, 1, 16)
+    yield Case("bfloat16", own, group, mixed, 4, 16)
+    for bits in ((16,), mixed):
+        yield Case("float32", own, group, bits, 1, 16)
+    for head_dim in (64, 24, 100, 96, 256):
+        yield Case("bfloat16", head_dim, 1, mixed, 1, 4)
+    for groups in (4, 32, 7):
+        yield Case("bfloat16", own, groups, mixed, 2, 4)
+    yield Case("float16", own, 1, mixed, 1, 4)
     yield Case("float32", 256, 2, (16,), 1, 4)
 
 

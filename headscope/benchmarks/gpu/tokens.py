@@ -23,7 +23,8 @@ _Case = tuple[JanusModel, JanusModel, str, Policy]
 
 
 def run(context: Context) -> None:
-    """Record the share of equal tokens of every model and policy, in float32."""
+    """Record the share of equal tokens of every model and policy, in float32; with bits, beside that of two of the CPU's ways."""
+    torch.set_num_threads(1)  # the models are small
     torch.set_num_threads(1)  # of models this small, more threads cost more than they save
     for there, here, name, policy in _cases(context):
         about = {"shape": there.name, "dtype": "float32", "variant": name}
@@ -73,12 +74,15 @@ def _compare(context: Context, there: JanusModel, here: JanusModel, policy: Poli
     """Two batches through one decoder, each against the CPU's."""
     decoder = decoder_of(context, there, policy)
     prompts = list(PROMPTS)
-    for batch, seeds in enumerate(([0, 1], [7, 8])):
+    for batch, seeds in enumerate(([0, 1],) if policy.quantized else ([0, 1], [7, 8])):
         found = _image_tokens(decoder, there, prompts, seeds)
         wanted = generate(here, prompts, seeds, policy=policy, batch_size=len(prompts)).tokens.long()
-        same = found == wanted
+        same, expected = found == wanted, 1.0
+        if policy.quantized:  # a number on the edge between two codes falls to either side, and the image goes another way
+            other = generate(here, prompts, seeds, policy=policy, batch_size=len(prompts), decoder="transformers").tokens
+            expected = float((other == wanted).float().mean())
         shown = {"batch_number": batch, "decoder": decoder.name, "reference": decoder_name(here, policy)}
-        context.record("tokens equal to the CPU's", float(same.float().mean()), "share", predicted=1.0, **shown, **about,
+        context.record("tokens equal to the CPU's", float(same.float().mean()), "share", predicted=expected, **shown, **about,
                        **first_difference(same))  # fmt: skip
 
 

@@ -15,7 +15,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from headscope.runtime.decoders.kernels.codes import floats, halves, halves_of_four, write_eight, write_four
+from headscope.runtime.decoders.kernels.codes import (
+    floats,
+    halves_above,
+    halves_of_four,
+    unit_of,
+    write_eight,
+    write_four,
+    zero_of,
+)
 
 # Numbers of a layer or a batch: a kernel is not compiled anew for those that are 1, or multiples of 16.
 NUMBERS = ["batch", "prefix", "slots", "slots8", "slots4", "score_slots", "step", "stride"]
@@ -73,8 +81,8 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
     """One token for every KV head: program (b * heads + h, split).
 
     qkv [B, (heads * heads_of + 2 * heads) * size] as projected; keys, values [B, slots, size]; codes8 uint8
-    [2, B, slots8, size] and codes4 uint8 [2, B, slots4, bytes] of keys and values, steps8 and steps4 float16
-    [2, B, slots, groups, 2] their scales and zeros; scores, positions [B, score_slots]; out [B, heads * heads_of * size].
+    [2, B, slots8, size] and codes4 uint8 [2, B, slots4, bytes] of keys and values, steps8 and steps4 int32
+    [2, B, slots, groups] their scales and zeros, float16 in the lower and the upper half; scores, positions [B, score_slots]; out [B, heads * heads_of * size].
     With one split the output and the scores are finished here, else by `combine`. exact: products in float32.
     """
     program, split = tl.program_id(0), tl.program_id(1)
@@ -154,9 +162,10 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
         if bits == 8:
             at = wide_b * slots8 + code_at
             values_on = batch.to(tl.int64) * slots8
-            asked = tl.sum(q.to(tl.float32), 1)
             code_type: tl.constexpr = tl.float32 if exact else tl.float16
+            above: tl.constexpr = 0.0 if exact else 1024.0  # what is added to each code, and taken again after the products
             q8 = q.to(code_type)
+            asked = tl.sum(q8.to(tl.float32), 1)
             for start in tl.range(tl.maximum(start_at, first), stop_at, block, num_stages=stages):
                 slot = start + tl.arange(0, block)
                 place = at + tl.minimum(slot, stop_at - 1) - first
@@ -165,10 +174,11 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
                     codes = tl.load(codes8 + cells)
                 else:
                     codes = tl.load(codes8 + cells, mask=(d < size)[None, :], other=0)
-                unit, zero = tl.load(steps8 + 2 * place).to(tl.float32), tl.load(steps8 + 2 * place + 1).to(tl.float32)
-                numbers = floats(codes) if exact else halves(codes)
+                pair = tl.load(steps8 + place)
+                unit, zero = unit_of(pair).to(tl.float32), zero_of(pair).to(tl.float32)
+                numbers = floats(codes) if exact else halves_above(codes)
                 found = tl.dot(q8, tl.trans(numbers), input_precision="ieee")
-                found = (found * unit[None, :] + asked[:, None] * zero[None, :]) * scale
+                found = (found * unit[None, :] + asked[:, None] * (zero - above * unit)[None, :]) * scale
                 found = tl.where((slot < stop_at)[None, :], found, -float("inf"))
                 if score_at >= 0:
                     tl.store(logits + (row + group[:, None]).to(tl.int64) * step + slot[None, :], found,
@@ -180,10 +190,12 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
                     codes = tl.load(codes8 + cells)
                 else:
                     codes = tl.load(codes8 + cells, mask=(d < size)[None, :], other=0)
-                unit, zero = tl.load(steps8 + 2 * place).to(tl.float32), tl.load(steps8 + 2 * place + 1).to(tl.float32)
-                sums = sums * less[:, None] + tl.sum(share * zero[None, :], 1)[:, None]
-                numbers = floats(codes) if exact else halves(codes)
-                sums = tl.dot((share * unit[None, :]).to(code_type), numbers, sums, input_precision="ieee")
+                pair = tl.load(steps8 + place)
+                unit, zero = unit_of(pair).to(tl.float32), zero_of(pair).to(tl.float32)
+                weights = (share * unit[None, :]).to(code_type)
+                zeros = tl.sum(share * zero[None, :] - above * weights.to(tl.float32), 1)
+                numbers = floats(codes) if exact else halves_above(codes)
+                sums = tl.dot(weights, numbers, sums * less[:, None] + zeros[:, None], input_precision="ieee")
 
     if four:
         if bits == 4:
@@ -200,6 +212,7 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
             at = wide_b * slots4 + code_at
             values_on = batch.to(tl.int64) * slots4
             lows, highs = tl.zeros([padded, half], tl.float32), tl.zeros([padded, half], tl.float32)
+            shrunk = tl.full([padded], 1.0, tl.float32)
             for start in tl.range(tl.maximum(start_at, first), stop_at, block, num_stages=stages):
                 slot = start + tl.arange(0, block)
                 place = at + tl.minimum(slot, stop_at - 1) - first
@@ -214,10 +227,10 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
                 low, high = _read_four(
                     codes4, steps4, place + values_on, byte, part_of, row_bytes, taken, groups, block, half, exact
                 )
-                share, sums = share.to(code_type), sums * less[:, None]
+                share, shrunk = share.to(code_type), shrunk * less
                 lows = tl.dot(share, low, lows * less[:, None], input_precision="ieee")
                 highs = tl.dot(share, high, highs * less[:, None], input_precision="ieee")
-            sums += tl.reshape(tl.join(lows, highs), (padded, wide))
+            sums = sums * shrunk[:, None] + tl.reshape(tl.join(lows, highs), (padded, wide))
 
     cells_out = inside[:, None] & (d < size)[None, :]
     if splits == 1:
@@ -239,15 +252,13 @@ def _read_four(codes4, steps4, place, byte, part_of, row_bytes: tl.constexpr, ta
                block: tl.constexpr, half: tl.constexpr, exact: tl.constexpr):  # fmt: skip
     """The even and the odd numbers of slots [block], [block, half] each, in float32 or float16."""
     codes = tl.load(codes4 + place[:, None] * row_bytes + byte[None, :], mask=(byte < row_bytes)[None, :], other=0)
-    steps = steps4 + 2 * (place[:, None] * taken + tl.minimum(part_of, taken - 1)[None, :])
-    unit, zero = tl.load(steps), tl.load(steps + 1)
-    unit = tl.reshape(tl.broadcast_to(unit[:, :, None], (block, groups, 16)), (block, half))
-    zero = tl.reshape(tl.broadcast_to(zero[:, :, None], (block, groups, 16)), (block, half))
+    pair = tl.load(steps4 + place[:, None] * taken + tl.minimum(part_of, taken - 1)[None, :])
+    pair = tl.reshape(tl.broadcast_to(pair[:, :, None], (block, groups, 16)), (block, half))
     if exact:
-        unit, zero = unit.to(tl.float32), zero.to(tl.float32)
+        unit, zero = unit_of(pair).to(tl.float32), zero_of(pair).to(tl.float32)
         low, high = floats(codes & 15) * unit + zero, floats(codes >> 4) * unit + zero
     else:
-        low, high = halves_of_four(codes, unit, zero)
+        low, high = halves_of_four(codes, pair)
     return low, high
 
 

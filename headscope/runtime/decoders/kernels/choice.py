@@ -59,12 +59,12 @@ def choose(keys, values, codes8, steps8, codes4, steps4, scores, positions, hole
                 if bits == 8:
                     begin8, values_on8 = b.to(tl.int64) * slots8 + code_at, batch.to(tl.int64) * slots8
                     _move(codes8, begin8, values_on8, holes, movers, moving, d, size)
-                    _move(steps8, begin8, values_on8, holes, movers, moving, tl.arange(0, 2), 2)
+                    _move(steps8, begin8, values_on8, holes, movers, moving, tl.arange(0, 2), 1)
             if four:
                 if bits == 4:
                     begin4, values_on4 = b.to(tl.int64) * slots4 + code_at, batch.to(tl.int64) * slots4
                     _move(codes4, begin4, values_on4, holes, movers, moving, d, (size + 1) // 2)
-                    _move(steps4, begin4, values_on4, holes, movers, moving, tl.arange(0, wide // 16), 2 * ((size + 31) // 32))
+                    _move(steps4, begin4, values_on4, holes, movers, moving, tl.arange(0, wide // 32), (size + 31) // 32)
             if bits == 16:
                 begin = b.to(tl.int64) * slots + tl.load(begins + h) + first
                 _move_both(keys, values, begin, holes, movers, moving, d, size)

@@ -13,32 +13,31 @@ def floats(codes):
 
 
 @triton.jit
-def halves(codes):
-    """uint8 -> float16, four at a time: as the low bytes of 1024 + code, of which 1024 is taken again."""
+def halves_above(codes):
+    """uint8 -> 1024 + code in float16, four at a time: a code is the low byte of that number. See `attend` for the 1024.
+
+    Not pure: so that codes are turned as they were loaded, sixteen bytes at a time, and not number by number after they went
+    through the shared memory.
+    """
     return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 away;
-        mov.b32 away, 0xE400E400;
-        prmt.b32 $0, $2, 0x64646464, 0x4140;
-        prmt.b32 $1, $2, 0x64646464, 0x4342;
-        add.f16x2 $0, $0, away;
-        add.f16x2 $1, $1, away;
-        }""",
+        "prmt.b32 $0, $2, 0x64646464, 0x4140; prmt.b32 $1, $2, 0x64646464, 0x4342;",
         "=r,=r,r",
         [codes],
         dtype=tl.float16,
-        is_pure=True,
+        is_pure=False,
         pack=4,
     )
 
 
 @triton.jit
-def halves_of_four(codes, unit, zero):
-    """uint8 -> what its lower and its upper four bits mean, float16, four bytes at a time; unit and zero of each byte."""
+def halves_of_four(codes, step):
+    """uint8 -> what its lower and its upper four bits mean, float16, four bytes at a time, which share the step of the first."""
     return tl.inline_asm_elementwise(
         """{
-        .reg .b32 away, low, high;
+        .reg .b32 away, low, high, unit, zero;
         mov.b32 away, 0xE400E400;
+        prmt.b32 unit, $5, 0, 0x1010;
+        prmt.b32 zero, $5, 0, 0x3232;
         and.b32 low, $4, 0x0F0F0F0F;
         shr.u32 high, $4, 4;
         and.b32 high, high, 0x0F0F0F0F;
@@ -50,17 +49,35 @@ def halves_of_four(codes, unit, zero):
         add.f16x2 $1, $1, away;
         add.f16x2 $2, $2, away;
         add.f16x2 $3, $3, away;
-        fma.rn.f16x2 $0, $0, $5, $7;
-        fma.rn.f16x2 $1, $1, $6, $8;
-        fma.rn.f16x2 $2, $2, $5, $7;
-        fma.rn.f16x2 $3, $3, $6, $8;
+        fma.rn.f16x2 $0, $0, unit, zero;
+        fma.rn.f16x2 $1, $1, unit, zero;
+        fma.rn.f16x2 $2, $2, unit, zero;
+        fma.rn.f16x2 $3, $3, unit, zero;
         }""",
         "=r,=r,=r,=r,r,r,r,r,r",
-        [codes, unit, zero],
+        [codes, step],
         dtype=(tl.float16, tl.float16),
-        is_pure=True,
+        is_pure=False,
         pack=4,
     )
+
+
+@triton.jit
+def unit_of(step):
+    """The scale of a step: float16 in the lower half of int32."""
+    return step.to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def zero_of(step):
+    """The zero of a step: float16 in the upper half of int32."""
+    return (step >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def joined(unit, zero):
+    """A step of scale and zero, float16 each."""
+    return (unit.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF) | (zero.to(tl.int16, bitcast=True).to(tl.int32) << 16)
 
 
 @triton.jit
@@ -86,8 +103,7 @@ def write_eight(codes8, steps8, at, numbers, d, size: tl.constexpr):
     high = tl.max(tl.where(inside, numbers, -float("inf")), 0)
     unit, zero = step_of(low, high, 255)
     tl.store(codes8 + at * size + d, coded(numbers, unit, zero, 255), mask=inside)
-    tl.store(steps8 + 2 * at, unit)
-    tl.store(steps8 + 2 * at + 1, zero)
+    tl.store(steps8 + at, joined(unit, zero))
 
 
 @triton.jit
@@ -105,6 +121,4 @@ def write_four(codes4, steps4, at, low, high, size: tl.constexpr, wide: tl.const
     first = coded(low, unit[:, None], zero[:, None], 15)
     second = tl.where(in_high, coded(high, unit[:, None], zero[:, None], 15).to(tl.int32), 0)
     tl.store(codes4 + at * row_bytes + number // 2, (first.to(tl.int32) | (second << 4)).to(tl.uint8), mask=in_low)
-    place = steps4 + 2 * (at * taken + group)
-    tl.store(place, unit, mask=group < taken)
-    tl.store(place + 1, zero, mask=group < taken)
+    tl.store(steps4 + at * taken + group, joined(unit, zero), mask=group < taken)
