@@ -21,7 +21,7 @@ def run(context: Context) -> None:
     check_memory(context.device, weight_bytes(context.size, context.itemsize), f"{context.shape} alone")
     model = context.model()
     kinds = policies(model)
-    order = ["20", "full", *GENERATE, *(name for name in kinds if name not in ("20", "full"))]
+    order = [*kinds, *GENERATE]
     tokens = dict.fromkeys(order, model.shape.geometry.tokens)
     notes = dict.fromkeys(order, "")
     took: dict[str, float] = {}

@@ -9,8 +9,9 @@ from headscope.benchmarks.gpu.variants import policies
 from headscope.benchmarks.shapes import SIZES
 from headscope.models.janus import JanusModel
 from headscope.policy import CacheSpec, Policy
+from headscope.runtime.decoders.gpu_work import release
 
-BATCHES = (64, 256, 32, 8, 1)  # the most telling first
+BATCHES = (1, 32, 256, 8, 64)  # the most telling first
 LARGER, LARGER_BATCH = "janus-pro-7b", 64
 MEMORIES = (24, 80)  # GB of the cards that largest batches are planned for
 # Beside weights and cache: what a library, a graph and the prompts of a part of the batch take (a guess, to be measured).
@@ -19,31 +20,29 @@ NAMES = ("20", "full")
 
 
 def run(context: Context) -> None:
-    """Record a first and a later batch of each size, then one batch each of the largest."""
-    _batches(context)
-    if context.cuda and not context.dry:
-        for part in (_larger_model, _largest_batches):
-            faults.forget()
-            part(context)
-
-
-def _batches(context: Context) -> None:
+    """Record a first and a later batch of each, the most telling first."""
     model = context.model()
-    for batch in (1,) if context.dry else BATCHES:
-        for name in NAMES:
-            _turn(context, model, name, batch, batches=1 if context.dry else 2)
-
-
-def _larger_model(context: Context) -> None:
-    model = context.model(LARGER)
-    for name in NAMES:
-        _turn(context, model, name, LARGER_BATCH, batches=2)
-
-
-def _largest_batches(context: Context) -> None:
-    model = context.model()
-    for name, batch, label in largest(model):
+    if context.dry:
+        _both(context, model, 1, batches=1)
+        return
+    for batch in BATCHES[:3]:
+        _both(context, model, batch)
+    plans = largest(model)
+    for name, batch, label in plans[: len(NAMES)]:
         _turn(context, model, name, batch, batches=1, label=label)
+    larger = context.model(LARGER)
+    _both(context, larger, LARGER_BATCH)
+    release(larger)
+    del larger
+    for batch in BATCHES[3:]:
+        _both(context, model, batch)
+    for name, batch, label in plans[len(NAMES) :]:
+        _turn(context, model, name, batch, batches=1, label=label)
+
+
+def _both(context: Context, model: JanusModel, batch: int, batches: int = 2) -> None:
+    for name in NAMES:
+        _turn(context, model, name, batch, batches=batches)
 
 
 def _turn(context: Context, model: JanusModel, name: str, batch: int, *, batches: int, label: str = "") -> None:

@@ -47,13 +47,16 @@ def settings_for(device: torch.device, dtype: torch.dtype, size: int, heads_of: 
         found = _measured().get(torch.cuda.get_device_name(device), {}).get(key_of(dtype, size, heads_of, bits))
         if found is not None:
             return Settings(**found)
-    return rule(dtype, size)
+    return rule(dtype, size, bits)
 
 
-def rule(dtype: torch.dtype, size: int) -> Settings:
-    """Where nothing was measured: tiles of keys and values whose bytes fit the shared memory several times."""
+def rule(dtype: torch.dtype, size: int, bits: int = 16) -> Settings:
+    """Where nothing was measured: what was best on an H100, in tiles whose bytes fit the shared memory several times."""
     row = size * dtype.itemsize
-    return Settings(block=64 if row <= 256 else 32 if row <= 512 else 16, warps=4, stages=2)
+    block = 64 if row <= 256 else 32 if row <= 512 else 16
+    if dtype == torch.float32:
+        return Settings(block=block, warps=4, stages=2)
+    return Settings(block=min(block, 64 if bits == 16 else 32), warps=2, stages=2 if bits == 16 else 3)
 
 
 def key_of(dtype: torch.dtype, size: int, heads_of: int, bits: int) -> str:
