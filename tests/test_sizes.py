@@ -37,7 +37,10 @@ MIRRORS = {
     *(("cli/bench.py", "trace"), ("cli/budget.py", "budget"), ("cli/evaluate.py", "evaluate")),
     *(("cli/generate.py", "generate"), ("cli/heads.py", "heads"), ("cli/run.py", "run")),
     *(("cli/search.py", "search"), ("cli/trace.py", "trace"), ("policy/policy.py", "uniform")),
-    *(("runtime/decoders/triton_kernels.py", name) for name in ("attend", "combine", "choose")),
+    *(("cli/decode.py", "decode"), ("cli/decode_gpu.py", "measure")),
+    *(("runtime/decoders/kernels/attention.py", name) for name in ("receive", "looked", "attend", "combine")),
+    *(("runtime/decoders/kernels/choice.py", "choose"), ("runtime/decoders/kernels/sampling.py", "draw")),
+    ("runtime/decoders/kernels/sampling.py", "settle"),
 }
 
 

@@ -65,11 +65,9 @@ def decode(
     dtypes = [dtype_name(part.strip()) for part in dtype.split(",")]
     if unknown := [part for part in dtypes if part not in ("float32", "bfloat16")]:
         raise typer.BadParameter(f"--dtype {unknown[0]}: expected float32 or bfloat16.")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in batch.split(",")):
-        raise typer.BadParameter(f"--batch {batch}: expected numbers from 1, such as 16,64.")
     if gpu and len(dtypes) > 1:
         raise typer.BadParameter(f"--dtype {dtype}: one at a time with --device {device}.")
-    batches = [int(part) for part in batch.split(",")]
+    batches = _batches(batch)
     if not gpu:
         _steps_with_each_cache(out or Path("decode.csv"), shape, dtypes, batches, rows, threads, device)
         return
@@ -78,6 +76,13 @@ def decode(
     if out is not None and out.suffix == ".csv":
         raise typer.BadParameter(f"--out {out}: a folder, with --device {device}.")
     measure(out or Path("bench-decode"), shape, dtypes[0], batches[0], device, steps=steps, budget=budget, dry=dry, tune=tune)
+
+
+def _batches(text: str) -> list[int]:
+    """Numbers from 1, with commas."""
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in text.split(",")):
+        raise typer.BadParameter(f"--batch {text}: expected numbers from 1, such as 16,64.")
+    return [int(part) for part in text.split(",")]
 
 
 def _steps_with_each_cache(

@@ -16,7 +16,7 @@ from headscope.models import ImageModel, warn_of_unknown_words
 from headscope.policy import Policy
 from headscope.progress import Progress, of_task
 from headscope.reporting import contact_sheet
-from headscope.runtime import AUTO, ImageBatches, Sampling, Variant, check_prefix, decoder_name
+from headscope.runtime import AUTO, ImageBatches, Sampling, Variant, check_prefix, decoder_name, passed_over
 from headscope.samples import Samples
 from headscope.storage import read_json, write_json, write_parquet, write_whole
 from headscope.words import size
@@ -75,6 +75,7 @@ class Plan:
         full_bytes: of one image with the full cache.
         free: bytes free on the device.
         decoders: by variant, the name of the one that runs.
+        passed_over: why a GPU's own decoder does not run the policy, where it does not.
     """
 
     request: Request
@@ -83,6 +84,7 @@ class Plan:
     full_bytes: int
     free: int
     decoders: dict[str, str]
+    passed_over: str | None = None
 
     def sentence(self) -> str:
         """What the caches will take, and which decoder runs."""
@@ -93,6 +95,8 @@ class Plan:
             f"cache: {size(largest)} an image{kept}; {self.batch} at a time take {size(self.batch * largest)} "
             f"of {size(self.free)} that are free; {self.decoded_by()}."
         )
+        if self.passed_over is not None:
+            text += f" The GPU's own is left aside: {self.passed_over}."
         if policy is not None and self.batch == 1:  # reports/runtime: 1.1 to 1.15 times, for the weights are read anyway
             text += " One at a time, a policy saves memory and hardly any time; it pays when several are generated together."
         return text
@@ -142,7 +146,9 @@ def plan_images(model: ImageModel, request: Request, *, free: int, batch: int | 
         )
     most = MOST_ON_CPU if model.device.type == "cpu" else fits
     chosen = min(fits, most, request.total) if batch is None else batch
-    return Plan(replace(request, sampling=sampling), chosen, small, full, free, decoders)
+    return Plan(
+        replace(request, sampling=sampling), chosen, small, full, free, decoders, passed_over(model, policy) if policy else None
+    )
 
 
 def generate_images(model: ImageModel, plan: Plan, out: Path, progress: Progress | None = None) -> pd.DataFrame | None:

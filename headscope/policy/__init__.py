@@ -2,6 +2,7 @@
 
 from headscope.policy.bucket import Bucket
 from headscope.policy.footprint import (
+    CACHE_DTYPES,
     CODE_GROUP,
     CacheSpec,
     Limit,
@@ -20,6 +21,7 @@ from headscope.policy.tensors import BITS, HEAD_TENSORS
 
 __all__ = [
     "BITS",
+    "CACHE_DTYPES",
     "CODE_GROUP",
     "CONTROLS",
     "HEAD_TENSORS",

@@ -2,7 +2,7 @@
 
 from headscope.runtime.batches import FULL, OTHER, OTHER_SEED, ImageBatches, Variant, batch_for, batches_to_generate, seconds_of
 from headscope.runtime.cache import CompressedCache, check_prefix, compressed
-from headscope.runtime.decoders import AUTO, decoder_name
+from headscope.runtime.decoders import AUTO, decoder_name, passed_over
 from headscope.runtime.finite import no_numbers
 from headscope.runtime.generate import generate
 from headscope.runtime.plain import PlainCache
@@ -26,6 +26,7 @@ __all__ = [
     "generate",
     "guide",
     "no_numbers",
+    "passed_over",
     "sample",
     "seconds_of",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -125,7 +126,13 @@ def prepared(context: Context, case: Case) -> tuple[FlatLayer, torch.Tensor, tup
     heavy = torch.where(heads % 2 == 1, tokens // 7, 0)[None]
     window = torch.where(heads % 2 == 1, tokens // 9, tokens // 5)[None]
     per_visit = (heads // 2 % 2)[None]
-    numbers = {"window": window, "heavy": heavy, "anchor": (heads % 3)[None], "per_visit": per_visit, "bits": bits}
+    numbers: dict[str, Any] = {
+        "window": window,
+        "heavy": heavy,
+        "anchor": (heads % 3)[None],
+        "per_visit": per_visit,
+        "bits": bits,
+    }
     policy = Policy.uniform(shape, stride=side, prefix=PREFIX, **numbers)
     generator = torch.Generator().manual_seed(case.size + 7 * case.group + case.splits)
     dtype = getattr(torch, case.dtype)

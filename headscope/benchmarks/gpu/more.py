@@ -30,6 +30,7 @@ def run(context: Context) -> None:
     plans = largest(model)
     for name, batch, label in plans[: len(NAMES)]:
         _turn(context, model, name, batch, batches=1, label=label)
+    release(model)
     larger = context.model(LARGER)
     _both(context, larger, LARGER_BATCH)
     release(larger)

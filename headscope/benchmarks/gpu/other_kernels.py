@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -42,7 +44,9 @@ def run(context: Context) -> list[str]:
     for name, error in errors.items():
         context.record(f"error of {name}", error, "relative", limit=limit, rows=rows)
     off = [name for name, error in errors.items() if not error <= limit]
-    for what in ({}, {"top_k": min(50, size.codes // 2)}, {"temperature": 0.0}, {"guidance": 1.0, "temperature": 0.7}):
+    whats: tuple[dict[str, Any], ...] = ({}, {"top_k": min(50, size.codes // 2)}, {"temperature": 0.0},
+                                         {"guidance": 1.0, "temperature": 0.7})  # fmt: skip
+    for what in whats:
         unlike = _unlike_tokens(context, rows // 2, some, **what)
         context.record("tokens sampled otherwise", unlike, "tokens", of=rows // 2, sampling=what)
         off += [f"sampling {what}"] if unlike > rows // 100 else []  # logarithms may round apart where two codes tie
@@ -50,16 +54,21 @@ def run(context: Context) -> list[str]:
 
 
 def _unlike_tokens(
-    context: Context, images: int, some, guidance: float = 5.0, temperature: float = 1.0, top_k: int | None = None
-) -> int:  # type: ignore[no-untyped-def]
+    context: Context,
+    images: int,
+    some: Callable[..., torch.Tensor],
+    guidance: float = 5.0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+) -> int:
     """How many of `images` tokens differ from those that torch samples from the same logits and noise, on the CPU."""
     codes, device = context.size.codes, context.device
     streams = 1 if guidance == 1.0 else 2
     noise = Noise(range(images), 3, codes, device)
-    record = SimpleNamespace(guidance=guidance, temperature=temperature, top_k=top_k, noise=noise)
+    record: Any = SimpleNamespace(guidance=guidance, temperature=temperature, top_k=top_k, noise=noise)
     table, x = some(codes, 32), some(streams * images, 32)
-    sampler = DeviceSampler(record, images, 3, table, x)  # type: ignore[arg-type]
-    sampler.take(record)  # type: ignore[arg-type]
+    sampler = DeviceSampler(record, images, 3, table, x)
+    sampler.take(record)
     logits = some(streams * images, codes) * 2
     sampler(logits, torch.zeros(1, dtype=torch.int32, device=device), 1)
     on_host = Noise(range(images), 3, codes, "cpu").at(1)

@@ -23,8 +23,7 @@ _Case = tuple[JanusModel, JanusModel, str, Policy]
 
 
 def run(context: Context) -> None:
-    """Record the share of equal tokens of every model and policy, in float32; with bits, beside that of two of the CPU's ways."""
-    torch.set_num_threads(1)  # the models are small
+    """Record the share of equal tokens of every model and policy, in float32; with bits beside that of two ways of the CPU."""
     torch.set_num_threads(1)  # of models this small, more threads cost more than they save
     for there, here, name, policy in _cases(context):
         about = {"shape": there.name, "dtype": "float32", "variant": name}

@@ -19,10 +19,12 @@ from headscope.runtime.decoders.settings import Settings, keep, key_of, rule
 # Tried in this order, for as long as there is time: what was best on an H100 comes first.
 TRIED = (
     Settings(64, 2, 2),
+    *(Settings(16, 1, stages) for stages in (3, 2)),
     *(Settings(32, warps, 3) for warps in (2, 1)),
+    Settings(32, 1, 2),
+    *(Settings(16, 2, stages) for stages in (3, 2)),
     *(Settings(64, warps, 2) for warps in (1, 4)),
-    *(Settings(16, 1, stages) for stages in (3, 4)),
-    *(Settings(32, warps, 2) for warps in (2, 1, 4)),
+    *(Settings(32, warps, 2) for warps in (2, 4)),
     Settings(64, 2, 3),
     Settings(32, 1, 4),
     Settings(64, 4, 3),

@@ -67,7 +67,6 @@ class Turn:
             "tokens_s": self.batch * tokens / seconds,
             "ms_step": 1e3 * seconds / tokens,
             "predicted": None if least is None else least * tokens / self.tokens,
-            "share": self.policy.spec().share_of(self.policy),
             "peak_bytes": torch.cuda.max_memory_allocated() if self.context.cuda else None,
         }
         self.context.record("batch of images", seconds, "s", **shown, **more)

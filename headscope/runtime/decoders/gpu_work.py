@@ -124,7 +124,8 @@ class GpuWork:
         assert step is not None
         self._kernels = LlamaKernels(step)  # before the key: weights may move together
         self.key, self.images = _key(model, policy, streams, prefix, splits), images
-        shape, rows, whole = model.shape, images * streams, {"dtype": model.dtype, "device": model.device}
+        shape, rows = model.shape, images * streams
+        whole: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
         self.padding = torch.zeros(rows, dtype=torch.int32, device=model.device)
         like = torch.empty(1, **whole).expand(rows, shape.kv_heads, prefix, shape.head_dim)
         self.layers = [FlatLayer(policy, layer, like, self.padding) for layer in range(shape.layers)]

@@ -35,6 +35,16 @@ def choose(model: ImageModel, policy: Policy | None = None, backend: str = AUTO)
     return DECODERS[backend](model, policy)
 
 
+def passed_over(model: ImageModel, policy: Policy | None = None) -> str | None:
+    """Why the GPU's own decoder does not run a model that is on a GPU, as in "llama_cuda needs Triton"; None: it does, or there
+    is no GPU.
+    """
+    if model.device.type != "cuda":
+        return None
+    lacking = LlamaCudaDecoder.lacking(model, policy)
+    return None if lacking is None else f"{LlamaCudaDecoder.name} {lacking}"
+
+
 def usable_decoders(model: ImageModel, policy: Policy | None = None) -> list[str]:
     """Names of those that can run this model and policy here, the fastest first."""
     return [name for name, kind in DECODERS.items() if kind.lacking(model, policy) is None]

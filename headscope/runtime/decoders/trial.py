@@ -67,7 +67,7 @@ def difference(model: ImageModel) -> float:
     embeds = (torch.randn(2, PREFIX, embedded.shape[-1], generator=generator) * scale).to(device, model.dtype)
     mask = torch.ones(2, PREFIX + STEPS, dtype=torch.int64, device=device)
     mask[0, 0] = 0
-    work, cache = GpuWork(model, policy, 2, 1, PREFIX, None), DynamicCache()
+    work, cache = GpuWork(model, policy, 2, 1, PREFIX, 1), DynamicCache()
     work.prefill(model, lambda part: part, embeds, mask[:, :PREFIX])
     model.forward(embeds, mask[:, :PREFIX], cache)
     worst = 0.0

@@ -38,6 +38,25 @@ def turned(numbers, cos, sin, d, mask, size: tl.constexpr):
 
 
 @triton.jit
+def tile(numbers, place, d, size: tl.constexpr, wide: tl.constexpr):
+    """Slots `place` [block] of numbers [.., size] -> [block, wide]."""
+    cells = place[:, None] * size + d[None, :]
+    if size == wide:
+        found = tl.load(numbers + cells)
+    else:
+        found = tl.load(numbers + cells, mask=(d < size)[None, :], other=0)
+    return found
+
+
+@triton.jit
+def keep(logits, found, slot, stop, step, heads_of: tl.constexpr, padded: tl.constexpr):
+    """Write a tile of logits [padded, block] of a head with scores; `receive` reads them."""
+    group = tl.arange(0, padded)
+    inside = (group < heads_of)[:, None] & (slot < stop)[None, :]
+    tl.store(logits + group[:, None].to(tl.int64) * step + slot[None, :], found, mask=inside)
+
+
+@triton.jit
 def softened(found, top, total):
     """One more tile of logits [rows, block] -> its weights, what those so far shrink by, the new top and total."""
     higher = tl.maximum(top, tl.max(found, 1))
@@ -82,8 +101,9 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
 
     qkv [B, (heads * heads_of + 2 * heads) * size] as projected; keys, values [B, slots, size]; codes8 uint8
     [2, B, slots8, size] and codes4 uint8 [2, B, slots4, bytes] of keys and values, steps8 and steps4 int32
-    [2, B, slots, groups] their scales and zeros, float16 in the lower and the upper half; scores, positions [B, score_slots]; out [B, heads * heads_of * size].
-    With one split the output and the scores are finished here, else by `combine`. exact: products in float32.
+    [2, B, slots, groups] their scales and zeros, float16 in the lower and the upper half; scores, positions [B, score_slots];
+    out [B, heads * heads_of * size]. With one split the output and the scores are finished here, else by `combine`. exact:
+    products in float32.
     """
     program, split = tl.program_id(0), tl.program_id(1)
     b, h = program // heads, program % heads
@@ -109,6 +129,7 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
     queries = of_row + (h * heads_of + group[:, None]) * size
     q = turned(queries, cos, sin, d[None, :], inside[:, None] & (d < size)[None, :], size)
     dtype: tl.constexpr = tl.float32 if exact else keys.dtype.element_ty
+    code_type: tl.constexpr = tl.float32 if exact else tl.float16
     q = q.to(keys.dtype.element_ty).to(dtype)
     if (write >= start_at) & (write < stop_at):
         if write < plain_stop:
@@ -139,41 +160,30 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
     top = tl.full([padded], -float("inf"), tl.float32)
     total = tl.zeros([padded], tl.float32)
     sums = tl.zeros([padded, wide], tl.float32)
+    kept_logits = logits + row.to(tl.int64) * step
     for start in tl.range(start_at, plain_stop, block, num_stages=stages):
         slot = start + tl.arange(0, block)
-        place = tl.minimum(slot, plain_stop - 1)[:, None] * size + d[None, :]
-        if size == wide:
-            k = tl.load(head_keys + place)
-        else:
-            k = tl.load(head_keys + place, mask=(d < size)[None, :], other=0.0)
+        place = tl.minimum(slot, plain_stop - 1)
+        k = tile(head_keys, place, d, size, wide)
         found = tl.dot(q, tl.trans(k.to(dtype)), input_precision="ieee") * scale
         found = tl.where(((slot < plain_stop) & (slot >= unseen))[None, :], found, -float("inf"))
         if score_at >= 0:
-            tl.store(logits + (row + group[:, None]).to(tl.int64) * step + slot[None, :], found,
-                     mask=inside[:, None] & (slot < plain_stop)[None, :])  # fmt: skip
+            keep(kept_logits, found, slot, plain_stop, step, heads_of, padded)
         share, less, top, total = softened(found, top, total)
-        if size == wide:
-            v = tl.load(head_values + place)
-        else:
-            v = tl.load(head_values + place, mask=(d < size)[None, :], other=0.0)
+        v = tile(head_values, place, d, size, wide)
         sums = tl.dot(share.to(dtype), v.to(dtype), sums * less[:, None], input_precision="ieee")
 
     if eight:
         if bits == 8:
             at = wide_b * slots8 + code_at
             values_on = batch.to(tl.int64) * slots8
-            code_type: tl.constexpr = tl.float32 if exact else tl.float16
             above: tl.constexpr = 0.0 if exact else 1024.0  # what is added to each code, and taken again after the products
             q8 = q.to(code_type)
             asked = tl.sum(q8.to(tl.float32), 1)
             for start in tl.range(tl.maximum(start_at, first), stop_at, block, num_stages=stages):
                 slot = start + tl.arange(0, block)
                 place = at + tl.minimum(slot, stop_at - 1) - first
-                cells = place[:, None] * size + d[None, :]
-                if size == wide:
-                    codes = tl.load(codes8 + cells)
-                else:
-                    codes = tl.load(codes8 + cells, mask=(d < size)[None, :], other=0)
+                codes = tile(codes8, place, d, size, wide)
                 pair = tl.load(steps8 + place)
                 unit, zero = unit_of(pair).to(tl.float32), zero_of(pair).to(tl.float32)
                 numbers = floats(codes) if exact else halves_above(codes)
@@ -181,15 +191,10 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
                 found = (found * unit[None, :] + asked[:, None] * (zero - above * unit)[None, :]) * scale
                 found = tl.where((slot < stop_at)[None, :], found, -float("inf"))
                 if score_at >= 0:
-                    tl.store(logits + (row + group[:, None]).to(tl.int64) * step + slot[None, :], found,
-                             mask=inside[:, None] & (slot < stop_at)[None, :])  # fmt: skip
+                    keep(kept_logits, found, slot, stop_at, step, heads_of, padded)
                 share, less, top, total = softened(found, top, total)
                 place += values_on
-                cells = place[:, None] * size + d[None, :]
-                if size == wide:
-                    codes = tl.load(codes8 + cells)
-                else:
-                    codes = tl.load(codes8 + cells, mask=(d < size)[None, :], other=0)
+                codes = tile(codes8, place, d, size, wide)
                 pair = tl.load(steps8 + place)
                 unit, zero = unit_of(pair).to(tl.float32), zero_of(pair).to(tl.float32)
                 weights = (share * unit[None, :]).to(code_type)
@@ -205,7 +210,6 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
             row_bytes: tl.constexpr = (size + 1) // 2
             byte, part_of = tl.arange(0, half), tl.arange(0, groups)
             there = inside[:, None] & (2 * byte < size)[None, :]
-            code_type: tl.constexpr = tl.float32 if exact else tl.float16
             even = turned(queries, cos, sin, 2 * byte[None, :], there, size).to(keys.dtype.element_ty).to(code_type)
             there = inside[:, None] & (2 * byte + 1 < size)[None, :]
             odd = turned(queries, cos, sin, 2 * byte[None, :] + 1, there, size).to(keys.dtype.element_ty).to(code_type)
@@ -221,8 +225,7 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
                 found = tl.dot(odd, tl.trans(high), found, input_precision="ieee") * scale
                 found = tl.where((slot < stop_at)[None, :], found, -float("inf"))
                 if score_at >= 0:
-                    tl.store(logits + (row + group[:, None]).to(tl.int64) * step + slot[None, :], found,
-                             mask=inside[:, None] & (slot < stop_at)[None, :])  # fmt: skip
+                    keep(kept_logits, found, slot, stop_at, step, heads_of, padded)
                 share, less, top, total = softened(found, top, total)
                 low, high = _read_four(
                     codes4, steps4, place + values_on, byte, part_of, row_bytes, taken, groups, block, half, exact

@@ -31,13 +31,15 @@ def halves_above(codes):
 
 @triton.jit
 def halves_of_four(codes, step):
-    """uint8 -> what its lower and its upper four bits mean, float16, four bytes at a time, which share the step of the first."""
+    """uint8 -> what its lower and its upper four bits mean, float16, four bytes at a time; step: each byte's scale and zero."""
     return tl.inline_asm_elementwise(
         """{
-        .reg .b32 away, low, high, unit, zero;
+        .reg .b32 away, low, high, unit, zero, unit2, zero2;
         mov.b32 away, 0xE400E400;
-        prmt.b32 unit, $5, 0, 0x1010;
-        prmt.b32 zero, $5, 0, 0x3232;
+        prmt.b32 unit, $5, $6, 0x5410;
+        prmt.b32 zero, $5, $6, 0x7632;
+        prmt.b32 unit2, $7, $8, 0x5410;
+        prmt.b32 zero2, $7, $8, 0x7632;
         and.b32 low, $4, 0x0F0F0F0F;
         shr.u32 high, $4, 4;
         and.b32 high, high, 0x0F0F0F0F;
@@ -50,9 +52,9 @@ def halves_of_four(codes, step):
         add.f16x2 $2, $2, away;
         add.f16x2 $3, $3, away;
         fma.rn.f16x2 $0, $0, unit, zero;
-        fma.rn.f16x2 $1, $1, unit, zero;
+        fma.rn.f16x2 $1, $1, unit2, zero2;
         fma.rn.f16x2 $2, $2, unit, zero;
-        fma.rn.f16x2 $3, $3, unit, zero;
+        fma.rn.f16x2 $3, $3, unit2, zero2;
         }""",
         "=r,=r,=r,=r,r,r,r,r,r",
         [codes, step],
