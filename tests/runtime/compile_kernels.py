@@ -27,8 +27,10 @@ TARGET = GPUTarget("cuda", 90, 32)
 # Parameters by what they are; the others are int32, or pointers to it where their name says a table.
 MODEL = ("qkv", "cos_table", "sin_table", "keys", "values", "out", "x", "weight", "gate_up", "logits_in", "table")
 FLOATS = ("scores", "logits", "part_top", "part_sum", "part_out", "decays", "floors", "tops")
-NUMBERS = ("batch", "prefix", "slots", "slots8", "slots4", "score_slots", "step", "stride", "size", "images", "codes", "ahead",
-           "blocks", "top_k")  # fmt: skip
+NUMBERS = (
+    *("batch", "prefix", "prefixes", "front", "slots", "slots8", "slots4", "score_slots", "step", "stride", "size", "images"),
+    *("codes", "ahead", "blocks", "top_k"),
+)
 SCALARS = ("scale", "epsilon", "temperature", "largest")
 WIDE = ("tokens", "failed")
 CODES = {"codes8": "*u8", "codes4": "*u8"}

@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 from headscope.errors import CacheError, DataError, NumberError
 from headscope.models.janus import JanusModel
+from headscope.policy import CacheSpec
 from headscope.policy.policy import Policy
 from headscope.runtime import CompressedCache, Sampling, generate
 from headscope.runtime.decoders import choose, gpu_work, trial
@@ -85,6 +86,17 @@ def test_the_same_images_however_they_are_sampled(tiny: JanusModel, there: Janus
 @pytest.mark.parametrize("bits", [8, 4, BITS])
 def test_the_same_images_in_fewer_bits(tiny: JanusModel, there: JanusModel, bits: int | torch.Tensor) -> None:
     compare(tiny, there, policy_for(tiny, bits=bits), Sampling(3.0))
+
+
+@torch.inference_mode()
+def test_unconditional_rows_of_one_length_share_a_prefix(tiny: JanusModel, there: JanusModel) -> None:
+    alike, policy = ["red apple", "blue car"], policy_for(tiny)
+    decoder, sampling = LlamaCudaDecoder(there, policy), Sampling(3.0).of(tiny)
+    expected = generate(tiny, alike, [3, 4], policy=policy, sampling=sampling).tokens
+    assert torch.equal(generated(decoder, Sampler(there, sampling, [3, 4]), [], alike), expected)
+    spec = CacheSpec(there.shape, decoder.prefix, batch=2, streams=2, dtype="float32")
+    once = spec.shape.layers * spec.shape.kv_heads * decoder.prefix * spec.shape.head_dim * 2 * 4
+    assert decoder.nbytes() == spec.bytes_of(policy) - once
 
 
 def test_one_work_serves_later_batches_of_its_shape(tiny: JanusModel, there: JanusModel, made: list[GpuWork]) -> None:

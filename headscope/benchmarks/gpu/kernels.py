@@ -143,7 +143,7 @@ def prepared(context: Context, case: Case) -> tuple[FlatLayer, torch.Tensor, tup
     padding = torch.zeros(case.rows, dtype=torch.int32, device=context.device)
     padding[1] = PADDED
     like = torch.empty(1, device=context.device, dtype=dtype).expand(case.rows, kv_heads, PREFIX, case.size)
-    layer = FlatLayer(policy, 0, like, padding)
+    layer = FlatLayer(policy, 0, like, padding, case.rows // 2 + 1)  # the second half of the rows shares a prefix
     t = side * (side - 2) - 1  # the end of a row
     for tensor in (layer.keys, layer.values):
         tensor.copy_(some(*tensor.shape))
@@ -157,8 +157,8 @@ def prepared(context: Context, case: Case) -> tuple[FlatLayer, torch.Tensor, tup
     for h, (begin, length) in enumerate(zip(layer.tables.begins.tolist(), layer.tables.lengths[t].tolist(), strict=True)):
         if int(layer.tables.bits[h]) == 16:
             end = (*layer.tables.begins.tolist(), layer.tables.slots)[h + 1]
-            layer.keys[:, begin + length : end] = UNWRITTEN
-            layer.values[:, begin + length : end] = UNWRITTEN
+            for slots in (layer.keys, layer.values):
+                layer.image_of(slots)[:, begin + length - PREFIX : end] = UNWRITTEN
     angle = torch.rand(PREFIX + tokens, case.size, generator=generator) * 6.283
     angles = (angle.cos().to(context.device, dtype), angle.sin().to(context.device, dtype))
     return layer, some(case.rows, (case.group + 2) * kv_heads * case.size), angles, t
@@ -212,15 +212,15 @@ def seen(layer: FlatLayer, t: int, h: int, part: int) -> torch.Tensor:
     """Keys (part 0) or values (part 1) that token t sees in head h, float64 [B, length, D]."""
     tables, bits = layer.tables, int(layer.tables.bits[h])
     begin, first, length = int(tables.begins[h]), int(tables.firsts[h]), int(tables.lengths[t, h])
-    plain = (layer.keys, layer.values)[part]
+    numbers = (layer.keys, layer.values)[part]
+    of_row = torch.arange(layer.batch, device=numbers.device).clamp(max=layer.prefixes - 1)
+    ahead, image = layer.prefix_of(numbers)[of_row, h].double(), layer.image_of(numbers)
     if bits == 16:
-        return plain[:, begin : begin + length].double()
+        return torch.cat([ahead, image[:, begin : begin + length - layer.prefix].double()], 1)
     at, steps = int(tables.code_begins[h]), layer.steps[bits][part]
-    image = slice(at, at + length - first)
-    coded = dequantize(
-        layer.codes[bits][part][:, image], steps[:, image, :, 0], steps[:, image, :, 1], layer.size, torch.float64
-    )
-    return torch.cat([plain[:, begin : begin + first].double(), coded], 1)
+    kept = slice(at, at + length - first)
+    coded = dequantize(layer.codes[bits][part][:, kept], steps[:, kept, :, 0], steps[:, kept, :, 1], layer.size, torch.float64)
+    return torch.cat([ahead, image[:, begin : begin + first - layer.prefix].double(), coded], 1)
 
 
 def staying(layer: FlatLayer, t: int) -> dict[tuple[int, int], torch.Tensor]:

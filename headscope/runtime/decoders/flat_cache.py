@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from headscope.errors import CacheError
 from headscope.policy import Policy, code_bytes, code_groups
 
+MOST_NUMBERS = 2**31 - 1
 CODED = (8, 4)  # bits whose slots lie in tensors of their own
 
 
@@ -24,10 +26,10 @@ class SlotTables:
     """Where the tokens of an image go in one layer; int32, on the device.
 
     Attributes:
-        begins: [H], a head's first slot.
+        begins: [H], a head's first slot behind the prefixes.
         firsts: [H], its slots before the image area (prefix and anchors).
         score_begins: [H], the first of its scores; -1 for a head without.
-        writes: [N, H], slot of token t, counted from the head's first.
+        writes: [N, H], slot of token t, counted with the prefix.
         lengths: [N, H], slots that t sees, itself counted.
         heavy: [heads with heavy tokens], their numbers.
         windows: [H], the policy's.
@@ -36,7 +38,7 @@ class SlotTables:
         decays: float32 [H], the policy's.
         bits: [H], the policy's.
         code_begins: [H], a head's first image slot among those of its bits; 0 at 16.
-        slots: of a row of the batch, in the model's dtype.
+        slots: of a row of the batch behind the prefixes, in the model's dtype.
         coded: of a row of the batch, by bits.
         score_slots: of a row of the batch.
         live_most: most image slots of a heavy head.
@@ -73,7 +75,7 @@ class SlotTables:
             score_begins.append(score_slots if heavy else -1)
             code_begins.append(coded.get(bits, 0))
             area = window + heavy + stride if heavy else window + 1
-            slots += prefix + anchor
+            slots += anchor
             if bits in coded:
                 coded[bits] += area
             else:
@@ -126,14 +128,18 @@ def _column(window: int, heavy: int, anchor: int, prefix: int, stride: int, toke
 class FlatLayer:
     """One layer's slots, scores and tables.
 
+    Keys, and values, are one tensor of slots: the prefixes of all rows, head by head, and behind them what each row keeps of the
+    image. Rows that begin with the same prompt may share one prefix.
+
     Args:
         policy: what to keep.
         layer: its number.
         like: keys [B, H, P, D] of the prefix, for batch, prefix, head size, dtype and device.
         padding: int32 [B], tokens of the prefix that no query sees, from the left.
+        prefixes: how many there are; rows from the last one's on share it. All rows have their own by default.
 
     Attributes:
-        keys: [B, slots, D].
+        keys: [prefixes * H * P + B * slots, D].
         values: likewise.
         codes: by bits, uint8 [2, B, coded slots, bytes] of keys and of values.
         steps: by bits, float16 [2, B, coded slots, groups, 2], scales and zeros.
@@ -141,16 +147,21 @@ class FlatLayer:
         positions: int32 [B, score slots].
     """
 
-    def __init__(self, policy: Policy, layer: int, like: torch.Tensor, padding: torch.Tensor) -> None:
+    def __init__(
+        self, policy: Policy, layer: int, like: torch.Tensor, padding: torch.Tensor, prefixes: int | None = None
+    ) -> None:
         batch, self.heads, prefix, self.size = like.shape
         self.stride = min(policy.stride, policy.shape.geometry.tokens)
         self.queries_per_kv = policy.shape.query_heads // policy.shape.kv_heads
         self.tables = SlotTables.of(policy, layer, prefix, like.device)
         self.padding = padding
-        self.batch, self.prefix = batch, prefix
+        self.batch, self.prefix, self.prefixes = batch, prefix, prefixes or batch
         tables, device = self.tables, like.device
-        self.keys = like.new_zeros(batch, tables.slots, self.size)
+        self.front = self.prefixes * self.heads * prefix
+        self.keys = like.new_zeros(self.front + batch * tables.slots, self.size)
         self.values = torch.zeros_like(self.keys)
+        if self.keys.numel() > MOST_NUMBERS:  # kernels count them in int32
+            raise CacheError(f"Layer {layer}: {batch} rows take {self.keys.numel()} numbers; generate fewer images at once.")
         self.codes, self.steps = {}, {}
         for bits, slots in tables.coded.items():
             shape = (2, batch, slots)
@@ -158,14 +169,19 @@ class FlatLayer:
             self.steps[bits] = torch.zeros(*shape, code_groups(self.size, bits), 2, dtype=torch.float16, device=device)
         self.scores = torch.zeros(batch, tables.score_slots, dtype=torch.float32, device=device)
         self.positions = torch.full((batch, tables.score_slots), -1, dtype=torch.int32, device=device)
-        slot = tables.begins.long()[:, None] + torch.arange(prefix, device=device)
-        self._prefix_slots = slot.flatten()
 
     def fill_prefix(self, keys: torch.Tensor, values: torch.Tensor, start: int = 0) -> None:
-        """keys, values [b, H, P, D] of the rows from `start` on."""
-        rows = slice(start, start + len(keys))
+        """keys, values [b, H, P, D] of the prefixes from `start` on."""
         for into, part in ((self.keys, keys), (self.values, values)):
-            into[rows].index_copy_(1, self._prefix_slots, part.flatten(1, 2))
+            self.prefix_of(into)[start : start + len(part)] = part
+
+    def prefix_of(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The prefixes in `keys` or `values`: [prefixes, H, P, D]."""
+        return numbers[: self.front].view(self.prefixes, self.heads, self.prefix, self.size)
+
+    def image_of(self, numbers: torch.Tensor) -> torch.Tensor:
+        """What rows keep of the image in `keys` or `values`: [B, slots, D]."""
+        return numbers[self.front :].view(self.batch, self.tables.slots, self.size)
 
     def kept(self) -> list[torch.Tensor]:
         """What tells where numbers went wrong: keys and values, and the scales and zeros of those in fewer bits."""

@@ -36,17 +36,42 @@ _lock = Lock()
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """What the prompts of a batch are to its caches.
+
+    Attributes:
+        length: tokens P of all of them, padding included.
+        streams: rows of an image.
+        shared: whether all unconditional rows begin with the same tokens and padding, so that one prefix serves them.
+    """
+
+    length: int
+    streams: int
+    shared: bool
+
+    @classmethod
+    def of(cls, ids: torch.Tensor, mask: torch.Tensor, streams: int) -> Prompts:
+        """Of ids and mask [streams * n, P], the conditional rows first; it waits for the device."""
+        rows = slice(len(ids) // streams, None)
+        same = bool((ids[rows] == ids[-1]).all() & (mask[rows] == mask[-1]).all())
+        return cls(ids.shape[1], streams, streams == 2 and same)
+
+    def prefixes(self, images: int) -> int:
+        """Different prefixes of so many images."""
+        return images + 1 if self.shared else images * self.streams
+
+
+@dataclass(frozen=True)
 class _Key:
     """What caches and graphs hang on: the policy, rows and prompts, and where weights lie."""
 
     policy: str
-    streams: int
-    prefix: int
+    prompts: Prompts
     splits: int | None
     weights: tuple[object, ...]
 
 
-def take(model: ImageModel, policy: Policy, images: int, streams: int, prefix: int, splits: int | None) -> GpuWork:
+def take(model: ImageModel, policy: Policy, images: int, prompts: Prompts, splits: int | None) -> GpuWork:
     """The work that was kept, where it serves, or a new one.
 
     Fewer images than it has are served too, as long as they are a quarter at least: more rows cost less than a new capture.
@@ -55,17 +80,16 @@ def take(model: ImageModel, policy: Policy, images: int, streams: int, prefix: i
         model: whose tokens are decoded.
         policy: what each head keeps.
         images: of the batch.
-        streams: rows of an image.
-        prefix: tokens of the prompts.
+        prompts: of all its rows.
         splits: see `KernelScratch`.
     """
     with _lock:
         found = _kept.pop(model.decoder, None)
-    if found is not None and found.key == _key(model, policy, streams, prefix, splits) and images <= found.images <= 4 * images:
+    if found is not None and found.key == _key(model, policy, prompts, splits) and images <= found.images <= 4 * images:
         return found
     del found
-    with out_of_memory(model, images * streams, prefix):
-        return GpuWork(model, policy, images, streams, prefix, splits)
+    with out_of_memory(model, images * prompts.streams, prompts.length):
+        return GpuWork(model, policy, images, prompts, splits)
 
 
 def give_back(model: ImageModel, work: GpuWork) -> None:
@@ -110,6 +134,7 @@ class GpuWork:
     Attributes:
         key: what it serves.
         images: of a batch.
+        prefixes: that are stored; rows from the last one's on share it.
         layers: the caches.
         now: int32 [1], number of the token that is fed.
         padding: int32 [rows], tokens of the prefix that no query sees.
@@ -119,16 +144,16 @@ class GpuWork:
         sampling: what samples; after `graphs_for`.
     """
 
-    def __init__(self, model: ImageModel, policy: Policy, images: int, streams: int, prefix: int, splits: int | None) -> None:
+    def __init__(self, model: ImageModel, policy: Policy, images: int, prompts: Prompts, splits: int | None) -> None:
         step = plain_step(model)
         assert step is not None
         self._kernels = LlamaKernels(step)  # before the key: weights may move together
-        self.key, self.images = _key(model, policy, streams, prefix, splits), images
-        shape, rows = model.shape, images * streams
+        self.key, self.images = _key(model, policy, prompts, splits), images
+        shape, rows, self.prefixes = model.shape, images * prompts.streams, prompts.prefixes(images)
         whole: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
         self.padding = torch.zeros(rows, dtype=torch.int32, device=model.device)
-        like = torch.empty(1, **whole).expand(rows, shape.kv_heads, prefix, shape.head_dim)
-        self.layers = [FlatLayer(policy, layer, like, self.padding) for layer in range(shape.layers)]
+        like = torch.empty(1, **whole).expand(rows, shape.kv_heads, prompts.length, shape.head_dim)
+        self.layers = [FlatLayer(policy, layer, like, self.padding, self.prefixes) for layer in range(shape.layers)]
         self.stride = self.layers[0].stride
         self._scratch = KernelScratch(self.layers, splits)
         self.now = torch.zeros(1, dtype=torch.int32, device=model.device)
@@ -158,12 +183,13 @@ class GpuWork:
             self.table[start : start + CODES] = model.embed_tokens(codes[None])[0]
         self.padding.copy_((mask == 0).sum(1))
         hidden = torch.empty_like(self.x)
-        for start in range(0, len(ids), PREFILL_ROWS):
-            rows, cache = slice(start, start + PREFILL_ROWS), DynamicCache()
+        for start in range(0, self.prefixes, PREFILL_ROWS):
+            rows, cache = slice(start, min(start + PREFILL_ROWS, self.prefixes)), DynamicCache()
             hidden[rows] = model.forward(embed(ids[rows]), mask[rows], cache)[:, -1]
             for layer, found in zip(self.layers, cache.layers, strict=True):
                 plain: Any = found
                 layer.fill_prefix(plain.keys, plain.values, start)
+        hidden[self.prefixes :] = hidden[self.prefixes - 1]
         self.begin()
         return hidden
 
@@ -223,8 +249,8 @@ class GpuWork:
         return found
 
 
-def _key(model: ImageModel, policy: Policy, streams: int, prefix: int, splits: int | None) -> _Key:
+def _key(model: ImageModel, policy: Policy, prompts: Prompts, splits: int | None) -> _Key:
     """A graph reads weights where they lay when it was captured, so their addresses are part of what it serves."""
     parts = [part for part in {id(part): part for part in vars(model).values()}.values() if isinstance(part, nn.Module)]
     weights = (tensor.data_ptr() for part in parts for tensor in (*part.parameters(), *part.buffers()))
-    return _Key(policy.fingerprint(), streams, prefix, splits, (str(model.dtype), model.vocabulary, *weights))
+    return _Key(policy.fingerprint(), prompts, splits, (str(model.dtype), model.vocabulary, *weights))

@@ -17,7 +17,7 @@ from headscope.models import ImageModel, Prefix
 from headscope.policy import Policy
 from headscope.runtime.cache import check_prefix
 from headscope.runtime.decoders.flat_attention import MOST_GROUP, MOST_SIZE
-from headscope.runtime.decoders.gpu_work import GpuWork, give_back, out_of_memory, take
+from headscope.runtime.decoders.gpu_work import GpuWork, Prompts, give_back, out_of_memory, take
 from headscope.runtime.decoders.llama_cpu import plain_step
 from headscope.runtime.decoders.trial import trial
 from headscope.runtime.finite import no_numbers
@@ -75,9 +75,10 @@ class LlamaCudaDecoder:
         self.prefix = prefix.ids.shape[1]
         check_prefix(self.policy, self.prefix)
         self._leave()
-        self._work = take(self.model, self.policy, count, self.streams, self.prefix, self.splits)
+        stacked = prefix.stacked(guided)
+        self._work = take(self.model, self.policy, count, Prompts.of(*stacked, self.streams), self.splits)
         self._rows = torch.arange(self._work.images, device=self.model.device).clamp_(max=count - 1)
-        ids, mask = (self._spread(part, count) for part in prefix.stacked(guided))
+        ids, mask = (self._spread(part, count) for part in stacked)
         with out_of_memory(self.model, len(ids), self.prefix):
             hidden = self._work.prefill(self.model, self.model.embed_prefix, ids, mask)
         return self._gathered(hidden, count)

@@ -13,7 +13,7 @@ from headscope.errors import HeadscopeError
 from headscope.facts import said
 from headscope.models import ImageModel
 from headscope.policy import Policy
-from headscope.runtime.decoders.gpu_work import GpuWork
+from headscope.runtime.decoders.gpu_work import GpuWork, Prompts
 from headscope.runtime.decoders.llama_cpu import TOLERANCE, parts_of
 
 PREFIX, STEPS = 3, 2
@@ -67,7 +67,7 @@ def difference(model: ImageModel) -> float:
     embeds = (torch.randn(2, PREFIX, embedded.shape[-1], generator=generator) * scale).to(device, model.dtype)
     mask = torch.ones(2, PREFIX + STEPS, dtype=torch.int64, device=device)
     mask[0, 0] = 0
-    work, cache = GpuWork(model, policy, 2, 1, PREFIX, 1), DynamicCache()
+    work, cache = GpuWork(model, policy, 2, Prompts(PREFIX, 1, False), 1), DynamicCache()
     work.prefill(model, lambda part: part, embeds, mask[:, :PREFIX])
     model.forward(embeds, mask[:, :PREFIX], cache)
     worst = 0.0

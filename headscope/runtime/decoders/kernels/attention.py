@@ -26,7 +26,7 @@ from headscope.runtime.decoders.kernels.codes import (
 )
 
 # Numbers of a layer or a batch: a kernel is not compiled anew for those that are 1, or multiples of 16.
-NUMBERS = ["batch", "prefix", "slots", "slots8", "slots4", "score_slots", "step", "stride"]
+NUMBERS = ["batch", "prefix", "prefixes", "front", "slots", "slots8", "slots4", "score_slots", "step", "stride"]
 
 
 @triton.jit
@@ -94,16 +94,16 @@ def receive(logits, scores, log_sum, first, length, row, step, heads_of: tl.cons
 @triton.jit(do_not_specialize=NUMBERS)
 def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, steps4, scores, positions, logits, out, part_top,
            part_sum, part_out, padding, now, begins, firsts, score_begins, bits_of, code_begins, writes, lengths, scale,
-           batch, prefix, slots, slots8, slots4, score_slots, step, heads: tl.constexpr, heads_of: tl.constexpr,
+           batch, prefix, prefixes, slots, slots8, slots4, score_slots, step, heads: tl.constexpr, heads_of: tl.constexpr,
            padded: tl.constexpr, size: tl.constexpr, wide: tl.constexpr, block: tl.constexpr, stages: tl.constexpr,
            splits: tl.constexpr, eight: tl.constexpr, four: tl.constexpr, exact: tl.constexpr):  # fmt: skip
     """One token for every KV head: program (b * heads + h, split).
 
-    qkv [B, (heads * heads_of + 2 * heads) * size] as projected; keys, values [B, slots, size]; codes8 uint8
-    [2, B, slots8, size] and codes4 uint8 [2, B, slots4, bytes] of keys and values, steps8 and steps4 int32
-    [2, B, slots, groups] their scales and zeros, float16 in the lower and the upper half; scores, positions [B, score_slots];
-    out [B, heads * heads_of * size]. With one split the output and the scores are finished here, else by `combine`. exact:
-    products in float32.
+    qkv [B, (heads * heads_of + 2 * heads) * size] as projected; keys, values [prefixes * heads * prefix + B * slots, size], see
+    `FlatLayer`; codes8 uint8 [2, B, slots8, size] and codes4 uint8 [2, B, slots4, bytes] of keys and values, steps8 and steps4
+    int32 [2, B, slots, groups] their scales and zeros, float16 in the lower and the upper half; scores, positions
+    [B, score_slots]; out [B, heads * heads_of * size]. With one split the output and the scores are finished here, else by
+    `combine`. exact: products in float32.
     """
     program, split = tl.program_id(0), tl.program_id(1)
     b, h = program // heads, program % heads
@@ -117,7 +117,10 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
     new_key, new_value = of_row + (heads * heads_of + h) * size, of_row + (heads * (heads_of + 1) + h) * size
     d, group = tl.arange(0, wide), tl.arange(0, padded)
     inside = group < heads_of
-    head_keys, head_values = keys + (wide_b * slots + begin) * size, values + (wide_b * slots + begin) * size
+    # Slots count from where the prefix would lie before what the row keeps of the image; `to_prefix` is where it does.
+    at_image = prefixes.to(tl.int64) * (heads * prefix) + wide_b * slots + begin - prefix
+    to_prefix = ((tl.minimum(b, prefixes - 1).to(tl.int64) * heads + h) * prefix - at_image).to(tl.int32)
+    head_keys, head_values = keys + at_image * size, values + at_image * size
     part = (length + splits - 1) // splits
     start_at, stop_at = split * part, tl.minimum(split * part + part, length)
     plain_stop = stop_at
@@ -164,6 +167,7 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
     for start in tl.range(start_at, plain_stop, block, num_stages=stages):
         slot = start + tl.arange(0, block)
         place = tl.minimum(slot, plain_stop - 1)
+        place = tl.where(place < prefix, place + to_prefix, place)
         k = tile(head_keys, place, d, size, wide)
         found = tl.dot(q, tl.trans(k.to(dtype)), input_precision="ieee") * scale
         found = tl.where(((slot < plain_stop) & (slot >= unseen))[None, :], found, -float("inf"))

@@ -10,8 +10,8 @@ from headscope.runtime.decoders.kernels.attention import NUMBERS
 
 @triton.jit(do_not_specialize=NUMBERS)
 def choose(keys, values, codes8, steps8, codes4, steps4, scores, positions, holes, movers, now, heavy, begins, firsts,
-           score_begins, bits_of, code_begins, lengths, windows, kepts, decays, per_visits, batch, slots, slots8, slots4,
-           score_slots, stride, heads: tl.constexpr, heavies: tl.constexpr, size: tl.constexpr, wide: tl.constexpr,
+           score_begins, bits_of, code_begins, lengths, windows, kepts, decays, per_visits, batch, prefix, front, slots, slots8,
+           slots4, score_slots, stride, heads: tl.constexpr, heavies: tl.constexpr, size: tl.constexpr, wide: tl.constexpr,
            most: tl.constexpr, eight: tl.constexpr, four: tl.constexpr):  # fmt: skip
     """The stride end after the token `now`: program b * heavies + number of the heavy head.
 
@@ -66,10 +66,10 @@ def choose(keys, values, codes8, steps8, codes4, steps4, scores, positions, hole
                     _move(codes4, begin4, values_on4, holes, movers, moving, d, (size + 1) // 2)
                     _move(steps4, begin4, values_on4, holes, movers, moving, tl.arange(0, wide // 32), (size + 31) // 32)
             if bits == 16:
-                begin = b.to(tl.int64) * slots + tl.load(begins + h) + first
+                begin = front + b.to(tl.int64) * slots + tl.load(begins + h) + first - prefix
                 _move_both(keys, values, begin, holes, movers, moving, d, size)
         else:
-            begin = b.to(tl.int64) * slots + tl.load(begins + h) + first
+            begin = front + b.to(tl.int64) * slots + tl.load(begins + h) + first - prefix
             _move_both(keys, values, begin, holes, movers, moving, d, size)
         for one in range(moving):
             into, out_of = tl.load(holes + one), tl.load(movers + one)
