@@ -161,7 +161,9 @@ class FlatLayer:
         self.keys = like.new_zeros(self.front + batch * tables.slots, self.size)
         self.values = torch.zeros_like(self.keys)
         if self.keys.numel() > MOST_NUMBERS:  # kernels count them in int32
-            raise CacheError(f"Layer {layer}: {batch} rows take {self.keys.numel()} numbers; generate fewer images at once.")
+            raise CacheError(
+                f"Layer {layer}: keys of {batch} rows are {self.keys.numel()} numbers; generate fewer images at once."
+            )
         self.codes, self.steps = {}, {}
         for bits, slots in tables.coded.items():
             shape = (2, batch, slots)
