@@ -37,7 +37,7 @@ def _cell(value: object, digits: int) -> str:
 
 def methods_table(path: Path, quick: bool = False) -> None:
     """Print methods.csv, and say plainly whether the searched policy is the best at its bytes."""
-    numbers = ("kept_ratio", "replay_kl", "kl_low", "kl_high", "top1", "cache_bytes", "ms_per_step")
+    numbers = ("kept_ratio", "replay_kl", "free_kl", "kl_low", "kl_high", "top1", "cache_bytes", "ms_per_step")
     methods = read_table(path, {"method": str, "budget": object, **dict.fromkeys(numbers, float)})
     between = zip(methods["kl_low"].clip(lower=0), methods["kl_high"], strict=True)
     shown = pd.DataFrame(
@@ -46,6 +46,7 @@ def methods_table(path: Path, quick: bool = False) -> None:
             "budget": methods["budget"].astype(str),
             "kept": methods["kept_ratio"].map("{:.1%}".format),
             "replay KL": [f"{kl:.4f}".replace("-0.0000", "0.0000") for kl in methods["replay_kl"]],  # rounding may go below 0
+            "free KL": [f"{kl:.4f}".replace("-0.0000", "0.0000") if kl == kl else "" for kl in methods["free_kl"]],
             "95 %": [f"{low:.3f}-{high:.3f}" for low, high in between],
             "top-1": methods["top1"].map("{:.1%}".format),
             "cache": methods["cache_bytes"].map(words.size),

@@ -92,10 +92,13 @@ def _of_methods(data: RunData) -> dict[str, Any]:
     for row in rows:
         row["variant"] = row["variant"] if isinstance(row.get("variant"), str) else ""
         timed = isinstance(row["ms_per_step"], float) and row["ms_per_step"] > 0  # nan: not timed
+        free = row.get("free_kl")  # older tables have none, and controls are not measured
+        row["free"] = words.nats(free) if isinstance(free, float) and free == free else ""
         row["ms"] = f"{row['ms_per_step']:.1f}" if timed else "not timed"
     return {
         "methods": sorted(rows, key=lambda row: row["method"] != "full"),
         "has_interval": "kl_low" in data.methods,
+        "has_free": "free_kl" in data.methods,
         "losses_figure": _both(charts.losses, data.methods),
         "classes_verdict": "" if data.quick else words.classes_verdict(data.methods),
         "rows_figure": _rows(data.methods, data.by_row),

@@ -2,11 +2,11 @@
 
 from headscope.runtime.batches import FULL, OTHER, OTHER_SEED, ImageBatches, Variant, batch_for, batches_to_generate, seconds_of
 from headscope.runtime.cache import CompressedCache, check_prefix, compressed
-from headscope.runtime.decoders import AUTO, decoder_name, passed_over
+from headscope.runtime.decoders import AUTO, Decoder, choose, decoder_name, passed_over
 from headscope.runtime.finite import no_numbers
 from headscope.runtime.generate import generate
 from headscope.runtime.plain import PlainCache
-from headscope.runtime.sampling import Sampling, guide, sample
+from headscope.runtime.sampling import Sampler, Sampling, guide, sample
 
 __all__ = [
     "AUTO",
@@ -14,13 +14,16 @@ __all__ = [
     "OTHER",
     "OTHER_SEED",
     "CompressedCache",
+    "Decoder",
     "ImageBatches",
     "PlainCache",
+    "Sampler",
     "Sampling",
     "Variant",
     "batch_for",
     "batches_to_generate",
     "check_prefix",
+    "choose",
     "compressed",
     "decoder_name",
     "generate",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from headscope.tuning.measure.ablation import HeadAblation, ablate_heads, equal_options
     from headscope.tuning.measure.coverage import Coverage, Groups
     from headscope.tuning.measure.fisher import fisher_table
+    from headscope.tuning.measure.free_running import measure_free_running
     from headscope.tuning.measure.measurement import MemoizedReplay, ReplayResult
     from headscope.tuning.measure.options import ANCHOR, Losses, Option, default_options, losses_from, table_stride
     from headscope.tuning.measure.replay import BATCH_BYTES, Replay
@@ -41,6 +42,7 @@ _MODULES = {
     "measure.ablation": "HeadAblation ablate_heads equal_options",
     "measure.coverage": "Coverage Groups",
     "measure.fisher": "fisher_table",
+    "measure.free_running": "measure_free_running",
     "measure.measurement": "MemoizedReplay ReplayResult",
     "measure.options": "ANCHOR Losses Option default_options losses_from table_stride",
     "measure.replay": "BATCH_BYTES Replay",

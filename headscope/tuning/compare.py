@@ -15,10 +15,11 @@ from headscope.intervals import mean_interval
 from headscope.policy import CONTROLS, CacheSpec, Policy
 from headscope.progress import Progress, of_task
 from headscope.runtime import CompressedCache, compressed
+from headscope.tuning.measure.free_running import measure_free_running
 from headscope.tuning.measure.replay import Replay, chunks
 
 TIMED_STEPS = 48
-METHOD_COLUMNS = ["method", "budget", "kept_ratio", "replay_kl", "top1", "cache_bytes", "ms_per_step"]
+METHOD_COLUMNS = ["method", "budget", "kept_ratio", "replay_kl", "free_kl", "top1", "cache_bytes", "ms_per_step"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class MethodTable:
     """What `compare_methods` measured.
 
     Attributes:
-        methods: one row a method; METHOD_COLUMNS first, then kl_low, kl_high (bootstrap 95 % over images), difference_low,
+        methods: one row a method; METHOD_COLUMNS first (free_kl on images that the policy made itself, see `free_running`; not
+            of controls), then kl_low, kl_high (bootstrap 95 % over images), difference_low,
             difference_high (the same of this method's KL minus the searched policy's, image by image), variant, and
             control_low, control_high (of a control's KL minus that of `ssd`, whose classes it exchanges or deals anew).
         by_row: method, row of the image, kl.
@@ -60,6 +62,10 @@ def compare_methods(
     """
     rows, by_row, losses = [], [], {}
     tell = of_task(progress, "methods", len(policies))
+
+    def free_kl(policy: Policy) -> float:
+        return measure_free_running(replay.model, replay.samples, policy, batch_size=replay.batch_size).kl
+
     for done, (name, policy) in enumerate(policies.items()):
         result, counted = replay.measure(policy), spec.replace(prefix=policy.prefix, batch=1)
         losses[name] = result.kl_by_image.numpy()
@@ -70,6 +76,7 @@ def compare_methods(
                 "budget": "100%" if name == "full" else budget,
                 "kept_ratio": counted.share_of(policy),
                 "replay_kl": result.kl,
+                "free_kl": float("nan") if name in CONTROLS else free_kl(policy),
                 "top1": result.top1,
                 "cache_bytes": counted.replace(count_prefix=True).bytes_of(policy),
                 "ms_per_step": float("nan"),

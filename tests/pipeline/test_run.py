@@ -15,7 +15,7 @@ from headscope.models import ImageModel, Samples, load_model
 from headscope.pipeline import open_run, run
 from headscope.pipeline.prompts import PLAIN, default_prompts, split
 from headscope.pipeline.steps import search_step
-from headscope.policy import CacheSpec, Limit, load_policy, make_preset, save_policy
+from headscope.policy import CONTROLS, CacheSpec, Limit, load_policy, make_preset, save_policy
 from headscope.reporting import write_report
 from headscope.tuning import LimitConfig, PromptConfig, RunConfig, SearchConfig
 from headscope.tuning.propose.presets import COMPARED
@@ -71,12 +71,14 @@ def test_everything_that_a_run_leaves_is_known_to_overwrite(finished: Path, tmp_
 
 def test_the_table_of_methods_is_at_equal_bytes(finished: Path) -> None:
     table = pd.read_csv(finished / "methods.csv")
-    columns = ["method", "budget", "kept_ratio", "replay_kl", "top1", "cache_bytes", "ms_per_step"]
-    assert list(table.columns[:7]) == columns
+    columns = ["method", "budget", "kept_ratio", "replay_kl", "free_kl", "top1", "cache_bytes", "ms_per_step"]
+    assert list(table.columns[:8]) == columns
     assert set(table["method"]) == {"full", "searched", *COMPARED}
     methods = table.set_index("method")
     full = methods.loc["full"]
     assert full["replay_kl"] == pytest.approx(0, abs=1e-6)
+    assert full["free_kl"] == pytest.approx(0, abs=1e-6)
+    assert set(methods.index[methods["free_kl"].isna()]) == set(CONTROLS)
     assert full["kept_ratio"] == pytest.approx(1)
     others = methods.drop("full")
     assert (others["kept_ratio"] <= 0.5).all()

@@ -128,8 +128,8 @@ def _column(window: int, heavy: int, anchor: int, prefix: int, stride: int, toke
 class FlatLayer:
     """One layer's slots, scores and tables.
 
-    Keys, and values, are one tensor of slots: the prefixes of all rows, head by head, and behind them what each row keeps of the
-    image. Rows that begin with the same prompt may share one prefix.
+    Keys, and values, are one tensor of slots: the prefixes of all rows, head by head, and behind them what each row keeps of
+    the image. Rows that begin with the same prompt may share one prefix.
 
     Args:
         policy: what to keep.
