@@ -4,6 +4,7 @@ from headscope.models.attention import answer, is_observed, leave_handle, may_ch
 from headscope.models.groups import Group, plain_groups, split_mask
 from headscope.models.intercept import attach
 from headscope.models.protocol import ImageModel, Prefix
+from headscope.models.raster import RasterModel, is_raster_folder, raster_prompts
 from headscope.models.registry import (
     bundled_folder,
     known_models,
@@ -21,11 +22,13 @@ __all__ = [
     "Group",
     "ImageModel",
     "Prefix",
+    "RasterModel",
     "Samples",
     "answer",
     "attach",
     "bundled_folder",
     "is_observed",
+    "is_raster_folder",
     "known_models",
     "lasting_name",
     "leave_handle",
@@ -33,6 +36,7 @@ __all__ = [
     "may_chunk_prompts",
     "observe",
     "plain_groups",
+    "raster_prompts",
     "register_model",
     "resolve_device",
     "source_of",

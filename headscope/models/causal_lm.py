@@ -10,18 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Cache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto import modeling_auto
 
 from headscope.errors import ModelError
 from headscope.facts import said
 from headscope.geometry import Geometry
-from headscope.models.attention import observe
-from headscope.models.cache_name import cache_name
 from headscope.models.fingerprint import weights_fingerprint
-from headscope.models.groups import Group
 from headscope.models.loading import check_whole
+from headscope.models.network import NetworkModel
 from headscope.models.protocol import Prefix
 from headscope.models.tokens import check_prompts, left_padded
 from headscope.policy import ModelShape
@@ -31,7 +28,7 @@ GUIDANCE, TEMPERATURE, TOP_K = 1.0, 0.8, 50
 PIXELS, FONT, LETTERS, LINES = 256, 8, 60, 24  # of a generated text
 
 
-class CausalLMModel:
+class CausalLMModel(NetworkModel):
     """An `ImageModel` (see protocol.py) over a decoder-only text model and its tokenizer.
 
     Prompts are continued as they stand, without a chat template, by TEXT_TOKENS tokens; a text that ends earlier goes on
@@ -42,13 +39,10 @@ class CausalLMModel:
     """
 
     def __init__(self, network: Any, tokenizer: Any, name: str) -> None:
-        self.network = network.eval()
+        super().__init__(network, name)
         self.tokenizer = tokenizer
-        self.name = name
         config = network.config
-        self.decoder: nn.Module = network.get_decoder()
-        self._cache = cache_name(self.decoder.forward)
-        heads, self.vocabulary = self._probe()
+        heads, self.vocabulary = self.probe("a decoder-only text model")
         sliding = getattr(config, "sliding_window", None) or config.max_position_embeddings
         longest = min(config.max_position_embeddings, sliding, tokenizer.model_max_length)
         self.max_prefix = longest - TEXT_TOKENS
@@ -69,47 +63,6 @@ class CausalLMModel:
             weights=weights_fingerprint(self.decoder),
         )
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the decoder's weights."""
-        return next(self.decoder.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the decoder is."""
-        return next(self.decoder.parameters()).device
-
-    @torch.inference_mode()
-    def _probe(self) -> tuple[dict[str, int], int]:
-        """Number of layers and heads, as ModelShape names them, and the vocabulary, found by running three tokens.
-
-        What the network says of two of them must come out of `forward` and `logits`, and not depend on the third.
-        """
-        seen: dict[int, dict[str, int]] = {}
-
-        def note(layer: int, groups: list[Group]) -> None:
-            q, k = groups[0].q, groups[0].k
-            seen[layer] = {"query_heads": q.shape[1], "kv_heads": k.shape[1], "head_dim": k.shape[3]}
-
-        ids = torch.arange(3, device=self.device)[None]
-        try:
-            expected = self.network(input_ids=ids[:, :2]).logits
-            with observe(self.decoder, note):
-                found = self.logits(self.forward(self.embed_prefix(ids), torch.ones_like(ids)))[:, :2]
-            apart = float((found - expected).abs().max() / expected.abs().max())
-        except Exception as error:  # a network of an unknown kind may fail in any way
-            raise ModelError(f"{self.name}: cannot be driven as a decoder-only text model ({error!r}).") from error
-        config = self.network.config
-        # What the cache's attention does not compute.
-        other = getattr(config, "attn_logit_softcapping", None) or any(n.endswith("sinks") for n in self.decoder.state_dict())
-        alike = sorted(seen) == list(range(config.num_hidden_layers)) and all(layer == seen[0] for layer in seen.values())
-        if not alike or other or not apart < 0.05:  # bfloat16 rounds less than that
-            raise ModelError(
-                f"{self.name}: a '{config.model_type}' model whose attention or logits headscope does not reproduce; expected "
-                "plain causal attention, the same in every layer."
-            )
-        return {"layers": len(seen), **seen[0]}, expected.shape[-1]
-
     def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:
         """See `ImageModel.tokenize`. The unconditional stream is one token repeated; guidance 1 never looks at it."""
         check_prompts(prompts)
@@ -121,19 +74,9 @@ class CausalLMModel:
         """Tokens [P] as the tokenizer writes them."""
         return list(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
 
-    def embed_prefix(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids [B, P] -> [B, P, C]."""
-        return self.network.get_input_embeddings()(ids)
-
     def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Text tokens [B, T] -> [B, T, C]."""
         return self.embed_prefix(tokens)
-
-    def forward(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
-        """See `ImageModel.forward`. Positions leave the padding out: learned ones are not relative, as rotary ones are."""
-        positions = None if mask is None else (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
-        past = {self._cache: cache, "use_cache": cache is not None}
-        return self.decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, **past).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [B, T, C] -> [B, T, V]."""

@@ -15,7 +15,9 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_c
 from headscope.errors import BudgetError, DataError, ModelError
 from headscope.models.causal_lm import is_text_family, load_causal_lm, load_smollm2
 from headscope.models.janus import load_janus
+from headscope.models.own_file import is_own_file, lasting_file, load_own
 from headscope.models.protocol import ImageModel
+from headscope.models.raster import is_raster_folder, load_raster
 from headscope.plugins import plugged
 from headscope.policy import dtype_name
 from headscope.run_folder import RunFolder
@@ -40,9 +42,13 @@ _PATIENCE = 10.0
 
 def known_models() -> list[tuple[str, str]]:
     """(name, description) of the models that can be named; any folder of the same families can be named too."""
-    folder = ("FOLDER", "a folder with a Janus or a decoder-only text model in transformers' format")
+    folder = (
+        "FOLDER",
+        "a folder with a Janus or a decoder-only model in transformers' format; with headscope.toml one that draws",
+    )
+    own = ("FILE.py:FUNCTION", "a function of yours that gives an image model for a device and a dtype")
     others = [(name, "registered") for name in sorted(_others())]
-    return [*_BUNDLED.items(), *_TEXT.items(), *others, *_HUB.items(), folder]
+    return [*_BUNDLED.items(), *_TEXT.items(), *others, *_HUB.items(), own, folder]
 
 
 def register_model(name: str, load: Load) -> None:
@@ -72,8 +78,8 @@ def load_model(name: str, device: str = "auto", dtype: torch.dtype | str | None 
     """Load a model ready to generate.
 
     Args:
-        name: `stickers`, `smollm2`, a folder, or a hub id such as `deepseek-community/Janus-Pro-1B` (the only case
-            that uses a network).
+        name: `stickers`, `smollm2`, a folder, `path/to/file.py:function` of one's own, or a hub id such as
+            `deepseek-community/Janus-Pro-1B` (the only case that uses a network).
         device: `auto` (CUDA where there is one, else the CPU), or as torch names one: cpu, cuda:1.
         dtype: of the weights, float32 on a CPU and bfloat16 elsewhere unless given.
 
@@ -92,8 +98,10 @@ def load_model(name: str, device: str = "auto", dtype: torch.dtype | str | None 
         return load_smollm2(name, device, kind)
     if name in _others():
         return _others()[name](device, kind)
+    if is_own_file(name):
+        return load_own(name, device, kind)
     if Path(name).is_dir():
-        load = load_janus if _family(Path(name)) == "janus" else load_causal_lm
+        load = load_raster if is_raster_folder(Path(name)) else load_janus if _family(Path(name)) == "janus" else load_causal_lm
         return load(name, Path(name).resolve().name, device, kind)
     if name.startswith("deepseek-ai/Janus"):
         other = name.replace("deepseek-ai/", "deepseek-community/")
@@ -105,7 +113,7 @@ def load_model(name: str, device: str = "auto", dtype: torch.dtype | str | None 
 
 
 def _known() -> str:
-    return f"known models are {', '.join(known for known, _ in known_models()[:-1])}"
+    return f"known models are {', '.join(known for known, _ in known_models()[:-2])}"
 
 
 def _look_for(name: str) -> None:
@@ -130,6 +138,8 @@ def _look_for(name: str) -> None:
 
 def lasting_name(name: str) -> str:
     """What `load_model(name)` means, whichever the working folder is later: a folder becomes its absolute path."""
+    if is_own_file(name):
+        return lasting_file(name)
     if _is_named(name) or not Path(name).is_dir():
         return name
     path = Path(name).absolute()
@@ -168,7 +178,7 @@ def names_a_folder(source: str, model: str) -> bool:
 
     A hub's model is called by its id, a folder's by the folder's own name.
     """
-    if _is_named(source):
+    if _is_named(source) or is_own_file(source):
         return False
     return not (_HUB_ID.fullmatch(source) and source == model)
 
@@ -188,7 +198,7 @@ def writes_text(name: str) -> bool:
     if name in _TEXT:
         return True
     try:
-        return Path(name).is_dir() and _family(Path(name)) != "janus"
+        return Path(name).is_dir() and not is_raster_folder(Path(name)) and _family(Path(name)) != "janus"
     except ModelError:
         return False
 

@@ -1,0 +1,225 @@
+"""Any decoder-only network of transformers that draws an image token by token, row by row: a model of one's own.
+
+From Python, `RasterModel` around the network; from the command line, a folder with the network in transformers' format and
+beside it `headscope.toml`:
+
+    rows = 16
+    cols = 16
+    codes = [0, 512]        # the first token that is an image code, and how many there are
+    start = [512]           # tokens before every image
+    unconditional = [513]   # the same for the other stream of guidance, where there is one
+    guidance = 3.0          # 1, none, unless given
+    temperature = 1.0
+    top_k = 100             # all codes unless given
+
+    [prompts]               # where prompts mean something: tokens that take the place of `start`
+    cat = [514]
+    dog = [515]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaModel
+
+from headscope.errors import DataError, HeadscopeError, ModelError
+from headscope.facts import said
+from headscope.geometry import Geometry
+from headscope.models.fingerprint import weights_fingerprint
+from headscope.models.loading import check_whole
+from headscope.models.network import NetworkModel
+from headscope.models.protocol import Prefix
+from headscope.models.tokens import check_prompts
+from headscope.policy import ModelShape
+
+CARD = "headscope.toml"
+CELL = 8  # pixels of a token's side where nothing better is known
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("rows", "cols", "top_k"), int),
+    **dict.fromkeys(("guidance", "temperature"), (int, float)),
+    **dict.fromkeys(("codes", "start", "unconditional"), list),
+    "prompts": dict,
+}
+
+
+class RasterModel(NetworkModel):
+    """An `ImageModel` (see protocol.py) over a decoder-only network whose vocabulary holds image codes.
+
+    Args:
+        network: a `...ForCausalLM` of transformers, with its own weights.
+        name: what to call it.
+        geometry: rows and columns of the image's tokens.
+        codes: the first token that is an image code, and how many there are.
+        start: tokens before every image, one at least.
+        prompts: by prompt, the tokens that take the place of `start`; without it prompts are only names of images.
+        unconditional: tokens of the unconditional stream, one at least; without it there is no guidance.
+        guidance: scale, 1 for none.
+        temperature: what logits are divided by.
+        top_k: how many codes are sampled from, None for all.
+        pixels: codes int64 [B, N] -> uint8 [B, height, width, 3]; by default a grey square a token, by its code.
+
+    Raises:
+        ModelError: the network can't be driven, or numbers that do not fit it.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        name: str,
+        *,
+        geometry: Geometry,
+        codes: tuple[int, int],
+        start: Sequence[int] = (),
+        prompts: Mapping[str, Sequence[int]] | None = None,
+        unconditional: Sequence[int] | None = None,
+        guidance: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        pixels: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        super().__init__(network, name)
+        self.counts_padding = isinstance(self.decoder, LlamaModel)  # whose rotary positions are relative
+        heads, words = self.probe("a raster image model")
+        self.first, self.vocabulary = codes
+        self.guidance, self.temperature, self.top_k = float(guidance), float(temperature), top_k
+        self._start, self._prompts, self._pixels = list(start), {k: list(v) for k, v in (prompts or {}).items()}, pixels
+        self._unconditional = None if unconditional is None else list(unconditional)
+        config = network.config
+        self.max_prefix = int(config.max_position_embeddings) - geometry.tokens
+        self._check(words, geometry)
+        facts = ("raster", config.model_type, heads, config.hidden_size, codes, geometry.rows, geometry.cols)
+        self.shape = ModelShape(
+            name=name,
+            **heads,
+            geometry=geometry,
+            architecture=hashlib.sha256(repr(facts).encode()).hexdigest(),
+            weights=weights_fingerprint(self.decoder),
+        )
+
+    def _check(self, words: int, geometry: Geometry) -> None:
+        """Refuse numbers that do not fit the network."""
+        if not 0 <= self.first < self.first + self.vocabulary <= words:
+            raise ModelError(
+                f"{self.name}: codes {self.first} to {self.first + self.vocabulary - 1}, its vocabulary has {words}."
+            )
+        rows = {"start": self._start, **self._prompts}
+        if self._prompts and not self._start:
+            rows.pop("start")
+        if self._unconditional is not None:
+            rows["unconditional"] = self._unconditional
+        for what, ids in rows.items():
+            if not ids or not all(isinstance(one, int) and 0 <= one < words for one in ids):
+                raise ModelError(f"{self.name}: {what} {ids}: expected one token or more, from 0 to {words - 1}.")
+            if len(ids) > self.max_prefix:
+                longest = self.max_prefix + geometry.tokens
+                raise ModelError(
+                    f"{self.name}: {what} and {geometry.tokens} image tokens are more than its {longest} positions."
+                )
+        if self.guidance != 1.0 and self._unconditional is None:
+            raise ModelError(f"{self.name}: guidance {self.guidance:g} needs `unconditional`, the tokens of the other stream.")
+
+    def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:
+        """See `ImageModel.tokenize`.
+
+        Raises:
+            DataError: a prompt that is none of the model's, where it has some.
+        """
+        check_prompts(prompts)
+        rows = [self._ids(prompt) for prompt in prompts]
+        other = [self._unconditional or row for row in rows]
+        longest = max(length or 0, *(len(row) for row in [*rows, *other]))
+        (ids, mask), (plain, plain_mask) = (self._padded(part, longest) for part in (rows, other))
+        return Prefix(ids, mask, plain, plain_mask, list(prompts))
+
+    def _ids(self, prompt: str) -> list[int]:
+        if not self._prompts:
+            return self._start
+        if prompt not in self._prompts:
+            some = ", ".join(list(self._prompts)[:5])
+            raise DataError(f"prompt {prompt!r}: {self.name} knows {len(self._prompts)} prompts, such as {some}.")
+        return self._prompts[prompt]
+
+    def _padded(self, rows: list[list[int]], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.tensor([[row[0]] * (length - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        return ids, mask
+
+    def token_strings(self, ids: torch.Tensor) -> list[str]:
+        """Tokens [P] as their numbers."""
+        return [str(one) for one in ids.tolist()]
+
+    def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Image codes [B, T] -> [B, T, C]."""
+        return self.embed_prefix(tokens + self.first)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [B, T, C] -> [B, T, V], of image codes alone."""
+        return self.network.get_output_embeddings()(hidden)[..., self.first : self.first + self.vocabulary]
+
+    def to_images(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Image codes [B, N] -> uint8 [B, height, width, 3]."""
+        if self._pixels is not None:
+            return self._pixels(tokens.long())
+        grid = tokens.view(len(tokens), self.shape.geometry.rows, self.shape.geometry.cols)
+        grey = (grid.float() * (255 / max(self.vocabulary - 1, 1))).round().to(torch.uint8).cpu()
+        return grey.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)[..., None].expand(-1, -1, -1, 3).contiguous()
+
+
+def is_raster_folder(folder: Path) -> bool:
+    """Whether a folder says that its network draws."""
+    return (folder / CARD).is_file()
+
+
+def raster_prompts(folder: Path) -> list[str]:
+    """The prompts that a folder's card names; none where they mean nothing.
+
+    Raises:
+        ModelError: see `read_card`.
+    """
+    return list(read_card(folder).get("prompts", {}))
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """headscope.toml of a folder, with `geometry` in place of rows and cols.
+
+    Raises:
+        ModelError: it is no TOML, or names what it does not know, or another kind of value.
+    """
+    path = folder / CARD
+    try:
+        found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as TOML ({said(error)}).") from None
+    for key, value in found.items():
+        if key not in _KINDS:
+            raise ModelError(f"{path}: {key}: no such key; known are {', '.join(_KINDS)}.")
+        if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
+            raise ModelError(f"{path}: {key} {value!r}: not the kind of value that belongs there.")
+    if missing := [key for key in ("rows", "cols", "codes") if key not in found]:
+        raise ModelError(f"{path}: says no {', '.join(missing)}.")
+    if len(found["codes"]) != 2 or not all(isinstance(one, int) for one in found["codes"]):
+        raise ModelError(f"{path}: codes {found['codes']}: expected the first token that is a code, and how many there are.")
+    try:
+        geometry = Geometry(found.pop("rows"), found.pop("cols"))
+    except HeadscopeError as error:
+        raise ModelError(f"{path}: {error}") from None
+    return {**found, "codes": tuple(found["codes"]), "geometry": geometry}
+
+
+def load_raster(source: str | Path, name: str, device: str, dtype: torch.dtype) -> RasterModel:
+    """Load a folder with a network of transformers and headscope.toml beside it."""
+    card = read_card(Path(source))
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True, output_loading_info=True)
+    except Exception as error:  # what stands in a folder may fail in any way, in classes of several libraries
+        raise ModelError(f"{source}: cannot be loaded as a decoder-only network ({said(error)}).") from error
+    network, found = loaded
+    head = next(name for name, module in network.named_modules() if module is network.get_output_embeddings())
+    check_whole(source, found, (f"{network.base_model_prefix}.", f"{head}."))
+    return RasterModel(network.to(device), name, **card)

@@ -1,0 +1,216 @@
+"""A model of one's own: a network of transformers that draws, from Python, from a folder with a card, and from a file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from headscope.errors import DataError, ModelError
+from headscope.geometry import Geometry
+from headscope.models import RasterModel, load_model, source_of
+from headscope.models.own_file import load_own
+from headscope.pipeline import run
+from headscope.policy import Policy
+from headscope.run_folder import RunFolder
+from headscope.runtime import Sampling, decoder_name, generate
+from headscope.tuning import LimitConfig, PromptConfig, RunConfig, SearchConfig
+
+ROWS, COLS, CODES, FIRST = 4, 4, 12, 3
+CARD = f"""
+rows = {ROWS}
+cols = {COLS}
+codes = [{FIRST}, {CODES}]
+start = [0]
+unconditional = [1]
+guidance = 2.0
+
+[prompts]
+cat = [16]
+dog = [17, 2]
+bird = [18]
+"""
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=20, n_positions=24, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    return louder(GPT2LMHeadModel(config))
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=20,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=24,
+    )
+    return louder(LlamaForCausalLM(config))
+
+
+def louder(network: torch.nn.Module) -> torch.nn.Module:
+    """Attention that is far from uniform."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.3)
+    return network.eval()
+
+
+def model_of(network: torch.nn.Module, **more: object) -> RasterModel:
+    settings = {"geometry": Geometry(ROWS, COLS), "codes": (FIRST, CODES), "start": [0], **more}
+    return RasterModel(network, "mine", **settings)  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def slowly(network: torch.nn.Module, start: list[int], other: list[int] | None = None, scale: float = 1.0) -> list[int]:
+    """The most likely codes, token by token, without a cache and without padding."""
+    drawn: list[int] = []
+    for _ in range(ROWS * COLS):
+        of = [network(torch.tensor([[*ids, *drawn]])).logits[0, -1] for ids in (start, other or start)]
+        logits = of[1] + scale * (of[0] - of[1])
+        drawn.append(FIRST + int(logits[FIRST : FIRST + CODES].argmax()))
+    return [one - FIRST for one in drawn]
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_it_draws_what_the_network_says(make) -> None:
+    network = make()
+    prompts = {"cat": [16], "dog": [17, 2, 5]}  # of unlike lengths: one is padded
+    model = model_of(network, prompts=prompts, unconditional=[1], guidance=2.0)
+    whole = Policy.uniform(model.shape, window=ROWS * COLS - 1, stride=COLS, prefix=3)
+    for policy in (None, whole):
+        found = generate(model, ["cat", "dog"], sampling=Sampling(temperature=0.0), policy=policy).tokens.tolist()
+        assert found == [slowly(network, ids, [1], 2.0) for ids in prompts.values()]
+    found = generate(model, ["dog"], sampling=Sampling(guidance=1.0, temperature=0.0), policy=whole).tokens.tolist()
+    assert found == [slowly(network, [17, 2, 5])]
+    assert decoder_name(model, whole) == ("llama_cpu" if make is llama else "transformers")
+
+
+def test_prompts_that_mean_nothing_are_names() -> None:
+    model = model_of(gpt2())
+    samples = generate(model, ["image 1", "image 2"], [4, 4])
+    assert torch.equal(*samples.tokens)
+    assert model.to_images(samples.tokens).shape == (2, 32, 32, 3)
+    assert model.guidance == 1.0
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"codes": (10, 12)}, "codes 10 to 21, its vocabulary has 20"),
+        ({"start": []}, r"start \[\]: expected one token or more, from 0 to 19"),
+        ({"start": [20]}, r"start \[20\]"),
+        ({"prompts": {"cat": [0] * 9}}, "cat and 16 image tokens are more than its 24 positions"),
+        ({"guidance": 2.0}, "guidance 2 needs `unconditional`"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(more: dict[str, object], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        model_of(gpt2(), **more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "mine"
+    gpt2().save_pretrained(path)
+    (path / "headscope.toml").write_text(CARD)
+    return path
+
+
+def test_a_folder_with_a_card_goes_the_whole_way(folder: Path, tmp_path: Path) -> None:
+    config = RunConfig(
+        model=str(folder),
+        limit=LimitConfig(keep="60%"),
+        prompts=PromptConfig(texts=("cat", "dog", "bird"), calibration=2, unseen=1),
+        search=SearchConfig(trials=2, table_images=1, strides=(4,)),
+    )
+    run(config, tmp_path / "run", device="cpu")
+    table = pd.read_csv(tmp_path / "run" / "methods.csv").set_index("method")
+    assert {"full", "searched", "h2o"} <= set(table.index)
+    assert table.loc["full", "replay_kl"] == pytest.approx(0, abs=1e-6)
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_prompts_come_from_the_card(folder: Path) -> None:
+    from headscope.pipeline.prompts import default_prompts
+
+    assert default_prompts(str(folder)) == ["cat", "dog", "bird"]
+    with pytest.raises(DataError, match="prompt 'fish': mine knows 3 prompts, such as cat, dog, bird"):
+        generate(load_model(str(folder), "cpu"), ["fish"])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("rows = ", r"headscope\.toml: cannot be read as TOML"),
+        ("row = 4", "row: no such key; known are rows, cols"),
+        ('rows = "4"', "rows '4': not the kind of value"),
+        ("rows = 4", "says no cols, codes"),
+        ("rows = 4\ncols = 4\ncodes = [3]", r"codes \[3\]: expected the first token"),
+        ("rows = 0\ncols = 4\ncodes = [3, 12]", r"headscope\.toml: "),
+    ],
+)
+def test_a_card_that_is_wrong_is_a_sentence(tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "headscope.toml").write_text(line)
+    with pytest.raises(ModelError, match=said):
+        load_model(str(tmp_path), "cpu")
+
+
+SOURCE = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.models.test_raster import gpt2, model_of
+
+def load(device, dtype):
+    return model_of(gpt2().to(device, dtype))
+
+def less(device, dtype):
+    return object()
+
+def broken(device, dtype):
+    raise RuntimeError("no weights here")
+"""
+
+
+def test_a_function_in_a_file_gives_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.py").write_text(SOURCE.format(root=str(Path(__file__).parents[2])))
+    monkeypatch.chdir(tmp_path)
+    model = load_model("own.py:load", "cpu")
+    assert isinstance(model, RasterModel)
+    config = RunConfig(
+        model="own.py:load",
+        limit=LimitConfig(keep="60%"),
+        prompts=PromptConfig(texts=("a", "b"), calibration=1, unseen=1),
+        search=SearchConfig(quick=True),
+    )
+    report = run(config, tmp_path / "run", device="cpu")
+    assert report.is_file()
+    monkeypatch.chdir("/")
+    assert source_of(RunFolder(tmp_path / "run")) == f"{tmp_path / 'own.py'}:load"  # found again from elsewhere
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gone.py:load", "there is no file gone.py"),
+        ("own.py:draw", "own.py has no function draw"),
+        ("own.py:less", "gave a object without name, shape, vocabulary, max_prefix and more"),
+        ("own.py:broken", r"broken\('cpu', torch.float32\) failed with RuntimeError \(no weights here\)"),
+        ("bad.py:load", "bad.py cannot be run, SyntaxError"),
+    ],
+)
+def test_a_file_that_gives_none_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
+    (tmp_path / "own.py").write_text(SOURCE.format(root=str(Path(__file__).parents[2])))
+    (tmp_path / "bad.py").write_text("def load(:\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=re.compile(said)):
+        load_own(name, "cpu", torch.float32)
