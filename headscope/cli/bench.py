@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +21,27 @@ app.command("decode")(decode)
 @app.callback()
 def _group() -> None:
     """Measure on this machine."""
+
+
+@app.command("kernels")
+def kernels(
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("kernels.csv"),
+    few: Annotated[bool, typer.Option("--few", help="Only heads of 128 numbers in tiles of 64.")] = False,
+) -> None:
+    """Compile the GPU's kernels for an H100 without one, and count. Example: headscope bench kernels -o kernels.csv"""
+    if os.environ.get("TRITON_INTERPRET"):
+        raise typer.BadParameter("TRITON_INTERPRET is set, so kernels are not compiled; unset it.")
+    if find_spec("triton") is None:
+        raise typer.BadParameter("Triton is not installed; install the triton that torch asks for.")
+    import pandas as pd
+
+    from headscope.benchmarks.gpu.compiled import table
+    from headscope.storage import check_writable, write_csv
+
+    check_writable(out)
+    say("compiling; all of them take some minutes ...")
+    write_csv(pd.DataFrame(table(few)), out)
+    say(f"table: {out}")
 
 
 @app.command("trace")

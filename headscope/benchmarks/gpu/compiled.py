@@ -1,16 +1,9 @@
-"""Compile every kernel for an H100/H200 without one: python -m tests.runtime.compile_kernels, TRITON_INTERPRET unset.
-
-A line a variant: what it is compiled for, instructions and barriers of its longest loop, all instructions, registers, bytes
-that went to local memory, and bytes of shared memory.
-"""
+"""Every kernel compiled for an H100/H200 without one, and what the compiler made of it; TRITON_INTERPRET has to be unset."""
 
 from __future__ import annotations
 
-import csv
-import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,7 +108,9 @@ def measured(made: Any) -> dict[str, int]:
 
 def tiles(text: str) -> list[list[str]]:
     """Instructions of every loop that takes products or loads: from a label to a branch back to it."""
-    lines, labels, found = [], {}, []
+    lines: list[str] = []
+    labels: dict[str, int] = {}
+    found: list[list[str]] = []
     for line in text.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label.group(1)] = len(lines)
@@ -129,25 +124,15 @@ def tiles(text: str) -> list[list[str]]:
     return found
 
 
-def main(*asked: str) -> None:
-    """Print the table as CSV; --few leaves out all but the first shape."""
-    writer: csv.DictWriter[str] | None = None
-    for name, kernel, dtype, constants in variants(SHAPES[:1] if "--few" in asked else SHAPES):
+def table(few: bool = False) -> Iterator[dict[str, str | int]]:
+    """A row a variant: what it is compiled for, instructions and barriers of its longest loop, all instructions, registers,
+    bytes that went to local memory, and bytes of shared memory.
+
+    Args:
+        few: leave out all but the first shape.
+    """
+    for name, kernel, dtype, constants in variants(SHAPES[:1] if few else SHAPES):
         warps = WARPS.get(name, 4)
-        about = {
-            "kernel": name,
-            "dtype": dtype,
-            "warps": warps,
-            "constants": " ".join(f"{k}={v}" for k, v in constants.items()),
-        }
-        row = {**about, **measured(compiled(kernel, dtype, warps, **constants))}
-        if writer is None:
-            writer = csv.DictWriter(sys.stdout, row)
-            writer.writeheader()
-        writer.writerow(row)
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    os.environ.pop("TRITON_INTERPRET", None)
-    main(*sys.argv[1:])
+        said = " ".join(f"{key}={value}" for key, value in constants.items())
+        found = measured(compiled(kernel, dtype, warps, **constants))
+        yield {"kernel": name, "dtype": dtype, "warps": warps, "constants": said, **found}
