@@ -18,10 +18,11 @@ from headscope.recipe.export import export as export_folder, scene_prompts
 from headscope.recipe.icons import build_images
 from headscope.recipe.image_model import load_image_model
 from headscope.recipe.images import load_stickers, prompts_by_seed
+from headscope.recipe.plan import Plan
 from headscope.recipe.presets import PRESETS, Preset
 from headscope.recipe.pseudo_labels import generated_pool, named_things
 from headscope.recipe.tokenizer import build_tokenizer
-from headscope.recipe.transformer import Plan, train_transformer
+from headscope.recipe.transformer import train_transformer
 from headscope.recipe.vq import train_vq
 from headscope.recipe.warm_start import take_over_vq
 from headscope.reporting import contact_sheet
@@ -84,7 +85,7 @@ def train(
     if warm_start is not None and not (out / "vq.safetensors").exists():
         take_over_vq(warm_start, out)
     if not (out / "vq.safetensors").exists():
-        parallel.run(train_vq, workers, size, stickers, out, seed, device)
+        parallel.run(train_vq, workers, size, stickers, Plan(out, seed, device))
     plan = Plan(out, seed, device, count, warm_start)
     parallel.run(train_transformer, workers, size, stickers, _tokenizer(images), plan)
 
