@@ -37,7 +37,7 @@ class Course:
     seconds: float = math.inf
     step: int = 0
     spent: float = 0.0
-    least: int = 0
+    least: float = 0
     began: float = field(default_factory=lambda: time.monotonic())
     told: float = field(default_factory=lambda: time.monotonic())  # when the last row was due
 
@@ -70,7 +70,7 @@ class Course:
         """Choose the number of steps by their measured speed: as many as fit, and at least as many again as were measured."""
         fit = (self.seconds - self.elapsed) * MARGIN / seconds_a_step
         self.least = 2 * self.step
-        self.steps = max(self.least, self.step + int(fit))
+        self.steps = max(2 * self.step, self.step + int(fit))
 
     def ahead(self) -> Iterator[tuple[int, int | None]]:
         """What is to be composed: (step, steps), steps as they are known when it is asked for."""
@@ -80,9 +80,7 @@ class Course:
             yield step, self.steps
 
     def due(self, step: int) -> bool:
-        """Whether a row of the log is due after `step` steps."""
-        if self.over:
-            return True
+        """Whether a row of the log is due after `step` steps, beside that of the last."""
         if step % EVERY or (self.seconds < math.inf and time.monotonic() - self.told < LEAST):
             return False
         self.told = time.monotonic()
@@ -98,6 +96,6 @@ class Course:
         if not facts:
             return
         self.step = int(facts["step"])
-        if self.seconds < math.inf and "steps" in facts:
-            self.steps, self.least = int(facts["steps"]), int(facts["least"])
-            self.seconds, self.spent = float(facts["seconds"]), float(facts["spent"])
+        if self.seconds < math.inf and "seconds" in facts:
+            self.seconds, self.spent, self.least = (float(facts[name]) for name in ("seconds", "spent", "least"))
+            self.steps = int(facts["steps"]) if "steps" in facts else self.steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from headscope.recipe.warm_start import earlier_weights, stages_of
 # The learning rate is constant until this share of the run, then falls to zero; a later stage has less to find out before.
 DECAY_FROM, DECAY_FROM_LATER = 0.65, 0.2
 WARM_STEPS = 40
+PREFIX = 24  # tokens that prompts are padded to where workers compose them: one shape, which is compiled once
 
 
 def token_losses(
@@ -86,7 +87,7 @@ def rate_factor(done: float, step: int, decay_from: float = DECAY_FROM) -> float
 def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: PreTrainedTokenizerFast, plan: Plan) -> None:
     """Train, log to `transformer.csv`, checkpoint to `transformer.safetensors`; a stopped run goes on where it was."""
     model = fresh_model(preset, tokenizer, plan.folder, plan.seed, plan.device).train()
-    vq = model.model.vqmodel.eval()
+    model.model.vqmodel.eval()
     parts = trainable(model)
     if plan.warm_start is not None:
         _start_from(parts, plan.warm_start)
@@ -98,22 +99,8 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
     course.go_on(facts)
     feed, tests = _feed(rank, preset, stickers, tokenizer, plan, course)
     journal = Journal(plan.folder / "transformer.csv", rank, plan.lines, stage="transformer")
-    first, started = course.step, time.monotonic()
-    saved = started
-    running = torch.zeros((), dtype=torch.float64)
-    decay_from = DECAY_FROM if plan.warm_start is None else DECAY_FROM_LATER
-    use_bf16 = bf16.has_units(plan.device)
-    if use_bf16:
-        bf16.fuse(model.model.language_model, plan.device)
-    elif plan.device == "cpu":
-        attention.use(model.model.language_model)
-
-    def loss_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        tokens = encode(vq, batch["pixels"])
-        with torch.autocast(torch.device(plan.device).type, torch.bfloat16, enabled=use_bf16):
-            return token_losses(model, batch["ids"], batch["mask"], tokens).mean()
-
     pace = Pace(feed, preset.batch, plan.device)
+    loss_of = _ready(model, plan.device)
     batch: dict[str, torch.Tensor] = {}
     compiled = bf16.Compiled(model.model.language_model, lambda: _try(parts, loss_of(batch))) if plan.compiled else None
     speed: Iterator[int] = iter(())
@@ -121,30 +108,57 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
         speed = find_speed(course, pace, plan.trial, faster=compiled, tell=journal.note)
     elif compiled is not None and facts.get("compiled") == "yes":
         speed = turn_on(compiled)
+    decay_from = DECAY_FROM if plan.warm_start is None else DECAY_FROM_LATER
+    running = torch.zeros((), dtype=torch.float64)
+    first, started = course.step, time.monotonic()
+    saved = started
     for batch in feed:
         with pace.step():
-            loss = loss_of(batch)
-            loss.backward()
-            parallel.average_gradients(optimiser.parameters)
-            nn.utils.clip_grad_norm_(optimiser.parameters, 1.0)
-            optimiser.step(rate_factor(course.done, course.step, decay_from))
-            parts.zero_grad(set_to_none=True)
-        now = loss.detach().double()  # a number of the device, so that no step waits for it
-        running = now if course.step == first else 0.95 * running + 0.05 * now
+            loss = _step(parts, optimiser, loss_of(batch), rate_factor(course.done, course.step, decay_from))
+        # A number on the device, so that no step waits for it.
+        running = loss.double() if course.step == first else 0.95 * running + 0.05 * loss.double()
         course.step += 1
         next(speed, None)
-        if course.due(course.step):
+        over = course.over
+        if over or course.due(course.step):
             losses = {name: _test_loss(model, tokenizer, test, plan) for name, test in tests.items()} if rank == 0 else {}
             seconds = time.monotonic() - started
             journal.write(step=course.step, images=course.step * per_step, loss=running.item(), **losses,
                           images_a_second=(course.step - first) * per_step / seconds,
                           **({} if plan.loaders is None else pace.row()), seconds=seconds)  # fmt: skip
-        if rank == 0 and (time.monotonic() - saved > plan.minutes_between_checkpoints * 60 or course.over):
+        if rank == 0 and (over or time.monotonic() - saved > plan.minutes_between_checkpoints * 60):
             more = {"compiled": "yes" if compiled is not None and compiled.on else "no"}
             checkpoint.save(parts, optimiser, path, course.facts() | more)
             saved = time.monotonic()
-        if course.over:
+        if over:
             break
+
+
+def _ready(model: JanusForConditionalGeneration, device: str) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    """Choose how a decoder attends and multiplies here; returns the loss as a function of a batch."""
+    decoder, vq = model.model.language_model, model.model.vqmodel
+    use_bf16 = bf16.has_units(device)
+    if use_bf16:
+        bf16.fuse(decoder, device)
+    elif device == "cpu":
+        attention.use(decoder)
+
+    def loss_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        tokens = encode(vq, batch["pixels"])
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=use_bf16):
+            return token_losses(model, batch["ids"], batch["mask"], tokens).mean()
+
+    return loss_of
+
+
+def _step(parts: nn.Module, optimiser: MuonAdam, loss: torch.Tensor, factor: float) -> torch.Tensor:
+    """Learn from a loss; returns it."""
+    loss.backward()
+    parallel.average_gradients(optimiser.parameters)
+    nn.utils.clip_grad_norm_(optimiser.parameters, 1.0)
+    optimiser.step(factor)
+    parts.zero_grad(set_to_none=True)
+    return loss.detach()
 
 
 def _feed(
@@ -159,7 +173,7 @@ def _feed(
         ([plan.seed, rank], [2, *stage]),
         plan.device if plan.loaders is None else "cpu",
         narrow=plan.warm_start is not None,  # looks that carry over are learned already
-        multiple=None if plan.loaders is None else 8,
+        multiple=None if plan.loaders is None else PREFIX,
     )
     tests = {
         "unseen_pairs": _test_batch(stickers, stickers.indices(held_out=True), plan),

@@ -127,7 +127,8 @@ def train_vq(rank: int, preset: Preset, stickers: Stickers, plan: Plan) -> None:
             _revive(vq, pixels, used, plan.seed + step)
         course.step += 1
         next(speed, None)
-        if course.due(step):
+        over = course.over
+        if over or course.due(step):
             journal.write(step=step, images=course.step * per_step, loss=loss.item(),
                           held_out_psnr=_psnr(vq, test, with_codes), codes_used=int((used > 0.5).sum()),
                           **({} if plan.loaders is None else pace.row()), seconds=time.monotonic() - started)  # fmt: skip
@@ -135,7 +136,7 @@ def train_vq(rank: int, preset: Preset, stickers: Stickers, plan: Plan) -> None:
             more = {"with_codes": "yes" if with_codes else "no"}
             checkpoint.save(vq, optimiser, path, course.facts() | more, {"used": used})
             saved = time.monotonic()
-        if course.over:
+        if over:
             break
     if rank == 0:
         state = {name: value.to(torch.bfloat16).contiguous().cpu() for name, value in vq.state_dict().items()}

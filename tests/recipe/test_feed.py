@@ -14,6 +14,7 @@ from headscope.recipe.course import Course
 from headscope.recipe.feed import Feed
 from headscope.recipe.images import as_bytes, from_bytes
 from headscope.recipe.pace import Pace, find_speed
+from headscope.recipe.transformer import PREFIX
 from tests.recipe.drawings import TINY, tiny_stickers, tiny_tokenizer
 
 STICKERS = tiny_stickers()
@@ -21,7 +22,7 @@ TOKENIZER = tiny_tokenizer()
 
 
 def captioned() -> Captioned:
-    return Captioned(TINY, STICKERS, TOKENIZER, ([5, 0], [2]), multiple=8)
+    return Captioned(TINY, STICKERS, TOKENIZER, ([5, 0], [2]), multiple=PREFIX)
 
 
 def cropped() -> Cropped:
@@ -49,7 +50,7 @@ def test_a_worker_hands_over_bytes_of_what_training_would_compose() -> None:
     assert torch.equal(handed["pixels"], from_bytes(as_bytes(here["pixels"])))
     assert (handed["pixels"] - here["pixels"]).abs().max() <= 1 / 255 + 1e-6
     assert torch.equal(handed["ids"], here["ids"])
-    assert here["ids"].shape[1] % 8 == 0
+    assert here["ids"].shape[1] == PREFIX
 
 
 def test_drawings_narrow_and_crops_end_at_shares_of_the_steps() -> None:
