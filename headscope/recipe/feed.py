@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -103,8 +104,14 @@ class Feed:
             num_workers=workers,
             pin_memory=self._device.startswith("cuda"),
             prefetch_factor=PREFETCH if workers else None,
+            worker_init_fn=_alone,
             multiprocessing_context="fork" if workers and forks else None,
         )
+
+
+def _alone(worker: int) -> None:
+    """A worker is one thread of many: its tokenizer starts no others."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 class _Places:

@@ -109,10 +109,10 @@ def train_in_full(asked: FullTraining, say: Callable[[str], None] = print) -> st
         DataError: an unknown model or preset, an unreadable image file, or a folder that other settings began.
     """
     began, size, device = time.monotonic(), asked.size, resolve_device(asked.device)
-    _keep_settings(asked)
-    _prepare(device)
     stickers = load_stickers(asked.data, size, asked.seed)
     tokenizer = tokenizer_of(asked.data)
+    _keep_settings(asked)
+    _prepare(device)
     _train(asked, size, stickers, tokenizer, device, began, say)
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "a CPU"
     recipe = f"`python -m headscope.recipe full {asked.model} --data stickers96.parquet --minutes {asked.minutes:g}`"
@@ -139,9 +139,9 @@ def _train(
     if not (asked.training / "vq.safetensors").exists():
         say(f"{time.monotonic() - began:.0f} s: the VQ model, for {for_vq:.0f} s")
         train_vq(0, size, stickers, asked.plan(device, for_vq))
-    left = asked.seconds * (1 - END_SHARE) - max(used, time.monotonic() - began)
+    left = max(1.0, asked.seconds * (1 - END_SHARE) - max(used, time.monotonic() - began))
     say(f"{time.monotonic() - began:.0f} s: the transformer, for {left:.0f} s, less what earlier runs here had")
-    train_transformer(0, size, stickers, tokenizer, asked.plan(device, max(1.0, left)))
+    train_transformer(0, size, stickers, tokenizer, asked.plan(device, left))
 
 
 def _judge(asked: FullTraining, stickers: Stickers, device: str, say: Callable[[str], None]) -> str:

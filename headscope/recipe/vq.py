@@ -118,7 +118,7 @@ def train_vq(rank: int, preset: Preset, stickers: Stickers, plan: Plan) -> None:
         pixels, step = batch["pixels"], course.step
         steps = course.steps or math.inf
         # A plain autoencoder first, so that the codebook starts from meaningful directions.
-        if not with_codes and course.steps is not None and step >= max(1, course.steps // 10):
+        if not with_codes and course.steps is not None and (step >= max(1, course.steps // 10) or course.done >= 0.1):
             _seed_codebook(vq, _many(stickers, plan), np.random.default_rng(plan.seed + 2))
             with_codes = True
         with pace.step():

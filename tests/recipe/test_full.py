@@ -46,6 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_parquet(table, path)
 
 
+@pytest.mark.slow
 def test_a_dry_run_goes_through_every_stage_without_what_only_a_search_needs(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["full", "stickers", "--data", str(data), "--out", str(out), "--device", "cpu", "--dry"]
