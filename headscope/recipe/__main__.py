@@ -6,32 +6,30 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import typer
-from transformers import PreTrainedTokenizerFast
 
 from headscope.errors import DataError, HeadscopeError
 from headscope.models import load_model
 from headscope.recipe import agreement, detector, detector_evaluation, parallel, stickereval_prompts
 from headscope.recipe.detector_data import DetectorScenes, Pool
-from headscope.recipe.export import export as export_folder, scene_prompts
+from headscope.recipe.export import export as export_folder, prompts_of
+from headscope.recipe.full import FullTraining, train_in_full
 from headscope.recipe.icons import build_images
 from headscope.recipe.image_model import load_image_model
-from headscope.recipe.images import load_stickers, prompts_by_seed
-from headscope.recipe.presets import PRESETS, Preset
+from headscope.recipe.images import load_stickers
+from headscope.recipe.plan import Plan
+from headscope.recipe.presets import BUNDLED, PRESETS, Preset
 from headscope.recipe.pseudo_labels import generated_pool, named_things
-from headscope.recipe.tokenizer import build_tokenizer
-from headscope.recipe.transformer import Plan, train_transformer
+from headscope.recipe.scoring import write_sheet
+from headscope.recipe.tokenizer import tokenizer_of
+from headscope.recipe.transformer import train_transformer
 from headscope.recipe.vq import train_vq
 from headscope.recipe.warm_start import take_over_vq
-from headscope.reporting import contact_sheet
-from headscope.runtime import Sampling, generate
 from headscope.stickereval.detector import WEIGHTS, StickerDetector
 from headscope.stickereval.grader import StickerEval
 from headscope.stickereval.prompts import read_grading_prompts
 from headscope.storage import write_csv, write_whole
 
-LONGEST_PROMPT = 64
 SHIPPED = Path(__file__).parents[1] / "bundled" / "stickers"
 SCENES = "stickers-scenes"
 STICKERS = Path("reports/stickers")
@@ -46,14 +44,6 @@ def _preset(name: str) -> Preset:
     if name not in PRESETS:
         raise DataError(f"--preset {name}: unknown; known presets are {', '.join(PRESETS)}.")
     return PRESETS[name]
-
-
-def _tokenizer(images: Path) -> PreTrainedTokenizerFast:
-    try:
-        concepts = pd.read_parquet(images, columns=["concept"])["concept"]
-    except Exception as error:
-        raise DataError(f"{images}: not a readable image file ({error}).") from None
-    return build_tokenizer(sorted(set(concepts)), LONGEST_PROMPT)
 
 
 @app.command("images")
@@ -84,9 +74,28 @@ def train(
     if warm_start is not None and not (out / "vq.safetensors").exists():
         take_over_vq(warm_start, out)
     if not (out / "vq.safetensors").exists():
-        parallel.run(train_vq, workers, size, stickers, out, seed, device)
+        parallel.run(train_vq, workers, size, stickers, Plan(out, seed, device))
     plan = Plan(out, seed, device, count, warm_start)
-    parallel.run(train_transformer, workers, size, stickers, _tokenizer(images), plan)
+    parallel.run(train_transformer, workers, size, stickers, tokenizer_of(images), plan)
+
+
+@app.command()
+def full(
+    model: Annotated[str, typer.Argument(help=f"What to train: {' or '.join(BUNDLED)}.")],
+    data: Annotated[Path, typer.Option(help="Parquet file of images (see the `images` command).")],
+    out: Annotated[Path, typer.Option(help="Folder for everything; the same command goes on there after a stop.")],
+    device: Annotated[str, typer.Option(help="As torch names it; auto: a GPU if there is one.")] = "auto",
+    minutes: Annotated[float, typer.Option(min=0.05, help="For all of it.")] = 9.0,
+    seed: int = 0,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that compose images (default: cores less one).")] = None,
+    preset: Annotated[str | None, typer.Option(help="Other sizes than the bundled model's; full: a larger one.")] = None,
+    batch: Annotated[int | None, typer.Option(min=2, help="Images a step of the transformer.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Try whether compiling pays, on a GPU.")] = True,
+    dry: Annotated[bool, typer.Option("--dry", help="Go through everything in seconds, with the tiniest of all.")] = False,
+) -> None:
+    """Train a bundled model within minutes. Example: python -m headscope.recipe full stickers-scenes --data F --out O"""
+    say = partial(print, flush=True)
+    say(train_in_full(FullTraining(model, data, out, device, minutes, seed, workers, preset, batch, compiled, dry), say))
 
 
 @app.command()
@@ -99,7 +108,7 @@ def export(
 ) -> None:
     """Write the trained model as a folder. Example: python -m headscope.recipe export --images stickers96.parquet"""
     size = _preset(preset)
-    print(export_folder(size, _tokenizer(images), load_stickers(images, size), training, out, machine))
+    print(export_folder(size, tokenizer_of(images), load_stickers(images, size), training, out, machine))
 
 
 @app.command()
@@ -114,13 +123,8 @@ def sheet(
 ) -> None:
     """Generate a sheet of prompts chosen by seed. Example: python -m headscope.recipe sheet --images stickers96.parquet"""
     size = _preset(preset)
-    named = scene_prompts if size.scenes else prompts_by_seed
-    prompts = named(load_stickers(images, size), count, seed)
-    loaded = load_model(model)
-    samples = generate(loaded, prompts, seed, sampling=Sampling(guidance=guidance))
-    pixels = loaded.to_images(samples.tokens)
-    contact_sheet([(prompt, [image.numpy()]) for prompt, image in zip(prompts, pixels, strict=True)], [], out)
-    print(out)
+    prompts = prompts_of(size, load_stickers(images, size), count, seed)
+    print(write_sheet(load_model(model), prompts, out, seed, guidance))
 
 
 @app.command("detector")

@@ -1,7 +1,6 @@
-"""Causal attention for training on a CPU: only the lower triangle, in blocks that fit a cache, weights kept for the way back.
-
+"""Causal attention for training. On a CPU only the lower triangle, in blocks that fit a cache, weights kept for the way back:
 PyTorch's own takes a mask for the padding of prompts, so it also multiplies what the mask hides, and its backward computes the
-weights again.
+weights again. On a GPU PyTorch's own without a mask, since rows are moved so that padding comes last.
 """
 
 from __future__ import annotations
@@ -65,6 +64,25 @@ class CausalBlocks(torch.autograd.Function):
                 torch.bmm(scores, k[:, :stop], out=grad_q[:, start:stop])
                 grad_k[:, :stop].baddbmm_(scores.transpose(1, 2), q[:, start:stop])
         return grad_query, grad_key, grad_value, None, None
+
+
+def padded(decoder: Any, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What a decoder makes of embeddings [b, T, hidden], whose padding on the left is hidden by the mask int64 [b, T]."""
+    hidden: torch.Tensor = decoder(inputs_embeds=inputs, attention_mask=mask, use_cache=False).last_hidden_state
+    return hidden
+
+
+def without_padding(decoder: Any, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The same without a mask, so that a GPU's fastest attention serves: rows begin with what is real and end with padding,
+    which nothing real sees, and are moved back. Rotary embeddings know distances only. At the padding it means nothing.
+
+    Worked example: mask 0 0 1 1 1, tokens p p a b c: moved by 2 to a b c p p, and back.
+    """
+    padding = (mask == 0).sum(1, keepdim=True)
+    places = torch.arange(inputs.shape[1], device=inputs.device)
+    moved = inputs.gather(1, ((places + padding) % inputs.shape[1])[..., None].expand_as(inputs))
+    hidden: torch.Tensor = decoder(inputs_embeds=moved, attention_mask=None, use_cache=False).last_hidden_state
+    return hidden.gather(1, ((places - padding) % inputs.shape[1])[..., None].expand_as(hidden))
 
 
 def use(decoder: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -31,6 +34,50 @@ def fuse(decoder: Any, device: str) -> None:
     decoder.config._attn_implementation = _NAME
     for layer in decoder.layers:
         layer.forward = torch.compile(layer.forward, dynamic=True)
+
+
+class Compiled:
+    """Layers of a Llama decoder, compiled for a GPU and back; nothing depends on whether that works.
+
+    Attributes:
+        seconds: that compiling took.
+        fault: why it did not work, if it did not.
+        on: whether it is compiled now.
+    """
+
+    def __init__(self, decoder: Any, attempt: Callable[[], None]) -> None:
+        """Prepare.
+
+        Args:
+            decoder: its layers are compiled.
+            attempt: goes through them, forwards and backwards.
+        """
+        self._layers, self._attempt = decoder.layers, attempt
+        self.seconds, self.fault, self.on = 0.0, "", False
+
+    def begin(self) -> bool:
+        """Compile; whether that worked."""
+        began, self.on = time.monotonic(), True
+        for layer in self._layers:
+            layer.forward = torch.compile(layer.forward)
+        try:
+            self._attempt()
+        except Exception as error:  # whatever a compiler may lack
+            self.fault = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.end()
+        self.seconds = time.monotonic() - began
+        return self.on
+
+    def end(self) -> None:
+        """Back to the layers' own code."""
+        self.on = False
+        for layer in self._layers:
+            del layer.forward
+
+
+def plain() -> AbstractContextManager[Any]:
+    """Inside it, what is compiled runs as it was written: for shapes that are not worth compiling."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def _in_float32(

@@ -36,14 +36,13 @@ of {backgrounds} background colours were drawn anew each time.{scenes}
 
 ## Recipe
 
-`python -m headscope.recipe train --images stickers96.parquet --preset {preset} --count N`{start},
-{stages}, and then `export`; seed 0.
+{recipe}
 
 - Tokenizer: one token a word, {vocabulary} words.
 - VQ model: {codes} codes of 4 x 4 pixels, {vq_images}, {psnr:.1f} dB on drawings it never saw.
 - Transformer: {layers} layers x {heads} heads x {head_dim}, {parameters:.1f} M parameters in all; {seen:,} images, prompts
   dropped one time in ten; Muon for matrices, Adam for the rest; constant rate, then a decay to zero over the last
-  {decay:.0%} of each N.
+  {decay:.0%} of {each}.
   {where}
 
 ## Loss
@@ -77,12 +76,15 @@ def write_card(
     vocabulary: int,
     psnr: float,
     where: str,
+    recipe: str = "",
 ) -> Path:
     """Write README.md and loss.svg into `out`, from the logs in `training`.
 
     Args:
         before: stages that the weights had behind them, see `warm.stages_of`.
-        psnr: decibels of the VQ model's images of drawings that training never saw. where: a sentence on machine and time.
+        psnr: decibels of the VQ model's images of drawings that training never saw.
+        where: a sentence on machine and time.
+        recipe: what made it; the `train` command if it is empty.
     """
     losses = pd.read_csv(training / "transformer.csv").drop_duplicates("step", keep="last").sort_values("step")
     _curve(losses, out / "loss.svg")
@@ -94,15 +96,14 @@ def write_card(
         styles=len(set(stickers.styles)),
         held_out=int(stickers.held_out.sum()),
         backgrounds=len(BACKGROUNDS),
-        preset=preset.name,
-        stages=_stages(losses),
         vocabulary=vocabulary,
         codes=preset.codes,
         vq_images=_vq_images(training),
         psnr=psnr,
         name=out.name,
         **_words(preset),
-        start=_start(before),
+        each="the steps" if recipe else "each N",
+        recipe=recipe or _train_command(preset, before, losses),
         layers=preset.layers,
         heads=preset.heads,
         head_dim=preset.hidden // preset.heads,
@@ -142,6 +143,11 @@ def _words(preset: Preset) -> dict[str, str]:
         ),
         "cannot": f"Scenes know {len(CLASSES)} concepts; numbers go to four; two concepts of one scene share a style",
     }
+
+
+def _train_command(preset: Preset, before: list[dict[str, Any]], losses: pd.DataFrame) -> str:
+    command = f"`python -m headscope.recipe train --images stickers96.parquet --preset {preset.name} --count N`"
+    return f"{command}{_start(before)},\n{_stages(losses)}, and then `export`; seed 0."
 
 
 def _start(before: list[dict[str, Any]]) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 
 class Journal:
-    """Appends rows to a CSV file (first process only) and prints them."""
+    """Appends rows to a CSV file (first process only) and prints them; to a file of JSON lines too, where one is named."""
 
-    def __init__(self, path: Path, rank: int = 0) -> None:
-        self._path = path
+    def __init__(self, path: Path, rank: int = 0, lines: Path | None = None, stage: str = "") -> None:
+        self._path, self._lines, self._stage = path, lines, stage
         self._silent = rank != 0
 
     def write(self, **values: float | int) -> None:
@@ -22,4 +24,20 @@ class Journal:
             if fresh:
                 file.write(",".join(values) + "\n")
             file.write(",".join(cells) + "\n")
+        if self._lines is not None:
+            append_line(self._lines, {"stage": self._stage, **values})
         print("  ".join(f"{name} {cell}" for name, cell in zip(values, cells, strict=True)), flush=True)
+
+    def note(self, **values: float | int | str) -> None:
+        """Print what is said once, and append it to the file of JSON lines."""
+        if self._silent:
+            return
+        if self._lines is not None:
+            append_line(self._lines, {"stage": self._stage, **values})
+        print("  ".join(f"{name} {value}" for name, value in values.items()), flush=True)
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Append one line of JSON."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from headscope.models.janus import JanusModel
-from headscope.recipe import bf16
+from headscope.recipe import bf16, checkpoint
 from headscope.recipe.csv_log import Journal
 from headscope.recipe.detector_data import BATCH, DetectorScenes, Pool, training_scenes
 from headscope.recipe.muon import MuonAdam
@@ -115,8 +114,8 @@ def train_detector(
     network, vq = channels_last(network.train()), channels_last(model.network.model.vqmodel)
     optimiser = MuonAdam(network, RATE, ADAM_RATE)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "checkpoint.safetensors"
-    step, steps = _resume(network, optimiser, checkpoint), -(-count // BATCH)
+    path = folder / "checkpoint.safetensors"
+    step, steps = int(checkpoint.resume(network, optimiser, path).get("step", 0)), -(-count // BATCH)
     journal = Journal(folder / "detector.csv")
     started = saved = time.monotonic()
     while step < steps:
@@ -139,31 +138,13 @@ def train_detector(
             journal.write(step=step, images=step * BATCH, loss=loss.item(), **parts, seconds=time.monotonic() - started)
         if time.monotonic() - saved > 60 * minutes or step == steps:
             saved = time.monotonic()
-            _save(network, optimiser, step, checkpoint)
-    return checkpoint
+            checkpoint.save(network, optimiser, path, {"step": str(step)})
+    return path
 
 
-def _save(network: DetectorNetwork, optimiser: MuonAdam, step: int, path: Path) -> None:
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    state |= {f"optimiser.{name}": value.contiguous() for name, value in optimiser.state.items()}
-    write_whole(path, lambda target: save_file(state, target, {"step": str(step)}))
-
-
-def _resume(network: DetectorNetwork, optimiser: MuonAdam, path: Path) -> int:
-    if not path.exists():
-        return 0
-    state = load_file(path)
-    network.load_state_dict({name: value for name, value in state.items() if not name.startswith("optimiser.")})
-    for name, value in optimiser.state.items():
-        value.copy_(state[f"optimiser.{name}"])
-    with safe_open(str(path), "pt") as file:
-        optimiser.step_count = int(file.metadata()["step"])
-    return optimiser.step_count
-
-
-def trained(checkpoint: Path, threshold: float = THRESHOLD) -> StickerDetector:
+def trained(path: Path, threshold: float = THRESHOLD) -> StickerDetector:
     """The detector as it will be shipped: convolutions rounded to bf16, `other` rarer than in training."""
-    state = {name: value for name, value in load_file(checkpoint).items() if not name.startswith("optimiser.")}
+    state = {name: value for name, value in load_file(path).items() if not name.startswith("optimiser.")}
     network = DetectorNetwork(len(CLASSES), len(STYLES))
     network.load_state_dict({n: v.bfloat16().float() if v.ndim == 4 else v for n, v in state.items()})
     network.state_dict()["head.bias"][4 + len(CLASSES)] -= RARE

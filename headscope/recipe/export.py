@@ -36,6 +36,7 @@ def export(
     out: Path,
     machine: str,
     seed: int = 0,
+    recipe: str = "",
 ) -> Path:
     """Write a folder that `JanusForConditionalGeneration.from_pretrained` and headscope both read.
 
@@ -44,6 +45,8 @@ def export(
         stickers: what it was trained on, from which the prompts of its demo are sampled.
         out: the folder to fill; shards stay under 10 MB.
         machine: what it was trained on, for the model card.
+        seed: of the demo's prompts.
+        recipe: what made it, for the model card, on a machine of its own; the `train` command if it is empty.
     Raises:
         DataError: nothing was trained yet.
     """
@@ -73,8 +76,7 @@ def export(
     model.save_pretrained(out, max_shard_size="10MB")
     tokenizer.save_pretrained(out)
     lines = ["# Drawn by seed from the concepts and styles that the model was trained on."]
-    prompts = scene_prompts(stickers, PROMPTS, seed) if preset.scenes else prompts_by_seed(stickers, PROMPTS, seed)
-    write_text(out / "prompts.txt", "\n".join([*lines, *prompts]) + "\n")
+    write_text(out / "prompts.txt", "\n".join([*lines, *prompts_of(preset, stickers, PROMPTS, seed)]) + "\n")
     before = stages_of(training)
     seen = int(pd.read_csv(training / "transformer.csv")["images"].iloc[-1])
     write_json(out / RECIPE, [*before, {"preset": preset.name, "images": seen}])
@@ -87,7 +89,8 @@ def export(
         parameters=parameters,
         vocabulary=len(tokenizer),
         psnr=psnr,
-        where=_where(training, machine),
+        where=_where(training, machine, alone=bool(recipe)),
+        recipe=recipe,
     )
     return out
 
@@ -101,6 +104,11 @@ def held_out_psnr(vq: JanusVQVAE, stickers: Stickers, count: int = 64) -> float:
     return float(-10 * torch.log10(torch.stack(errors).mean() / 4))
 
 
+def prompts_of(preset: Preset, stickers: Stickers, count: int, seed: int) -> list[str]:
+    """Prompts of a preset's kind, chosen by seed."""
+    return (scene_prompts if preset.scenes else prompts_by_seed)(stickers, count, seed)
+
+
 def scene_prompts(stickers: Stickers, count: int, seed: int) -> list[str]:
     """Different captions of training's kinds of scene, a quarter each."""
     book, rng = SceneBook(stickers), np.random.default_rng(seed)
@@ -110,7 +118,7 @@ def scene_prompts(stickers: Stickers, count: int, seed: int) -> list[str]:
     return list(found)
 
 
-def _where(training: Path, machine: str) -> str:
+def _where(training: Path, machine: str, alone: bool) -> str:
     """Where and how long, from the logs; their clocks start again whenever a stopped run goes on."""
     hours = 0.0
     begun_anew = (training / "vq.csv").exists()
@@ -119,4 +127,5 @@ def _where(training: Path, machine: str) -> str:
         ends = seconds[(seconds.shift(-1) < seconds) | (seconds.index == seconds.index[-1])]
         hours += float(ends.sum()) / 3600
     of = "VQ model included" if begun_anew else "beside the hours of the model before"
-    return f"Trained on {machine} in {hours:.1f} hours, {of}, with other work on the same machine."
+    took = f"{hours:.1f} hours" if hours >= 0.95 else f"{60 * hours:.0f} minutes"
+    return f"Trained on {machine} in {took}, {of}{'' if alone else ', with other work on the same machine'}."

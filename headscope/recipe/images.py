@@ -141,3 +141,8 @@ def prompts_by_seed(stickers: Stickers, count: int, seed: int) -> list[str]:
 def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
     """Images in -1..1 as uint8."""
     return ((pixels + 1) * 127.5).round().byte()
+
+
+def from_bytes(images: torch.Tensor) -> torch.Tensor:
+    """Images of uint8 as float32 in -1..1, where they are."""
+    return images.float().div_(127.5).sub_(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from headscope.errors import DataError
 
 STYLES = ("emojione", "firefox", "flat", "fluent", "noto", "twemoji")
 
@@ -72,3 +74,30 @@ PRESETS = {
     "scenes": Preset("scenes", 96, True, 512, 64, 192, 8, 8, 512, 20_000, 8, 0.02, 24_000, 24, 0.01, 1e-3, 0.85),
     "full": Preset("full", 96, False, 1024, 64, 256, 8, 8, 768, 400_000, 64, 0.02, 3_000_000, 256, 0.02, 2e-3, 0.6),
 }
+
+BUNDLED = {"stickers": "quick", "stickers-scenes": "scenes"}  # which sizes the bundled models have
+
+
+def for_gpu(model: str, preset: str | None = None, batch: int | None = None) -> Preset:
+    """Sizes of a bundled model, or of a preset for the same images, with batches and rates for a GPU and a fresh start.
+
+    Raises:
+        DataError: no such model or preset, or images of another size or kind.
+    """
+    if model not in BUNDLED:
+        raise DataError(f"{model}: no bundled model; those are {', '.join(BUNDLED)}.")
+    name = preset or BUNDLED[model]
+    if name not in PRESETS:
+        raise DataError(f"preset {name}: unknown; known presets are {', '.join(PRESETS)}.")
+    own, size = PRESETS[BUNDLED[model]], PRESETS[name]
+    if (size.pixels, size.scenes > 0) != (own.pixels, own.scenes > 0):
+        raise DataError(f"preset {name}: its images are not those of {model}; take {BUNDLED[model]} or none.")
+    large = PRESETS["full"]
+    return replace(size, vq_batch=large.vq_batch, batch=batch or large.batch, rate=large.rate, adam_rate=large.adam_rate)
+
+
+def tiny(size: Preset) -> Preset:
+    """The same images, and as little of a model as there can be."""
+    return replace(
+        size, codes=16, vq_base=32, hidden=16, layers=1, heads=2, intermediate=16, vq_batch=2, batch=4, name=f"tiny-{size.name}"
+    )  # fmt: skip

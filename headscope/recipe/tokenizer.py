@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import cast
 
+import pandas as pd
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from headscope.errors import DataError
 from headscope.recipe.presets import BACKGROUNDS, EVERYDAY, STYLES
 
+LONGEST_PROMPT = 64
 SPECIAL = {
     "pad": "<pad>",
     "bos": "<s>",
@@ -71,6 +75,19 @@ def build_tokenizer(concepts: Iterable[str], longest: int) -> PreTrainedTokenize
         model_max_length=longest,
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def tokenizer_of(images: Path) -> PreTrainedTokenizerFast:
+    """A tokenizer of all concepts of an image file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        concepts = pd.read_parquet(images, columns=["concept"])["concept"]
+    except Exception as error:
+        raise DataError(f"{images}: not a readable image file ({error}).") from None
+    return build_tokenizer(sorted(set(concepts)), LONGEST_PROMPT)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings, strategies as st
 
-from headscope.recipe.attention import BLOCK, CausalBlocks
+from headscope.recipe.attention import BLOCK, CausalBlocks, padded, without_padding
+from headscope.recipe.configuration import build
+from headscope.recipe.tokenizer import special_ids
+from tests.recipe.drawings import TINY, tiny_tokenizer
 
 
 def slowly(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, first: list[int], scaling: float) -> torch.Tensor:
@@ -40,3 +43,18 @@ def test_output_and_gradients_are_those_of_one_query_at_a_time(length: int, head
     expected = torch.autograd.grad((wanted * weights).sum(), inputs)
     for mine, theirs in zip(torch.autograd.grad((found * weights).sum(), inputs), expected, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_rows_whose_padding_is_moved_to_the_end_need_no_mask() -> None:
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(1)
+    decoder = build(TINY, len(tokenizer), special_ids(tokenizer)).model.language_model
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]])
+    gradients = []
+    for way in (padded, without_padding):
+        torch.manual_seed(2)
+        inputs = torch.randn(3, 6, TINY.hidden, requires_grad=True)
+        hidden = way(decoder, inputs, mask) * mask[..., None]
+        gradients.append((hidden.detach(), *torch.autograd.grad(hidden.square().sum(), inputs)))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)

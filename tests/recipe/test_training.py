@@ -13,28 +13,26 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from headscope.errors import DataError
-from headscope.recipe import attention, bf16, transformer as recipe
+from headscope.recipe import attention, bf16, checkpoint, composing, transformer as recipe
+from headscope.recipe.composing import captions_to_ids
 from headscope.recipe.configuration import build
 from headscope.recipe.images import Stickers
-from headscope.recipe.presets import PRESETS, Preset
-from headscope.recipe.scenes import CLASSES
+from headscope.recipe.muon import MuonAdam
+from headscope.recipe.plan import Plan
+from headscope.recipe.presets import Preset
 from headscope.recipe.tokenizer import build_tokenizer, special_ids
-from headscope.recipe.transformer import Plan, captions_to_ids, rate_factor, token_losses, train_transformer
+from headscope.recipe.transformer import rate_factor, token_losses, train_transformer
 from headscope.recipe.warm_start import stages_of, take_over_vq
 from headscope.storage import write_json
+from tests.recipe.drawings import TINY, tiny_stickers
 
-SIZE = replace(
-    PRESETS["scenes"], name="tiny", pixels=16, codes=16, vq_base=32, hidden=16, layers=2, heads=2, intermediate=16, batch=4
-)  # fmt: skip
+SIZE = TINY
 Train = Callable[..., dict[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")
 def stickers() -> Stickers:
-    pairs = [(concept, style) for concept in CLASSES.values() for style in ("flat", "noto")]
-    rgba = torch.rand(len(pairs), 4, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 16, 16).clone()
-    held_out = np.arange(len(pairs)) == 0
-    return Stickers(rgba, [concept for concept, _ in pairs], [style for _, style in pairs], held_out)
+    return tiny_stickers()
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +69,16 @@ def test_a_seed_gives_its_weights_and_a_stop_changes_nothing(train: Train, monke
     whole = train("whole", 20)
     assert same(train("again", 20), whole)
     assert not same(train("other", 20, seed=1), whole)
-    save = recipe._save
+    save = checkpoint.save
     saved: list[int] = []
 
-    def stop(parts: torch.nn.Module, optimiser: object, step: int, path: Path) -> None:
-        save(parts, optimiser, step, path)  # type: ignore[arg-type]
-        saved.append(step)
+    def stop(parts: torch.nn.Module, optimiser: MuonAdam, path: Path, facts: dict[str, str]) -> None:
+        save(parts, optimiser, path, facts)
+        saved.append(int(facts["step"]))
         if saved == [1, 2]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "_save", stop)
+    monkeypatch.setattr(checkpoint, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         train("stopped", 20)
     assert same(train("stopped", 20), whole)
@@ -91,7 +89,7 @@ def test_a_later_stage_goes_on_from_the_weights_and_sees_other_images(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
-    mixed_batch = recipe.mixed_batch
+    mixed_batch = composing.mixed_batch
 
     def watched(*arguments: object) -> object:
         batch = mixed_batch(*arguments)  # type: ignore[arg-type]
@@ -100,7 +98,7 @@ def test_a_later_stage_goes_on_from_the_weights_and_sees_other_images(
 
     first = train("first", 8)
     write_json(tmp_path / "first" / "stages.json", [{"preset": "tiny", "images": 8}])
-    monkeypatch.setattr(recipe, "mixed_batch", watched)
+    monkeypatch.setattr(composing, "mixed_batch", watched)
     monkeypatch.setattr(recipe, "rate_factor", lambda *_: 0.0)  # a step of nothing: what it went on from stands
     later = train("later", 4, warm=tmp_path / "first")
     assert stages_of(tmp_path / "later") == [{"preset": "tiny", "images": 8}]
