@@ -20,7 +20,7 @@ from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
 from headscope.models.network import NetworkModel
 from headscope.models.protocol import Prefix
-from headscope.models.tokens import check_prompts, left_padded
+from headscope.models.tokens import check_prompts, check_spaces, left_padded
 from headscope.policy import ModelShape
 
 TEXT_TOKENS = 256
@@ -103,6 +103,7 @@ def load_causal_lm(source: str | Path, name: str, device: str, dtype: torch.dtyp
     network, found = loaded
     head = next(name for name, module in network.named_modules() if module is network.get_output_embeddings())
     check_whole(source, found, (f"{network.base_model_prefix}.", f"{head}."))
+    check_spaces(tokenizer, source)
     return CausalLMModel(network.to(device), tokenizer, name)
 
 

@@ -18,7 +18,7 @@ from headscope.models.cache_name import cache_name
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
 from headscope.models.protocol import Prefix
-from headscope.models.tokens import check_prompts, left_padded
+from headscope.models.tokens import check_prompts, check_spaces, left_padded
 from headscope.policy import ModelShape
 
 # The authors' own sampling script: guidance 5, temperature 1, no top-k.
@@ -140,6 +140,7 @@ def load_janus(source: str | Path, name: str, device: str, dtype: torch.dtype) -
         raise ModelError(f"{source}: cannot be loaded as a Janus model ({said(error)}).") from error
     network, found = loaded
     check_whole(source, found, _DRAWING)
+    check_spaces(tokenizer, source)
     if tokenizer.chat_template is None and local:
         tokenizer.chat_template = _template(Path(source))
     module: nn.Module = network

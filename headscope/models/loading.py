@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from headscope.errors import ModelError
+from headscope.facts import clipped, said, shown
 
 # Tensors of old checkpoints that follow from the configuration: rotary angles, GPT-2's triangle.
 _DERIVED = ("inv_freq", "attn.bias", "attn.masked_bias")
@@ -28,16 +30,33 @@ def check_whole(source: str | Path, found: Mapping[str, Any], parts: Sequence[st
     foreign = sorted(name for name in found["unexpected_keys"] if name.startswith(used) and not name.endswith(_DERIVED))
     if missing:
         beside = sorted(found["unexpected_keys"])
-        other = f", and has others, such as {beside[0]}: it is of another class" if beside else ": copy the whole checkpoint"
-        raise ModelError(f"{source}: lacks {_some(missing)}{other}.")
+        other = (
+            f", and has others, such as {some(beside[:1])}: it is of another class" if beside else ": copy the whole checkpoint"
+        )
+        raise ModelError(f"{source}: lacks {some(missing)}{other}.")
     if foreign:
         raise ModelError(
-            f"{source}: has {_some(foreign)}, for which the model has no place (an adapter, or another class): merge or remove "
+            f"{source}: has {some(foreign)}, for which the model has no place (an adapter, or another class): merge or remove "
             "them first."
         )
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str], what: str = "tensors") -> str:
     """The first three, and how many there are."""
-    more = f" ({len(names)} tensors in all)" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    more = f" ({len(names)} {what} in all)" if len(names) > 3 else ""
+    return ", ".join(clipped(ascii(name)[1:-1], 100) for name in names[:3]) + more
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint.
+
+    Raises:
+        ModelError: the file holds none.
+    """
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON ({said(error)}): copy the checkpoint's own {file.name}.") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{file}: holds {shown(found)}, expected an object: copy the checkpoint's own {file.name}.")
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -10,14 +9,22 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 
 from headscope.errors import BudgetError, DataError, ModelError
-from headscope.models.causal_lm import is_text_family, load_causal_lm, load_smollm2
+from headscope.facts import said
+from headscope.models.causal_lm import load_smollm2
+from headscope.models.families import family_of
 from headscope.models.janus import load_janus
+from headscope.models.janus_original import flow_refused, is_flow
 from headscope.models.own_file import is_own_file, lasting_file, load_own
 from headscope.models.protocol import ImageModel
-from headscope.models.raster import is_raster_folder, load_raster
 from headscope.plugins import plugged
 from headscope.policy import dtype_name
 from headscope.run_folder import RunFolder
@@ -30,7 +37,11 @@ _TEXT = {"smollm2": 'extra "text": SmolLM2-135M-Instruct, continues a prompt by 
 _HUB = {
     "deepseek-community/Janus-Pro-1B": "hub: Janus-Pro-1B in transformers' format",
     "deepseek-community/Janus-Pro-7B": "hub: Janus-Pro-7B in transformers' format",
+    "deepseek-ai/Janus-Pro-1B": "hub: Janus-Pro-1B in DeepSeek's format",
+    "deepseek-ai/Janus-Pro-7B": "hub: Janus-Pro-7B in DeepSeek's format",
 }
+# What is fetched of a hub's model whose loader reads a folder.
+_NEEDED = ["*.json", "*.bin", "*.safetensors"]
 # How to load models of other packages and of the user, by name.
 Load = Callable[[str, torch.dtype], ImageModel]
 _registered: dict[str, Load] = {}
@@ -44,7 +55,7 @@ def known_models() -> list[tuple[str, str]]:
     """(name, description) of the models that can be named; any folder of the same families can be named too."""
     folder = (
         "FOLDER",
-        "a folder with a Janus or a decoder-only model in transformers' format; with headscope.toml one that draws",
+        "a folder with a Janus (transformers' or DeepSeek's format), a text model, or with headscope.toml your own",
     )
     own = ("FILE.py:FUNCTION", "a function of yours that gives an image model for a device and a dtype")
     others = [(name, "registered") for name in sorted(_others())]
@@ -101,15 +112,29 @@ def load_model(name: str, device: str = "auto", dtype: torch.dtype | str | None 
     if is_own_file(name):
         return load_own(name, device, kind)
     if Path(name).is_dir():
-        load = load_raster if is_raster_folder(Path(name)) else load_janus if _family(Path(name)) == "janus" else load_causal_lm
-        return load(name, Path(name).resolve().name, device, kind)
-    if name.startswith("deepseek-ai/Janus"):
-        other = name.replace("deepseek-ai/", "deepseek-community/")
-        raise ModelError(f"{name} is in DeepSeek's own format, which transformers cannot load: use {other}.")
+        return family_of(name).load(name, Path(name).resolve().name, device, kind)
     if _HUB_ID.fullmatch(name):
-        _look_for(name)
-        return load_janus(name, name, device, kind)
+        return _from_hub(name, device, kind)
     raise ModelError(f"{name}: neither a known model nor a folder; {_known()}.")
+
+
+def _from_hub(name: str, device: str, dtype: torch.dtype) -> ImageModel:
+    """Load by a hub id, after its config.json has said of which family it is.
+
+    Raises:
+        ModelError: no hub has it, or it is of no family.
+    """
+    if is_flow(name):
+        raise flow_refused(name)
+    _look_for(name)
+    try:
+        family = family_of(name, Path(hf_hub_download(name, "config.json")))
+        source = name if family.by_id else snapshot_download(name, allow_patterns=_NEEDED)
+    except ModelError:
+        raise
+    except Exception as error:  # of the hub's client and of the network below it
+        raise ModelError(f"{name}: could not be fetched from a hub ({said(error)}): try again, or name a folder.") from error
+    return family.load(source, name, device, dtype)
 
 
 def _known() -> str:
@@ -198,22 +223,9 @@ def writes_text(name: str) -> bool:
     if name in _TEXT:
         return True
     try:
-        return Path(name).is_dir() and not is_raster_folder(Path(name)) and _family(Path(name)) != "janus"
+        return Path(name).is_dir() and family_of(name).writes_text
     except ModelError:
         return False
-
-
-def _family(folder: Path) -> str:
-    """`model_type` of a folder that holds a model headscope can drive."""
-    try:
-        family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        raise ModelError(f"{folder}: no readable config.json in this folder, so it holds no model.") from None
-    if not isinstance(family, str) or (family != "janus" and not is_text_family(family)):
-        raise ModelError(
-            f"{folder}: holds a model of type '{family}'; headscope drives janus models and decoder-only text models."
-        )
-    return str(family)
 
 
 def _dtype(dtype: torch.dtype | str | None, device: str) -> torch.dtype:

@@ -6,18 +6,21 @@ import multiprocessing
 import re
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
-from headscope.errors import DataError, UnknownWords
+from headscope.errors import DataError, ModelError, UnknownWords
+from headscope.facts import shown
 from headscope.models.protocol import ImageModel
 from headscope.prompt_files import check_prompt
 
 # What a tokenizer of whole words tells apart: runs of letters and digits, and runs of other signs.
 _WORD = re.compile(r"\w+|[^\w\s]+")
 SHOWN = 12  # words in a sentence
+WORDS = "a red apple"  # what a tokenizer is tried on
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
@@ -30,6 +33,24 @@ def check_prompts(prompts: Sequence[str]) -> None:
         raise DataError("No prompt was given: name at least one.")
     for number, prompt in enumerate(prompts, 1):
         check_prompt(prompt, f"Prompt {number} of {len(prompts)}")
+
+
+def check_spaces(tokenizer: Any, source: str | Path) -> None:
+    """Refuse a tokenizer that loses spaces: some loaders read a tokenizer.json of bytes as another kind, without an error.
+
+    Args:
+        tokenizer: as it will be used.
+        source: where it came from, for the sentence.
+
+    Raises:
+        ModelError: words that were encoded come back as fewer.
+    """
+    back = str(tokenizer.decode(tokenizer(WORDS, add_special_tokens=False)["input_ids"]))
+    if len(back.split()) < len(WORDS.split()):
+        raise ModelError(
+            f"{source}: its tokenizer gives {shown(back)} back for {shown(WORDS)}, so prompts would lose their spaces: put the "
+            "tokenizer.json that the checkpoint was published with into the folder."
+        )
 
 
 def left_padded(

@@ -62,10 +62,6 @@ def compare_methods(
     """
     rows, by_row, losses = [], [], {}
     tell = of_task(progress, "methods", len(policies))
-
-    def free_kl(policy: Policy) -> float:
-        return measure_free_running(replay.model, replay.samples, policy, batch_size=replay.batch_size).kl
-
     for done, (name, policy) in enumerate(policies.items()):
         result, counted = replay.measure(policy), spec.replace(prefix=policy.prefix, batch=1)
         losses[name] = result.kl_by_image.numpy()
@@ -76,7 +72,7 @@ def compare_methods(
                 "budget": "100%" if name == "full" else budget,
                 "kept_ratio": counted.share_of(policy),
                 "replay_kl": result.kl,
-                "free_kl": float("nan") if name in CONTROLS else free_kl(policy),
+                "free_kl": _free_kl(replay, name, policy),
                 "top1": result.top1,
                 "cache_bytes": counted.replace(count_prefix=True).bytes_of(policy),
                 "ms_per_step": float("nan"),
@@ -100,6 +96,13 @@ def compare_methods(
     times = step_times(replay, policies, timed_images)
     methods["ms_per_step"] = [1e3 * times[name] for name in methods["method"]]
     return MethodTable(methods, pd.DataFrame(by_row))
+
+
+def _free_kl(replay: Replay, name: str, policy: Policy) -> float:
+    """On images that the policy makes itself; controls are not worth the time."""
+    if name in CONTROLS:
+        return float("nan")
+    return measure_free_running(replay.model, replay.samples, policy, batch_size=replay.batch_size).kl
 
 
 @torch.inference_mode()

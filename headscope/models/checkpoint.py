@@ -1,0 +1,159 @@
+"""Weights as they lie in a folder: torch's files or safetensors, whole or in parts, read one tensor at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from headscope.errors import ModelError
+from headscope.facts import OBJECT, check, said, shown
+from headscope.models.loading import check_whole, read_object, some
+
+# What is looked for, in this order: safetensors first, as transformers does.
+_KINDS = (("model", "safetensors"), ("pytorch_model", "bin"))
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Checkpoint:
+    """The weights of a folder; none is in memory before it is asked for.
+
+    Attributes:
+        folder: where they lie.
+        files: the files that hold them.
+        shapes: of every tensor, by the name that it has in its file.
+
+    Raises:
+        ModelError: no weights, a part that is missing, or a file that can't be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = weight_files(folder)
+        self.shapes: Shapes = {}
+        for file in self.files:
+            with _naming(file):
+                self.shapes |= _opened(file)[0]
+
+    def tensors(self, wanted: Container[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and tensor of what is wanted, file by file; a tensor may be a view of its file, so copy what is kept."""
+        for file in self.files:
+            with _naming(file):
+                shapes, read = _opened(file)
+            for name in shapes:
+                if name in wanted:
+                    with _naming(file):
+                        tensor = read(name)
+                    yield name, tensor
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with a folder's weights.
+
+    Raises:
+        ModelError: there are none, or parts are missing.
+    """
+    for stem, kind in _KINDS:
+        index, whole = folder / f"{stem}.{kind}.index.json", folder / f"{stem}.{kind}"
+        if index.is_file():
+            return _present(folder, _indexed(index), f"which {index.name} names")
+        if whole.is_file():
+            return [whole]
+        if parts := _parts(folder, stem, kind):
+            return _present(folder, parts, "of which other parts are there")
+    raise ModelError(
+        f"{folder}: has no weights (looked for model.safetensors and pytorch_model.bin, whole or in parts): copy the whole "
+        "checkpoint."
+    )
+
+
+def _indexed(index: Path) -> list[str]:
+    """Names of the files that an index distributes tensors to."""
+    found = check(read_object(index), {"weight_map": OBJECT}, str(index), ModelError, "copy the whole checkpoint")
+    names = found["weight_map"].values()
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ModelError(f"{index}: names the file {shown(name)}, expected one beside it: copy the checkpoint again.")
+    return sorted(set(names))
+
+
+def _parts(folder: Path, stem: str, kind: str) -> list[str]:
+    """Names of all parts of a checkpoint without an index, of which at least one is there."""
+    numbered = re.compile(rf"{stem}-(\d{{1,5}})-of-(\d{{1,5}})\.{kind}")
+    for path in sorted(folder.glob(f"{stem}-*-of-*.{kind}")):
+        if found := numbered.fullmatch(path.name):
+            width, count = len(found[1]), int(found[2])
+            return [f"{stem}-{part:0{width}}-of-{found[2]}.{kind}" for part in range(1, count + 1)]
+    return []
+
+
+def _present(folder: Path, names: Sequence[str], why: str) -> list[Path]:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        raise ModelError(f"{folder}: lacks {some(missing, 'files') or 'weights'}, {why}: copy the whole checkpoint.")
+    return [folder / name for name in names]
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """What goes wrong inside becomes a sentence that names the file."""
+    try:
+        yield
+    except Exception as error:  # a damaged file may fail in any way, in classes of two libraries
+        raise ModelError(f"{file}: cannot be read ({said(error)}): copy the file again.") from error
+
+
+def _opened(file: Path) -> tuple[Shapes, Callable[[str], torch.Tensor]]:
+    """Shapes by name, and how to read one tensor. Nothing of a file of torch's is run: it may hold tensors only."""
+    if file.suffix == ".safetensors":
+        opened: Any = safe_open(file, framework="pt")
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}, opened.get_tensor  # noqa: SIM118
+    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise ValueError("it holds other things than named tensors")
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}, state.__getitem__
+
+
+def fill(
+    network: nn.Module,
+    checkpoint: Checkpoint,
+    stored: Callable[[str], str],
+    unused: tuple[str, ...],
+    device: str,
+    dtype: torch.dtype,
+) -> None:
+    """Give a network that was made on the meta device its parameters, each read, converted and placed alone.
+
+    Args:
+        network: all of whose parameters are to be filled.
+        checkpoint: what they are read from.
+        stored: of a parameter's name to the name that the checkpoint has for it.
+        unused: beginnings of the names of tensors that the network has no need of.
+        device: where the parameters are placed.
+        dtype: of the parameters.
+
+    Raises:
+        ModelError: a tensor is missing, has another shape, or fits nothing.
+    """
+    parameters = dict(network.named_parameters())
+    places = {stored(name): name for name in parameters}
+    given = {name for name in checkpoint.shapes if not name.startswith(unused)}
+    found = {"missing_keys": places.keys() - given, "unexpected_keys": given - places.keys()}
+    check_whole(checkpoint.folder, found, ("",))
+    for name, place in sorted(places.items()):
+        here, expected = checkpoint.shapes[name], tuple(parameters[place].shape)
+        if here != expected:
+            raise ModelError(
+                f"{checkpoint.folder}: {name} has the shape {list(here)}, by the configuration {list(expected)}: weights and "
+                "config.json are of two models, copy both from one."
+            )
+    for name, tensor in checkpoint.tensors(places):
+        owner, _, leaf = places[name].rpartition(".")
+        setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor.to(device, dtype, copy=True)))

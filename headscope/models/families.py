@@ -1,0 +1,85 @@
+"""Which family a folder's model is of, by its config.json, and what loads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headscope.errors import ModelError
+from headscope.facts import clipped
+from headscope.models.causal_lm import is_text_family, load_causal_lm
+from headscope.models.janus import load_janus
+from headscope.models.janus_original import ORIGINAL_TYPE, load_janus_original
+from headscope.models.protocol import ImageModel
+from headscope.models.raster import is_raster_folder, load_raster
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that one loader takes.
+
+    Attributes:
+        title: what a user calls them.
+        claims: whether a configuration, the object in config.json, is of the family.
+        load: of a folder (or a hub id), the model's name, a device and a dtype to a model ready to generate.
+        by_id: `load` takes a hub id too and fetches what it needs; else it takes folders only.
+        writes_text: the model continues text.
+    """
+
+    title: str
+    claims: Callable[[dict[str, Any]], bool]
+    load: Callable[[str, str, str, torch.dtype], ImageModel]
+    by_id: bool = False
+    writes_text: bool = False
+
+
+# Said by headscope.toml beside config.json, which may be of any kind of network.
+OWN = Family("a network of one's own", lambda config: False, load_raster)
+FAMILIES = (
+    Family("Janus in transformers' format", lambda config: config.get("model_type") == "janus", load_janus, by_id=True),
+    Family(
+        "Janus in DeepSeek's format",
+        lambda config: config.get("model_type") == ORIGINAL_TYPE or "gen_vision_config" in config,
+        load_janus_original,
+    ),
+    Family("a text model", lambda config: is_text_family(config.get("model_type")), load_causal_lm, writes_text=True),
+)
+
+
+def family_of(source: str | Path, file: Path | None = None) -> Family:
+    """The family of a folder's model.
+
+    Args:
+        source: the folder; or a hub id, for the sentence, whose config.json is `file`.
+        file: config.json, where it is not in the folder `source`.
+
+    Raises:
+        ModelError: there is no configuration, or it is of no family, or of two.
+    """
+    if file is None and is_raster_folder(Path(source)):
+        return OWN
+    try:
+        config = json.loads((file or Path(source) / "config.json").read_text(encoding="utf-8"))
+        named = config.get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        raise ModelError(f"{source}: no readable config.json in this folder, so it holds no model.") from None
+    if named is not None and not isinstance(named, str):
+        config = {**config, "model_type": None}
+    found = [family for family in FAMILIES if family.claims(config)]
+    if not found:
+        raise ModelError(
+            f"{source}: holds a model of type '{clipped(ascii(named).strip(chr(39)))}'; headscope drives janus models and "
+            "decoder-only text models."
+        )
+    if len(found) > 1:
+        titles = " and of ".join(family.title for family in found)
+        raise ModelError(
+            f"{source}: config.json has marks of {titles}: copy config.json and the weights from one checkpoint, into a folder "
+            "of their own."
+        )
+    return found[0]

@@ -1,0 +1,232 @@
+"""Janus and Janus-Pro as DeepSeek publishes them: their own names of tensors, settings and templates, the same network.
+
+What generates images is loaded: the Llama, the embedding and head of image codes, and the VQ model's decoder. What looks at
+images (the vision tower) or writes text (the Llama's head) stays away and takes no memory.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    GenerationConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+)
+
+from headscope.errors import ModelError
+from headscope.facts import OBJECT, check, record, said, whole
+from headscope.models.checkpoint import Checkpoint, Shapes, fill
+from headscope.models.janus import GUIDANCE, TEMPERATURE, JanusModel
+from headscope.models.janus_tokenizer import load_tokenizer
+from headscope.models.loading import read_object
+
+ORIGINAL_TYPE = "multi_modality"
+# What DeepSeek's config.json leaves out where it equals transformers' Llama of 2024, written out against later defaults.
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+}
+# What it has that says nothing of the network; its attention needs a package and a GPU.
+_NO_SETTINGS = (
+    "_attn_implementation",
+    "attn_implementation",
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "model_type",
+    "torch_dtype",
+)
+_SETTINGS = {
+    "language_config": OBJECT,
+    "vision_config": record({"params": record({"image_size": whole(1, 4096)})}),
+    "gen_vision_config": record({"params": record({"image_token_size": whole(1), "n_embed": whole(1)})}),
+    "gen_aligner_config": record({"params": record({"depth": whole(1, 64), "n_embed": whole(1)})}),
+    "gen_head_config": record({"params": record({"image_token_embed": whole(1)})}),
+}
+# Beginnings of names in transformers, and what stands in their place here; after them, parts of names inside the VQ model.
+_BEGINNINGS = {
+    "model.language_model.": "language_model.model.",
+    "model.generation_embeddings.": "gen_embed.",
+    "model.generation_aligner.fc1.": "gen_aligner.layers.0.",
+    "model.generation_aligner.": "gen_aligner.",
+    "model.generation_head.proj_out.": "gen_head.output_mlp_projector.",
+    "model.generation_head.": "gen_head.",
+    "model.vqmodel.": "gen_vision_model.",
+}
+_INSIDE_VQ = {
+    ".decoder.up.": ".decoder.conv_blocks.",
+    ".block.": ".res.",
+    ".mid.block_1.": ".mid.0.",
+    ".mid.attn_1.": ".mid.1.",
+    ".mid.block_2.": ".mid.2.",
+}
+_UNUSED = (
+    "vision_model.",
+    "aligner.",
+    "language_model.lm_head.",
+    "gen_vision_model.encoder.",
+    "gen_vision_model.quant_conv.",
+    "gen_vision_model.quantize.codebook_used",
+)
+_DECODER_BLOCK = re.compile(r"gen_vision_model\.decoder\.conv_blocks\.(\d{1,3})\.res\.(\d{1,3})\.conv1\.weight")
+
+
+class _Absent(nn.Module):
+    """In the place of a part that does not generate images."""
+
+    def __init__(self, part: str, config: Any) -> None:
+        super().__init__()
+        self.part, self.config = part, config
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Refuse."""
+        raise ModelError(f"{self.part}: not loaded from DeepSeek's format, of which headscope takes what generates images.")
+
+
+def load_janus_original(source: str, name: str, device: str, dtype: torch.dtype) -> JanusModel:
+    """Load from a folder in DeepSeek's format.
+
+    Raises:
+        ModelError: it is JanusFlow or another relative, or not whole, or its tokenizer is not to be trusted.
+    """
+    folder = Path(source)
+    settings = _settings(folder)
+    checkpoint = Checkpoint(folder)
+    tokenizer = load_tokenizer(folder)
+    try:
+        config = _configuration(settings, checkpoint.shapes, tokenizer)
+        network = _network(config, tokenizer, device)
+    except Exception as error:  # numbers that do not fit each other fail in any way, inside transformers
+        raise ModelError(f"{folder / 'config.json'}: describes no Janus that can be made ({said(error)}).") from error
+    fill(network, checkpoint, stored_name, _UNUSED, device, dtype)
+    return JanusModel(network, tokenizer, name)
+
+
+def is_flow(name: str) -> bool:
+    """Whether a hub id is JanusFlow's."""
+    return "janusflow" in name.lower()
+
+
+def flow_refused(source: str | Path) -> ModelError:
+    """The error that names JanusFlow."""
+    return ModelError(
+        f"{source}: is JanusFlow, which makes all of an image at once, by rectified flow, and keeps no cache of image tokens; "
+        "name a Janus or a Janus-Pro."
+    )
+
+
+def stored_name(name: str) -> str:
+    """The name of a parameter in DeepSeek's files, from that in transformers."""
+    if found := re.fullmatch(r"model\.generation_aligner\.hidden_layers\.(\d+)\.(\w+)", name):
+        return f"gen_aligner.layers.{2 * int(found[1]) + 2}.{found[2]}"
+    for ours, theirs in _BEGINNINGS.items():
+        if name.startswith(ours):
+            name = theirs + name.removeprefix(ours)
+            break
+    if name.startswith("gen_vision_model."):
+        for ours, theirs in _INSIDE_VQ.items():
+            name = name.replace(ours, theirs)
+    return name
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """config.json, checked.
+
+    Raises:
+        ModelError: it is another model's, or lacks what is needed.
+    """
+    where = str(folder / "config.json")
+    settings = read_object(folder / "config.json")
+    if "vision_gen_dec_config" in settings or "vision_gen_enc_config" in settings:
+        raise flow_refused(folder)
+    if "gen_vision_config" not in settings:
+        raise ModelError(
+            f"{where}: has no gen_vision_config, so the model looks at images and generates none (DeepSeek-VL is one); name a "
+            "Janus or a Janus-Pro."
+        )
+    check(settings, _SETTINGS, where, ModelError, "copy the checkpoint's own config.json")
+    kind = settings["language_config"].get("model_type", "llama")
+    if kind != "llama":
+        raise ModelError(f"{where}: language_config.model_type is {kind!r}, expected 'llama': this is not a Janus.")
+    return settings
+
+
+def _configuration(settings: dict[str, Any], shapes: Shapes, tokenizer: Any) -> JanusConfig:
+    """The same model as transformers describes it; its vision tower is as small as can be, because it is thrown away."""
+    given = {name: value for name, value in settings["language_config"].items() if name not in _NO_SETTINGS}
+    ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
+    text: Any = LlamaConfig(**{**_LLAMA, **given, **ends})
+    decoder = _decoder_sizes(shapes)
+    patch = 2 ** (len(decoder["channel_multiplier"]) - 1)
+    image = settings["vision_config"]["params"]["image_size"]
+    side = image // patch
+    aligner = settings["gen_aligner_config"]["params"]
+    vq = JanusVQVAEConfig(
+        **decoder,
+        embed_dim=settings["gen_vision_config"]["params"]["n_embed"],
+        num_embeddings=settings["gen_vision_config"]["params"]["image_token_size"],
+        num_patches=side,
+        projection_dim=aligner["n_embed"],
+        num_hidden_layers=aligner["depth"],
+        image_token_embed_dim=settings["gen_head_config"]["params"]["image_token_embed"],
+    )
+    tower: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "mlp_ratio": 1.0, "depth": 1}
+    vision = JanusVisionConfig(
+        **tower, image_size=image, patch_size=patch, num_image_tokens=side * side, projection_dim=text.hidden_size
+    )
+    return JanusConfig(text_config=text, vision_config=vision, vq_config=vq)
+
+
+def _decoder_sizes(shapes: Shapes) -> dict[str, Any]:
+    """Sizes of the VQ model's decoder, which config.json only calls VQ-16, by the shapes of its tensors."""
+    widths = {(int(m[1]), int(m[2])): shapes[name][0] for name in shapes if (m := _DECODER_BLOCK.fullmatch(name))}
+    levels = len({level for level, _ in widths})
+    if not levels:  # it is missing, which is said when the network is filled
+        return {"base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4], "latent_channels": 256, "num_res_blocks": 2}
+    base = max(1, widths.get((levels - 1, 0), 1))
+    return {
+        "base_channels": base,
+        "channel_multiplier": [widths.get((levels - 1 - level, 0), base) // base for level in range(levels)],
+        "latent_channels": shapes.get("gen_vision_model.post_quant_conv.weight", (256,))[0],
+        "num_res_blocks": max(block for _, block in widths),
+    }
+
+
+def _network(config: JanusConfig, tokenizer: Any, device: str) -> JanusForConditionalGeneration:
+    """The network without weights, and without the parts that do not generate images."""
+    with torch.device("meta"):
+        network: Any = JanusForConditionalGeneration(config)
+    inner = network.model
+    network.lm_head = _Absent("the head that writes text", config)
+    inner.vision_model = _Absent("the vision tower", config.vision_config)
+    inner.aligner = _Absent("the vision tower's aligner", config)
+    inner.vqmodel.encoder = _Absent("the VQ model's encoder", config)
+    inner.vqmodel.quant_conv = _Absent("the VQ model's encoder", config)
+    rotary = inner.language_model.rotary_emb  # its angles are computed, not stored
+    inner.language_model.rotary_emb = type(rotary)(config.text_config).to(device)
+    begin = tokenizer.convert_tokens_to_ids(tokenizer.boi_token)
+    network.generation_config = GenerationConfig(
+        guidance_scale=GUIDANCE,
+        temperature=TEMPERATURE,
+        do_sample=True,
+        generation_kwargs={"boi_token_id": begin},
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return network
