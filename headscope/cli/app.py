@@ -56,7 +56,7 @@ VERBS = {
     "report": "report:report",
     "policy": "policy:app",
     "bench": "bench:app",
-    "models": "models:models",
+    "models": "models:app",
 }
 
 

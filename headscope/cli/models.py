@@ -1,13 +1,45 @@
-"""`headscope models`: what can be named."""
+"""`headscope models`: what can be named, and whether a model is what it is taken for."""
 
 from __future__ import annotations
 
-from headscope.cli.console import say
+from typing import Annotated
+
+import typer
+
+from headscope.cli.console import Device, say
+
+app = typer.Typer(help="List the models that can be named, or check one.")
 
 
-def models() -> None:
+@app.callback(invoke_without_command=True)
+def models(context: typer.Context) -> None:
     """List the models that can be named. Example: headscope models"""
+    if context.invoked_subcommand is not None:
+        return
     from headscope.models import known_models
 
     for name, description in known_models():
         say(f"{name:34} {description}")
+
+
+@app.command("check")
+def check(
+    model: Annotated[str, typer.Argument(help="A name, a folder, or path/to/file.py:function.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="Two that the model takes; may be given again.")] = None,
+    device: Device = "auto",
+    dtype: Annotated[str | None, typer.Option(help="Of the weights (default: float32 on a CPU, else bfloat16).")] = None,
+) -> None:
+    """Try what headscope relies on in a model. Example: headscope models check mine.py:load"""
+    from headscope.models import load_model
+    from headscope.pipeline.model_check import check_model
+    from headscope.pipeline.prompts import default_prompts
+
+    loaded = load_model(model, device=device, dtype=dtype)
+    wrong = 0
+    for finding in check_model(loaded, list(prompt or default_prompts(model)[:2]), model):
+        say(finding.sentence())
+        wrong += finding.wrong is not None
+    if wrong:
+        say(f"{model}: {wrong} of these are wrong, and figures of this model would be too.")
+        raise typer.Exit(1)
+    say(f"{model}: as it should be.")
