@@ -3,10 +3,12 @@
 from headscope.models.attention import answer, is_observed, leave_handle, may_chunk_prompts, observe, through_cache
 from headscope.models.groups import Group, plain_groups, split_mask
 from headscope.models.intercept import attach
+from headscope.models.own_file import check_members
 from headscope.models.protocol import ImageModel, Prefix
 from headscope.models.raster import RasterModel, is_raster_folder, raster_prompts
 from headscope.models.registry import (
     bundled_folder,
+    is_own,
     known_models,
     lasting_name,
     load_model,
@@ -27,7 +29,9 @@ __all__ = [
     "answer",
     "attach",
     "bundled_folder",
+    "check_members",
     "is_observed",
+    "is_own",
     "is_raster_folder",
     "known_models",
     "lasting_name",

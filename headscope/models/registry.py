@@ -25,6 +25,7 @@ from headscope.models.janus import load_janus
 from headscope.models.janus_original import flow_refused, is_flow
 from headscope.models.own_file import is_own_file, lasting_file, load_own
 from headscope.models.protocol import ImageModel
+from headscope.models.raster import is_raster_folder
 from headscope.plugins import plugged
 from headscope.policy import dtype_name
 from headscope.run_folder import RunFolder
@@ -211,6 +212,11 @@ def names_a_folder(source: str, model: str) -> bool:
 def _is_named(name: str) -> bool:
     """Whether it is the name of a model here, and neither a folder nor a hub's."""
     return name in _BUNDLED or name in _TEXT or name in _others()
+
+
+def is_own(name: str) -> bool:
+    """Whether a model is a user's own: registered, made by a function in a file, or a folder with headscope.toml."""
+    return name in _others() or is_own_file(name) or is_raster_folder(Path(name))
 
 
 def bundled_folder(name: str) -> Path | None:

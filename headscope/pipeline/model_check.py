@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from headscope.facts import said
-from headscope.models import Group, ImageModel, Prefix, observe
-from headscope.models.own_file import check_members
+from headscope.models import Group, ImageModel, Prefix, check_members, observe
 from headscope.policy import Policy
 from headscope.runtime import PlainCache
 from headscope.samples import Samples

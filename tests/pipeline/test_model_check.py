@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from headscope.errors import ModelError
-from headscope.models import Prefix, RasterModel
+from headscope.geometry import Geometry
+from headscope.models import Prefix, RasterModel, register_model, registry
 from headscope.models.janus import JanusModel
+from headscope.pipeline import run
 from headscope.pipeline.model_check import check_model
+from headscope.tuning import PromptConfig, RunConfig
 from tests.cli.command import headscope
 from tests.models.test_raster import CARD, gpt2, llama, model_of
 
@@ -101,11 +104,21 @@ class Pale(RasterModel):
     ],
 )
 def test_each_kind_of_wrong_is_told(kind: type[RasterModel], what: str, said: str) -> None:
-    from headscope.geometry import Geometry
-
-    model = kind(gpt2(), "mine", geometry=Geometry(4, 4), codes=(3, 12), start=[0], prompts=NAMED)
-    found = wrongs(model)
+    found = wrongs(made(kind))
     assert said in found[what], found
+
+
+def test_a_run_of_ones_own_model_begins_with_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+    register_model("mine", lambda device, dtype: made(Restarting))
+    config = RunConfig(model="mine", prompts=PromptConfig(texts=("cat", "dog"), calibration=1, unseen=1))
+    with pytest.raises(ModelError, match=r"^mine: token by token gives .* look at positions"):
+        run(config, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "trace").exists()
+
+
+def made(kind: type[RasterModel]) -> RasterModel:
+    return kind(gpt2(), "mine", geometry=Geometry(4, 4), codes=(3, 12), start=[0], prompts=NAMED)
 
 
 def test_heads_that_are_not_as_said_are_told() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 
-from headscope.models import ImageModel
+from headscope.errors import ModelError
+from headscope.models import ImageModel, is_own
+from headscope.pipeline.model_check import check_model
 from headscope.pipeline.opened import Run
 from headscope.pipeline.recorded import calibration_images
 from headscope.pipeline.steps.timed import timed
@@ -25,8 +27,13 @@ def trace_step(
         selection: what to trace, everything of the default set unless given.
         live: trace while generating.
         policy: generate and trace through its compressed cache, which only live tracing can see.
+
+    Raises:
+        ModelError: a user's own model is not what headscope takes it for, see `check_model`; it is tried at its first trace.
     """
     folder, model = run.folder, run.model
+    if is_own(run.config.model) and not folder.trace.exists():
+        _check(run)
     with timed(folder, "trace"):
         return trace(
             model,
@@ -37,6 +44,13 @@ def trace_step(
             resume=folder.trace.exists(),
             live=Live(partial(_generate_again, model, policy), _cache_name(policy)) if live or policy is not None else None,
         )
+
+
+def _check(run: Run) -> None:
+    """Refuse a model of which anything is wrong that headscope relies on."""
+    for finding in check_model(run.model, run.prompts()["calibration"], run.config.model):
+        if finding.wrong is not None:
+            raise ModelError(f"{run.config.model}: {finding.what}: {finding.wrong}.")
 
 
 def _generate_again(model: ImageModel, policy: Policy | None, samples: Samples) -> None:
