@@ -31,8 +31,7 @@ def check(
 ) -> None:
     """Try what headscope relies on in a model. Example: headscope models check mine.py:load"""
     from headscope.models import load_model
-    from headscope.pipeline.model_check import check_model
-    from headscope.pipeline.prompts import default_prompts
+    from headscope.pipeline import check_model, default_prompts
 
     loaded = load_model(model, device=device, dtype=dtype)
     wrong = 0

@@ -5,6 +5,7 @@ from headscope.pipeline.estimate import Estimate
 from headscope.pipeline.fronts import search_front
 from headscope.pipeline.generating import GenerateInProcesses
 from headscope.pipeline.images import Request, generate_images, plan_images
+from headscope.pipeline.model_check import Finding, check_model
 from headscope.pipeline.opened import Run, begin_run, open_run
 from headscope.pipeline.prompts import default_prompts, read_prompts
 from headscope.pipeline.recorded import unseen_images
@@ -19,6 +20,7 @@ from headscope.run_folder import RunFolder
 
 __all__ = [
     "Estimate",
+    "Finding",
     "GenerateInProcesses",
     "Request",
     "Run",
@@ -26,6 +28,7 @@ __all__ = [
     "SearchPaths",
     "Workers",
     "begin_run",
+    "check_model",
     "default_prompts",
     "finish",
     "free_memory",
