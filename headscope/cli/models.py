@@ -8,12 +8,12 @@ import typer
 
 from headscope.cli.console import Device, say
 
-app = typer.Typer(help="List the models that can be named, or check one.")
+app = typer.Typer()
 
 
 @app.callback(invoke_without_command=True)
 def models(context: typer.Context) -> None:
-    """List the models that can be named. Example: headscope models"""
+    """List the models that can be named, or check one. Example: headscope models check stickers"""
     if context.invoked_subcommand is not None:
         return
     from headscope.models import known_models
