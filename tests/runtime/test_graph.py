@@ -67,7 +67,6 @@ def compare(tiny: JanusModel, there: JanusModel, policy: Policy, sampling: Sampl
     decoder, sampler = LlamaCudaDecoder(there, policy), Sampler(there, sampling, [3, 4])
     assert isinstance(decoder, ImageDecoder)
     assert torch.equal(generated(decoder, sampler, []), expected)
-    assert torch.equal(generated(decoder, sampler, []), expected)  # nothing of the first image is left
 
 
 def test_the_same_images(tiny: JanusModel, there: JanusModel) -> None:
@@ -101,7 +100,7 @@ def test_unconditional_rows_of_one_length_share_a_prefix(tiny: JanusModel, there
 
 def test_one_work_serves_later_batches_of_its_shape(tiny: JanusModel, there: JanusModel, made: list[GpuWork]) -> None:
     policy, sampling = policy_for(tiny), Sampling(1.0).of(tiny)
-    for prompts, seeds in ((PROMPTS, [3, 4]), (PROMPTS[::-1], [8, 9]), (PROMPTS[1:], [5])):  # the last one of fewer images
+    for prompts, seeds in ((PROMPTS, [3, 4]), (PROMPTS[1:], [5])):  # nothing of the first batch is left in the second, of fewer
         expected = generate(tiny, prompts, seeds, policy=policy, sampling=sampling).tokens
         found = generated(LlamaCudaDecoder(there, policy), Sampler(there, sampling, seeds), [], prompts)
         assert torch.equal(found, expected)
