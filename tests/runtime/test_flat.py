@@ -14,7 +14,9 @@ from hypothesis import given, settings, strategies as st
 
 pytest.importorskip("triton")
 
+from headscope.geometry import Geometry
 from headscope.policy.policy import Policy
+from headscope.policy.shape import ModelShape
 from headscope.runtime.cache import CompressedCache
 from headscope.runtime.decoders.flat_attention import KernelScratch, attend_flat, choose_flat
 from headscope.runtime.decoders.flat_cache import FlatLayer
@@ -119,6 +121,33 @@ def test_padding_is_never_seen_and_groups_share(groups: int, splits: int) -> Non
     expected, _ = run_reference(policy, q, k, v, mask)
     found, _ = run_flat(policy, q, k, v, splits, [0, 2])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("groups", "size", "dtype"),
+    [
+        (20, 8, "float32"),
+        (7, 100, "float32"),
+        (32, 24, "float16"),
+        (1, 256, "float32"),
+        (2, 64, "float32"),
+        (2, 96, "float32"),
+        (1, 128, "float32"),
+    ],
+)
+def test_groups_and_heads_of_other_sizes(groups: int, size: int, dtype: str) -> None:
+    """All 32 query heads of a group are written, and heads whose size is no power of two."""
+    shape = ModelShape("toy", 1, 3 * groups, 3, size, Geometry(4, 4), "a", "w")
+    policy = Policy.uniform(
+        shape, window=2, heavy=torch.tensor([[0, 3, 2]]), bits=torch.tensor([[16, 8, 4]]), stride=4, prefix=PREFIX
+    )
+    generator = torch.Generator().manual_seed(groups)
+    q, k, v = (torch.randn(1, h, PREFIX + TOKENS, size, generator=generator) * size**-0.25 for h in (3 * groups, 3, 3))
+    q, k, v = (tensor.to(getattr(torch, dtype)) for tensor in (q, k, v))
+    expected, _ = run_reference(policy, *(tensor.float() for tensor in (q, k, v)))
+    found, _ = run_flat(policy, q, k, v, 1, [0])
+    room = 2e-3 if dtype == "float16" else 1e-4
+    torch.testing.assert_close(found.float(), expected, rtol=room, atol=room)
 
 
 def test_bfloat16_is_near_float32() -> None:
