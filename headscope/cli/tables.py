@@ -38,19 +38,20 @@ def _cell(value: object, digits: int) -> str:
 def methods_table(path: Path, quick: bool = False) -> None:
     """Print methods.csv, and say plainly whether the searched policy is the best at its bytes."""
     numbers = ("kept_ratio", "replay_kl", "free_kl", "kl_low", "kl_high", "top1", "cache_bytes", "ms_per_step")
-    methods = read_table(path, {"method": str, "budget": object, **dict.fromkeys(numbers, float)})
+    methods = read_table(path, {"method": str, "budget": object, "bits": object, **dict.fromkeys(numbers, float)})
     between = zip(methods["kl_low"].clip(lower=0), methods["kl_high"], strict=True)
     shown = pd.DataFrame(
         {
             "method": methods["method"],
             "budget": methods["budget"].astype(str),
+            "bits": methods["bits"].astype(str),
             "kept": methods["kept_ratio"].map("{:.1%}".format),
             "replay KL": [f"{kl:.4f}".replace("-0.0000", "0.0000") for kl in methods["replay_kl"]],  # rounding may go below 0
             "free KL": [f"{kl:.4f}".replace("-0.0000", "0.0000") if kl == kl else "" for kl in methods["free_kl"]],
             "95 %": [f"{low:.3f}-{high:.3f}" for low, high in between],
             "top-1": methods["top1"].map("{:.1%}".format),
             "cache": methods["cache_bytes"].map(words.size),
-            "ms": methods["ms_per_step"].map("{:.1f}".format),
+            "ms": [f"{ms:.1f}" if ms == ms else "" for ms in methods["ms_per_step"]],
         }
     )
     print_table(shown, bold=("searched",))

@@ -13,10 +13,12 @@ from headscope.pipeline.opened import Run
 from headscope.runtime import PlainCache
 from headscope.tuning import BATCH_BYTES, RunConfig, SearchConfig, default_options
 
-# Replays beside the trials: about 25 variants of presets and 7 answers of the solver.
-OTHER_REPLAYS = 32
+# Replays beside the trials: about 60 variants of presets, half of them given up early, and 7 answers of the solver.
+OTHER_REPLAYS = 40
 # A replay in chunks of a row against one parallel call, measured on the bundled model (1.9 to 3.1).
 CHUNKED = 2.5
+# Replays that the gradients of a table take as long as.
+GRADIENTS = 8
 # Decoding steps that are timed.
 STEPS = 3
 # What Python with torch, transformers and pandas takes before any model is loaded.
@@ -57,12 +59,11 @@ def estimate(run: Run) -> Estimate:
     decoding = _least(lambda: model.forward(step, None, cache), STEPS)
     replayed = CHUNKED * parallel
     searched = min(config.search.images or calibration, calibration)
-    heads = model.shape.layers * model.shape.kv_heads
-    cells = len(default_options(model.shape.geometry, config.search.each_bits)) * heads
+    options = len(default_options(model.shape.geometry, config.search.each_bits))
     seconds = {
         "trace": _batches(calibration, config) * tokens * decoding + 3 * parallel * calibration,
         "heads": 2.0,
-        "search": _search(config.search, cells, searched, parallel),
+        "search": _search(config.search, options, searched, parallel),
         "compare": _batches(unseen, config) * tokens * decoding + 7 * unseen * replayed,
         "generate": _batches(unseen, config) * tokens * decoding,
         "report": 5.0,
@@ -72,10 +73,11 @@ def estimate(run: Run) -> Estimate:
     return Estimate(seconds, LIBRARIES + 2 * weights + tables + BATCH_BYTES)
 
 
-def _search(config: SearchConfig, cells: int, images: int, parallel: float) -> float:
-    """Seconds of the table (most cells skip the layers below), the presets and the trials."""
-    replays = (config.trials + (5 if config.quick else OTHER_REPLAYS)) * images * CHUNKED * parallel
-    return replays if config.quick else replays + 0.6 * cells * min(config.table_images, images) * parallel
+def _search(config: SearchConfig, options: int, images: int, parallel: float) -> float:
+    """Seconds of the table by gradients (a replay an option), the presets and the trials."""
+    replays = (config.trials + (5 if config.quick else OTHER_REPLAYS)) * images
+    table = 0 if config.quick else (options + GRADIENTS) * config.table_images
+    return (replays + table) * CHUNKED * parallel
 
 
 def _batches(images: int, config: RunConfig) -> int:

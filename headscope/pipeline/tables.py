@@ -17,7 +17,7 @@ def groups_of(run: Run) -> Groups | None:
         DataError: no trace, or one that lacks layers or heads.
     """
     shape, folder = run.model.shape, run.folder
-    if every_head(run.config.search.table, shape, run.config.search.each_bits):
+    if every_head(run.config.search.table, run.model, run.config.search.each_bits):
         return None
     heads = Heads.load(folder.heads).table
     semantic = heads.assign(semantic=heads["class"] == SEMANTIC).pivot(index="layer", columns="kv_head", values="semantic")

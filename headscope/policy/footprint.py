@@ -25,6 +25,8 @@ CODE_GROUP = 32  # numbers of a head that share scale and zero at 4 bits; at 8 t
 SCALE_BYTES = 4  # float16 scale and zero of a group
 # Bytes of one number, by the dtypes a cache is kept in.
 CACHE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+# What a share of the cache is counted in: a run in float32 on a laptop stands for the one in bfloat16 that it prepares.
+SHARED_DTYPE = "bfloat16"
 SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -102,7 +104,7 @@ class CacheSpec:
         prefix: tokens before the image, padding included.
         batch: images generated together.
         streams: rows of the batch that an image takes, two under guidance.
-        dtype: of keys and values, by name.
+        dtype: of keys and values at 16 bits, by name.
         count_prefix: whether the prefix counts; LineAR (2512.04857) leaves it out on both sides.
 
     Raises:
@@ -113,7 +115,7 @@ class CacheSpec:
     prefix: int
     batch: int = 1
     streams: int = 2
-    dtype: str = "float32"
+    dtype: str = SHARED_DTYPE
     count_prefix: bool = True
 
     def __post_init__(self) -> None:
@@ -188,6 +190,10 @@ class CacheSpec:
         of_image = np.where(bits == 16, self._token_bytes, packed) + np.where(heavy > 0, SCORE_BYTES, 0)
         return (self._prefix + anchor) * self._token_bytes + image * of_image
 
+    def in_two_bytes(self) -> CacheSpec:
+        """The same with two bytes a number at 16 bits, as shares are counted in."""
+        return self if CACHE_DTYPES[self.dtype] <= CACHE_DTYPES[SHARED_DTYPE] else self.replace(dtype=SHARED_DTYPE)
+
     def replace(self, **changes: Any) -> CacheSpec:
         """A copy with some fields changed.
 
@@ -253,7 +259,7 @@ class Limit:
 
     @classmethod
     def of_share(cls, keep: str | float, spec: CacheSpec) -> Limit:
-        """A share of the plain cache.
+        """A share of the plain cache, counted in two bytes a number on both sides (`CacheSpec.in_two_bytes`).
 
         Args:
             keep: above 0 and at most 1: "20%", "0.2" or 0.2.
@@ -262,7 +268,7 @@ class Limit:
         Raises:
             BudgetError: not a share, above 100 %, or below the smallest possible.
         """
-        share = parse_share(keep)
+        share, spec = parse_share(keep), spec.in_two_bytes()
         limit = cls(int(share * spec.full_bytes + 1e-6), spec, share)
         if limit.bytes < spec.smallest_bytes:
             raise BudgetError(

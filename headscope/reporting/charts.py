@@ -27,7 +27,7 @@ from headscope.reporting.style import (
     name_ends,
     styled,
 )
-from headscope.words import nats
+from headscope.words import REFERENCES, nats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def losses(methods: pd.DataFrame, width: float = WIDE) -> Figure:
         methods: method, replay_kl and, where they were measured, kl_low and kl_high (95 %), all in nats a token.
         width: of the figure.
     """
-    table = methods[~methods["method"].isin(["full", *CONTROLS])].sort_values("replay_kl", kind="stable")
+    table = methods[~methods["method"].isin([*REFERENCES, *CONTROLS])].sort_values("replay_kl", kind="stable")
     rows = table.to_dict("records")
     whiskers = "kl_high" in table and bool(table["kl_high"].notna().all())
     said = ", ".join(f"{row['method']} {nats(row['replay_kl'])}" for row in rows)

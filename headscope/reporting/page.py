@@ -96,9 +96,12 @@ def _of_methods(data: RunData) -> dict[str, Any]:
         row["free"] = words.nats(free) if isinstance(free, float) and free == free else ""
         row["ms"] = f"{row['ms_per_step']:.1f}" if timed else "not timed"
     return {
-        "methods": sorted(rows, key=lambda row: row["method"] != "full"),
+        "methods": sorted(rows, key=lambda row: row["method"] not in words.REFERENCES),
         "has_interval": "kl_low" in data.methods,
         "has_free": "free_kl" in data.methods,
+        "has_bits": "bits" in data.methods,
+        "packed": next((name for name in data.methods["method"] if str(name).endswith("+bits")), ""),
+        "rounded": words.ROUNDED in set(data.methods["method"]),
         "losses_figure": _both(charts.losses, data.methods),
         "classes_verdict": "" if data.quick else words.classes_verdict(data.methods),
         "rows_figure": _rows(data.methods, data.by_row),
@@ -109,7 +112,7 @@ def _of_methods(data: RunData) -> dict[str, Any]:
 def _rows(methods: pd.DataFrame, by_row: pd.DataFrame | None) -> Markup | None:
     if by_row is None:
         return None
-    others = methods[~methods["method"].isin(["full", "searched", *CONTROLS])].nsmallest(3, "replay_kl")["method"]
+    others = methods[~methods["method"].isin([*words.REFERENCES, "searched", *CONTROLS])].nsmallest(3, "replay_kl")["method"]
     measured = set(by_row["method"])
     shown = [name for name in ("searched", *others) if name in measured]
     return _both(charts.rows_of_image, by_row, shown) if shown else None

@@ -12,14 +12,17 @@ import pandas as pd
 import torch
 
 from headscope.intervals import mean_interval
+from headscope.models import ImageModel
 from headscope.policy import CONTROLS, CacheSpec, Policy
 from headscope.progress import Progress, of_task
 from headscope.runtime import CompressedCache, compressed
 from headscope.tuning.measure.free_running import measure_free_running
+from headscope.tuning.measure.measurement import ReplayResult
 from headscope.tuning.measure.replay import Replay, chunks
+from headscope.words import FULL, REFERENCES, ROUNDED
 
 TIMED_STEPS = 48
-METHOD_COLUMNS = ["method", "budget", "kept_ratio", "replay_kl", "free_kl", "top1", "cache_bytes", "ms_per_step"]
+METHOD_COLUMNS = ["method", "budget", "bits", "kept_ratio", "replay_kl", "free_kl", "top1", "cache_bytes", "ms_per_step"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,11 @@ class MethodTable:
     """What `compare_methods` measured.
 
     Attributes:
-        methods: one row a method; METHOD_COLUMNS first (free_kl on images that the policy made itself, see `free_running`; not
-            of controls), then kl_low, kl_high (bootstrap 95 % over images), difference_low,
-            difference_high (the same of this method's KL minus the searched policy's, image by image), variant, and
-            control_low, control_high (of a control's KL minus that of `ssd`, whose classes it exchanges or deals anew).
+        methods: one row a method; METHOD_COLUMNS first (bits: all that heads have, such as "16 8 4"; free_kl on images that the
+            policy made itself, see `free_running`, not of controls), then kl_low, kl_high (bootstrap 95 % over images),
+            difference_low, difference_high (the same of this method's KL minus the searched policy's, image by image),
+            variant, and control_low, control_high (of a control's KL minus that of `ssd`, whose classes it exchanges or
+            deals anew).
         by_row: method, row of the image, kl.
     """
 
@@ -44,6 +48,7 @@ def compare_methods(
     budget: str,
     spec: CacheSpec,
     *,
+    rounded: ImageModel | None = None,
     timed_images: int = 4,
     seed: int = 0,
     progress: Progress | None = None,
@@ -56,34 +61,53 @@ def compare_methods(
         budget: the limit as the user gave it, for the table.
         spec: what the limit counts; bytes and shares are counted alike, for one image and the prefix of each policy, which
             cache_bytes always has in it.
+        rounded: a copy of the model in bfloat16, whose full cache is a row of its own below `full`: the floor of noise.
         timed_images: images generated together in the timed steps, times both streams.
         seed: of the bootstrap behind the intervals.
         progress: told of methods, see `headscope.progress`.
     """
-    rows, by_row, losses = [], [], {}
-    tell = of_task(progress, "methods", len(policies))
+    found: dict[str, ReplayResult] = {}
+    tell, free = of_task(progress, "methods", len(policies)), {}
     for done, (name, policy) in enumerate(policies.items()):
-        result, counted = replay.measure(policy), spec.replace(prefix=policy.prefix, batch=1)
-        losses[name] = result.kl_by_image.numpy()
-        low, high = mean_interval(losses[name], seed=seed)
-        rows.append(
-            {
-                "method": name,
-                "budget": "100%" if name == "full" else budget,
-                "kept_ratio": counted.share_of(policy),
-                "replay_kl": result.kl,
-                "free_kl": _free_kl(replay, name, policy),
-                "top1": result.top1,
-                "cache_bytes": counted.replace(count_prefix=True).bytes_of(policy),
-                "ms_per_step": float("nan"),
-                "kl_low": low,
-                "kl_high": high,
-                "variant": str(policy.provenance.get("variant", policy.provenance.get("origin", ""))),
-            }
-        )
-        by_row += [{"method": name, "row": row, "kl": float(kl)} for row, kl in enumerate(result.kl_by_row)]
+        found[name], free[name] = replay.measure(policy), _free_kl(replay, name, policy)
+        if name == FULL and rounded is not None:
+            found[ROUNDED] = replay.measure_full(rounded)
         tell(done + 1, len(policies))
+    losses = {name: result.kl_by_image.numpy() for name, result in found.items()}
+    rows = [
+        {
+            **_row(name, policies[FULL if name == ROUNDED else name], "100%" if name in REFERENCES else budget, spec),
+            "replay_kl": result.kl,
+            "free_kl": free.get(name, np.nan),
+            "top1": result.top1,
+            **dict(zip(("kl_low", "kl_high"), mean_interval(losses[name], seed=seed), strict=True)),
+        }
+        for name, result in found.items()
+    ]
     methods = pd.DataFrame(rows)
+    _pair(methods, losses, seed)
+    times = step_times(replay, policies, timed_images)
+    methods["ms_per_step"] = [1e3 * times.get(name, np.nan) for name in methods["method"]]
+    methods = methods[[*METHOD_COLUMNS, *(name for name in methods if name not in METHOD_COLUMNS)]]
+    by_row = [{"method": name, "row": row, "kl": float(kl)} for name in found for row, kl in enumerate(found[name].kl_by_row)]
+    return MethodTable(methods, pd.DataFrame(by_row))
+
+
+def _row(name: str, policy: Policy, budget: str, spec: CacheSpec) -> dict[str, object]:
+    """What is known of a method before it is measured."""
+    counted = spec.replace(prefix=policy.prefix, batch=1)
+    return {
+        "method": name,
+        "budget": budget,
+        "bits": " ".join(str(bits) for bits in sorted(set(policy.bits.flatten().tolist()), reverse=True)),
+        "kept_ratio": counted.share_of(policy),
+        "cache_bytes": counted.replace(count_prefix=True).bytes_of(policy),
+        "variant": str(policy.provenance.get("variant", policy.provenance.get("origin", ""))),
+    }
+
+
+def _pair(methods: pd.DataFrame, losses: Mapping[str, np.ndarray], seed: int) -> None:
+    """Intervals of differences image by image: to the searched policy, and of controls to SSD."""
     if "searched" in losses:
         pairs = [mean_interval(losses[name] - losses["searched"], seed=seed) for name in methods["method"]]
         methods["difference_low"], methods["difference_high"] = zip(*pairs, strict=True)
@@ -93,9 +117,6 @@ def compare_methods(
             for name in methods["method"]
         ]
         methods["control_low"], methods["control_high"] = zip(*controls, strict=True)
-    times = step_times(replay, policies, timed_images)
-    methods["ms_per_step"] = [1e3 * times[name] for name in methods["method"]]
-    return MethodTable(methods, pd.DataFrame(by_row))
 
 
 def _free_kl(replay: Replay, name: str, policy: Policy) -> float:

@@ -115,7 +115,7 @@ class LimitConfig(_Config):
         keep: share of the plain cache, such as "20%", "0.2" or 0.2; 20 % where neither this nor `memory` is given.
         memory: size in bytes, such as "12MiB", of `batch` images.
         batch: images generated together that `memory` is for.
-        dtype: of the cache that is counted, by default the model's.
+        dtype: of the cache that is counted; by default that of the run for `memory`, and two bytes a number for `keep`.
         streams: rows of the batch an image takes, by default 2 under guidance, else 1.
         count_prefix: whether the prefix counts.
     """
@@ -131,6 +131,8 @@ class LimitConfig(_Config):
     def _one(self) -> LimitConfig:
         if self.keep is not None and self.memory is not None:
             raise ValueError("give keep or memory, not both")
+        if self.memory is None and self.dtype in ("float32", "float64"):
+            raise ValueError(f"a share is counted in two bytes a number, not in {self.dtype}; leave dtype out, or give memory")
         if self.keep is None and self.memory is None:
             object.__setattr__(self, "keep", KEEP)
         return self
@@ -151,7 +153,7 @@ class LimitConfig(_Config):
         """
         from headscope.policy import CacheSpec
 
-        return CacheSpec(
+        spec = CacheSpec(
             shape,
             prefix,
             batch=self.batch,
@@ -159,6 +161,7 @@ class LimitConfig(_Config):
             dtype=self.dtype or dtype,
             count_prefix=self.count_prefix,
         )
+        return spec if self.memory is not None else spec.in_two_bytes()
 
     def limit(self, spec: CacheSpec) -> Limit:
         """The share or the size, counted for `spec`.
@@ -222,7 +225,7 @@ class SearchConfig(_Config):
     images: int | None = Field(default=None, ge=1)
     table: Annotated[str, _one_of(TABLES)] = "auto"
     table_images: int = Field(default=8, ge=1)
-    bits: Annotated[str, BeforeValidator(_joined), AfterValidator(_bits)] = "16"
+    bits: Annotated[str, BeforeValidator(_joined), AfterValidator(_bits)] = "16,8,4"
     quick: bool = False
 
     @property

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from headscope.errors import DataError
+from headscope.errors import BudgetError, DataError
 from headscope.models import ImageModel
 from headscope.policy import CONTROLS, Limit, save_policy
 from headscope.progress import Progress, renamed
@@ -21,6 +22,7 @@ from headscope.tuning.measure.options import losses_from
 from headscope.tuning.measure.replay import Replay
 from headscope.tuning.measure.sensitivity import table_identity
 from headscope.tuning.measure.table import HEADS, Table, sensitivity_table
+from headscope.tuning.propose.kvtuner import NAME as KVTUNER, kvtuner
 from headscope.tuning.propose.presets import Sweep, sweep_presets
 from headscope.tuning.study.outcome import SearchResult
 from headscope.tuning.study.phases import PhasedStudy
@@ -107,8 +109,11 @@ class Search:
             DataError: the folder belongs to another model, limit or calibration set.
         """
         result, presets = self._searched(ready)
+        folder = self.files.folder / "presets"
+        for file in set(folder.glob("*.safetensors")) - {folder / f"{name}.safetensors" for name in presets.best}:
+            file.unlink()  # of a search with other bits
         for name, policy in presets.best.items():
-            save_policy(policy, self.files.folder / "presets" / f"{name}.safetensors")
+            save_policy(policy, folder / f"{name}.safetensors")
         result.save(self.files.folder)
         return result
 
@@ -125,11 +130,15 @@ class Search:
         replay = study_replay(self.model, self.samples.first(self.config.images))
         remembered = MemoizedReplay(replay)  # the study begins with presets that the sweep has just measured
         presets = self._presets(remembered)
-        shape = self.model.shape
+        shape, losses = self.model.shape, None
+        if table is not None:
+            losses = losses_from(table.losses, shape.layers, shape.kv_heads, shape.geometry)
+            with suppress(BudgetError):  # all tokens fit large limits alone
+                presets.best[KVTUNER] = kvtuner(losses, self.limit)
         study = PhasedStudy(
             remembered,
             self.limit,
-            None if table is None else losses_from(table.losses, shape.layers, shape.kv_heads, shape.geometry),
+            losses,
             self.semantic_score,
             self.config,
             self._store(replay, table),
@@ -168,12 +177,11 @@ class Search:
         """The study's storage; a study of another table or of other images is another one."""
         images, seed = self.config.table_images, self.config.seed
         kind = "" if table is None or table.kind == HEADS else table.kind
-        name = f"{self.model.shape.name}, {self.limit.bytes} bytes, {len(replay)} images, seed {seed}"
+        name = f"{self.model.shape.name}, {self.limit.bytes} bytes, {len(replay)} images, seed {seed}, {self.config.bits} bits"
         identity = {
             "calibration": table_identity(replay, 1)["images"],
             "table": 0 if table is None else f"{kind} of {images}" if kind else images,
         }
-        name += "" if self.config.bits == "16" else f", {self.config.bits} bits"
         kept = self.files.storage or self.files.folder / "study.db"
         return StudyStore.open(kept, f"{name}{f', table of {kind}' if kind else ''}: ", identity)
 

@@ -116,7 +116,7 @@ def test_each_kind_says_what_every_head_would_cost(replay: Replay, coverage: Cov
     shape = replay.model.shape
     groups = Groups(np.array([[True, False], [True, True]]), coverage)
     every = 4 * len(default_options(shape.geometry))
-    assert kind_for("auto", shape) == "heads"
+    assert kind_for("auto", replay.model) == "fisher"
     for kind, cells in (("heads", every), ("groups", every * 3 // 4), ("coverage", 0)):
         table = sensitivity_table(replay, kind, groups, tmp_path / "table.parquet")
         assert (table.cells, table.every, len(table.losses)) == (cells, every, every)

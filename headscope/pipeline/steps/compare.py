@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from headscope.errors import HeadscopeError
+from headscope.models import ImageModel, load_model
 from headscope.pipeline.opened import Run
 from headscope.pipeline.recorded import unseen_images
 from headscope.pipeline.steps.paths import SearchPaths
@@ -32,12 +34,23 @@ def compare_step(run: Run, paths: SearchPaths | None = None) -> MethodTable:
             policies,
             run.config.limit.text,
             run.spec(),
+            rounded=_rounded(run),
             seed=run.config.search.seed,
             progress=renamed(run.progress, "methods on unseen prompts"),
         )
         write_csv(table.methods, paths.tables / "methods.csv")
         write_parquet(table.by_row, paths.tables / "kl_by_row.parquet")
         row = table.methods.set_index("method").loc["searched"]
-        results = {name: float(row[name]) for name in METHOD_COLUMNS if name not in ("method", "budget")}
+        results = {name: float(row[name]) for name in METHOD_COLUMNS if name not in ("method", "budget", "bits")}
         save_policy(searched.replace(results={**searched.results, "unseen": results}), paths.policy)
         return table
+
+
+def _rounded(run: Run) -> ImageModel | None:
+    """The model in bfloat16, where it runs in more; None where nothing is rounded, or it can't be had in another dtype."""
+    if run.model.dtype.itemsize <= 2:
+        return None
+    try:
+        return load_model(run.config.model, device=str(run.model.device), dtype="bfloat16")
+    except HeadscopeError:
+        return None

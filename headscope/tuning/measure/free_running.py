@@ -52,16 +52,7 @@ def measure_free_running(model: ImageModel, samples: Samples, policy: Policy, *,
         replay = Replay(model, replace(some, tokens=tokens.to(torch.int32).cpu()), batch_size=size, by_stream=False)
         parts.append(replay.compare(hidden, slice(0, len(some))))
         nbytes = decoder.nbytes() // len(some)
-    divergence, bound, agreement, surplus = (torch.cat([part[which] for part in parts]) for which in range(4))  # type: ignore[misc]
-    return ReplayResult(
-        divergence,
-        agreement,
-        surplus,
-        model.shape.geometry,
-        bound=float(bound.double().mean()),
-        cache_bytes=nbytes,
-        seconds=time.perf_counter() - began,
-    )
+    return ReplayResult.of(parts, model.shape.geometry, cache_bytes=nbytes, seconds=time.perf_counter() - began)
 
 
 def _generated(decoder: Decoder, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:

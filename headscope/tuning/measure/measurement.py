@@ -5,7 +5,7 @@ An image of N tokens gives N - 1 positions; position i of every array belongs to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -40,6 +40,37 @@ class ReplayResult:
     bound: float = 0.0
     cache_bytes: int = 0
     seconds: float = 0.0
+
+    @classmethod
+    def of(
+        cls, parts: Sequence[tuple[torch.Tensor | None, ...]], geometry: Geometry, *, cache_bytes: int, seconds: float
+    ) -> ReplayResult:
+        """Of batches.
+
+        Args:
+            parts: of `Replay.compare`, a batch each.
+            geometry: of the image.
+            cache_bytes: bytes of the cache's tensors for one image.
+            seconds: wall clock of all.
+        """
+        columns = [[part for part in column if part is not None] for column in zip(*parts, strict=True)]
+        joined = [torch.cat(column) if column else None for column in columns]
+        divergence, bound, agreement, surplus, conditional, unconditional = joined
+        assert divergence is not None
+        assert bound is not None
+        assert agreement is not None
+        assert surplus is not None
+        return cls(
+            divergence,
+            agreement,
+            surplus,
+            geometry,
+            conditional,
+            unconditional,
+            bound=float(bound.double().mean()),
+            cache_bytes=cache_bytes,
+            seconds=seconds,
+        )
 
     @property
     def kl(self) -> float:

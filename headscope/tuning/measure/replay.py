@@ -115,23 +115,18 @@ class Replay:
                 self._check_numbers(divergence, cache)
                 if watch is not None and divergence is not None:
                     watch(divergence.double().mean(1))
-        joined = [None if first is None else torch.cat(column) for first, column in _columns(parts)]
-        divergence, bound, agreement, surplus, conditional, unconditional = joined
-        assert divergence is not None
-        assert bound is not None
-        assert agreement is not None
-        assert surplus is not None
-        return ReplayResult(
-            divergence,
-            agreement,
-            surplus,
-            self.geometry,
-            conditional,
-            unconditional,
-            bound=float(bound.double().mean()),
-            cache_bytes=nbytes,
-            seconds=time.perf_counter() - started,
-        )
+        return ReplayResult.of(parts, self.geometry, cache_bytes=nbytes, seconds=time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def measure_full(self, other: ImageModel) -> ReplayResult:
+        """What a copy of the model in another dtype loses with everything kept: the noise that rounding makes.
+
+        Args:
+            other: of the same weights.
+        """
+        started, twin = time.perf_counter(), Replay(other, self.samples, batch_size=self.batch_size, by_stream=False)
+        parts = [self.compare(twin.full(batch), batch.images, other) for batch in twin.batches]
+        return ReplayResult.of(parts, self.geometry, cache_bytes=0, seconds=time.perf_counter() - started)
 
     def run(self, batch: Batch, policy: Policy, cache: CompressedCache) -> torch.Tensor:
         """Hidden states [rows, N - 1, C] after image tokens 0 .. N - 2, computed chunk by chunk through `cache`.
@@ -150,14 +145,15 @@ class Replay:
             hidden.append(self.model.forward(batch.tokens[:, start:end], mask, cache))
         return torch.cat(hidden, 1)
 
-    def compare(self, hidden: torch.Tensor, images: slice) -> tuple[torch.Tensor | None, ...]:
+    def compare(self, hidden: torch.Tensor, images: slice, model: ImageModel | None = None) -> tuple[torch.Tensor | None, ...]:
         """(divergence, bound, agreement, surplus, conditional, unconditional), see `ReplayResult`: [images, N - 1] or None.
 
         Args:
             hidden: hidden states [rows, N - 1, C].
             images: which images of the replay they belong to.
+            model: whose hidden states they are, by default the replay's.
         """
-        logits = self._streams(hidden)
+        logits = self._streams(hidden, model)
         measured = torch.log_softmax(self._guided(*logits), -1)
         recorded = self.tokens[images, 1:, None]
         surplus = (self._recorded[images] - measured.gather(-1, recorded).squeeze(-1)).cpu()
@@ -243,9 +239,9 @@ class Replay:
             self._check_numbers(recorded[-1])
         self._top, self._recorded = torch.cat(top), torch.cat(recorded)
 
-    def _streams(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _streams(self, hidden: torch.Tensor, model: ImageModel | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits of each stream after the temperature, float32 [images, N - 1, V]."""
-        logits = self.model.logits(hidden).float() / self.temperature
+        logits = (model or self.model).logits(hidden).float() / self.temperature
         if self.streams == 1:
             return logits, None
         conditional, unconditional = logits.chunk(2)
@@ -266,11 +262,6 @@ def chunks(policy: Policy, geometry: Geometry) -> Iterator[tuple[int, int]]:
     step = min(policy.stride, geometry.row_length) if bool((policy.heavy > 0).any()) else last
     for start in range(0, last, step):
         yield start, min(start + step, last)
-
-
-def _columns(parts: list[tuple[torch.Tensor | None, ...]]) -> Iterator[tuple[torch.Tensor | None, list[torch.Tensor]]]:
-    for column in zip(*parts, strict=True):
-        yield column[0], [part for part in column if part is not None]
 
 
 def _check(model: ImageModel, samples: Samples) -> None:

@@ -1,7 +1,8 @@
-"""Which sensitivity table a search begins with: of every head, of groups (a class in a layer), or of the trace alone.
+"""Which sensitivity table a search begins with: by gradients, of every head alone, of groups (a class in a layer), or of the
+trace alone.
 
-The table of every head is the best and costs most: layers x KV heads x options replays. Large models (Janus-Pro-7B: 30 x 32
-x 16 = 15,360) begin with groups, 30 x 2 x 16; what a table of every head would cost is told from the cells that were measured.
+By gradients it costs one replay an option, whatever the number of heads (fisher.py); where a decoder can't be taken apart for
+that, small models measure every head alone, layers x KV heads x options replays, and large ones groups, layers x 2 x options.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import pandas as pd
 
 from headscope.errors import DataError
 from headscope.intervals import rank_correlation
-from headscope.policy import ModelShape
+from headscope.models import ImageModel
 from headscope.progress import Progress
 from headscope.tuning.measure.coverage import Groups
 from headscope.tuning.measure.fisher import fisher_table
+from headscope.tuning.measure.head_outputs import projections
 from headscope.tuning.measure.options import ANCHOR, COLUMNS, Option, default_options, table_stride
 from headscope.tuning.measure.replay import Replay
 from headscope.tuning.measure.sensitivity import (
@@ -34,8 +36,9 @@ from headscope.tuning.measure.single_head import SingleHeadLoss
 from headscope.words import duration
 
 HEADS, GROUPS, COVERAGE, FISHER, AUTO = "heads", "groups", "coverage", "fisher", "auto"
-# Above so many cells `auto` measures groups: at a second a cell, what a user waits for over a coffee.
-MOST_CELLS = 2000
+# Above so many cells `auto` measures groups, where gradients can't be had: at a second a cell, an hour.
+MOST_CELLS = 4000
+NO_GRADIENTS = "{}: its decoder has no layers with `self_attn.o_proj`, whose gradients a table by gradients needs"
 # Cells of a table by gradients that are measured exactly too, and the ratio at which it is not believed.
 CHECKED, DISAGREES = 8, 3.0
 
@@ -51,7 +54,7 @@ class Table:
         every: cells of a table of every head.
         seconds: that measuring what was missing took.
         a_cell: seconds of one cell; nan where nothing had to be measured.
-        checked: what a few cells measured exactly say of a table by gradients, in words.
+        checked: what a few cells measured exactly say of a table by gradients, or why there is none, in words.
     """
 
     losses: pd.DataFrame
@@ -74,7 +77,7 @@ class Table:
         if self.kind in (HEADS, FISHER):
             return f"{text}{self.checked}."
         cost = f", about {duration(self.every * self.a_cell)}" if self.a_cell == self.a_cell else ""
-        return f"{text}; one of every head (`table` heads) would be {self.every:,}{cost}."
+        return f"{text}{self.checked}; one of every head (`table` heads) would be {self.every:,}{cost}."
 
     def facts(self) -> dict[str, Any]:
         """For search.json."""
@@ -93,9 +96,9 @@ def sensitivity_table(
 
     Args:
         replay: the calibration images.
-        kind: heads, groups, coverage, or auto to choose by the model's size.
-        groups: needed for all but `heads`, see `Groups`.
-        path: of the table of every head; that of groups is kept beside it.
+        kind: fisher, heads, groups, coverage, or auto, see `kind_for`.
+        groups: needed for groups and coverage, see `Groups`.
+        path: of the table of every head; the others are kept beside it.
         progress: told of cells, see `headscope.progress`.
         bits: of the options.
 
@@ -105,16 +108,18 @@ def sensitivity_table(
     shape = replay.model.shape
     options = default_options(shape.geometry, bits)
     every = shape.layers * shape.kv_heads * len(options)
-    kind = kind_for(kind, shape, bits)
+    asked, kind = kind, kind_for(kind, replay.model, bits)
+    told = f"; {NO_GRADIENTS.format(replay.model.name)}" if asked == AUTO and kind != FISHER else ""
     if kind == HEADS:
-        return _exact(replay, options, path, progress)
+        return replace(_exact(replay, options, path, progress), checked=told)
     if kind == FISHER:
         return _by_gradients(replay, options, path, progress)
     assert groups is not None
     if kind == GROUPS:
         beside = Path(path).with_name(f"{Path(path).stem}-groups.parquet") if path is not None else None
         losses = measure_sensitivity(replay, options, beside, anchor=ANCHOR, groups=groups, progress=progress)
-        return Table(_in_bits_of(options, losses), kind, len(groups.members) * len(options), every, *_cost(losses))
+        cells = len(groups.members) * len(options)
+        return Table(_in_bits_of(options, losses), kind, cells, every, *_cost(losses), told)
     stride = table_stride(shape.geometry)
     losses = groups.coverage.table(options, stride)
     return Table(losses, kind, 0, every, 0.0, time_cells(SingleHeadLoss(replay, stride, ANCHOR), options[1]))
@@ -133,10 +138,7 @@ def _by_gradients(replay: Replay, options: list[Option], path: str | Path | None
     every = shape.layers * shape.kv_heads * len(options)
     alone = SingleHeadLoss(replay, stride, ANCHOR)
     if not alone.outputs.can:
-        raise DataError(
-            f"{replay.model.name}: its decoder has no layers with `self_attn.o_proj`, whose gradients a table by gradients "
-            "needs; take another kind of table."
-        )
+        raise DataError(f"{NO_GRADIENTS.format(replay.model.name)}; take another kind of table.")
     beside = Path(path).with_name(f"{Path(path).stem}-fisher.parquet") if path is not None else None
     identity = table_identity(replay, stride) | {"kind": FISHER, "anchor": ANCHOR}
     there = beside is not None and beside.exists()
@@ -182,18 +184,19 @@ def _rows_of(table: pd.DataFrame, option: Option) -> pd.Series:
     return (table[list(numbers)] == list(numbers.values())).all(axis=1)
 
 
-def kind_for(kind: str, shape: ModelShape, bits: Sequence[int] = (16,)) -> str:
-    """What `auto` means for a model."""
+def kind_for(kind: str, model: ImageModel, bits: Sequence[int] = (16,)) -> str:
+    """What `auto` means for a model: by gradients, else every head alone up to MOST_CELLS, else groups."""
     if kind != AUTO:
         return kind
-    if tuple(bits) != (16,):
+    if projections(model.decoder) is not None:
         return FISHER
+    shape = model.shape
     return HEADS if shape.layers * shape.kv_heads * len(default_options(shape.geometry, bits)) <= MOST_CELLS else GROUPS
 
 
-def every_head(kind: str, shape: ModelShape, bits: Sequence[int] = (16,)) -> bool:
+def every_head(kind: str, model: ImageModel, bits: Sequence[int] = (16,)) -> bool:
     """Whether a table of this kind measures every head of a model, and so needs no groups."""
-    return kind_for(kind, shape, bits) in (HEADS, FISHER)
+    return kind_for(kind, model, bits) in (HEADS, FISHER)
 
 
 def _cost(losses: pd.DataFrame) -> tuple[float, float]:

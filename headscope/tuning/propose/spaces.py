@@ -1,6 +1,6 @@
 """Spaces: the few numbers that a study varies, and the policy that each point of them stands for.
 
-`ClassSpace` holds eight numbers for the two classes of heads; every preset is a point of it. `TableSpace` holds eight
+`ClassSpace` holds a handful of numbers for the two classes of heads; every preset is a point of it. `TableSpace` holds some
 numbers around the allocator's answer: where single-head losses do not add up (early layers against late, semantic heads
 against spatial), the table is re-weighted and solved again, so that an allocation keeps the sizes that were measured in
 place of scaling a row-above head off its cliff. `GroupSpace` multiplies what groups of heads keep, around the best policy
@@ -74,23 +74,30 @@ def neutral(space: Space) -> dict[str, float]:
     return {number.name: number.neutral for number in space.numbers}
 
 
+# The bits of semantic heads and of spatial ones.
+BITS_OF = ("bits_semantic", "bits_spatial")
+
+
 @dataclass
 class ClassSpace:
     """Sizes by class and layer.
 
     A head's size (window + heavy, before projection) is `2 ** ratio` for semantic heads and 1 for spatial ones, times
     `1 + slope * (1 - 2 * layer / (layers - 1))` (positive: early layers keep more); of it `heavy_spatial` or
-    `heavy_semantic` is heavy. Heads whose semantic score exceeds `threshold` are semantic.
+    `heavy_semantic` is heavy. Heads whose semantic score exceeds `threshold` are semantic. `bits_spatial` and `bits_semantic`
+    are indices into `bits`, where there is a choice.
 
     Attributes:
         limit: the byte limit, which every point keeps to.
         semantic_score: float32 [layers, kv_heads] in [0, 1].
         strides: what the number `stride` is an index into, in tokens.
+        bits: of a kept number, what a class may have.
     """
 
     limit: Limit
     semantic_score: torch.Tensor
     strides: Sequence[int]
+    bits: Sequence[int] = (16,)
     numbers: tuple[Number, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +110,7 @@ class ClassSpace:
             Number("decay", 0.0, 1.0, 1.0),
             Number("anchor", 0, self.limit.spec.shape.geometry.stride_row, 0, whole=True),
             Number("stride", 0, len(self.strides) - 1, len(self.strides) - 1, whole=True),
+            *(Number(name, 0, len(self.bits) - 1, 0, whole=True) for name in BITS_OF if len(self.bits) > 1),
         )
 
     def build(self, values: Mapping[str, float]) -> Policy:
@@ -110,6 +118,7 @@ class ClassSpace:
         semantic = self.semantic_score > values["threshold"]
         size = torch.where(semantic, 2.0 ** values["ratio"], 1.0) * _falling(self.limit.spec.shape, values["slope"])
         share = torch.where(semantic, values["heavy_semantic"], values["heavy_spatial"])
+        of_semantic, of_spatial = (torch.tensor(self.bits[int(values.get(name, 0))]) for name in BITS_OF)
         return fit_near(
             size * (1 - share),
             size * share,
@@ -118,6 +127,7 @@ class ClassSpace:
             anchor=int(values["anchor"]),
             decay=values["decay"],
             semantic_score=self.semantic_score,
+            bits=torch.where(semantic, of_semantic, of_spatial).to(torch.uint8),
         )
 
     def locate(self, policy: Policy) -> dict[str, float] | None:
@@ -127,6 +137,9 @@ class ClassSpace:
         """
         size = (policy.window + policy.heavy).double()
         if policy.stride not in self.strides or bool((size == 0).any()) or len(policy.anchor.unique()) > 1:
+            return None
+        bits = policy.bits.unique().tolist()
+        if len(bits) > 1 or bits[0] not in self.bits:
             return None
         heavy, share = policy.heavy > 0, policy.heavy.double() / size
         uniform = bool(heavy.all()) or not bool(heavy.any())
@@ -147,6 +160,7 @@ class ClassSpace:
             "decay": float(policy.decay[heavy].mean()) if bool(heavy.any()) else 1.0,
             "anchor": int(policy.anchor.max()),
             "stride": list(self.strides).index(policy.stride),
+            **{number.name: list(self.bits).index(bits[0]) for number in self.numbers if number.name in BITS_OF},
         }
         try:
             there = self.build(values)
@@ -160,9 +174,10 @@ class ClassSpace:
 class TableSpace:
     """Around the allocator's answer.
 
-    `early`, `late`, `semantic` and `heavy` are log2 weights on the table's losses of the first and last third of the
-    layers, of semantic heads (times score minus mean score) and of options with heavy tokens; the knapsack is solved
-    again with them. `decay` multiplies each option's decay. `blend` moves all heads' tokens that share of the way to `towards`.
+    `early`, `late`, `semantic`, `heavy` and `bits` are log2 weights on the table's losses of the first and last third of the
+    layers, of semantic heads (times score minus mean score), of options with heavy tokens and of options below 16 bits (the
+    price of bits); the knapsack is solved again with them. `decay` multiplies each option's decay. `blend` moves all heads'
+    tokens that share of the way to `towards`.
 
     Attributes:
         limit: the byte limit, which every point keeps to.
@@ -190,6 +205,7 @@ class TableSpace:
             Number("late", -1.0, 1.0, 0.0),
             Number("semantic", -1.5, 1.5, 0.0),
             Number("heavy", -1.0, 1.0, 0.0),
+            *([Number("bits", -1.0, 1.0, 0.0)] if len({option.bits for option in self.losses.options[:-1]}) > 1 else ()),
             Number("blend", 0.0, 0.3, 0.0),
             Number("decay", 0.0, 1.0, 1.0),
             Number("anchor", 0, 4, ANCHOR, whole=True),
@@ -231,6 +247,7 @@ class TableSpace:
         score = self.semantic_score.double().numpy()
         head = third[:, None] + values["semantic"] * (score - score.mean())
         option = np.array([values["heavy"] if option.heavy else 0.0 for option in self.losses.options])
+        option += np.array([values.get("bits", 0.0) if option.bits < 16 else 0.0 for option in self.losses.options])
         return np.exp2(head[:, :, None] + option)
 
 

@@ -34,7 +34,7 @@ from headscope.tuning.study.phase import Candidate, TrialBook
 from headscope.tuning.study.storage import StudyStore, check_sampler, for_one
 
 # Raised when the meaning of a study's numbers changes: a study of another version is not continued.
-DEFINITIONS = 5
+DEFINITIONS = 6
 # Tried with the solver's answer: scores that fade faster than the table's, and first image tokens that all heads keep.
 SOLVER_DECAYS = (0.85, 0.6)
 SOLVER_ANCHORS = (0, 2, 4)
@@ -79,7 +79,7 @@ class PhasedStudy:
             sampler=config.sampler,
             buckets=config.buckets,
             prune=config.prune,
-            **({} if config.bits == "16" else {"bits": config.bits}),
+            bits=config.bits,
         )
         self._books: list[tuple[TrialBook, Space]] = []
         self._measured: dict[str, dict[str, Any]] = {}
@@ -98,7 +98,7 @@ class PhasedStudy:
             DataError: the storage holds a study of something else.
         """
         started = time.monotonic()
-        classes = ClassSpace(self.limit, self.semantic_score, self.strides)
+        classes = ClassSpace(self.limit, self.semantic_score, self.strides, self.config.each_bits)
         by_class = self._book(BY_CLASS, classes)
         for name, policy in self.presets.items():
             self._keep(by_class.incumbent(f"preset {name}", policy, classes, classes.locate(policy)))
