@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from headscope.tuning.measure.replay import BATCH_BYTES, Replay
     from headscope.tuning.measure.sensitivity import measure_sensitivity, table_identity
     from headscope.tuning.measure.table import Table, every_head, sensitivity_table
+    from headscope.tuning.propose.class_space import ClassSpace
     from headscope.tuning.propose.knapsack import solve
     from headscope.tuning.propose.presets import Sweep, sweep_presets
-    from headscope.tuning.propose.spaces import ClassSpace, TableSpace, neutral
+    from headscope.tuning.propose.spaces import TableSpace, neutral
     from headscope.tuning.propose.strides import fitting_strides
     from headscope.tuning.search import Search, SearchFiles, study_replay
     from headscope.tuning.smallest import Smallest, Step, find_smallest
@@ -50,7 +51,8 @@ _MODULES = {
     "measure.table": "Table every_head sensitivity_table",
     "propose.knapsack": "solve",
     "propose.presets": "Sweep sweep_presets",
-    "propose.spaces": "ClassSpace TableSpace neutral",
+    "propose.class_space": "ClassSpace",
+    "propose.spaces": "TableSpace neutral",
     "propose.strides": "fitting_strides",
     "search": "Search SearchFiles study_replay",
     "smallest": "Smallest Step find_smallest",

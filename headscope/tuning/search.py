@@ -12,11 +12,12 @@ import torch
 
 from headscope.errors import BudgetError, DataError
 from headscope.models import ImageModel
-from headscope.policy import CONTROLS, Limit, save_policy
+from headscope.policy import CONTROLS, Limit, Policy, save_policy
 from headscope.progress import Progress, renamed
 from headscope.samples import Samples
 from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.coverage import Groups
+from headscope.tuning.measure.free_running import measure_free_running
 from headscope.tuning.measure.measurement import MemoizedReplay, PolicyEvaluator
 from headscope.tuning.measure.options import losses_from
 from headscope.tuning.measure.replay import Replay
@@ -144,12 +145,17 @@ class Search:
             self._store(replay, table),
             {name: policy for name, policy in presets.best.items() if name not in CONTROLS},
             self.progress,
+            None if self.config.quick else self._free,
         )
         result = study.run(ready)
         result.presets = presets.best
         if table is not None:
             result.settings["sensitivity"] = table.facts() | {"sentence": table.sentence()}
         return result, presets
+
+    def _free(self, policy: Policy) -> float:
+        """What a policy loses on images that it makes itself, of the prompts that trials are measured on."""
+        return measure_free_running(self.model, self.samples.first(self.config.images), policy).kl
 
     def _table(self) -> Table:
         few = self.samples.first(self.config.table_images)
@@ -211,7 +217,7 @@ def search(
         progress: told what is being done, see `headscope.progress`.
 
     Returns:
-        The best policy found, never worse than the best preset on these images, and all that was measured.
+        The policy found, never worse than the best preset on these images, and all that was measured.
 
     Raises:
         BudgetError: nothing fits.

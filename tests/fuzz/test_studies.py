@@ -15,7 +15,7 @@ import pytest
 from headscope.policy import make_preset
 from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.measurement import ReplayResult
-from headscope.tuning.propose.spaces import ClassSpace
+from headscope.tuning.propose.class_space import ClassSpace
 from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.phase import TrialBook
 from headscope.tuning.study.storage import StudyStore, open_storage

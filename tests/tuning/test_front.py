@@ -12,7 +12,8 @@ from headscope.errors import DataError
 from headscope.policy import CacheSpec
 from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.measurement import ReplayResult, Watch
-from headscope.tuning.propose.spaces import ClassSpace, TableSpace, neutral
+from headscope.tuning.propose.class_space import ClassSpace
+from headscope.tuning.propose.spaces import TableSpace, neutral
 from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.pareto import Front, search_the_front
 from headscope.tuning.study.storage import StudyStore

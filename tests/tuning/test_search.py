@@ -16,8 +16,9 @@ from headscope.storage import write_json
 from headscope.tuning import SearchConfig, sweep_presets
 from headscope.tuning.measure.measurement import ReplayResult, Watch
 from headscope.tuning.measure.options import Losses
+from headscope.tuning.propose.class_space import ClassSpace
 from headscope.tuning.propose.sizes import merged
-from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, TableSpace, neutral
+from headscope.tuning.propose.spaces import GroupSpace, TableSpace, neutral
 from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.phases import PhasedStudy
 from headscope.tuning.study.storage import StudyStore

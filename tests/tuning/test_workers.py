@@ -22,8 +22,8 @@ from headscope.errors import DataError, NumberError
 from headscope.policy import Policy
 from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.measurement import ReplayResult
+from headscope.tuning.propose.class_space import ClassSpace
 from headscope.tuning.propose.samplers import RETRIES
-from headscope.tuning.propose.spaces import ClassSpace
 from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study import workers
 from headscope.tuning.study.faults import StorageError

@@ -182,8 +182,8 @@ def interpolated(losses: Losses, between: int = 1) -> Losses:
     Losses fall about as an exponential of the size, so the chord would promise too little, and a size on it could never be
     worth more than a mix of its ends (measured at 20 % of the bundled scenes model: .0518, .0441 and .0426 nats a token by
     three tables, .0536, .0470 and .0438 with the chord). Windows up to two rows are left as measured: there the loss has
-    cliffs (a row-above head), and no curve across a cliff is true. So is the way to every token, where what a head loses falls to
-    what its bits alone cost: with sizes on that curve the bundled model lost .0168 at 30 %, without them .0078.
+    cliffs (a row-above head), and no curve across a cliff is true. Nor are there sizes on the way to every token, where what a
+    head loses falls to what its bits alone cost: with those the bundled model lost .0168 at 30 %, without them .0078.
     """
     options, everything = list(losses.options[:-1]), losses.options[-1]
     columns = [losses.loss[:, :, number] for number in range(len(options))]

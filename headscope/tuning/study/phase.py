@@ -168,6 +168,11 @@ class TrialBook:
         complete = self._complete()
         return self._found(min(complete, key=lambda trial: (trial.value, trial.number))) if complete else None
 
+    def leading(self, count: int) -> list[Candidate]:
+        """The least losses measured in this book, the least first."""
+        complete = sorted(self._complete(), key=lambda trial: (trial.value, trial.number))
+        return [self._found(trial) for trial in complete[:count]]
+
     def unimproved(self, margin: float = 1e-3) -> int:
         """Proposals since the least loss last fell by more than `margin` of itself."""
         best, since = float("inf"), 0

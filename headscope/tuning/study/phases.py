@@ -3,7 +3,8 @@
 In order: the presets and the solver's answers (each fitting stride, several decays) are measured and stay as incumbents; a
 sixth of the trials looks for the best class-level policy (`ClassSpace`), half of them work around the solver's answer
 (`TableSpace`), a third around the best policy so far (`GroupSpace`); without a table, one half and the other of the first
-and the last. The result is the best of everything measured, so it is never above an incumbent.
+and the last. The result is among the best of everything measured and never above a preset: of the last few candidates the one
+that loses least on recorded images and on those that it makes itself, taken together.
 
 Several processes may work on one storage: each measures the incumbents that nobody has measured yet, and enters a phase
 when the one before is finished by all.
@@ -26,8 +27,9 @@ from headscope.progress import Progress
 from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.measurement import PolicyEvaluator
 from headscope.tuning.measure.options import ANCHOR, Losses
+from headscope.tuning.propose.class_space import ClassSpace
 from headscope.tuning.propose.knapsack import NODES
-from headscope.tuning.propose.spaces import ClassSpace, GroupSpace, Space, TableSpace, neutral
+from headscope.tuning.propose.spaces import GroupSpace, Space, TableSpace, neutral
 from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.outcome import SearchResult
 from headscope.tuning.study.phase import Candidate, TrialBook
@@ -38,6 +40,8 @@ DEFINITIONS = 6
 # Tried with the solver's answer: scores that fade faster than the table's, and first image tokens that all heads keep.
 SOLVER_DECAYS = (0.85, 0.6)
 SOLVER_ANCHORS = (0, 2, 4)
+# How many of the best are compared on images that they make themselves, and the labels that say a preset.
+LAST, PRESET = 3, "preset"
 BY_CLASS, AROUND_SOLVER, AROUND_BEST = "classes", "table", "groups"
 
 
@@ -54,6 +58,8 @@ class PhasedStudy:
         store: where the study is kept; the same study continues it.
         presets: swept presets by name, measured first.
         progress: told the proposals made.
+        free: what a policy loses on images that it makes itself, nats a token: the last candidates are chosen by that and by
+            what they lose here; without it by the latter alone.
     """
 
     replay: PolicyEvaluator
@@ -64,6 +70,7 @@ class PhasedStudy:
     store: StudyStore
     presets: Mapping[str, Policy] = field(default_factory=dict)
     progress: Progress | None = None
+    free: Callable[[Policy], float] | None = None
 
     def __post_init__(self) -> None:
         config, spec = self.config, self.limit.spec
@@ -101,7 +108,7 @@ class PhasedStudy:
         classes = ClassSpace(self.limit, self.semantic_score, self.strides, self.config.each_bits)
         by_class = self._book(BY_CLASS, classes)
         for name, policy in self.presets.items():
-            self._keep(by_class.incumbent(f"preset {name}", policy, classes, classes.locate(policy)))
+            self._keep(by_class.incumbent(f"{PRESET} {name}", policy, classes, classes.locate(policy)))
         by_table, table = None, self._table_space(classes)
         if table is not None:
             by_table = self._book(AROUND_SOLVER, table)
@@ -170,7 +177,7 @@ class PhasedStudy:
             seen = now
 
     def _result(self, seconds: float) -> SearchResult:
-        best, config = _best(self._books), self.config
+        (best, candidates), config = self._chosen(), self.config
         return SearchResult(
             policy=self._signed(best),
             kl=best.kl,
@@ -188,9 +195,28 @@ class PhasedStudy:
                 "strides": self.strides,
                 "images": len(self.replay),
                 "quick": config.quick,
+                "candidates": candidates,
                 **self.store.identity,
             },
         )
+
+    def _chosen(self) -> tuple[Candidate, list[dict[str, Any]]]:
+        """The best of the LAST candidates by both losses, and what was found of each; none loses more than the best preset."""
+        least = min((loss for label, loss in self._incumbents.items() if label.startswith(PRESET)), default=float("inf"))
+        found: dict[str, Candidate] = {}
+        for candidate in sorted((each for book, _ in self._books for each in book.leading(LAST)), key=lambda each: each.kl):
+            if candidate.kl <= least:
+                found.setdefault(candidate.policy.fingerprint(), candidate)
+        last = list(found.values())[:LAST]
+        if self.free is None or len(last) < 2:
+            return _best(self._books), []
+        told: list[dict[str, Any]] = []
+        for done, one in enumerate(last):
+            facts = {"label": one.label, "fingerprint": one.policy.fingerprint(), "kl": one.kl}
+            told.append(facts | {"free_kl": self.free(one.policy)})
+            if self.progress is not None:
+                self.progress("last candidates on their own images", done + 1, len(last))
+        return min(zip(last, told, strict=True), key=lambda pair: pair[1]["kl"] + pair[1]["free_kl"])[0], told
 
     def _signed(self, best: Candidate) -> Policy:
         """The policy with its origin and its calibration results."""
