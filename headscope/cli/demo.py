@@ -12,13 +12,13 @@ from headscope.cli.run import go
 from headscope.cli.settings import SEARCH
 from headscope.tuning import RunConfig
 
-# Fewer images than a search takes by default: a laptop is through in minutes.
-SEARCHED, TABLE_IMAGES = 6, 2
+# Fewer images, options and trials than a search takes by default: a laptop is through in minutes.
+SEARCHED, TABLE_IMAGES, OPTIONS, TRIALS = 6, 4, 24, 20
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/demo"),
-    trials: Trials = SEARCH.trials,
+    trials: Trials = TRIALS,
     seed: Seed = SEARCH.seed,
     device: Device = "auto",
     resume: Resume = False,
@@ -28,6 +28,6 @@ def demo(
     config = RunConfig(
         model="stickers",
         seed=seed,
-        search=SEARCH.replace(trials=trials, seed=seed, images=SEARCHED, table_images=TABLE_IMAGES),
+        search=SEARCH.replace(trials=trials, seed=seed, images=SEARCHED, table_images=TABLE_IMAGES, options=OPTIONS),
     )
     go(config, out, device=device, resume=resume, overwrite=overwrite)

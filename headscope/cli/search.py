@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 RunOrStudy = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `headscope trace`, or a study's TOML file.")]
 Keeps = Annotated[str | None, typer.Option(help="Share of the plain cache to keep, such as 20%; or several: 50,30,20,15,10%.")]
 MaxLoss = Annotated[float | None, typer.Option(help="In place of a limit: the smallest cache that loses less, nats a token.")]
-CacheDtype = Annotated[str | None, typer.Option(help="Of the cache that the limit is for (default: the model's here).")]
+CacheDtype = Annotated[str | None, typer.Option(help="Of the cache that --memory is for (default: the model's here).")]
 Guided = Annotated[bool | None, typer.Option("--guidance/--no-guidance", help="Count two streams, or one (default: as run).")]
 Images = Annotated[int | None, typer.Option(min=1, help="Calibration images a trial replays (default: all).")]
 Sampler = Annotated[str, typer.Option(help="tpe, gp, cma-es, nsga-ii or random.")]
@@ -45,6 +45,7 @@ Prune = Annotated[bool, typer.Option("--prune/--no-prune", help="Give up what is
 Buckets = Annotated[int, typer.Option(min=1, help="Most kinds of heads in a layer.")]
 TableKind = Annotated[str, typer.Option(help="heads, fisher (by gradients), groups (a class in a layer), coverage; auto.")]
 Bits = Annotated[str, typer.Option(help="Bits of a kept number that a head may have, such as 16,8,4.")]
+Options = Annotated[int | None, typer.Option(min=4, help="Options of the table, the most telling first (default: all).")]
 TableImages = Annotated[int, typer.Option(min=1, help="Calibration images that the table is measured on.")]
 Patience = Annotated[int, typer.Option(min=0, help="End a phase after so many trials without a gain; 0 never.")]
 Front = Annotated[bool, typer.Option("--front", help="One study over the limit itself: loss against bytes.")]
@@ -69,6 +70,7 @@ def search(
     table: TableKind = SEARCH.table,
     table_images: TableImages = SEARCH.table_images,
     bits: Bits = SEARCH.bits,
+    options: Options = SEARCH.options,
     patience: Patience = SEARCH.patience,
     front: Front = False,
     storage: Storage = None,
@@ -83,7 +85,7 @@ def search(
     """Search a policy; the same command goes on after a stop. Example: headscope search runs/stickers --keep 20%"""
     config = SEARCH.replace(
         trials=trials, seed=seed, sampler=sampler, prune=prune, patience=patience, buckets=buckets, images=images,
-        table=table, table_images=table_images, bits=bits, quick=quick,
+        table=table, table_images=table_images, bits=bits, options=options, quick=quick,
     )  # fmt: skip
     shared = workers_from(workers, engine, address, storage)
     limited = (keep, memory, max_loss, dtype, guidance, batch, keep_of, front)

@@ -59,7 +59,7 @@ def estimate(run: Run) -> Estimate:
     decoding = _least(lambda: model.forward(step, None, cache), STEPS)
     replayed = CHUNKED * parallel
     searched = min(config.search.images or calibration, calibration)
-    options = len(default_options(model.shape.geometry, config.search.each_bits))
+    options = len(default_options(model.shape.geometry, config.search.each_bits, config.search.options))
     seconds = {
         "trace": _batches(calibration, config) * tokens * decoding + 3 * parallel * calibration,
         "heads": 2.0,

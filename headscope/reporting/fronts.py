@@ -21,10 +21,14 @@ SHADES = {
     "pyramid": ("#a98aa8", "-"),
     "h2o": ("#bd5424", "-"),
     "ssd": ("#7b6fb0", "-"),
+    "best preset": ("#bd5424", "-"),
+    "best preset with bits": ("#bd5424", "--"),
+    "kivi": ("#a98aa8", "-"),
     "random_heads": ("#c9c5bb", "--"),
     "swapped": ("#c9c5bb", ":"),
     "optuna": ("#7fb8c4", "--"),
     "solver": ("#4f9aa9", "-."),
+    "searched16": (COLOURS[SPATIAL], "--"),
     "searched": (COLOURS[SPATIAL], "-"),
 }
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headscope.tuning.measure.table import Table, every_head, sensitivity_table
     from headscope.tuning.propose.class_space import ClassSpace
     from headscope.tuning.propose.knapsack import solve
+    from headscope.tuning.propose.kvtuner import kvtuner
     from headscope.tuning.propose.presets import Sweep, sweep_presets
     from headscope.tuning.propose.spaces import TableSpace, neutral
     from headscope.tuning.propose.strides import fitting_strides
@@ -52,6 +53,7 @@ _MODULES = {
     "propose.knapsack": "solve",
     "propose.presets": "Sweep sweep_presets",
     "propose.class_space": "ClassSpace",
+    "propose.kvtuner": "kvtuner",
     "propose.spaces": "TableSpace neutral",
     "propose.strides": "fitting_strides",
     "search": "Search SearchFiles study_replay",

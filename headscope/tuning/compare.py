@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -19,6 +19,7 @@ from headscope.runtime import CompressedCache, compressed
 from headscope.tuning.measure.free_running import measure_free_running
 from headscope.tuning.measure.measurement import ReplayResult
 from headscope.tuning.measure.replay import Replay, chunks
+from headscope.tuning.propose.presets import WITH_BITS
 from headscope.words import FULL, REFERENCES, ROUNDED
 
 TIMED_STEPS = 48
@@ -31,7 +32,7 @@ class MethodTable:
 
     Attributes:
         methods: one row a method; METHOD_COLUMNS first (bits: all that heads have, such as "16 8 4"; free_kl on images that the
-            policy made itself, see `free_running`, not of controls), then kl_low, kl_high (bootstrap 95 % over images),
+            policy made itself, see `free_running`, of a preset's two forms for the better one, and not of controls), then kl_low, kl_high (bootstrap 95 % over images),
             difference_low, difference_high (the same of this method's KL minus the searched policy's, image by image),
             variant, and control_low, control_high (of a control's KL minus that of `ssd`, whose classes it exchanges or
             deals anew).
@@ -67,12 +68,13 @@ def compare_methods(
         progress: told of methods, see `headscope.progress`.
     """
     found: dict[str, ReplayResult] = {}
-    tell, free = of_task(progress, "methods", len(policies)), {}
+    tell = of_task(progress, "methods", len(policies))
     for done, (name, policy) in enumerate(policies.items()):
-        found[name], free[name] = replay.measure(policy), _free_kl(replay, name, policy)
+        found[name] = replay.measure(policy)
         if name == FULL and rounded is not None:
             found[ROUNDED] = replay.measure_full(rounded)
         tell(done + 1, len(policies))
+    free = _free_running(replay, policies, found, of_task(progress, "methods on their own images"))
     losses = {name: result.kl_by_image.numpy() for name, result in found.items()}
     rows = [
         {
@@ -119,11 +121,19 @@ def _pair(methods: pd.DataFrame, losses: Mapping[str, np.ndarray], seed: int) ->
         methods["control_low"], methods["control_high"] = zip(*controls, strict=True)
 
 
-def _free_kl(replay: Replay, name: str, policy: Policy) -> float:
-    """On images that the policy makes itself; controls are not worth the time."""
-    if name in CONTROLS:
-        return float("nan")
-    return measure_free_running(replay.model, replay.samples, policy, batch_size=replay.batch_size).kl
+def _free_running(
+    replay: Replay, policies: Mapping[str, Policy], found: Mapping[str, ReplayResult], tell: Callable[[int, int], None]
+) -> dict[str, float]:
+    """What methods lose on images that they make themselves: of a preset's two forms the better one, controls not at all."""
+    forms: dict[str, str] = {}
+    for name in sorted(policies, key=lambda name: found[name].kl):
+        forms.setdefault(name.removesuffix(WITH_BITS), name)
+    wanted = [name for name in forms.values() if name not in (FULL, *CONTROLS)]
+    free: dict[str, float] = {FULL: 0.0} if FULL in policies else {}
+    for done, name in enumerate(wanted):
+        free[name] = measure_free_running(replay.model, replay.samples, policies[name], batch_size=replay.batch_size).kl
+        tell(done + 1, len(wanted))
+    return free
 
 
 @torch.inference_mode()

@@ -211,6 +211,7 @@ class SearchConfig(_Config):
         table: sensitivity table to begin with: of heads, of heads by gradients (fisher), of groups (a class in a layer), of
             the trace's coverage, or auto by the model's size.
         table_images: calibration images that the table is measured on.
+        options: of the table, the most telling first; by default all.
         bits: of kept numbers, of 16, 8 and 4, that a head may have, such as "16,8,4"; presets are compared at each of them too.
         quick: a dry run: no table, one variant a preset.
     """
@@ -225,6 +226,7 @@ class SearchConfig(_Config):
     images: int | None = Field(default=None, ge=1)
     table: Annotated[str, _one_of(TABLES)] = "auto"
     table_images: int = Field(default=8, ge=1)
+    options: int | None = Field(default=None, ge=4)
     bits: Annotated[str, BeforeValidator(_joined), AfterValidator(_bits)] = "16,8,4"
     quick: bool = False
 

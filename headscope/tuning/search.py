@@ -166,6 +166,7 @@ class Search:
             self.files.table or self.files.folder / "sensitivity.parquet",
             renamed(self.progress, "sensitivity of heads"),
             self.config.each_bits,
+            self.config.options,
         )
 
     def _presets(self, replay: PolicyEvaluator) -> Sweep:
@@ -187,6 +188,7 @@ class Search:
         identity = {
             "calibration": table_identity(replay, 1)["images"],
             "table": 0 if table is None else f"{kind} of {images}" if kind else images,
+            "options": self.config.options,
         }
         kept = self.files.storage or self.files.folder / "study.db"
         return StudyStore.open(kept, f"{name}{f', table of {kind}' if kind else ''}: ", identity)

@@ -36,8 +36,10 @@ from headscope.tuning import (
     SearchResult,
     StudyStore,
     Sweep,
+    Table,
     losses_from,
     measure_sensitivity,
+    sensitivity_table,
     study_replay,
     sweep_presets,
 )
@@ -94,24 +96,23 @@ class Setup:
         """The first so many calibration images."""
         return Replay(self.model, self.calibration.first(images), by_stream=False)
 
-    def study(self) -> MemoizedReplay:
-        """The calibration images as a study replays them; no policy is measured twice."""
-        return MemoizedReplay(study_replay(self.model, self.calibration))
+    def study(self, images: int | None = None) -> MemoizedReplay:
+        """The first calibration images, by default all, as a study replays them; no policy is measured twice."""
+        return MemoizedReplay(study_replay(self.model, self.calibration.first(images)))
 
-    def sweep(self, share: float, replay: MemoizedReplay) -> Sweep:
+    def sweep(self, share: float, replay: MemoizedReplay, bits: tuple[int, ...] = (16,)) -> Sweep:
         """Every preset at its best on the calibration images."""
-        path = self.folder(share) / "presets.json"
-        return sweep_presets(
-            replay, self.limit(share), self.semantic_score, path=path, progress=shown(f"presets at {share:.0%}")
-        )
+        path, tell = self.folder(share) / "presets.json", shown(f"presets at {share:.0%}")
+        return sweep_presets(replay, self.limit(share), self.semantic_score, bits=bits, path=path, progress=tell)
 
     def search(
         self, share: float, replay: MemoizedReplay, sweep: Sweep, table: pd.DataFrame | None, name: str, **options: Any
     ) -> SearchResult:
-        """A search that begins with the presets (controls left out); its study is kept, and goes on, in `name`.db."""
+        """A search that begins with the presets (controls left out); its study is kept, and goes on, in `name`.db. With 16 bits
+        alone, unless `bits` are given."""
         presets = {preset: policy for preset, policy in sweep.best.items() if preset not in CONTROLS}
         store, tell = StudyStore.open(self.folder(share) / f"{name}.db"), shown(f"{name} at {share:.0%}")
-        losses, config = None if table is None else self.losses(table), SearchConfig(**options)
+        losses, config = None if table is None else self.losses(table), SearchConfig(**{"bits": "16", **options})
         return PhasedStudy(replay, self.limit(share), losses, self.semantic_score, config, store, presets, tell).run()
 
     def sensitivity(self, images: int) -> pd.DataFrame:
@@ -122,6 +123,11 @@ class Setup:
         seconds = time.monotonic() - began
         table.attrs["seconds"] = _added(path.with_suffix(".json"), seconds if len(table) > before else 0.0)
         return table
+
+    def gradients(self, images: int, bits: tuple[int, ...]) -> Table:
+        """The sensitivity table by gradients of the first calibration images."""
+        path, tell = self.out / f"sensitivity-{images}.parquet", shown("the table by gradients")
+        return sensitivity_table(self.few(images), "fisher", None, path, tell, bits)
 
     def losses(self, table: pd.DataFrame) -> Losses:
         """A sensitivity table as the solver takes it."""
@@ -164,7 +170,7 @@ def read_losses(path: Path, images: int) -> dict[str, dict[str, Any]]:
 
 
 def byte_limit(model: ImageModel, share: float, prefix: int, streams: int) -> Limit:
-    """A share of the plain cache of one image, in the dtype of the model."""
+    """A share of the plain cache of one image, two bytes a number."""
     return Limit.of_share(share, CacheSpec(model.shape, prefix, streams=streams, dtype=dtype_name(model.dtype)))
 
 

@@ -91,6 +91,7 @@ def sensitivity_table(
     path: str | Path | None = None,
     progress: Progress | None = None,
     bits: Sequence[int] = (16,),
+    count: int | None = None,
 ) -> Table:
     """Measure or read the table of a kind; continued where it stopped.
 
@@ -101,12 +102,13 @@ def sensitivity_table(
         path: of the table of every head; the others are kept beside it.
         progress: told of cells, see `headscope.progress`.
         bits: of the options.
+        count: the first so many of `default_options`, by default all.
 
     Raises:
         DataError: see `measure_sensitivity`.
     """
     shape = replay.model.shape
-    options = default_options(shape.geometry, bits)
+    options = default_options(shape.geometry, bits, count)
     every = shape.layers * shape.kv_heads * len(options)
     asked, kind = kind, kind_for(kind, replay.model, bits)
     told = f"; {NO_GRADIENTS.format(replay.model.name)}" if asked == AUTO and kind != FISHER else ""
@@ -119,7 +121,7 @@ def sensitivity_table(
         beside = Path(path).with_name(f"{Path(path).stem}-groups.parquet") if path is not None else None
         losses = measure_sensitivity(replay, options, beside, anchor=ANCHOR, groups=groups, progress=progress)
         cells = len(groups.members) * len(options)
-        return Table(_in_bits_of(options, losses), kind, cells, every, *_cost(losses), told)
+        return Table(_rows_of_all(options, losses), kind, cells, every, *_cost(losses), told)
     stride = table_stride(shape.geometry)
     losses = groups.coverage.table(options, stride)
     return Table(losses, kind, 0, every, 0.0, time_cells(SingleHeadLoss(replay, stride, ANCHOR), options[1]))
@@ -128,7 +130,7 @@ def sensitivity_table(
 def _exact(replay: Replay, options: list[Option], path: str | Path | None, progress: Progress | None) -> Table:
     losses = measure_sensitivity(replay, options, path, anchor=ANCHOR, progress=progress)
     every = replay.model.shape.layers * replay.model.shape.kv_heads * len(options)
-    return Table(_in_bits_of(options, losses), HEADS, every, every, *_cost(losses))
+    return Table(_rows_of_all(options, losses), HEADS, every, every, *_cost(losses))
 
 
 def _by_gradients(replay: Replay, options: list[Option], path: str | Path | None, progress: Progress | None) -> Table:
@@ -148,7 +150,7 @@ def _by_gradients(replay: Replay, options: list[Option], path: str | Path | None
         losses, seconds = more if losses.empty else pd.concat([losses, more], ignore_index=True), float(more.attrs["seconds"])
         if beside is not None:
             write_rows(list(losses.itertuples(index=False, name=None)), beside, identity)
-    losses = _in_bits_of(options, losses)
+    losses = _rows_of_all(options, losses)
     ratio, correlation = _checked(losses, alone, options)
     if not (1 / DISAGREES < ratio < DISAGREES and correlation > 0.5):
         exact = _exact(replay, options, path, progress)
@@ -173,10 +175,13 @@ def _checked(losses: pd.DataFrame, alone: SingleHeadLoss, options: list[Option])
     return float(np.median(estimates / np.maximum(exact, NEGLIGIBLE))), rank_correlation(estimates, exact)[0]
 
 
-def _in_bits_of(options: Sequence[Option], losses: pd.DataFrame) -> pd.DataFrame:
-    """Without the rows of other numbers of bits, which a table's file may hold from another search."""
-    mine = losses["bits"].isin({option.bits for option in options})
-    return losses if bool(mine.all()) else losses[mine].reset_index(drop=True)
+def _rows_of_all(options: Sequence[Option], losses: pd.DataFrame) -> pd.DataFrame:
+    """Without the rows of other options, which a table's file may hold from another search."""
+    wanted = {tuple(asdict(option).values()) for option in options}
+    mine = np.array([each in wanted for each in zip(*(losses[name] for name in asdict(options[0])), strict=True)], dtype=bool)
+    found = losses if bool(mine.all()) else losses[mine].reset_index(drop=True)
+    found.attrs |= losses.attrs
+    return found
 
 
 def _rows_of(table: pd.DataFrame, option: Option) -> pd.Series:
