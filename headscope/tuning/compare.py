@@ -32,10 +32,10 @@ class MethodTable:
 
     Attributes:
         methods: one row a method; METHOD_COLUMNS first (bits: all that heads have, such as "16 8 4"; free_kl on images that the
-            policy made itself, see `free_running`, of a preset's two forms for the better one, and not of controls), then kl_low, kl_high (bootstrap 95 % over images),
-            difference_low, difference_high (the same of this method's KL minus the searched policy's, image by image),
-            variant, and control_low, control_high (of a control's KL minus that of `ssd`, whose classes it exchanges or
-            deals anew).
+            policy made itself, see `free_running`, of a preset's two forms for the better one, and not of controls), then
+            kl_low, kl_high (bootstrap 95 % over images), difference_low, difference_high (the same of this method's KL
+            minus the searched policy's, image by image), variant, and control_low, control_high (of a control's KL minus
+            that of `ssd`, whose classes it exchanges or deals anew).
         by_row: method, row of the image, kl.
     """
 
