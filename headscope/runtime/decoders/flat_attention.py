@@ -10,8 +10,9 @@ import torch
 from headscope.runtime.decoders.flat_cache import FlatLayer
 from headscope.runtime.decoders.settings import Settings, settings_for
 
-# Programs that keep a large GPU busy: with fewer rows and heads the keys of a head are split.
-PROGRAMS = 512
+# Programs that keep a large GPU busy: with fewer rows and heads the keys of a head are split. Without a GPU there are fewer:
+# Triton's interpreter takes one after the other, tens of milliseconds each.
+PROGRAMS, INTERPRETED_PROGRAMS = 512, 8
 MOST_GROUP, MOST_SIZE = 32, 256  # query heads of a KV head, and numbers of a head, that the kernels take
 
 
@@ -20,7 +21,7 @@ class KernelScratch:
 
     Args:
         layers: of the cache.
-        splits: see below; by default as many as keep the GPU busy.
+        splits: see below; by default as many as keep the GPU busy, 8 at most.
         settings: of the attention kernel in all layers; by default those known to be good for the card and a layer's bits.
 
     Attributes:
@@ -37,10 +38,11 @@ class KernelScratch:
     def __init__(self, layers: list[FlatLayer], splits: int | None = None, settings: Settings | None = None) -> None:
         first = layers[0]
         rows = first.batch * first.heads * first.queries_per_kv
-        self.splits = splits or max(1, min(8, PROGRAMS // (first.batch * first.heads)))
+        device = first.keys.device
+        programs = PROGRAMS if device.type == "cuda" else INTERPRETED_PROGRAMS
+        self.splits = splits or max(1, min(8, programs // (first.batch * first.heads)))
         self._settings = settings
         self.step = max(int(layer.tables.lengths.max()) for layer in layers)
-        device = first.keys.device
         self.logits = torch.empty(rows, self.step, dtype=torch.float32, device=device)
         parts = rows * self.splits if self.splits > 1 else 1
         self.part_top = torch.empty(parts, dtype=torch.float32, device=device)
