@@ -68,7 +68,7 @@ def _variant(context: Context, name: str, policy: Policy, until: float) -> None:
         shown = {"variant": name, "batch": context.batch, "token": t, "splits": scratch.splits, **vars(settings)}
         try:
             with torch.inference_mode():
-                seconds = seconds_of(captured(all_layers, context.device), context.device, 10)
+                seconds = seconds_of(captured(all_layers, context.device), context.device, 1 if context.dry else 10)
         except Exception as error:  # too much shared memory, say
             context.fault(faults.sentence(error, f"tuning, {settings}"), **shown)
             continue
