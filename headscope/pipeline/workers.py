@@ -171,7 +171,10 @@ def _in_processes(
     found: dict[int, str] = {}
     for _ in range(RESTARTS + 1):
         before = set(multiprocessing.active_children())
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_leave_stopping_to_the_leader)
+        # Stopping is the leader's. A function of ours would have each process load all of the pipeline before its job is known.
+        pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        )
         try:
             futures = {pool.submit(job, *arguments): n for n, arguments in enumerate(each) if n not in found}
             for future in as_completed(futures):
@@ -187,10 +190,6 @@ def _in_processes(
                 child.terminate()
             raise
     raise HeadscopeError(f"Workers ended early {RESTARTS + 1} times, for want of memory perhaps; try fewer `workers`.")
-
-
-def _leave_stopping_to_the_leader() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import time
 from pathlib import Path
 
@@ -13,36 +11,9 @@ import pytest
 from headscope.errors import DataError, HeadscopeError
 from headscope.pipeline import workers as crew
 from headscope.pipeline.workers import Workers, map_tasks
+from tests.pipeline.jobs import dies, dies_once, on_a_stop, refuses, slow
 
 TWO = Workers(2)
-
-
-def note(folder: str, number: int) -> str:
-    """Leaves a file each time it is called."""
-    Path(folder, f"{number}-{time.monotonic_ns()}").touch()
-    return str(number)
-
-
-def slow(folder: str, number: int) -> str:
-    time.sleep(0.5)
-    return note(folder, number)
-
-
-def dies_once(folder: str, number: int) -> str:
-    first = Path(folder, "died")
-    if number == 1 and not first.exists():
-        first.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return note(folder, number)
-
-
-def dies(folder: str, number: int) -> str:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return ""
-
-
-def refuses(folder: str, number: int) -> str:
-    raise DataError(f"number {number} is not to be had")
 
 
 def gone() -> bool:
@@ -90,3 +61,7 @@ def test_a_stop_begins_nothing_that_waits_and_leaves_no_process(tmp_path: Path) 
         map_tasks(slow, [(str(tmp_path), n) for n in range(40)], TWO, stop)
     assert gone()
     assert len(calls(tmp_path)) < 10
+
+
+def test_a_stop_from_the_keyboard_is_the_leaders_alone() -> None:
+    assert map_tasks(on_a_stop, [()], TWO, lambda done, total: None) == ["Handlers.SIG_IGN"]
