@@ -10,6 +10,7 @@ if not os.path.exists("/dev/nvidiactl"):
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which torch may do
 
 from pathlib import Path
+from xml.sax.saxutils import quoteattr
 
 import pytest
 import torch
@@ -47,6 +48,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not written as SVG, which takes most of the time of a page."""
+    monkeypatch.setattr(
+        "headscope.reporting.page.svg", lambda figure: f"<svg aria-label={quoteattr(figure.get_label())}></svg>"
+    )
 
 
 # The files that take longest, the longest first, so that two processes end together: else one waits for the other.

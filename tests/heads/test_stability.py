@@ -10,6 +10,7 @@ import pytest
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
+from headscope.heads import stability
 from headscope.heads.features import FEATURES
 from headscope.heads.published import read_scores
 from headscope.heads.stability import enough, measure_stability
@@ -31,6 +32,12 @@ def traced(noise: float, images: int = 8) -> tuple[pd.DataFrame, ModelShape]:
     return pd.DataFrame(rows), ModelShape("toy", 5, 6, 6, 8, Geometry(6, 6), "archi", "weights")
 
 
+@pytest.fixture
+def two_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stability, "REPEATS", 2)
+
+
+@pytest.mark.usefixtures("two_draws")
 def test_clear_kinds_agree_from_one_prompt_on() -> None:
     table, shape = traced(0.01)
     found = measure_stability(table, shape)
@@ -47,10 +54,16 @@ def test_noise_needs_more_prompts_and_is_seen() -> None:
     assert prompts["rank"].is_monotonic_increasing
     assert prompts["rank"].iloc[0] < 0.8
     assert enough(found) is None
-    again = measure_stability(table, shape)
-    pd.testing.assert_frame_equal(found, again)
 
 
+@pytest.mark.usefixtures("two_draws")
+def test_a_seed_gives_its_draws() -> None:
+    table, shape = traced(8.0, images=4)
+    found = measure_stability(table, shape)
+    pd.testing.assert_frame_equal(measure_stability(table, shape), found)
+
+
+@pytest.mark.usefixtures("two_draws")
 def test_bands_and_other_traces_get_rows_of_their_own() -> None:
     table, shape = traced(0.1)
     both = pd.concat([table, table.assign(band=0), table.assign(band=1)])

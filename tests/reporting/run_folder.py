@@ -219,7 +219,8 @@ def _images(path: Path, prompts: list[str], pixels: int, rng: np.random.Generato
             y, x = np.mgrid[0:pixels, 0:pixels] / pixels - 0.5
             disc = ((x**2 + y**2) < 0.12)[..., None]
             image = np.where(disc, hue, 245) + rng.integers(-6, 6, (pixels, pixels, 3))
-            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path / "images" / kind / f"{number:03d}.png")
+            shown = Image.fromarray(image.clip(0, 255).astype(np.uint8))
+            shown.save(path / "images" / kind / f"{number:03d}.png", compress_level=1)  # noise hardly shrinks
     count = len(prompts)
     agreement = rng.uniform(0.4, 0.9, count)
     table = pd.DataFrame({"index": range(count), "prompt": prompts, "seed": range(count), "token_agreement": agreement})

@@ -47,9 +47,7 @@ def unturned(size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]
     return torch.ones(shape, dtype=dtype, device=DEVICE), torch.zeros(shape, dtype=dtype, device=DEVICE)
 
 
-def run_flat(
-    policy: Policy, q, k, v, splits: int, padding: list[int], tokens: int = TOKENS
-) -> tuple[torch.Tensor, FlatLayer]:
+def run_flat(policy: Policy, q, k, v, splits: int, padding: list[int], tokens: int = TOKENS) -> tuple[torch.Tensor, FlatLayer]:
     q, k, v = (tensor.to(DEVICE) for tensor in (q, k, v))
     angles = unturned(q.shape[-1], q.dtype)
     layer = FlatLayer(policy, 0, k[:, :, :PREFIX], torch.tensor(padding, dtype=torch.int32, device=DEVICE))
