@@ -60,13 +60,17 @@ def plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # The files that take longest, the longest first, so that two processes end together: else one waits for the other.
 LONGEST = (
-    "test_spread.py",
-    "test_storages.py",
     "test_search.py",
-    "test_run.py",
+    "test_storages.py",
     "test_flat.py",
+    "test_run.py",
+    "test_gpu.py",
+    "test_evaluate.py",
+    "test_core_only.py",
     "test_graph.py",
-    "test_stability.py",
+    "test_report.py",
+    "test_full.py",
+    "test_bench.py",
 )
 
 
