@@ -38,6 +38,6 @@ def refuses(folder: str, number: int) -> str:
     raise DataError(f"number {number} is not to be had")
 
 
-def on_a_stop() -> str:
-    """What the keyboard's stop does to this process."""
-    return str(signal.getsignal(signal.SIGINT))
+def hears_a_stop() -> str:
+    """Whether the keyboard's stop would end this process."""
+    return "no" if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else "yes"

@@ -11,7 +11,7 @@ import pytest
 from headscope.errors import DataError, HeadscopeError
 from headscope.pipeline import workers as crew
 from headscope.pipeline.workers import Workers, map_tasks
-from tests.pipeline.jobs import dies, dies_once, on_a_stop, refuses, slow
+from tests.pipeline.jobs import dies, dies_once, hears_a_stop, refuses, slow
 
 TWO = Workers(2)
 
@@ -64,4 +64,4 @@ def test_a_stop_begins_nothing_that_waits_and_leaves_no_process(tmp_path: Path) 
 
 
 def test_a_stop_from_the_keyboard_is_the_leaders_alone() -> None:
-    assert map_tasks(on_a_stop, [()], TWO, lambda done, total: None) == ["Handlers.SIG_IGN"]
+    assert map_tasks(hears_a_stop, [()], TWO, lambda done, total: None) == ["no"]
