@@ -19,6 +19,7 @@ from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
 from headscope.models.protocol import Prefix
 from headscope.models.tokens import check_prompts, check_spaces, left_padded
+from headscope.models.vq import as_pixels
 from headscope.policy import ModelShape
 
 # The authors' own sampling script: guidance 5, temperature 1, no top-k.
@@ -125,7 +126,7 @@ class JanusModel:
         """Image codes [B, N] -> uint8 [B, height, width, 3]; one image at a time, so that memory stays small."""
         with torch.inference_mode():
             images = [self.network.decode_image_tokens(row[None].long().to(self.device)) for row in tokens]
-        return torch.cat([((p.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu() for p in images])
+        return torch.cat([as_pixels(image) for image in images])
 
 
 def load_janus(source: str | Path, name: str, device: str, dtype: torch.dtype) -> JanusModel:

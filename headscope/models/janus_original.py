@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     GenerationConfig,
     JanusConfig,
@@ -23,6 +22,7 @@ from transformers import (
 
 from headscope.errors import ModelError
 from headscope.facts import OBJECT, check, record, said, whole
+from headscope.models import vq
 from headscope.models.checkpoint import Checkpoint, Shapes, fill
 from headscope.models.janus import GUIDANCE, TEMPERATURE, JanusModel
 from headscope.models.janus_tokenizer import load_tokenizer
@@ -58,7 +58,8 @@ _SETTINGS = {
     "gen_aligner_config": record({"params": record({"depth": whole(1, 64), "n_embed": whole(1)})}),
     "gen_head_config": record({"params": record({"image_token_embed": whole(1)})}),
 }
-# Beginnings of names in transformers, and what stands in their place here; after them, parts of names inside the VQ model.
+_VQ = "gen_vision_model."
+# Beginnings of names in transformers, and what stands in their place here.
 _BEGINNINGS = {
     "model.language_model.": "language_model.model.",
     "model.generation_embeddings.": "gen_embed.",
@@ -66,36 +67,13 @@ _BEGINNINGS = {
     "model.generation_aligner.": "gen_aligner.",
     "model.generation_head.proj_out.": "gen_head.output_mlp_projector.",
     "model.generation_head.": "gen_head.",
-    "model.vqmodel.": "gen_vision_model.",
-}
-_INSIDE_VQ = {
-    ".decoder.up.": ".decoder.conv_blocks.",
-    ".block.": ".res.",
-    ".mid.block_1.": ".mid.0.",
-    ".mid.attn_1.": ".mid.1.",
-    ".mid.block_2.": ".mid.2.",
 }
 _UNUSED = (
     "vision_model.",
     "aligner.",
     "language_model.lm_head.",
-    "gen_vision_model.encoder.",
-    "gen_vision_model.quant_conv.",
-    "gen_vision_model.quantize.codebook_used",
+    *(_VQ + name for name in vq.UNUSED),
 )
-_DECODER_BLOCK = re.compile(r"gen_vision_model\.decoder\.conv_blocks\.(\d{1,3})\.res\.(\d{1,3})\.conv1\.weight")
-
-
-class _Absent(nn.Module):
-    """In the place of a part that does not generate images."""
-
-    def __init__(self, part: str, config: Any) -> None:
-        super().__init__()
-        self.part, self.config = part, config
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        """Refuse."""
-        raise ModelError(f"{self.part}: not loaded from DeepSeek's format, of which headscope takes what generates images.")
 
 
 def load_janus_original(source: str, name: str, device: str, dtype: torch.dtype) -> JanusModel:
@@ -134,13 +112,11 @@ def stored_name(name: str) -> str:
     """The name of a parameter in DeepSeek's files, from that in transformers."""
     if found := re.fullmatch(r"model\.generation_aligner\.hidden_layers\.(\d+)\.(\w+)", name):
         return f"gen_aligner.layers.{2 * int(found[1]) + 2}.{found[2]}"
+    if name.startswith("model.vqmodel."):
+        return _VQ + vq.stored_name(name.removeprefix("model.vqmodel."))
     for ours, theirs in _BEGINNINGS.items():
         if name.startswith(ours):
-            name = theirs + name.removeprefix(ours)
-            break
-    if name.startswith("gen_vision_model."):
-        for ours, theirs in _INSIDE_VQ.items():
-            name = name.replace(ours, theirs)
+            return theirs + name.removeprefix(ours)
     return name
 
 
@@ -171,12 +147,12 @@ def _configuration(settings: dict[str, Any], shapes: Shapes, tokenizer: Any) -> 
     given = {name: value for name, value in settings["language_config"].items() if name not in _NO_SETTINGS}
     ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
     text: Any = LlamaConfig(**{**_LLAMA, **given, **ends})
-    decoder = _decoder_sizes(shapes)
+    decoder = vq.decoder_sizes({name.removeprefix(_VQ): shape for name, shape in shapes.items()})
     patch = 2 ** (len(decoder["channel_multiplier"]) - 1)
     image = settings["vision_config"]["params"]["image_size"]
     side = image // patch
     aligner = settings["gen_aligner_config"]["params"]
-    vq = JanusVQVAEConfig(
+    pixels = JanusVQVAEConfig(
         **decoder,
         embed_dim=settings["gen_vision_config"]["params"]["n_embed"],
         num_embeddings=settings["gen_vision_config"]["params"]["image_token_size"],
@@ -189,22 +165,7 @@ def _configuration(settings: dict[str, Any], shapes: Shapes, tokenizer: Any) -> 
     vision = JanusVisionConfig(
         **tower, image_size=image, patch_size=patch, num_image_tokens=side * side, projection_dim=text.hidden_size
     )
-    return JanusConfig(text_config=text, vision_config=vision, vq_config=vq)
-
-
-def _decoder_sizes(shapes: Shapes) -> dict[str, Any]:
-    """Sizes of the VQ model's decoder, which config.json only calls VQ-16, by the shapes of its tensors."""
-    widths = {(int(m[1]), int(m[2])): shapes[name][0] for name in shapes if (m := _DECODER_BLOCK.fullmatch(name))}
-    levels = len({level for level, _ in widths})
-    if not levels:  # it is missing, which is said when the network is filled
-        return {"base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4], "latent_channels": 256, "num_res_blocks": 2}
-    base = max(1, widths.get((levels - 1, 0), 1))
-    return {
-        "base_channels": base,
-        "channel_multiplier": [widths.get((levels - 1 - level, 0), base) // base for level in range(levels)],
-        "latent_channels": shapes.get("gen_vision_model.post_quant_conv.weight", (256,))[0],
-        "num_res_blocks": max(block for _, block in widths),
-    }
+    return JanusConfig(text_config=text, vision_config=vision, vq_config=pixels)
 
 
 def _network(config: JanusConfig, tokenizer: Any, device: str) -> JanusForConditionalGeneration:
@@ -212,11 +173,10 @@ def _network(config: JanusConfig, tokenizer: Any, device: str) -> JanusForCondit
     with torch.device("meta"):
         network: Any = JanusForConditionalGeneration(config)
     inner = network.model
-    network.lm_head = _Absent("the head that writes text", config)
-    inner.vision_model = _Absent("the vision tower", config.vision_config)
-    inner.aligner = _Absent("the vision tower's aligner", config)
-    inner.vqmodel.encoder = _Absent("the VQ model's encoder", config)
-    inner.vqmodel.quant_conv = _Absent("the VQ model's encoder", config)
+    network.lm_head = vq.Absent("the head that writes text", config)
+    inner.vision_model = vq.Absent("the vision tower", config.vision_config)
+    inner.aligner = vq.Absent("the vision tower's aligner", config)
+    vq.without_encoder(inner.vqmodel)
     rotary = inner.language_model.rotary_emb  # its angles are computed, not stored
     inner.language_model.rotary_emb = type(rotary)(config.text_config).to(device)
     begin = tokenizer.convert_tokens_to_ids(tokenizer.boi_token)
