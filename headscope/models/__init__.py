@@ -3,6 +3,8 @@
 from headscope.models.attention import answer, is_observed, leave_handle, may_chunk_prompts, observe, through_cache
 from headscope.models.groups import Group, plain_groups, split_mask
 from headscope.models.intercept import attach
+from headscope.models.llamagen import llamagen_prompts
+from headscope.models.llamagen_files import is_llamagen_folder
 from headscope.models.own_file import check_members
 from headscope.models.protocol import ImageModel, Prefix
 from headscope.models.raster import RasterModel, is_raster_folder, raster_prompts
@@ -30,12 +32,14 @@ __all__ = [
     "attach",
     "bundled_folder",
     "check_members",
+    "is_llamagen_folder",
     "is_observed",
     "is_own",
     "is_raster_folder",
     "known_models",
     "lasting_name",
     "leave_handle",
+    "llamagen_prompts",
     "load_model",
     "may_chunk_prompts",
     "observe",

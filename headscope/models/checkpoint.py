@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +19,18 @@ from headscope.models.loading import check_whole, read_object, some
 
 # What is looked for, in this order: safetensors first, as transformers does.
 _KINDS = (("model", "safetensors"), ("pytorch_model", "bin"))
+# Where the checkpoints of DDP, DeepSpeed and Lightning have the tensors.
+_WRAPPINGS = ("model", "module", "state_dict")
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 class Checkpoint:
     """The weights of a folder; none is in memory before it is asked for.
+
+    Args:
+        folder: where they lie.
+        files: the files that hold them, where they are not those of `weight_files`.
 
     Attributes:
         folder: where they lie.
@@ -34,9 +41,9 @@ class Checkpoint:
         ModelError: no weights, a part that is missing, or a file that can't be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Sequence[Path] = ()) -> None:
         self.folder = folder
-        self.files = weight_files(folder)
+        self.files = list(files) or weight_files(folder)
         self.shapes: Shapes = {}
         for file in self.files:
             with _naming(file):
@@ -111,14 +118,24 @@ def _naming(file: Path) -> Iterator[None]:
 
 
 def _opened(file: Path) -> tuple[Shapes, Callable[[str], torch.Tensor]]:
-    """Shapes by name, and how to read one tensor. Nothing of a file of torch's is run: it may hold tensors only."""
+    """Shapes by name, and how to read one tensor. Nothing of a file of torch's is run: it may hold tensors only, and one
+    that ends in .pt what a training leaves beside them."""
     if file.suffix == ".safetensors":
         opened: Any = safe_open(file, framework="pt")
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}, opened.get_tensor  # noqa: SIM118
-    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the settings of a training, which are plain values
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if file.suffix == ".pt":
+        state = _unwrapped(state)
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ValueError("it holds other things than named tensors")
     return {name: tuple(tensor.shape) for name, tensor in state.items()}, state.__getitem__
+
+
+def _unwrapped(state: Any) -> Any:
+    """The named tensors of a training's checkpoint, which has them beside the optimiser's; others are as they were."""
+    inside = [state[name] for name in _WRAPPINGS if isinstance(state, dict) and isinstance(state.get(name), dict)]
+    return inside[0] if inside else state
 
 
 def fill(
@@ -128,6 +145,7 @@ def fill(
     unused: tuple[str, ...],
     device: str,
     dtype: torch.dtype,
+    settings: str = "config.json",
 ) -> None:
     """Give a network that was made on the meta device its parameters, each read, converted and placed alone.
 
@@ -138,6 +156,7 @@ def fill(
         unused: beginnings of the names of tensors that the network has no need of.
         device: where the parameters are placed.
         dtype: of the parameters.
+        settings: where the sizes come from, for the sentence.
 
     Raises:
         ModelError: a tensor is missing, has another shape, or fits nothing.
@@ -152,7 +171,7 @@ def fill(
         if here != expected:
             raise ModelError(
                 f"{checkpoint.folder}: {name} has the shape {list(here)}, by the configuration {list(expected)}: weights and "
-                "config.json are of two models, copy both from one."
+                f"{settings} are of two models, copy both from one."
             )
     for name, tensor in checkpoint.tensors(places):
         owner, _, leaf = places[name].rpartition(".")

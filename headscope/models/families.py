@@ -15,8 +15,10 @@ from headscope.facts import clipped
 from headscope.models.causal_lm import is_text_family, load_causal_lm
 from headscope.models.janus import load_janus
 from headscope.models.janus_original import ORIGINAL_TYPE, load_janus_original
+from headscope.models.llamagen import load_llamagen
+from headscope.models.llamagen_files import SIDE_FILE, is_llamagen_folder
 from headscope.models.protocol import ImageModel
-from headscope.models.raster import is_raster_folder, load_raster
+from headscope.models.raster import CARD, is_raster_folder, load_raster
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Family:
 
 # Said by headscope.toml beside config.json, which may be of any kind of network.
 OWN = Family("a network of one's own", lambda config: False, load_raster)
+# Said by its files, beside which there is no config.json.
+LLAMAGEN = Family("LlamaGen", lambda config: False, load_llamagen)
 FAMILIES = (
     Family("Janus in transformers' format", lambda config: config.get("model_type") == "janus", load_janus, by_id=True),
     Family(
@@ -61,6 +65,9 @@ def family_of(source: str | Path, file: Path | None = None) -> Family:
     Raises:
         ModelError: there is no configuration, or it is of no family, or of two.
     """
+    if file is None and is_llamagen_folder(Path(source)):
+        _check_alone(Path(source))
+        return LLAMAGEN
     if file is None and is_raster_folder(Path(source)):
         return OWN
     try:
@@ -73,8 +80,8 @@ def family_of(source: str | Path, file: Path | None = None) -> Family:
     found = [family for family in FAMILIES if family.claims(config)]
     if not found:
         raise ModelError(
-            f"{source}: holds a model of type '{clipped(ascii(named).strip(chr(39)))}'; headscope drives janus models and "
-            "decoder-only text models."
+            f"{source}: holds a model of type '{clipped(ascii(named).strip(chr(39)))}'; headscope drives janus models, "
+            "LlamaGen and decoder-only text models."
         )
     if len(found) > 1:
         titles = " and of ".join(family.title for family in found)
@@ -83,3 +90,13 @@ def family_of(source: str | Path, file: Path | None = None) -> Family:
             "of their own."
         )
     return found[0]
+
+
+def _check_alone(folder: Path) -> None:
+    """Refuse a LlamaGen's folder that has another family's mark too."""
+    for other in (CARD, "config.json"):
+        if (folder / other).is_file():
+            raise ModelError(
+                f"{folder}: holds {SIDE_FILE} or checkpoints of LlamaGen's, and {other}, which is another family's: give each "
+                "model a folder of its own."
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from headscope.errors import DataError
-from headscope.models import bundled_folder, is_raster_folder, raster_prompts, writes_text
+from headscope.models import bundled_folder, is_llamagen_folder, is_raster_folder, llamagen_prompts, raster_prompts, writes_text
 from headscope.prompt_files import read_asked
 
 # For models that bring no prompts of their own; every other one calibrates, the rest judges.
@@ -92,14 +92,16 @@ def read_prompts(path: str | Path) -> list[str]:
 
 
 def default_prompts(source: str) -> list[str]:
-    """The prompts that a model folder brings (`prompts.txt`, or those that headscope.toml names), else plain ones: captions, or
-    for a text model beginnings."""
+    """The prompts that a model folder brings (`prompts.txt`, those that headscope.toml names, or classes), else plain ones:
+    captions, or for a text model beginnings."""
     folder = bundled_folder(source) or Path(source)
     own = folder / "prompts.txt"
     if own.is_file():
         return read_prompts(own)
     if is_raster_folder(folder):
         return raster_prompts(folder) or [f"image {number}" for number in range(1, len(PLAIN) + 1)]
+    if is_llamagen_folder(folder):
+        return llamagen_prompts(folder) or list(PLAIN)
     return list(PLAIN_TEXT if writes_text(source) else PLAIN)
 
 

@@ -185,7 +185,7 @@ def test_a_network_of_another_kind_is_refused(text: CausalLMModel, monkeypatch: 
 @pytest.mark.parametrize("family", ["t5", "bert", "bart", "clip"])
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path, family: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
-    with pytest.raises(ModelError, match=f"type '{family}'; headscope drives janus models and decoder-only text models"):
+    with pytest.raises(ModelError, match=f"type '{family}'; headscope drives janus models, LlamaGen and"):
         load_model(str(tmp_path))
 
 

@@ -1,0 +1,231 @@
+"""LlamaGen: a Llama whose rotary embedding knows rows and columns, after a class or a caption, and a VQ model for pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import JanusVQVAE, JanusVQVAEConfig, LlamaConfig, LlamaModel
+
+from headscope.errors import ModelError
+from headscope.facts import said
+from headscope.geometry import Geometry
+from headscope.models import vq
+from headscope.models.checkpoint import Checkpoint, fill
+from headscope.models.fingerprint import weights_fingerprint
+from headscope.models.grid_rotary import GridRotary
+from headscope.models.llamagen_classes import Classes
+from headscope.models.llamagen_files import (
+    SIDE_FILE,
+    LlamaGenCheckpoint,
+    Sizes,
+    find_files,
+    read_settings,
+    sizes_of,
+)
+from headscope.models.network import NetworkModel
+from headscope.models.protocol import Prefix
+from headscope.models.tokens import check_prompts
+from headscope.policy import ModelShape
+
+Made = TypeVar("Made", bound=nn.Module)
+# Guidance and top-k of the authors' sampling scripts, by what the model is asked for; the temperature is 1.
+SAMPLING = {"class": (4.0, 2000), "text": (7.5, 1000)}
+NORM_EPS = 1e-5
+# Parts of names here, and what stands in their place in LlamaGen's files.
+_NAMES = {
+    "decoder.embed_tokens.": "tok_embeddings.",
+    "decoder.": "",
+    "head.": "output.",
+    "classes.": "cls_embedding.embedding_table.",
+    "self_attn.q_proj.weight": "attention.wqkv.weight[q]",
+    "self_attn.k_proj.weight": "attention.wqkv.weight[k]",
+    "self_attn.v_proj.weight": "attention.wqkv.weight[v]",
+    "self_attn.o_proj.": "attention.wo.",
+    "mlp.gate_proj.": "feed_forward.w1.",
+    "mlp.up_proj.": "feed_forward.w3.",
+    "mlp.down_proj.": "feed_forward.w2.",
+    "input_layernorm.": "attention_norm.",
+    "post_attention_layernorm.": "ffn_norm.",
+}
+
+
+class LlamaGenNetwork(nn.Module):
+    """The transformer: the decoder, the head of image codes, and what makes a prefix of a class.
+
+    Args:
+        sizes: of everything.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        config: Any = LlamaConfig(
+            vocab_size=sizes.codes,
+            hidden_size=sizes.width,
+            intermediate_size=sizes.inner,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            num_key_value_heads=sizes.kv_heads,
+            head_dim=sizes.head_dim,
+            max_position_embeddings=sizes.prefix + sizes.side**2,
+            rms_norm_eps=NORM_EPS,
+            pad_token_id=None,
+        )
+        self.config = config
+        self.decoder = LlamaModel(config)
+        self.head = nn.Linear(sizes.width, sizes.codes, bias=False)
+        self.classes = nn.Embedding(sizes.classes + 1, sizes.width)  # the last is no class
+
+    def get_decoder(self) -> nn.Module:
+        """What is traced and compressed."""
+        return self.decoder
+
+
+class LlamaGenModel(NetworkModel):
+    """An `ImageModel` (see protocol.py) over a loaded LlamaGen that takes classes.
+
+    Args:
+        network: the transformer.
+        pixels: the VQ model.
+        sizes: of the transformer.
+        classes: what prompts mean.
+        name: what the user called it.
+        settings: guidance, temperature and top-k, where they are not the authors'.
+    """
+
+    counts_padding = True  # the grid begins behind a prefix of one length
+
+    def __init__(
+        self, network: LlamaGenNetwork, pixels: JanusVQVAE, sizes: Sizes, classes: Classes, name: str, settings: dict[str, Any]
+    ) -> None:
+        super().__init__(network, name)
+        self.pixels = pixels.eval()
+        self.classes = classes
+        self.vocabulary = sizes.codes
+        self.max_prefix = sizes.prefix
+        guidance, top_k = SAMPLING[sizes.kind]
+        self.guidance = float(settings.get("guidance", guidance))
+        self.temperature = float(settings.get("temperature", 1.0))
+        found = settings.get("top_k", top_k)
+        self.top_k = None if found is None else min(found, sizes.codes)
+        facts = {"family": "llamagen", **asdict(sizes)}
+        self.shape = ModelShape(
+            name=name,
+            layers=sizes.layers,
+            query_heads=sizes.heads,
+            kv_heads=sizes.kv_heads,
+            head_dim=sizes.head_dim,
+            geometry=Geometry(sizes.side, sizes.side),
+            architecture=hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
+            weights=weights_fingerprint(self.decoder),
+        )
+
+    def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:
+        """See `ImageModel.tokenize`. The prefix is one token, the class; the unconditional stream's is no class.
+
+        Raises:
+            DataError: a prompt that is no class.
+        """
+        check_prompts(prompts)
+        numbers = [self.classes.number(prompt) for prompt in prompts]
+        ids = torch.tensor(numbers, device=self.device)[:, None]
+        mask = torch.ones_like(ids)
+        return Prefix(ids, mask, torch.full_like(ids, self.classes.count), mask, [self.classes.name(one) for one in numbers])
+
+    def token_strings(self, ids: torch.Tensor) -> list[str]:
+        """Classes [P] by their names."""
+        return [self.classes.name(one) for one in ids.tolist()]
+
+    def embed_prefix(self, ids: torch.Tensor) -> torch.Tensor:
+        """Classes [B, P] -> [B, P, C]."""
+        return self.network.classes(ids)
+
+    def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Image codes [B, T] -> [B, T, C]."""
+        return self.network.decoder.embed_tokens(tokens)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [B, T, C] -> [B, T, V]."""
+        return self.network.head(hidden)
+
+    def to_images(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Image codes [B, N] -> uint8 [B, height, width, 3]; one image at a time, so that memory stays small."""
+        with torch.inference_mode():
+            images = [self.pixels.decode(row[None].long().to(self.device)).permute(0, 2, 3, 1) for row in tokens]
+        return torch.cat([vq.as_pixels(image) for image in images])
+
+
+def load_llamagen(source: str | Path, name: str, device: str, dtype: torch.dtype) -> LlamaGenModel:
+    """Load from a folder with a transformer's and a VQ model's files, and llamagen.json where names do not say all.
+
+    Raises:
+        ModelError: a file that is missing or damaged, or a size that was not trained.
+    """
+    folder = Path(source)
+    settings = read_settings(folder)
+    files, codebooks = find_files(folder)
+    sizes = sizes_of(folder, files, settings)
+    classes = Classes(folder, sizes.classes)
+    pixels = _load_pixels(folder, codebooks, sizes, device)
+    network = _empty(folder, lambda: LlamaGenNetwork(sizes))
+    network.decoder.rotary_emb = GridRotary(sizes.head_dim, sizes.prefix, sizes.side, device)  # type: ignore[assignment]
+    fill(network, LlamaGenCheckpoint(folder, files, sizes), stored_name, ("freqs_cis",), device, dtype, SIDE_FILE)
+    return LlamaGenModel(network, pixels, sizes, classes, name, settings)
+
+
+def llamagen_prompts(folder: Path) -> list[str]:
+    """Prompts for a run that names none: classes; none for a model that takes captions.
+
+    Raises:
+        ModelError: the folder holds no LlamaGen.
+    """
+    sizes = sizes_of(folder, find_files(folder)[0], read_settings(folder))
+    return Classes(folder, sizes.classes).prompts() if sizes.classes else []
+
+
+def stored_name(name: str) -> str:
+    """The name in LlamaGen's files of a parameter of `LlamaGenNetwork`."""
+    for ours, theirs in _NAMES.items():
+        name = name.replace(ours, theirs, 1)
+    return name
+
+
+def _load_pixels(folder: Path, files: list[Path], sizes: Sizes, device: str) -> JanusVQVAE:
+    """The VQ model, in float32 as LlamaGen runs it."""
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise ModelError(
+            f"{folder}: expected one VQ model, such as vq_ds16_c2i.pt, found {found}: copy the one that the transformer was "
+            "trained with."
+        )
+    checkpoint = Checkpoint(folder, files)
+    codes, size = checkpoint.shapes["quantize.embedding.weight"]
+    if codes != sizes.codes:
+        raise ModelError(
+            f"{files[0]}: has {codes} codes, the transformer {sizes.codes}: copy the VQ model that it was trained with."
+        )
+    levels = vq.decoder_sizes(checkpoint.shapes)
+    config = {**levels, "embed_dim": size, "num_embeddings": codes, "num_patches": sizes.side}
+    network = _empty(folder, lambda: JanusVQVAE(JanusVQVAEConfig(**config)))
+    vq.without_encoder(network)
+    fill(network, checkpoint, vq.stored_name, vq.UNUSED, device, torch.float32, "its levels")
+    return network
+
+
+def _empty(folder: Path, make: Callable[[], Made]) -> Made:
+    """A network without weights.
+
+    Raises:
+        ModelError: the sizes do not fit each other.
+    """
+    try:
+        with torch.device("meta"):
+            return make()
+    except Exception as error:  # such numbers fail in any way, inside transformers
+        raise ModelError(f"{folder}: the shapes of its tensors are those of no LlamaGen ({said(error)}).") from error
