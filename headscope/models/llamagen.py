@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -17,11 +17,14 @@ from headscope.errors import ModelError
 from headscope.facts import said
 from headscope.geometry import Geometry
 from headscope.models import vq
+from headscope.models.caption_features import Features
 from headscope.models.checkpoint import Checkpoint, fill
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.grid_rotary import GridRotary
-from headscope.models.llamagen_classes import Classes
+from headscope.models.llamagen_captions import CaptionProjection, Captions
+from headscope.models.llamagen_classes import Classes, ClassNames
 from headscope.models.llamagen_files import (
+    FEATURE_FILE,
     SIDE_FILE,
     LlamaGenCheckpoint,
     Sizes,
@@ -43,7 +46,9 @@ _NAMES = {
     "decoder.embed_tokens.": "tok_embeddings.",
     "decoder.": "",
     "head.": "output.",
-    "classes.": "cls_embedding.embedding_table.",
+    "prefix.nothing": "cls_embedding.uncond_embedding",
+    "prefix.fc": "cls_embedding.cap_proj.fc",
+    "prefix.": "cls_embedding.embedding_table.",
     "self_attn.q_proj.weight": "attention.wqkv.weight[q]",
     "self_attn.k_proj.weight": "attention.wqkv.weight[k]",
     "self_attn.v_proj.weight": "attention.wqkv.weight[v]",
@@ -57,7 +62,7 @@ _NAMES = {
 
 
 class LlamaGenNetwork(nn.Module):
-    """The transformer: the decoder, the head of image codes, and what makes a prefix of a class.
+    """The transformer: the decoder, the head of image codes, and what makes a prefix of a class or a caption.
 
     Args:
         sizes: of everything.
@@ -80,21 +85,38 @@ class LlamaGenNetwork(nn.Module):
         self.config = config
         self.decoder = LlamaModel(config)
         self.head = nn.Linear(sizes.width, sizes.codes, bias=False)
-        self.classes = nn.Embedding(sizes.classes + 1, sizes.width)  # the last is no class
+        # Of classes the last is no class.
+        self.prefix = CaptionProjection(sizes) if sizes.features else nn.Embedding(sizes.classes + 1, sizes.width)
 
     def get_decoder(self) -> nn.Module:
         """What is traced and compressed."""
         return self.decoder
 
 
+class Prompts(Protocol):
+    """What a model's prompts mean; each method is as that of `ImageModel`."""
+
+    def prefix(self, prompts: Sequence[str]) -> Prefix:
+        """See `ImageModel.tokenize`."""
+        ...
+
+    def strings(self, ids: torch.Tensor) -> list[str]:
+        """See `ImageModel.token_strings`."""
+        ...
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `ImageModel.embed_prefix`."""
+        ...
+
+
 class LlamaGenModel(NetworkModel):
-    """An `ImageModel` (see protocol.py) over a loaded LlamaGen that takes classes.
+    """An `ImageModel` (see protocol.py) over a loaded LlamaGen.
 
     Args:
         network: the transformer.
         pixels: the VQ model.
         sizes: of the transformer.
-        classes: what prompts mean.
+        prompts: what prompts mean.
         name: what the user called it.
         settings: guidance, temperature and top-k, where they are not the authors'.
     """
@@ -102,11 +124,11 @@ class LlamaGenModel(NetworkModel):
     counts_padding = True  # the grid begins behind a prefix of one length
 
     def __init__(
-        self, network: LlamaGenNetwork, pixels: JanusVQVAE, sizes: Sizes, classes: Classes, name: str, settings: dict[str, Any]
+        self, network: LlamaGenNetwork, pixels: JanusVQVAE, sizes: Sizes, prompts: Prompts, name: str, settings: dict[str, Any]
     ) -> None:
         super().__init__(network, name)
         self.pixels = pixels.eval()
-        self.classes = classes
+        self.prompts = prompts
         self.vocabulary = sizes.codes
         self.max_prefix = sizes.prefix
         guidance, top_k = SAMPLING[sizes.kind]
@@ -127,24 +149,21 @@ class LlamaGenModel(NetworkModel):
         )
 
     def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:
-        """See `ImageModel.tokenize`. The prefix is one token, the class; the unconditional stream's is no class.
+        """See `ImageModel.tokenize`. A prefix always has `max_prefix` tokens.
 
         Raises:
-            DataError: a prompt that is no class.
+            DataError: a prompt that is no class, or a caption without features.
         """
         check_prompts(prompts)
-        numbers = [self.classes.number(prompt) for prompt in prompts]
-        ids = torch.tensor(numbers, device=self.device)[:, None]
-        mask = torch.ones_like(ids)
-        return Prefix(ids, mask, torch.full_like(ids, self.classes.count), mask, [self.classes.name(one) for one in numbers])
+        return self.prompts.prefix(prompts)
 
     def token_strings(self, ids: torch.Tensor) -> list[str]:
-        """Classes [P] by their names."""
-        return [self.classes.name(one) for one in ids.tolist()]
+        """Tokens [P] as the prompts have them."""
+        return self.prompts.strings(ids)
 
     def embed_prefix(self, ids: torch.Tensor) -> torch.Tensor:
-        """Classes [B, P] -> [B, P, C]."""
-        return self.network.classes(ids)
+        """ids [B, P] -> [B, P, C]."""
+        return self.prompts.embed(ids)
 
     def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Image codes [B, T] -> [B, T, C]."""
@@ -171,22 +190,27 @@ def load_llamagen(source: str | Path, name: str, device: str, dtype: torch.dtype
     settings = read_settings(folder)
     files, codebooks = find_files(folder)
     sizes = sizes_of(folder, files, settings)
-    classes = Classes(folder, sizes.classes)
+    names = ClassNames(folder, sizes.classes)
     pixels = _load_pixels(folder, codebooks, sizes, device)
     network = _empty(folder, lambda: LlamaGenNetwork(sizes))
     network.decoder.rotary_emb = GridRotary(sizes.head_dim, sizes.prefix, sizes.side, device)  # type: ignore[assignment]
     fill(network, LlamaGenCheckpoint(folder, files, sizes), stored_name, ("freqs_cis",), device, dtype, SIDE_FILE)
-    return LlamaGenModel(network, pixels, sizes, classes, name, settings)
+    takes = network.prefix
+    prompts = Captions(folder, sizes, takes) if isinstance(takes, CaptionProjection) else Classes(names, takes)
+    return LlamaGenModel(network, pixels, sizes, prompts, name, settings)
 
 
 def llamagen_prompts(folder: Path) -> list[str]:
-    """Prompts for a run that names none: classes; none for a model that takes captions.
+    """Prompts for a run that names none: classes, or the captions of a file of features, where there is one.
 
     Raises:
         ModelError: the folder holds no LlamaGen.
     """
     sizes = sizes_of(folder, find_files(folder)[0], read_settings(folder))
-    return Classes(folder, sizes.classes).prompts() if sizes.classes else []
+    if sizes.classes:
+        return ClassNames(folder, sizes.classes).prompts()
+    file = folder / FEATURE_FILE
+    return Features(file, sizes.prefix, sizes.features).captions() if file.is_file() else []
 
 
 def stored_name(name: str) -> str:

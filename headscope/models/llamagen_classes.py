@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from headscope.errors import DataError, ModelError
-from headscope.facts import said, shown
+from headscope.facts import shown
+from headscope.models.protocol import Prefix
+from headscope.storage import read_lines
 
 CLASS_FILE = "classes.txt"
 PROMPTS = 32  # classes that a run takes where none are named
 
 
-class Classes:
+class ClassNames:
     """The classes that a model knows.
 
     Args:
@@ -63,6 +69,37 @@ class Classes:
         return [self.name(one) if self._numbers.get(_plain(self.name(one))) == [one] else str(one) for one in numbers]
 
 
+class Classes:
+    """A prefix of one token, the class; the unconditional stream's is the row behind the last, no class.
+
+    Args:
+        names: of the classes.
+        table: [classes + 1, C], embeddings.
+    """
+
+    def __init__(self, names: ClassNames, table: nn.Embedding) -> None:
+        self.names, self.table = names, table
+
+    def prefix(self, prompts: Sequence[str]) -> Prefix:
+        """ids and masks [B, 1].
+
+        Raises:
+            DataError: a prompt that is no class.
+        """
+        numbers = [self.names.number(prompt) for prompt in prompts]
+        ids = torch.tensor(numbers, device=self.table.weight.device)[:, None]
+        mask = torch.ones_like(ids)
+        return Prefix(ids, mask, torch.full_like(ids, self.names.count), mask, self.strings(ids[:, 0]))
+
+    def strings(self, ids: torch.Tensor) -> list[str]:
+        """Classes [P] by their names."""
+        return [self.names.name(one) for one in ids.tolist()]
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Classes [B, P] -> [B, P, C]."""
+        return self.table(ids)
+
+
 def _plain(name: str) -> str:
     return name.strip().casefold()
 
@@ -71,12 +108,7 @@ def _read(file: Path, count: int) -> list[str]:
     """The names, none where there is no file."""
     if not file.is_file():
         return []
-    try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read as text ({said(error)}).") from None
+    names = [line.text.strip() for line in read_lines(file, "list of classes")]
     if len(names) != count:
-        raise ModelError(
-            f"{file}: names {len(names)} classes, the transformer knows {count}: write a name a line, from class 0."
-        )
+        raise ModelError(f"{file}: names {len(names)} classes, the transformer knows {count}: write a name a line.")
     return names

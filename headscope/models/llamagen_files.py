@@ -18,6 +18,8 @@ from headscope.models.loading import read_object, some
 SIDE_FILE = "llamagen.json"
 # Heads by width: the shapes of B, L, XL, XXL, 1B, 3B, XXXL and 7B do not tell them.
 HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
+FEATURE_FILE = "features.safetensors"  # of captions
+ENCODER = "flan-t5-xl"  # a folder in the model's, as transformers saves it
 PIXELS = 16  # of a token's side
 # Rows of tokens that the published models were trained on, by what they are asked for.
 TRAINED = {"class": (16, 24), "text": (16, 32)}
