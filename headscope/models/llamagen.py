@@ -118,7 +118,7 @@ class LlamaGenModel(NetworkModel):
         sizes: of the transformer.
         prompts: what prompts mean.
         name: what the user called it.
-        settings: guidance, temperature and top-k, where they are not the authors'.
+        settings: guidance, temperature, top-k and whether a prefix is kept as one entry, where they are not as usual.
     """
 
     counts_padding = True  # the grid begins behind a prefix of one length
@@ -146,6 +146,7 @@ class LlamaGenModel(NetworkModel):
             geometry=Geometry(sizes.side, sizes.side),
             architecture=hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
             weights=weights_fingerprint(self.decoder),
+            folds_prefix=sizes.prefix > 1 and settings.get("fold_prefix", True),
         )
 
     def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:

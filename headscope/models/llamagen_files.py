@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from headscope.errors import ModelError
-from headscope.facts import NUMBER, check, optional, or_null, shown, whole
+from headscope.facts import FLAG, NUMBER, check, optional, or_null, shown, whole
 from headscope.models.checkpoint import Checkpoint, Shapes, weight_files
 from headscope.models.loading import read_object, some
 
@@ -30,6 +30,7 @@ _SETTINGS = {
     "guidance": optional(NUMBER),
     "temperature": optional(NUMBER),
     "top_k": or_null(whole(1)),
+    "fold_prefix": optional(FLAG),
 }
 _TRANSFORMER, _VQ = "tok_embeddings.weight", "quantize.embedding.weight"  # a tensor that only these have
 _SIZE = re.compile(r"(?<!\d)(256|384|512)(?!\d)")

@@ -48,7 +48,7 @@ class NetworkModel:
         return next(self.decoder.parameters()).device
 
     @torch.inference_mode()
-    def probe(self, kind: str) -> tuple[dict[str, int], int]:
+    def probe(self, kind: str) -> tuple[dict[str, Any], int]:
         """Number of layers and heads, as ModelShape names them, and the vocabulary, found by running three tokens.
 
         What the network says of two of them must come out of `forward` and its output embeddings, and not depend on the third.

@@ -58,6 +58,7 @@ _MODEL = {
     "geometry": OBJECT,  # `Geometry.from_dict` knows its fields
     "architecture": TEXT,
     "weights": or_null(TEXT),
+    "folds_prefix": optional(FLAG),
 }
 _DTYPE = replace(one_of(*CACHE_DTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHE_DTYPES)
 _COUNTED = {"bytes": whole(0, 2**63 - 1), "batch": whole(1), "streams": whole(1), "dtype": _DTYPE}
@@ -221,7 +222,7 @@ def _shape(model: dict[str, Any]) -> ModelShape:
         raise PolicyMismatch(
             f"model.query_heads is {model['query_heads']}, expected a multiple of model.kv_heads, {model['kv_heads']}."
         )
-    facts = {name: model[name] for name in _MODEL if name not in ("geometry", "weights")}
+    facts = {name: model[name] for name in _MODEL if name in model and name not in ("geometry", "weights")}
     return ModelShape(**facts, weights=model.get("weights") or "", geometry=Geometry.from_dict(model["geometry"]))
 
 
@@ -255,6 +256,12 @@ def check_fits(made: ModelShape, shape: ModelShape, path: Path) -> None:
         raise PolicyMismatch(
             f"{path}: made for another architecture ({made.name}, {made.architecture[:12]}) than {shape.name} "
             f"({shape.architecture[:12]}): search one for it."
+        )
+    if made.folds_prefix != shape.folds_prefix:
+        wanted, found = ("one entry" if one.folds_prefix else "every token" for one in (made, shape))
+        raise PolicyMismatch(
+            f"{path}: its bytes count {wanted} of the prefix, {shape.name} was loaded to keep {found}: load it with the other "
+            "setting of fold_prefix, or search again."
         )
     for name in ("query_heads", "head_dim"):  # equal where the fingerprint is honest
         if getattr(made, name) != getattr(shape, name):

@@ -143,7 +143,7 @@ class CacheSpec:
 
     @property
     def full_bytes(self) -> int:
-        """Of a plain cache of prefix + N tokens."""
+        """Of a plain cache of prefix + N tokens, or 1 + N where the prefix is kept as one."""
         tokens = self._prefix + self.shape.geometry.tokens
         return self.rows * self.shape.layers * self.shape.kv_heads * tokens * self._token_bytes
 
@@ -212,7 +212,7 @@ class CacheSpec:
 
     @property
     def _prefix(self) -> int:
-        return self.prefix if self.count_prefix else 0
+        return self.shape.prefix_slots(self.prefix) if self.count_prefix else 0
 
     @property
     def _token_bytes(self) -> int:

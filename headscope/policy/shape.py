@@ -21,6 +21,7 @@ class ModelShape:
         geometry: of the image.
         architecture: fingerprint (hex); a policy of another architecture is always refused.
         weights: fingerprint (hex); "" in a policy that was made for any weights of this shape.
+        folds_prefix: every query sees all of the prefix alike, for its keys are 0, so the cache keeps one entry for it.
     """
 
     name: str
@@ -31,7 +32,13 @@ class ModelShape:
     geometry: Geometry
     architecture: str
     weights: str
+    folds_prefix: bool = False
+
+    def prefix_slots(self, prefix: int) -> int:
+        """Entries that the cache keeps for a prefix of so many tokens."""
+        return min(prefix, 1) if self.folds_prefix else prefix
 
     def to_dict(self) -> dict[str, Any]:
         """As policy files and run.json tell it: JSON values by attribute."""
-        return {**vars(self), "geometry": self.geometry.to_dict()}
+        facts = {**vars(self), "geometry": self.geometry.to_dict()}
+        return facts if self.folds_prefix else {name: value for name, value in facts.items() if name != "folds_prefix"}

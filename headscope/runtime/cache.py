@@ -18,6 +18,7 @@ from headscope.errors import CacheError, NumberError, PolicyMismatch
 from headscope.models import Group, ImageModel, leave_handle, may_chunk_prompts, plain_groups, split_mask, through_cache
 from headscope.policy import Policy
 from headscope.runtime.buckets import HeavyHeads, WindowHeads
+from headscope.runtime.folded_prefix import folded
 from headscope.runtime.plain import CountingLayer
 from headscope.runtime.quantized_heads import PackedHeavyHeads, PackedWindowHeads
 
@@ -50,22 +51,25 @@ class CompressedLayer(CountingLayer):
         self._order = None if order == sorted(order) else torch.tensor(order)
         self.buckets: list[WindowHeads | HeavyHeads] = []
         self.prefix = 0
+        self.slots = 0  # that the prefix takes
+        self._real: torch.Tensor | None = None
         self._bias: torch.Tensor | None = None
         self._pending: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate every bucket for a prefix that begins with these keys [B, H, T, D]."""
         self.prefix = self._prefix_of(key_states)
+        self.slots = self.policy.shape.prefix_slots(self.prefix)
         check_prefix(self.policy, self.prefix)
         start = 0
         for numbers in self._numbers:
             bucket: WindowHeads | HeavyHeads
             if numbers.heavy:
                 heavy = HeavyHeads if numbers.bits == 16 else PackedHeavyHeads
-                bucket = heavy(numbers, start, self.prefix, self.stride, key_states)
+                bucket = heavy(numbers, start, self.slots, self.stride, key_states)
             else:
                 window = WindowHeads if numbers.bits == 16 else PackedWindowHeads
-                bucket = window(numbers, start, self.prefix, key_states)
+                bucket = window(numbers, start, self.slots, key_states)
             self.buckets.append(bucket)
             start = bucket.stop
         if self._order is not None:
@@ -186,9 +190,13 @@ class CompressedLayer(CountingLayer):
                 f"Layer {self.number}: the mask adds numbers to the attention (ALiBi or relative positions, say), which a "
                 "CompressedCache does not; use the model's own cache."
             )
-        for bucket in self.buckets:
-            rows = slice(bucket.start, bucket.stop)
-            bucket.fill_prefix(self._in_buckets(keys)[:, rows], self._in_buckets(values)[:, rows], start)
+        if self.slots == self.prefix:
+            self._fill_prefix(keys, values, start)
+        elif stop - start != self.prefix:
+            raise CacheError(
+                f"Layer {self.number}: {stop - start} tokens of a prompt of {self.prefix}, which is kept as one entry; feed it "
+                "in one call."
+            )
         if start > 0:
             keys, values = self._prefix_so_far(stop)
             if mask is None:
@@ -196,8 +204,30 @@ class CompressedLayer(CountingLayer):
         output, _ = sdpa_attention_forward(module, query, keys, values, mask, scaling=scaling)
         self.seen = stop
         if stop == self.prefix:
-            self._bias = _padding_bias(mask, keys, max(bucket.total for bucket in self.buckets))
+            self._real = _real_tokens(mask, self.prefix)
+            if self.slots < self.prefix:
+                self._fold(values)
+            elif self._real is not None:
+                self._bias = self._nothing_added(keys, len(self._real))
+                self._bias[..., : self.prefix].masked_fill_(~self._real, -torch.inf)
         return output
+
+    def _fill_prefix(self, keys: torch.Tensor, values: torch.Tensor, start: int) -> None:
+        """Keys and values [B, H, T, D] into the prefix's slots from `start` on."""
+        for bucket in self.buckets:
+            rows = slice(bucket.start, bucket.stop)
+            bucket.fill_prefix(self._in_buckets(keys)[:, rows], self._in_buckets(values)[:, rows], start)
+
+    def _fold(self, values: torch.Tensor) -> None:
+        """One entry in place of a prefix with these values [B, H, P, D], see `folded`."""
+        mean, added = folded(values, self._real)
+        self._fill_prefix(torch.zeros_like(mean), mean, 0)
+        self._bias = self._nothing_added(values, len(values))
+        self._bias[..., :1] = added
+
+    def _nothing_added(self, like: torch.Tensor, rows: int) -> torch.Tensor:
+        """0 for the logits of as many slots as the largest bucket has, [rows, 1, 1, slots]."""
+        return like.new_zeros(rows, 1, 1, max(bucket.total for bucket in self.buckets))
 
     def _in_buckets(self, heads: torch.Tensor) -> torch.Tensor:
         """[B, H, ...] in the order of buckets."""
@@ -217,9 +247,8 @@ class CompressedLayer(CountingLayer):
         total = self.seen + length
         seen, bias = split_mask(mask[..., :total])
         expected = torch.ones(length, total, dtype=torch.bool, device=mask.device).tril(self.seen)[None, None]
-        if self._bias is not None:
-            real = self._bias[..., : self.prefix] == 0
-            expected = expected & torch.nn.functional.pad(real, (0, length + self.seen - self.prefix), value=True)
+        if self._real is not None:
+            expected = expected & torch.nn.functional.pad(self._real, (0, length + self.seen - self.prefix), value=True)
         if seen.shape[-2:] != expected.shape[-2:] or bias is not None or not bool((seen == expected).all()):
             raise CacheError(
                 f"Layer {self.number}: the mask of tokens {self.seen} to {total - 1} hides or weighs more than later tokens "
@@ -256,15 +285,14 @@ class CompressedLayer(CountingLayer):
                 keys = torch.cat([self._prefix_so_far(self.seen)[0], keys], 2)
             return plain_groups(query, keys, mask, scaling)
         t, length = self.seen - self.prefix, query.shape[2]
-        padded = torch.zeros(1, 1, 1, self.prefix) if self._bias is None else self._bias[..., : self.prefix]
-        real = padded == 0
         groups = []
         for bucket in self.buckets:
             kv_heads = torch.tensor(bucket.numbers.heads, device=query.device)
             heads = (kv_heads[:, None] * self.queries_per_kv + torch.arange(self.queries_per_kv, device=query.device)).flatten()
             keys, tokens, seen = bucket.looked_at(self._pending[0][:, kv_heads], t)
             seen = seen.expand(len(keys), -1, -1, -1).clone()
-            seen[..., : self.prefix] &= real.to(seen.device)
+            if self._real is not None and self.slots == self.prefix:
+                seen[..., : self.prefix] &= self._real.to(seen.device)
             groups.append(
                 Group(
                     heads=heads.tolist(),
@@ -274,9 +302,14 @@ class CompressedLayer(CountingLayer):
                     query_positions=torch.arange(self.seen, self.seen + length, device=query.device),
                     visible=seen,
                     scaling=scaling,
+                    bias=self._added(tokens) if self.slots < self.prefix else None,
                 )
             )
         return groups
+
+    def _added(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        """What is added to the logits of a folded prefix's entry, and 0 at all others of these slots: [B, 1, 1, S]."""
+        return None if self._bias is None else torch.nn.functional.pad(self._bias[..., :1], (0, tokens.shape[-1] - 1))
 
     def get_max_length(self) -> int:
         """Tokens that can be seen in all."""
@@ -292,8 +325,8 @@ class CompressedLayer(CountingLayer):
 
     def reset(self) -> None:
         """Forget everything; the next call brings a new prefix."""
-        self.buckets, self.seen, self.prefix = [], 0, 0
-        self._bias, self._pending, self.is_initialized = None, None, False
+        self.buckets, self.seen, self.prefix, self.slots = [], 0, 0, 0
+        self._real, self._bias, self._pending, self.is_initialized = None, None, None, False
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order; a row may come several times."""
@@ -303,8 +336,7 @@ class CompressedLayer(CountingLayer):
             indices = indices.nonzero().flatten()
         for bucket in self.buckets:
             bucket.select(indices.to(self.device))
-        if self._bias is not None:
-            self._bias = self._bias.index_select(0, indices.to(self._bias.device))
+        self._real, self._bias = (_rows(part, indices) for part in (self._real, self._bias))
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Beam search: row i continues what row beam_idx[i] has seen."""
@@ -422,17 +454,19 @@ def _decoder(model: ImageModel | nn.Module, policy: Policy) -> nn.Module:
     return decoder
 
 
-def _padding_bias(mask: torch.Tensor | None, keys: torch.Tensor, slots: int) -> torch.Tensor | None:
-    """[B, 1, 1, slots] with -inf at the padding, from what the last query of the prefix sees; None if nothing is padded."""
+def _real_tokens(mask: torch.Tensor | None, prefix: int) -> torch.Tensor | None:
+    """bool [B, 1, 1, P], from what the last query of the prefix sees; None if nothing is padded."""
     if mask is None:
         return None
-    last = mask[:, :1, -1:, : keys.shape[2]]
-    seen, _ = split_mask(last)
-    if bool(seen.all()):
-        return None
-    bias = torch.zeros(*seen.shape[:3], slots, dtype=keys.dtype, device=keys.device)
-    bias[..., : keys.shape[2]].masked_fill_(~seen, -torch.inf)
-    return bias
+    seen, _ = split_mask(mask[:, :1, -1:, :prefix])
+    return None if bool(seen.all()) else seen
+
+
+def _rows(tensor: torch.Tensor | None, indices: torch.Tensor) -> torch.Tensor | None:
+    """Some rows of what may be of all alike."""
+    if tensor is None or len(tensor) == 1:
+        return tensor
+    return tensor.index_select(0, indices.to(tensor.device))
 
 
 def check_prefix(policy: Policy, prefix: int, prompt: str | None = None) -> None:

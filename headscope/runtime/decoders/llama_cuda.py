@@ -61,6 +61,8 @@ class LlamaCudaDecoder:
         if find_spec("triton") is None:
             return "needs Triton"
         shape = model.shape
+        if shape.folds_prefix:
+            return "needs an entry for every token of the prefix (fold_prefix off)"
         if shape.query_heads > MOST_GROUP * shape.kv_heads:
             return f"takes at most {MOST_GROUP} query heads a KV head, and this model has {shape.query_heads // shape.kv_heads}"
         if shape.head_dim > MOST_SIZE or shape.head_dim % 2:

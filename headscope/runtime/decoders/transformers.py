@@ -27,6 +27,8 @@ class TransformersDecoder:
 
     def __init__(self, model: ImageModel, policy: Policy | None) -> None:
         self.model, self.policy = model, policy
+        if policy is None and model.shape.folds_prefix:  # which a plain cache does not
+            self.policy = Policy.uniform(model.shape, window=model.shape.geometry.tokens - 1, stride=1, prefix=model.max_prefix)
         self.cache: PlainCache | CompressedCache | None = None
         self.prefix, self.streams = 0, 1
         self._mask = torch.empty(0)
