@@ -12,14 +12,21 @@ import numpy as np
 import torch
 
 from headscope.errors import DataError
-from headscope.facts import NUMBER, TEXT, check, or_null, parsed, said, whole
+from headscope.facts import NUMBER, TEXT, check, optional, or_null, parsed, said, whole
 from headscope.reading import read_parquet
 from headscope.storage import write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_FACTS = {"guidance": NUMBER, "temperature": NUMBER, "top_k": or_null(whole(1)), "model": TEXT, "weights": TEXT}
+_FACTS = {
+    "guidance": NUMBER,
+    "temperature": NUMBER,
+    "top_k": or_null(whole(1)),
+    "model": TEXT,
+    "weights": TEXT,
+    "cfg_interval": optional(whole(-1)),
+}
 _KEY = b"headscope_samples"
 _KIND = "a file of recorded images"
 
@@ -38,6 +45,7 @@ class Samples:
         top_k: codes that sampling chose among, None: all.
         model: its name.
         weights: fingerprint of the weights that generated them.
+        cfg_interval: tokens that were guided, see `Sampling`; -1 all.
     """
 
     prompts: list[str]
@@ -49,6 +57,7 @@ class Samples:
     top_k: int | None
     model: str
     weights: str
+    cfg_interval: int = -1
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -116,7 +125,7 @@ class Samples:
             raise DataError(f"{path}: not {_KIND} (column {nulls[0]} has an empty cell).")
         tokens = _rectangle(rows["tokens"].combine_chunks(), str(path))
         seeds = torch.from_numpy(rows["seed"].to_numpy().copy())
-        known: dict[str, Any] = {name: facts.get(name) for name in _FACTS}
+        known: dict[str, Any] = {"top_k": None, **{name: facts[name] for name in _FACTS if name in facts}}
         return cls(rows["prompt"].to_pylist(), rows["text"].to_pylist(), seeds, tokens, **known)
 
 

@@ -25,6 +25,7 @@ def generate(
     batch: Annotated[str, typer.Option(help="Images generated together: a number, or auto for what fits.")] = "auto",
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the model's).")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the most likely code (default: the model's).")] = None,
+    cfg_interval: Annotated[int | None, typer.Option(help="Tokens that are guided; -1 all (default: the model's).")] = None,
     accept_other_weights: Annotated[bool, typer.Option(help="Use the policy on a fine-tune of its model.")] = False,
     decoder: Annotated[str, typer.Option(help="transformers, llama_cpu, llama_cuda; auto: the fastest here.")] = "auto",
     seed: Seed = 0,
@@ -43,7 +44,9 @@ def generate(
     wanted = [*(texts or []), *(prompt or []), *(read_prompts(prompts) if prompts is not None else [])]
     wanted = wanted or default_prompts(model)
     wanted = wanted[: count or len(wanted)]
-    sampling = Sampling(guidance, temperature, seed=seed)  # what is out of range is told before the model is read
+    sampling = Sampling(
+        guidance, temperature, seed=seed, cfg_interval=cfg_interval
+    )  # what is out of range is told before the model is read
     settle_threads(model)
     loaded = load_model(model, device=device, dtype=dtype)
     kept = None if policy is None else load_policy(policy, loaded.shape, accept_other_weights=accept_other_weights)

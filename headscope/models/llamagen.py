@@ -118,7 +118,7 @@ class LlamaGenModel(NetworkModel):
         sizes: of the transformer.
         prompts: what prompts mean.
         name: what the user called it.
-        settings: guidance, temperature, top-k and whether a prefix is kept as one entry, where they are not as usual.
+        settings: of sampling, and whether a prefix is kept as one entry, where they are not as usual.
     """
 
     counts_padding = True  # the grid begins behind a prefix of one length
@@ -133,6 +133,7 @@ class LlamaGenModel(NetworkModel):
         self.max_prefix = sizes.prefix
         guidance, top_k = SAMPLING[sizes.kind]
         self.guidance = float(settings.get("guidance", guidance))
+        self.cfg_interval = int(settings.get("cfg_interval", -1))
         self.temperature = float(settings.get("temperature", 1.0))
         found = settings.get("top_k", top_k)
         self.top_k = None if found is None else min(found, sizes.codes)

@@ -30,6 +30,7 @@ _SETTINGS = {
     "guidance": optional(NUMBER),
     "temperature": optional(NUMBER),
     "top_k": or_null(whole(1)),
+    "cfg_interval": optional(whole(-1)),
     "fold_prefix": optional(FLAG),
 }
 _TRANSFORMER, _VQ = "tok_embeddings.weight", "quantize.embedding.weight"  # a tensor that only these have

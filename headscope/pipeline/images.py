@@ -240,6 +240,7 @@ def _facts(model: ImageModel, plan: Plan) -> dict[str, Any]:
         "seed": sampling.seeds(1)[0],
         "guidance": sampling.guidance,
         "temperature": sampling.temperature,
+        **({"cfg_interval": sampling.cfg_interval} if sampling.cfg_interval != -1 else {}),
     }
 
 

@@ -28,8 +28,9 @@ def _recorded(run: Run, path: Path, what: str, seed: int, policy: Policy | None 
     model, config, prompts = run.model, run.config, run.prompts()[what]
     if path.is_file():
         samples = Samples.load(path)
-        asked = model.guidance if config.guidance is None else config.guidance
-        if samples.prompts != prompts or samples.weights != model.shape.weights or samples.guidance != asked:
+        asked = Sampling(guidance=config.guidance).of(model)
+        same = (samples.guidance, samples.cfg_interval) == (asked.guidance, asked.cfg_interval)
+        if samples.prompts != prompts or samples.weights != model.shape.weights or not same:
             raise DataError(f"{path}: holds images of other prompts, weights or guidance; choose another folder for `out`.")
         return samples
     samples = generate(

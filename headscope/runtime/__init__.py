@@ -6,7 +6,7 @@ from headscope.runtime.decoders import AUTO, Decoder, choose, decoder_name, pass
 from headscope.runtime.finite import no_numbers
 from headscope.runtime.generate import generate
 from headscope.runtime.plain import PlainCache
-from headscope.runtime.sampling import Sampler, Sampling, guide, sample
+from headscope.runtime.sampling import Sampler, Sampling, guide, sample, scales
 
 __all__ = [
     "AUTO",
@@ -31,5 +31,6 @@ __all__ = [
     "no_numbers",
     "passed_over",
     "sample",
+    "scales",
     "seconds_of",
 ]

@@ -188,4 +188,5 @@ def _joined(parts: list[Samples]) -> Samples:
         top_k=first.top_k,
         model=first.model,
         weights=first.weights,
+        cfg_interval=first.cfg_interval,
     )

@@ -79,6 +79,7 @@ def generate(
         top_k=sampler.top_k,
         model=model.name,
         weights=model.shape.weights,
+        cfg_interval=sampler.cfg_interval,
     )
 
 
@@ -87,7 +88,7 @@ def _image_tokens(decoder: Decoder, prefix: Prefix, sampler: Sampler, report: Ca
     """Tokens int64 [n, N] of one batch; `report` is told how many of them every image has."""
     model = decoder.model
     hidden = decoder.prefill(prefix, sampler.guided)
-    if isinstance(decoder, ImageDecoder):
+    if isinstance(decoder, ImageDecoder) and sampler.cfg_interval < 0:  # which its device does not know
         return decoder.image_tokens(hidden, sampler, report)
     count = model.shape.geometry.tokens
     tokens = torch.empty(len(prefix.ids), count, dtype=torch.int64, device=model.device)

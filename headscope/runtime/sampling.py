@@ -11,6 +11,7 @@ from headscope.errors import DataError
 from headscope.models import ImageModel
 from headscope.runtime.finite import finite_choice
 from headscope.runtime.noise import Noise
+from headscope.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Sampling:
         temperature: divides the logits, 0 to 100; 0 takes the most likely code.
         top_k: only the k most likely codes are sampled, from 1; None after `of`: all of them.
         seed: one an image, or one number s for s, s + 1, ...; of 64 bits.
+        cfg_interval: as LlamaGen counts: token 0 and the next n + 1 are guided, later ones follow the conditional stream
+            alone; -1 guides all.
 
     Raises:
         DataError: a number out of range.
@@ -34,6 +37,7 @@ class Sampling:
     temperature: float | None = None
     top_k: int | None = None
     seed: int | Sequence[int] = 0
+    cfg_interval: int | None = None
 
     def __post_init__(self) -> None:
         if self.guidance is not None and not 0.0 <= self.guidance <= 100.0:
@@ -42,6 +46,8 @@ class Sampling:
             raise DataError(f"temperature {self.temperature:g}: expected 0 (most likely code) to 100.")
         if self.top_k is not None and self.top_k < 1:
             raise DataError(f"top-k {self.top_k}: expected a number of codes from 1.")
+        if self.cfg_interval is not None and self.cfg_interval < -1:
+            raise DataError(f"cfg_interval {self.cfg_interval}: expected a number of tokens from 0, or -1 to guide all.")
         seeds = [self.seed] if isinstance(self.seed, int) else [int(seed) for seed in self.seed]
         if wrong := [seed for seed in seeds if not -(2**63) <= seed < 2**63]:
             raise DataError(f"seed {wrong[0]}: expected a number of 64 bits, from -2^63 to 2^63 - 1.")
@@ -64,7 +70,17 @@ class Sampling:
             guidance=float(model.guidance if self.guidance is None else self.guidance),
             temperature=float(model.temperature if self.temperature is None else self.temperature),
             top_k=model.top_k if self.top_k is None else int(self.top_k),
+            cfg_interval=getattr(model, "cfg_interval", -1) if self.cfg_interval is None else self.cfg_interval,
         )
+
+    @classmethod
+    def of_samples(cls, samples: Samples) -> Sampling:
+        """How recorded images were sampled, but for their seeds.
+
+        Args:
+            samples: the recorded images.
+        """
+        return cls(samples.guidance, samples.temperature, samples.top_k, cfg_interval=samples.cfg_interval)
 
     @property
     def guided(self) -> bool:
@@ -94,18 +110,34 @@ class Sampling:
         return list(self.seed)
 
 
-def guide(logits: torch.Tensor, scale: float) -> torch.Tensor:
+def scales(guidance: float, cfg_interval: int, tokens: torch.Tensor) -> float | torch.Tensor:
+    """What `guide` takes at some image tokens.
+
+    Args:
+        guidance: scale of guidance, not 1.
+        cfg_interval: see `Sampling`.
+        tokens: int64 of any shape, their numbers.
+
+    Returns:
+        The scale where all are guided, else float32 of that shape, 1 where a token is not.
+    """
+    if cfg_interval < 0:
+        return guidance
+    return torch.where(tokens <= cfg_interval + 1, guidance, 1.0).float()
+
+
+def guide(logits: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     """Classifier-free guidance: u + scale * (c - u).
 
     Args:
         logits: [2 * n, ..., V], conditional streams c first, then the unconditional ones u; [n, ..., V] at scale 1.
-        scale: s; 1 gives the logits as they are.
+        scale: s; the number 1 gives the logits as they are. Or a tensor that goes with [n, ..., V].
 
     Returns:
         float32 [n, ..., V].
     """
     logits = logits.float()
-    if scale == 1.0:
+    if not isinstance(scale, torch.Tensor) and scale == 1.0:
         return logits
     conditional, unconditional = logits.chunk(2)
     return torch.lerp(unconditional, conditional, scale)
@@ -148,8 +180,9 @@ class Sampler:
     def __init__(self, model: ImageModel, sampling: Sampling, seeds: Sequence[int]) -> None:
         assert sampling.guidance is not None
         assert sampling.temperature is not None
+        assert sampling.cfg_interval is not None
         self.guidance, self.temperature, self.top_k = sampling.guidance, sampling.temperature, sampling.top_k
-        self.guided = sampling.guided
+        self.guided, self.cfg_interval = sampling.guided, sampling.cfg_interval
         self.noise = Noise(seeds, model.shape.geometry.tokens, model.vocabulary, model.device)
 
     def __call__(self, logits: torch.Tensor, token: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,4 +190,9 @@ class Sampler:
         noise = None
         if self.temperature != 0.0:
             noise = self.noise.of(token) if isinstance(token, torch.Tensor) else self.noise.at(token)
-        return sample(guide(logits, self.guidance), noise, temperature=self.temperature, top_k=self.top_k)
+        return sample(guide(logits, self._scale(logits, token)), noise, temperature=self.temperature, top_k=self.top_k)
+
+    def _scale(self, logits: torch.Tensor, token: int | torch.Tensor) -> float | torch.Tensor:
+        if not self.guided or self.cfg_interval < 0:
+            return self.guidance
+        return scales(self.guidance, self.cfg_interval, torch.as_tensor(token, device=logits.device))

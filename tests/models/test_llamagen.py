@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 
 from headscope.errors import DataError
-from headscope.models import load_model
+from headscope.models import Samples, load_model
 from headscope.models.llamagen import LlamaGenModel
 from headscope.pipeline import check_model, default_prompts
 from headscope.policy import CacheSpec, Policy, load_policy
 from headscope.runtime import Sampling, decoder_name, generate
+from headscope.tuning import Replay
 from tests.cli.command import headscope
 from tests.llamagen import CODES, Slow, Tensors, Tiny, transformer, vq_model, write_llamagen
 
@@ -58,6 +60,27 @@ def test_tokens_are_those_of_the_published_network(
         assert generate(model, prompts, sampling=sampling, policy=whole, decoder=decoder).tokens.tolist() == expected
 
 
+@pytest.mark.parametrize("interval", [0, 5])
+def test_behind_an_interval_nothing_is_guided(model: LlamaGenModel, tensors: Tensors, tmp_path: Path, interval: int) -> None:
+    """LlamaGen counts tokens from the second on: with n, tokens 0 to n + 1 are guided."""
+    slow, sampling = Slow(tensors, SIZE), Sampling(guidance=4.0, temperature=0.0, cfg_interval=interval)
+    expected = [slow.greedy(int(prompt), 4.0, interval + 1) for prompt in CLASSES]
+    assert expected != [slow.greedy(int(prompt), 4.0) for prompt in CLASSES]
+    for policy in (None, everything(model)):
+        assert generate(model, CLASSES, policy=policy, sampling=sampling).tokens.tolist() == expected
+    recorded = generate(model, CLASSES[:1], 0, sampling=replace(sampling, temperature=1.0))
+    recorded.save(tmp_path / "samples.parquet")
+    samples = Samples.load(tmp_path / "samples.parquet")
+    replay = Replay(model, samples)
+    codes = samples.tokens[0].tolist()
+    of, nothing = (slow.logits(3, codes[:15], stream) for stream in (0, 1))
+    guided = torch.cat([nothing[: interval + 2].lerp(of[: interval + 2], 4.0), of[interval + 2 :]]).log_softmax(-1)
+    assert torch.allclose(replay._recorded[0], guided[torch.arange(1, 16), codes[1:]], atol=1e-3)
+    assert replay.measure(everything(model)).kl < 1e-6
+    with pytest.raises(DataError, match="cfg_interval -2: expected a number of tokens from 0, or -1"):
+        Sampling(cfg_interval=-2)
+
+
 @pytest.mark.parametrize("size", [Tiny(heads=2, head_dim=100), Tiny(heads=3, head_dim=12)], ids=["of 100", "of 12"])
 def test_heads_of_any_multiple_of_four_numbers(size: Tiny, tmp_path: Path) -> None:
     tensors = transformer(size)
@@ -98,11 +121,12 @@ def test_checkpoints_of_every_training_are_one_model(
 
 
 def test_safetensors_beside_a_side_file_are_the_same_model(model: LlamaGenModel, tensors: Tensors, tmp_path: Path) -> None:
-    settings = {"heads": 4, "grid": 4, "guidance": 2.5, "top_k": 10}
+    settings = {"heads": 4, "grid": 4, "guidance": 2.5, "top_k": 10, "cfg_interval": 7}
     folder = write_llamagen(tmp_path / "other", SIZE, tensors, "model.safetensors", settings=settings)
     other = load_model(str(folder), device="cpu", dtype="bfloat16")
     assert (other.shape.weights, other.shape.architecture) == (model.shape.weights, model.shape.architecture)
     assert (other.guidance, other.top_k, other.dtype) == (2.5, 10, torch.bfloat16)
+    assert Sampling().of(other).cfg_interval == 7
     assert (model.guidance, model.top_k, model.temperature) == (4.0, CODES, 1.0)
 
 

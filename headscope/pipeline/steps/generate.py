@@ -28,7 +28,7 @@ def generate_step(run: Run) -> pd.DataFrame:
             full.prompts,
             full.seeds.tolist(),
             policy=policy,
-            sampling=Sampling(full.guidance, full.temperature, full.top_k),
+            sampling=Sampling.of_samples(full),
             batch_size=run.config.batch_size,
             progress=renamed(run.progress, "generating with the policy"),
         )

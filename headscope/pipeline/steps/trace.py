@@ -60,7 +60,7 @@ def _generate_again(model: ImageModel, policy: Policy | None, samples: Samples) 
         samples.prompts,
         samples.seeds.tolist(),
         policy=policy,
-        sampling=Sampling(samples.guidance, samples.temperature, samples.top_k),
+        sampling=Sampling.of_samples(samples),
         batch_size=len(samples),
     )
 

@@ -113,7 +113,7 @@ def _gradients(replay: Replay, number: int, rows: torch.Tensor, samples: int, ge
     with before(projections(model.decoder) or [], lambda layer, heads: written.append(heads)):
         hidden = model.forward(embeds, mask, None)[:, replay.prefix :]
     logits = (model.logits(hidden).float() / replay.temperature).unflatten(0, (streams, -1))
-    guided = logits[0] if streams == 1 else torch.lerp(logits[1], logits[0], replay.guidance)
+    guided = logits[0] if streams == 1 else torch.lerp(logits[1], logits[0], replay.scale)
     logs = torch.log_softmax(guided, -1)
     made = []
     for sample in range(samples):

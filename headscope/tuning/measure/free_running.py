@@ -58,7 +58,7 @@ def measure_free_running(model: ImageModel, samples: Samples, policy: Policy, *,
 def _generated(decoder: Decoder, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens int64 [n, N] of a policy's own, and the hidden states [rows, N - 1, C] after each but the last."""
     model, count = decoder.model, decoder.model.shape.geometry.tokens
-    sampling = Sampling(samples.guidance, samples.temperature, samples.top_k)
+    sampling = Sampling.of_samples(samples)
     sampler = Sampler(model, sampling, samples.seeds.tolist())
     hidden, states = decoder.prefill(model.tokenize(list(samples.prompts)), sampler.guided), []
     tokens = torch.empty(len(samples), count, dtype=torch.int64, device=model.device)

@@ -1,8 +1,8 @@
 """Replay: recorded images run, teacher forced, through the compressed cache; what is lost against the full cache.
 
 The distribution compared is the one that is sampled from: under guidance `u + s * (c - u)` of the two streams, after the
-temperature and before top-k, at the recorded scale. Forward KL(full || policy) in nats. The first image token follows
-from the prefix alone, which every policy keeps, so it does not count: an image of N tokens gives N - 1 positions, and
+temperature and before top-k, at the recorded scale and interval. Forward KL(full || policy) in nats. The first image token
+follows from the prefix alone, which every policy keeps, so it does not count: an image of N tokens gives N - 1 positions, and
 position i of every array here belongs to image token i + 1.
 """
 
@@ -18,7 +18,7 @@ from headscope.errors import DataError
 from headscope.geometry import Geometry
 from headscope.models import ImageModel
 from headscope.policy import Policy
-from headscope.runtime import CompressedCache, compressed, no_numbers
+from headscope.runtime import CompressedCache, compressed, no_numbers, scales
 from headscope.samples import Samples
 from headscope.tuning.measure.full_cache import ROOM, FullCachePredictions
 from headscope.tuning.measure.measurement import ReplayResult, Watch
@@ -82,6 +82,8 @@ class Replay:
         self.tokens = torch.as_tensor(samples.tokens).long().to(model.device)
         with torch.inference_mode():
             self._encode()
+            after = torch.arange(1, self.geometry.tokens, device=model.device)[:, None]  # what each position is followed by
+            self.scale = scales(self.guidance, samples.cfg_interval, after)
             self.batch_size = min(batch_size or self.fitting_batch(), len(self.tokens))
             self.batches = [self._batch(start) for start in range(0, len(self.tokens), self.batch_size)]
             self._remember_reference(reference_bytes)
@@ -250,7 +252,7 @@ class Replay:
     def _guided(self, conditional: torch.Tensor, unconditional: torch.Tensor | None) -> torch.Tensor:
         if unconditional is None:
             return conditional
-        return torch.lerp(unconditional, conditional, self.guidance)
+        return torch.lerp(unconditional, conditional, self.scale)
 
 
 def chunks(policy: Policy, geometry: Geometry) -> Iterator[tuple[int, int]]:

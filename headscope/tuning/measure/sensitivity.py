@@ -176,6 +176,8 @@ def table_identity(replay: Replay, stride: int) -> dict[str, str | int]:
     tokens = torch.as_tensor(replay.samples.tokens).to(torch.int32).contiguous()
     images = hashlib.sha256(tokens.numpy().tobytes())
     images.update(json.dumps([list(replay.samples.prompts), replay.guidance, replay.temperature]).encode())
+    if replay.samples.cfg_interval >= 0:
+        images.update(str(replay.samples.cfg_interval).encode())
     return {"weights": replay.model.shape.weights, "stride": stride, "images": images.hexdigest()[:16]}
 
 
