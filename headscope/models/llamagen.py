@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +21,7 @@ from headscope.geometry import Geometry
 from headscope.models import vq
 from headscope.models.caption_features import Features
 from headscope.models.checkpoint import Checkpoint, fill
+from headscope.models.codebook import is_foreign
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.grid_rotary import GridRotary
 from headscope.models.llamagen_captions import CaptionProjection, Captions
@@ -26,6 +29,7 @@ from headscope.models.llamagen_classes import Classes, ClassNames
 from headscope.models.llamagen_files import (
     FEATURE_FILE,
     SIDE_FILE,
+    SUFFIX,
     LlamaGenCheckpoint,
     Sizes,
     find_files,
@@ -197,6 +201,7 @@ def load_llamagen(source: str | Path, name: str, device: str, dtype: torch.dtype
     network = _empty(folder, lambda: LlamaGenNetwork(sizes))
     network.decoder.rotary_emb = GridRotary(sizes.head_dim, sizes.prefix, sizes.side, device)  # type: ignore[assignment]
     fill(network, LlamaGenCheckpoint(folder, files, sizes), stored_name, ("freqs_cis",), device, dtype, SIDE_FILE)
+    _look_at_codes(codebooks[0], sizes, network, pixels)
     takes = network.prefix
     prompts = Captions(folder, sizes, takes) if isinstance(takes, CaptionProjection) else Classes(names, takes)
     return LlamaGenModel(network, pixels, sizes, prompts, name, settings)
@@ -242,6 +247,25 @@ def _load_pixels(folder: Path, files: list[Path], sizes: Sizes, device: str) -> 
     vq.without_encoder(network)
     fill(network, checkpoint, vq.stored_name, vq.UNUSED, device, torch.float32, "its levels")
     return network
+
+
+def _look_at_codes(file: Path, sizes: Sizes, network: LlamaGenNetwork, pixels: JanusVQVAE) -> None:
+    """Warn of a VQ model that the transformer was not trained with, by its name or by its codes."""
+    if multiprocessing.parent_process() is not None:  # said in the process that was asked
+        return
+    other = next(suffix for kind, suffix in SUFFIX.items() if kind != sizes.kind)
+    codebook = pixels.quantize.embedding.weight.detach()
+    if other in file.name.lower():
+        found = f"is by its name that of the other kind of model, and this one takes {sizes.kind} prompts"
+    elif is_foreign(codebook, [network.head.weight.detach(), network.decoder.embed_tokens.weight.detach()]):
+        found = "has codes that are alike where the transformer knows no likeness"
+    else:
+        return
+    warnings.warn(
+        f"{file}: {found}, so images may be noise; use the VQ model that the transformer was trained with, such as "
+        f"vq_ds16_{SUFFIX[sizes.kind]}.pt.",
+        stacklevel=2,
+    )
 
 
 def _empty(folder: Path, make: Callable[[], Made]) -> Made:
