@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headscope.cli.console import Batch, Device, KeepOf, ModelName, say
+from headscope.cli.console import Batch, Device, Features, FoldPrefix, KeepOf, ModelName, say
 from headscope.cli.settings import LIMIT, limit_from
 
 
@@ -20,6 +20,8 @@ def budget(
     guidance: Annotated[bool, typer.Option("--guidance/--no-guidance", help="Two streams an image, or one.")] = True,
     prefix: Annotated[int | None, typer.Option(min=0, help="Tokens of the longest prompt (default: of its own).")] = None,
     keep_of: KeepOf = "all",
+    features: Features = None,
+    fold_prefix: FoldPrefix = True,
     device: Device = "auto",
 ) -> None:
     """How many images fit, and how much of the cache a batch may keep. Example: headscope budget stickers --memory 64MiB"""
@@ -27,10 +29,11 @@ def budget(
 
     from headscope import words
     from headscope.cli.tables import print_table
-    from headscope.models import load_model
+    from headscope.models import load_model, with_settings
     from headscope.pipeline import default_prompts, free_memory, what_fits
     from headscope.policy import load_policy, parse_size
 
+    model = with_settings(model, features, fold_prefix)
     loaded = load_model(model, device=device)
     longest = prefix if prefix is not None else int(loaded.tokenize(default_prompts(model)).ids.shape[1])
     room = parse_size(memory) if memory is not None else free_memory(str(loaded.device))

@@ -78,6 +78,8 @@ Device = Annotated[str, typer.Option(help="auto (CUDA where there is one, else t
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16 (default: float32 on a CPU, else bfloat16).")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by `headscope trace` or `run`.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, or a hub id.")]
+Features = Annotated[Path | None, typer.Option(help="Features of captions in safetensors, for a LlamaGen that takes captions.")]
+FoldPrefix = Annotated[bool, typer.Option(help="Keep a prefix whose keys are 0, a LlamaGen's caption, as one entry.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 PromptFile = Annotated[
     Path | None,
@@ -220,5 +222,8 @@ def check_begin(resume: bool, overwrite: bool) -> None:
 
 def default_out(model: str) -> Path:
     """The run folder of a model unless one is named: runs/ and the model's name, of `.` that of the folder."""
+    from headscope.models import split_name
+
+    model = split_name(model)[0]
     name = Path(model).name
     return Path("runs") / (Path(model).resolve().name if name in ("", "..") else name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headscope.cli.console import Device, Dtype, ModelName, WorkerCount, progress, say, settle_threads
+from headscope.cli.console import Device, Dtype, Features, FoldPrefix, ModelName, WorkerCount, progress, say, settle_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,8 @@ def evaluate(
     memory: Annotated[str, typer.Option(help="Bytes for the caches, such as 2GiB; the workers share them.")] = "2GiB",
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the model's).")] = None,
     workers: WorkerCount = 1,
+    features: Features = None,
+    fold_prefix: FoldPrefix = True,
     floor: Annotated[bool, typer.Option(help="Generate with the full cache in the other dtype too, as a floor.")] = True,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -45,12 +47,13 @@ def evaluate(
     """Images of the full cache and of each policy, compared. Example: headscope evaluate stickers-scenes --policy P --out E"""
     from headscope.errors import DataError
     from headscope.evaluation import LAYOUTS, EvaluationConfig, evaluate as measure, need_packages, read_results
-    from headscope.models import load_model
+    from headscope.models import load_model, with_settings
     from headscope.pipeline import GenerateInProcesses, Workers
     from headscope.policy import parse_size
     from headscope.reporting import write_evaluation
     from headscope.runtime import FULL, OTHER_SEED
 
+    model = with_settings(model, features, fold_prefix)
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"--layout {layout}: unknown; known are {', '.join(LAYOUTS)}.")
     need_packages("headscope evaluate")

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from headscope.cli.console import Device, Dtype, ModelName, PromptFile, Seed, progress, say, settle_threads
+from headscope.cli.console import (
+    Device,
+    Dtype,
+    Features,
+    FoldPrefix,
+    ModelName,
+    PromptFile,
+    Seed,
+    progress,
+    say,
+    settle_threads,
+)
 
 
 def generate(
@@ -29,15 +40,18 @@ def generate(
     accept_other_weights: Annotated[bool, typer.Option(help="Use the policy on a fine-tune of its model.")] = False,
     decoder: Annotated[str, typer.Option(help="transformers, llama_cpu, llama_cuda; auto: the fastest here.")] = "auto",
     seed: Seed = 0,
+    features: Features = None,
+    fold_prefix: FoldPrefix = True,
     device: Device = "auto",
     dtype: Dtype = None,
 ) -> None:
     """Generate images. Example: headscope generate stickers "red apple, noto style" --policy stickers-20 -n 4 -o images"""
-    from headscope.models import load_model
+    from headscope.models import load_model, with_settings
     from headscope.pipeline import Request, default_prompts, free_memory, generate_images, plan_images, read_prompts
     from headscope.policy import load_policy
     from headscope.runtime import Sampling
 
+    model = with_settings(model, features, fold_prefix)
     together = _batch(batch)
     if compare and policy is None:
         raise typer.BadParameter("--compare: compares a policy with the full cache; name one with --policy.")

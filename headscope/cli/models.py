@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from headscope.cli.console import Device, say
+from headscope.cli.console import Device, Features, FoldPrefix, say
 
 app = typer.Typer()
 
@@ -26,13 +26,16 @@ def models(context: typer.Context) -> None:
 def check(
     model: Annotated[str, typer.Argument(help="A name, a folder, or path/to/file.py:function.")],
     prompt: Annotated[list[str] | None, typer.Option(help="Two that the model takes; may be given again.")] = None,
+    features: Features = None,
+    fold_prefix: FoldPrefix = True,
     device: Device = "auto",
     dtype: Annotated[str | None, typer.Option(help="Of the weights (default: float32 on a CPU, else bfloat16).")] = None,
 ) -> None:
     """Try what headscope relies on in a model. Example: headscope models check mine.py:load"""
-    from headscope.models import load_model
+    from headscope.models import load_model, with_settings
     from headscope.pipeline import check_model, default_prompts
 
+    model = with_settings(model, features, fold_prefix)
     loaded = load_model(model, device=device, dtype=dtype)
     wrong = 0
     for finding in check_model(loaded, list(prompt or default_prompts(model)[:2]), model):

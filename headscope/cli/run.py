@@ -12,6 +12,8 @@ from headscope.cli.console import (
     Batch,
     Device,
     Dtype,
+    Features,
+    FoldPrefix,
     Keep,
     KeepOf,
     Memory,
@@ -52,12 +54,17 @@ def run(
     batch_size: Annotated[int, typer.Option(min=1, help="Images generated together while running.")] = BATCH_SIZE,
     quick: Quick = SEARCH.quick,
     seed: Seed = SEARCH.seed,
+    features: Features = None,
+    fold_prefix: FoldPrefix = True,
     device: Device = "auto",
     dtype: Dtype = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Trace, classify, search, generate and report. Example: headscope run stickers --keep 20% --out runs/stickers"""
+    from headscope.models import with_settings
+
+    model = with_settings(model, features, fold_prefix)
     config = RunConfig(
         model=model,
         dtype=dtype,

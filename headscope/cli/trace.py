@@ -12,6 +12,8 @@ from headscope.cli.console import (
     Device,
     Dtype,
     Engine,
+    Features,
+    FoldPrefix,
     ModelName,
     Overwrite,
     PromptFile,
@@ -55,16 +57,19 @@ def trace(
     engine: Engine = "processes",
     address: Address = None,
     seed: Seed = SEARCH.seed,
+    features: Features = None,
+    fold_prefix: FoldPrefix = True,
     device: Device = "auto",
     dtype: Dtype = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Generate images and trace every head. Example: headscope trace stickers --out runs/stickers"""
-    from headscope.models import load_model
+    from headscope.models import load_model, with_settings
     from headscope.pipeline import begin_run, trace_in_shards, trace_step
     from headscope.policy import load_policy
 
+    model = with_settings(model, features, fold_prefix)
     shared = workers_from(workers, engine, address)
     check_begin(resume, overwrite)
     if workers > 1 and (live or policy is not None):

@@ -5,6 +5,7 @@ from headscope.models.groups import Group, plain_groups, split_mask
 from headscope.models.intercept import attach
 from headscope.models.llamagen import llamagen_prompts
 from headscope.models.llamagen_files import is_llamagen_folder
+from headscope.models.model_name import split_name, with_settings
 from headscope.models.own_file import check_members
 from headscope.models.protocol import ImageModel, Prefix
 from headscope.models.raster import RasterModel, is_raster_folder, raster_prompts
@@ -49,7 +50,9 @@ __all__ = [
     "resolve_device",
     "source_of",
     "split_mask",
+    "split_name",
     "through_cache",
     "warn_of_unknown_words",
+    "with_settings",
     "writes_text",
 ]

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from headscope.errors import ModelError
 from headscope.facts import clipped
 from headscope.models.causal_lm import is_text_family, load_causal_lm
@@ -17,6 +15,7 @@ from headscope.models.janus import load_janus
 from headscope.models.janus_original import ORIGINAL_TYPE, load_janus_original
 from headscope.models.llamagen import load_llamagen
 from headscope.models.llamagen_files import SIDE_FILE, is_llamagen_folder
+from headscope.models.model_name import FEATURES, FOLD_PREFIX
 from headscope.models.protocol import ImageModel
 from headscope.models.raster import CARD, is_raster_folder, load_raster
 
@@ -31,19 +30,21 @@ class Family:
         load: of a folder (or a hub id), the model's name, a device and a dtype to a model ready to generate.
         by_id: `load` takes a hub id too and fetches what it needs; else it takes folders only.
         writes_text: the model continues text.
+        settings: that `load` takes as texts by name, see `split_name`.
     """
 
     title: str
     claims: Callable[[dict[str, Any]], bool]
-    load: Callable[[str, str, str, torch.dtype], ImageModel]
+    load: Callable[..., ImageModel]
     by_id: bool = False
     writes_text: bool = False
+    settings: tuple[str, ...] = ()
 
 
 # Said by headscope.toml beside config.json, which may be of any kind of network.
 OWN = Family("a network of one's own", lambda config: False, load_raster)
 # Said by its files, beside which there is no config.json.
-LLAMAGEN = Family("LlamaGen", lambda config: False, load_llamagen)
+LLAMAGEN = Family("LlamaGen", lambda config: False, load_llamagen, settings=(FEATURES, FOLD_PREFIX))
 FAMILIES = (
     Family("Janus in transformers' format", lambda config: config.get("model_type") == "janus", load_janus, by_id=True),
     Family(

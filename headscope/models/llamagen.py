@@ -16,7 +16,7 @@ from torch import nn
 from transformers import JanusVQVAE, JanusVQVAEConfig, LlamaConfig, LlamaModel
 
 from headscope.errors import ModelError
-from headscope.facts import said
+from headscope.facts import said, shown
 from headscope.geometry import Geometry
 from headscope.models import vq
 from headscope.models.caption_features import Features
@@ -27,11 +27,11 @@ from headscope.models.grid_rotary import GridRotary
 from headscope.models.llamagen_captions import CaptionProjection, Captions
 from headscope.models.llamagen_classes import Classes, ClassNames
 from headscope.models.llamagen_files import (
-    FEATURE_FILE,
     SIDE_FILE,
     SUFFIX,
     LlamaGenCheckpoint,
     Sizes,
+    feature_file,
     find_files,
     read_settings,
     sizes_of,
@@ -186,14 +186,28 @@ class LlamaGenModel(NetworkModel):
         return torch.cat([vq.as_pixels(image) for image in images])
 
 
-def load_llamagen(source: str | Path, name: str, device: str, dtype: torch.dtype) -> LlamaGenModel:
+def load_llamagen(
+    source: str | Path, name: str, device: str, dtype: torch.dtype, features: str = "", fold_prefix: str = ""
+) -> LlamaGenModel:
     """Load from a folder with a transformer's and a VQ model's files, and llamagen.json where names do not say all.
+
+    Args:
+        source: the folder.
+        name: what to call it.
+        device: for the weights.
+        dtype: of the transformer; the VQ model is in float32.
+        features: file of captions' features, in place of features.safetensors in the folder.
+        fold_prefix: "true" or "false", in place of what llamagen.json says.
 
     Raises:
         ModelError: a file that is missing or damaged, or a size that was not trained.
     """
     folder = Path(source)
     settings = read_settings(folder)
+    if fold_prefix not in ("", "true", "false"):
+        raise ModelError(f"{folder}: fold_prefix is {shown(fold_prefix)}, expected true or false.")
+    if fold_prefix:
+        settings["fold_prefix"] = fold_prefix == "true"
     files, codebooks = find_files(folder)
     sizes = sizes_of(folder, files, settings)
     names = ClassNames(folder, sizes.classes)
@@ -202,13 +216,17 @@ def load_llamagen(source: str | Path, name: str, device: str, dtype: torch.dtype
     network.decoder.rotary_emb = GridRotary(sizes.head_dim, sizes.prefix, sizes.side, device)  # type: ignore[assignment]
     fill(network, LlamaGenCheckpoint(folder, files, sizes), stored_name, ("freqs_cis",), device, dtype, SIDE_FILE)
     _look_at_codes(codebooks[0], sizes, network, pixels)
-    takes = network.prefix
-    prompts = Captions(folder, sizes, takes) if isinstance(takes, CaptionProjection) else Classes(names, takes)
+    takes, file = network.prefix, feature_file(folder, sizes, features)
+    prompts = Captions(folder, sizes, takes, file) if isinstance(takes, CaptionProjection) else Classes(names, takes)
     return LlamaGenModel(network, pixels, sizes, prompts, name, settings)
 
 
-def llamagen_prompts(folder: Path) -> list[str]:
+def llamagen_prompts(folder: Path, features: str = "") -> list[str]:
     """Prompts for a run that names none: classes, or the captions of a file of features, where there is one.
+
+    Args:
+        folder: the model's.
+        features: the file, where it is not in the folder.
 
     Raises:
         ModelError: the folder holds no LlamaGen.
@@ -216,8 +234,8 @@ def llamagen_prompts(folder: Path) -> list[str]:
     sizes = sizes_of(folder, find_files(folder)[0], read_settings(folder))
     if sizes.classes:
         return ClassNames(folder, sizes.classes).prompts()
-    file = folder / FEATURE_FILE
-    return Features(file, sizes.prefix, sizes.features).captions() if file.is_file() else []
+    file = feature_file(folder, sizes, features)
+    return [] if file is None else Features(file, sizes.prefix, sizes.features).captions()
 
 
 def stored_name(name: str) -> str:

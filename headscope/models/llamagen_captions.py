@@ -44,19 +44,18 @@ class Captions:
     Rows 0 to P - 1 are those of no caption, row P is of padding, and each caption has one a token behind them.
 
     Args:
-        folder: where features.safetensors and flan-t5-xl may lie.
+        folder: where flan-t5-xl may lie.
         sizes: of features and of the prefix.
         projection: filled, on its device.
+        file: of features, where there is one.
 
     Raises:
         ModelError: a file of features that can't be read or has other sizes.
     """
 
-    def __init__(self, folder: Path, sizes: Sizes, projection: CaptionProjection) -> None:
+    def __init__(self, folder: Path, sizes: Sizes, projection: CaptionProjection, file: Path | None) -> None:
         self.folder, self.sizes, self.projection = folder, sizes, projection
-        self._precomputed: Features | None = None
-        if (folder / FEATURE_FILE).is_file():
-            self._precomputed = Features(folder / FEATURE_FILE, sizes.prefix, sizes.features)
+        self._precomputed = None if file is None else Features(file, sizes.prefix, sizes.features)
         self._encoder: Encoder | None = None
         nothing = projection.nothing.detach()
         self._table = torch.cat([nothing, nothing.new_zeros(1, sizes.features)])
@@ -128,4 +127,7 @@ class Captions:
         here = f"there is no folder {ENCODER} in {self.folder} to compute them"
         if self._precomputed is None:
             return f"prompt {shown(prompt)}: no features of it, and {here}: put it there, or {FEATURE_FILE} with yours."
-        return f"prompt {shown(prompt)}: not among the {len(self._precomputed)} captions of {FEATURE_FILE}, and {here}."
+        return (
+            f"prompt {shown(prompt)}: not among the {len(self._precomputed)} captions of {self._precomputed.file.name}, and "
+            f"{here}."
+        )

@@ -135,6 +135,18 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def feature_file(folder: Path, sizes: Sizes, named: str = "") -> Path | None:
+    """The file of captions' features: the one that is named, or features.safetensors where it is there.
+
+    Raises:
+        ModelError: one is named for a model that takes classes.
+    """
+    if named and not sizes.features:
+        raise ModelError(f"{folder}: takes classes and reads no captions: leave the features {named} out.")
+    file = Path(named) if named else folder / FEATURE_FILE
+    return file if named or file.is_file() else None
+
+
 def find_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """The files of the transformer, and those of VQ models, told apart by their tensors.
 

@@ -18,11 +18,12 @@ from huggingface_hub import (
 )
 
 from headscope.errors import BudgetError, DataError, ModelError
-from headscope.facts import said
+from headscope.facts import clipped, said
 from headscope.models.causal_lm import load_smollm2
 from headscope.models.families import family_of
 from headscope.models.janus import load_janus
 from headscope.models.janus_original import flow_refused, is_flow
+from headscope.models.model_name import join_name, split_name
 from headscope.models.own_file import is_own_file, lasting_file, load_own
 from headscope.models.protocol import ImageModel
 from headscope.models.raster import is_raster_folder
@@ -91,7 +92,8 @@ def load_model(name: str, device: str = "auto", dtype: torch.dtype | str | None 
 
     Args:
         name: `stickers`, `smollm2`, a folder, `path/to/file.py:function` of one's own, or a hub id such as
-            `deepseek-community/Janus-Pro-1B` (the only case that uses a network).
+            `deepseek-community/Janus-Pro-1B` (the only case that uses a network); a LlamaGen's folder may have settings behind
+            it, `FOLDER?features=FILE&fold_prefix=false`.
         device: `auto` (CUDA where there is one, else the CPU), or as torch names one: cpu, cuda:1.
         dtype: of the weights, float32 on a CPU and bfloat16 elsewhere unless given.
 
@@ -101,6 +103,9 @@ def load_model(name: str, device: str = "auto", dtype: torch.dtype | str | None 
     """
     device = resolve_device(device)
     kind = _dtype(dtype, device)
+    plain, settings = split_name(name)
+    if settings:
+        return _with_settings(plain, settings, device, kind)
     folder = bundled_folder(name)
     if folder is not None:
         if not (folder / "config.json").is_file():
@@ -117,6 +122,23 @@ def load_model(name: str, device: str = "auto", dtype: torch.dtype | str | None 
     if _HUB_ID.fullmatch(name):
         return _from_hub(name, device, kind)
     raise ModelError(f"{name}: neither a known model nor a folder; {_known()}.")
+
+
+def _with_settings(plain: str, settings: dict[str, str], device: str, dtype: torch.dtype) -> ImageModel:
+    """Load a folder of a family that takes settings.
+
+    Raises:
+        ModelError: a setting that it does not take.
+    """
+    family = family_of(plain) if Path(plain).is_dir() else None
+    known = () if family is None else family.settings
+    if unknown := [key for key in settings if key not in known]:
+        raise ModelError(
+            f"{plain}: takes no setting {clipped(ascii(unknown[0])[1:-1])} ({', '.join(known) or 'none at all'}); a folder "
+            "with a LlamaGen takes features and fold_prefix."
+        )
+    assert family is not None
+    return family.load(plain, Path(plain).resolve().name, device, dtype, **settings)
 
 
 def _from_hub(name: str, device: str, dtype: torch.dtype) -> ImageModel:
@@ -164,6 +186,9 @@ def _look_for(name: str) -> None:
 
 def lasting_name(name: str) -> str:
     """What `load_model(name)` means, whichever the working folder is later: a folder becomes its absolute path."""
+    plain, settings = split_name(name)
+    if settings:
+        return join_name(lasting_name(plain), settings)
     if is_own_file(name):
         return lasting_file(name)
     if _is_named(name) or not Path(name).is_dir():
@@ -180,8 +205,13 @@ def source_of(run: RunFolder) -> str:
             nowhere, or to several folders.
     """
     model = run.read()["model"]
-    source = str(model.get("source") or model.get("name"))
-    if not names_a_folder(source, str(model.get("name"))) or Path(source).is_dir():
+    source, settings = split_name(str(model.get("source") or model.get("name")))
+    return join_name(_plain_source(run, source, str(model.get("name"))), settings)
+
+
+def _plain_source(run: RunFolder, source: str, name: str) -> str:
+    """`source_of` without settings, for a model that is called `name`."""
+    if not names_a_folder(source, name) or Path(source).is_dir():
         return lasting_name(source)
     if Path(source).is_absolute():
         raise DataError(

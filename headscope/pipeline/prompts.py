@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from headscope.errors import DataError
-from headscope.models import bundled_folder, is_llamagen_folder, is_raster_folder, llamagen_prompts, raster_prompts, writes_text
+from headscope.models import (
+    bundled_folder,
+    is_llamagen_folder,
+    is_raster_folder,
+    llamagen_prompts,
+    raster_prompts,
+    split_name,
+    writes_text,
+)
 from headscope.prompt_files import read_asked
 
 # For models that bring no prompts of their own; every other one calibrates, the rest judges.
@@ -94,6 +102,7 @@ def read_prompts(path: str | Path) -> list[str]:
 def default_prompts(source: str) -> list[str]:
     """The prompts that a model folder brings (`prompts.txt`, those that headscope.toml names, or classes), else plain ones:
     captions, or for a text model beginnings."""
+    source, settings = split_name(source)
     folder = bundled_folder(source) or Path(source)
     own = folder / "prompts.txt"
     if own.is_file():
@@ -101,7 +110,7 @@ def default_prompts(source: str) -> list[str]:
     if is_raster_folder(folder):
         return raster_prompts(folder) or [f"image {number}" for number in range(1, len(PLAIN) + 1)]
     if is_llamagen_folder(folder):
-        return llamagen_prompts(folder) or list(PLAIN)
+        return llamagen_prompts(folder, settings.get("features", "")) or list(PLAIN)
     return list(PLAIN_TEXT if writes_text(source) else PLAIN)
 
 

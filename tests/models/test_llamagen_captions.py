@@ -13,11 +13,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from headscope.errors import DataError, ModelError
-from headscope.models import load_model
+from headscope.models import Samples, load_model, source_of, split_name
 from headscope.models.llamagen import LlamaGenModel
-from headscope.pipeline import check_model, default_prompts
+from headscope.pipeline import check_model, default_prompts, open_run
 from headscope.policy import Policy, load_policy
+from headscope.run_folder import RunFolder
 from headscope.runtime import Sampling, generate
+from tests.cli.command import headscope
 from tests.llamagen import Slow, Tensors, Tiny, transformer, write_llamagen
 from tests.models.test_llamagen import run_of
 
@@ -133,6 +135,47 @@ def test_the_encoder_gives_what_a_file_of_its_features_gives(tensors: Tensors, t
     assert load_file(alone / "features.safetensors")["mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
     with pytest.raises(DataError, match="7 tokens, at most 6 are read: shorten it"):
         model.tokenize(["a dog on a red car"])
+
+
+def test_features_lie_anywhere_and_a_run_remembers_where(
+    tensors: Tensors, features: list[torch.Tensor], tmp_path: Path, capsys, monkeypatch
+) -> None:
+    folder, file = write_llamagen(tmp_path / "Toy", SIZE, tensors, "captions.pt"), tmp_path / "other & more.safetensors"
+    write_features(file, features)
+    monkeypatch.chdir(tmp_path)
+    asked = ("--features", file.name, "--no-fold-prefix")
+    ended = headscope(capsys, monkeypatch, "trace", "Toy", "--out", "run", "--calibration", 2, "--unseen", 2, *asked)
+    assert ended.status == 0, ended.err
+    run = RunFolder(tmp_path / "run")
+    monkeypatch.chdir(tmp_path.parent)
+    name = source_of(run)
+    assert split_name(name) == (str(folder), {"features": str(file), "fold_prefix": "false"})
+    model = load_model(name, device="cpu")
+    assert (model.name, model.shape.folds_prefix, default_prompts(name)) == ("Toy", False, CAPTIONS)
+    assert Samples.load(run.samples).prompts == CAPTIONS[::2]
+    assert open_run(run.path).model.tokenize(CAPTIONS).ids.shape == (4, 6)
+    ended = headscope(capsys, monkeypatch, "generate", folder, "dog", *("--features", file, "--out", tmp_path / "images"))
+    assert ended.status == 0, ended.err
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("{folder}?fold=1", r"takes no setting fold \(features, fold_prefix\)"),
+        ("stickers?fold_prefix=false", r"stickers: takes no setting fold_prefix \(none at all\); a folder with a LlamaGen"),
+        ("{folder}?fold_prefix=no", 'fold_prefix is "no", expected true or false'),
+        ("{folder}?features=none.safetensors", r"none\.safetensors: cannot be read as features"),
+    ],
+)
+def test_settings_that_are_none_are_refused(folder: Path, name: str, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        load_model(name.format(folder=folder), device="cpu")
+
+
+def test_a_model_of_classes_reads_no_features(tmp_path: Path) -> None:
+    folder = write_llamagen(tmp_path / "Toy", Tiny(), transformer(Tiny()), "classes.pt")
+    with pytest.raises(ModelError, match=r"takes classes and reads no captions: leave the features f\.safetensors out"):
+        load_model(f"{folder}?features=f.safetensors", device="cpu")
 
 
 def test_a_fifth_of_the_cache_goes_through_every_step(tmp_path: Path, capsys, monkeypatch) -> None:
