@@ -114,7 +114,11 @@ def write_llamagen(
     else:
         torch.save({wrapping: tensors, **left} if wrapping else tensors, folder / file)
     kind = "t2i" if size.slots else "c2i"
-    torch.save({"model": vq_tensors(vq_model(size.side))}, folder / f"vq_ds16_{kind}.pt")
+    pixels = vq_tensors(vq_model(size.side))
+    if file.endswith(".safetensors"):
+        save_file(pixels, folder / "vq.safetensors", {"format": "pt"})
+    else:
+        torch.save({"model": pixels}, folder / f"vq_ds16_{kind}.pt")
     told = {"heads": size.heads, "grid": size.side} if settings is None else settings
     (folder / "llamagen.json").write_text(json.dumps(told))
     return folder

@@ -57,7 +57,7 @@ def known_models() -> list[tuple[str, str]]:
     """(name, description) of the models that can be named; any folder of the same families can be named too."""
     folder = (
         "FOLDER",
-        "a folder with a Janus (transformers' or DeepSeek's format), a text model, or with headscope.toml your own",
+        "a folder with a Janus (transformers' or DeepSeek's format), a LlamaGen, a text model, or with headscope.toml your own",
     )
     own = ("FILE.py:FUNCTION", "a function of yours that gives an image model for a device and a dtype")
     others = [(name, "registered") for name in sorted(_others())]

@@ -127,6 +127,7 @@ def test_safetensors_beside_a_side_file_are_the_same_model(model: LlamaGenModel,
     assert (other.shape.weights, other.shape.architecture) == (model.shape.weights, model.shape.architecture)
     assert (other.guidance, other.top_k, other.dtype) == (2.5, 10, torch.bfloat16)
     assert Sampling().of(other).cfg_interval == 7
+    assert torch.equal(other.to_images(torch.arange(16)[None]), model.to_images(torch.arange(16)[None]))
     assert (model.guidance, model.top_k, model.temperature) == (4.0, CODES, 1.0)
 
 
