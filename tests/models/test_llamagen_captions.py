@@ -75,6 +75,15 @@ def test_tokens_are_those_of_the_published_network(
         assert generate(model, CAPTIONS[:count], sampling=sampling, policy=policy).tokens.tolist() == expected
 
 
+@torch.inference_mode()
+def test_both_prefixes_are_those_of_the_published_network(
+    model: LlamaGenModel, tensors: Tensors, features: list[torch.Tensor]
+) -> None:
+    prefix, expected = model.tokenize(CAPTIONS[:1]), Slow(tensors, SIZE).prefixes(features[0])
+    for ids, wanted in zip((prefix.ids, prefix.unconditional_ids), expected, strict=True):
+        assert torch.allclose(model.embed_prefix(ids)[0], wanted, atol=1e-5)
+
+
 def test_the_null_prompt_stands_under_the_mask_of_the_caption(model: LlamaGenModel) -> None:
     prefix = model.tokenize(["dog", "a red apple"])
     assert prefix.mask.tolist() == prefix.unconditional_mask.tolist() == [[0, 0, 0, 0, 0, 1], [0, 0, 0, 1, 1, 1]]
