@@ -70,7 +70,8 @@ class Captions:
             DataError: a caption that is too long, or of which there are no features.
         """
         with self._lock:
-            rows = [self._rows.get(prompt) or self._add(prompt) for prompt in prompts]
+            self._add([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows])
+            rows = [self._rows[prompt] for prompt in prompts]
         slots = self.sizes.prefix
         ids = torch.tensor([[slots] * (slots - len(row)) + list(row) for row in rows])
         mask = torch.tensor([[0] * (slots - len(row)) + [1] * len(row) for row in rows])
@@ -114,14 +115,14 @@ class Captions:
         """
         return write_features(path, prompts, [self.features(prompt)[0] for prompt in prompts])
 
-    def _add(self, prompt: str) -> range:
-        features, strings = self.features(prompt)
-        first = len(self._table)
+    def _add(self, prompts: Sequence[str]) -> None:
+        """Rows for captions that have none; all at once, for the table is copied."""
+        found = [self.features(prompt) for prompt in prompts]
         with torch.inference_mode(False), torch.no_grad():  # who takes gradients later may save no tensor of inference
-            self._table = torch.cat([self._table, features.to(self._table)])
-        self._strings += strings
-        self._rows[prompt] = range(first, len(self._table))
-        return self._rows[prompt]
+            self._table = torch.cat([self._table, *(features.to(self._table) for features, _ in found)])
+        for prompt, (_, strings) in zip(prompts, found, strict=True):
+            self._rows[prompt] = range(len(self._strings), len(self._strings) + len(strings))
+            self._strings += strings
 
     def _unknown(self, prompt: str) -> str:
         here = f"there is no folder {ENCODER} in {self.folder} to compute them"

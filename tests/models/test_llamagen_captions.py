@@ -84,6 +84,15 @@ def test_both_prefixes_are_those_of_the_published_network(
         assert torch.allclose(model.embed_prefix(ids)[0], wanted, atol=1e-5)
 
 
+def test_a_caption_has_one_place(model: LlamaGenModel) -> None:
+    first = model.tokenize(["two cats", "dog", "dog"])
+    again = model.tokenize(["dog", "a blue car on a road"])
+    assert first.ids[1].tolist() == first.ids[2].tolist() == again.ids[0].tolist()
+    with pytest.raises(DataError, match='"a fox": not among'):
+        model.tokenize(["dog", "a fox"])
+    assert torch.equal(model.tokenize(["two cats"]).ids[0], first.ids[0])
+
+
 def test_the_null_prompt_stands_under_the_mask_of_the_caption(model: LlamaGenModel) -> None:
     prefix = model.tokenize(["dog", "a red apple"])
     assert prefix.mask.tolist() == prefix.unconditional_mask.tolist() == [[0, 0, 0, 0, 0, 1], [0, 0, 0, 1, 1, 1]]
