@@ -78,14 +78,16 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             y: not used; scikit-learn's pipelines give it.
 
         Raises:
-            DataError: fewer than two heads, numbers that are not finite, or an unknown method or number of clusters.
+            DataError: fewer than two heads (one for the threshold), numbers that are not finite, or an unknown method or number
+                of clusters.
         """
         values = np.asarray(X, dtype=np.float64)
-        if values.ndim != 2 or len(values) < 2 or not np.isfinite(values).all():
+        least = 1 if self.method == "threshold" else 2
+        if values.ndim != 2 or len(values) < least or not np.isfinite(values).all():
             raise DataError(f"Found {values.shape} features, expected at least two heads and finite numbers: trace again.")
         if self.method not in METHODS:
             raise DataError(f"method {self.method}: unknown; known are {', '.join(METHODS)}.")
-        if self.n_clusters != "bic" and not (isinstance(self.n_clusters, int) and 2 <= self.n_clusters <= len(values)):
+        if self.n_clusters != "bic" and not (isinstance(self.n_clusters, int) and 2 <= self.n_clusters <= max(len(values), 2)):
             raise DataError(
                 f"n_clusters {self.n_clusters}: expected bic, or a number from 2 to {len(values)}, the number of heads."
             )
@@ -94,8 +96,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         self.mean_ = values.mean(0)
         self.scale_ = np.where(values.std(0) > 1e-12, values.std(0), 1.0)
         standard = self._standardised(values)
-        self.bic_ = np.array([self._mixture(standard, k, 1).bic(standard) for k in range(1, self._most(len(values)) + 1)])
-        self.supported_ = int(self.bic_.argmin()) + 1
+        clusters = range(1, self._most(len(values)) + 1) if len(values) > 1 else ()
+        self.bic_ = np.array([self._mixture(standard, k, 1).bic(standard) for k in clusters])
+        self.supported_ = int(self.bic_.argmin()) + 1 if len(self.bic_) else 1
         count = max(self.supported_, 2) if self.n_clusters == "bic" else int(self.n_clusters)
         self.mixture_ = None
         if self.method == "mixture":
@@ -142,6 +145,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
     @property
     def verdict_(self) -> str:
         """What BIC says of the number of clusters, in a sentence."""
+        if not len(self.bic_):
+            return "There is one head, and no other to compare it with: its class is by SSD's threshold."
         listed = ", ".join(f"{k} {value:,.0f}" for k, value in enumerate(self.bic_, 1))
         if self.supported_ == 1:
             return f"The data do not support two kinds of heads: one cluster fits best (BIC {listed}); trust the graded score."
@@ -201,6 +206,8 @@ def classify(
     `confidence` is the posterior of the class given, `stability` the share of `resamples` bootstraps over images in
     which a classifier fitted anew gives the same class.
 
+    A model of one head has it classified by SSD's threshold.
+
     A statistic that is no number (attention that overflowed) is warned of, and the mean of the other heads stands in.
 
     Args:
@@ -230,7 +237,10 @@ def classify(
             f"{trace.path}: the table has {len(table)} KV heads, {shape.name} {shape.layers} x {shape.kv_heads}: trace again."
         )
     values = table[list(FEATURES)].to_numpy()
-    classifier = clone(classifier or HeadClassifier()).fit(values)
+    classifier = clone(classifier or HeadClassifier())
+    if len(values) == 1:
+        classifier.set_params(method="threshold")
+    classifier.fit(values)
     classes = classifier.predict(values)
     table.insert(2, "class", classes)
     table.insert(3, "semantic_score", classifier.score_semantic(values))

@@ -141,6 +141,16 @@ def test_unknown_methods_and_numbers_are_refused(wrong: dict[str, object]) -> No
         HeadClassifier(**wrong).fit(two_kinds(0)[0])
 
 
+def test_a_single_head_is_classified_by_the_threshold() -> None:
+    with pytest.raises(DataError, match="at least two heads"):
+        HeadClassifier().fit(np.full((1, 9), 0.9))
+    for share, expected in ((0.9, "semantic"), (0.1, "spatial")):
+        judge = HeadClassifier(method="threshold").fit(np.full((1, 9), share))
+        assert judge.predict(np.full((1, 9), share)) == [expected]
+        assert judge.score_semantic(np.full((1, 9), share)) == [0.5]
+        assert judge.verdict_.startswith("There is one head")
+
+
 @pytest.mark.parametrize("values", [np.ones((1, 9)), np.full((4, 9), np.nan)])
 def test_data_that_cannot_be_clustered_is_refused(values: np.ndarray) -> None:
     with pytest.raises(DataError, match="expected at least two heads"):
