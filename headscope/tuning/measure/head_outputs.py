@@ -30,10 +30,13 @@ class HeadOutputs:
         replay: the images.
         stride: tokens between two choices of heavy tokens.
         anchor: first image tokens that heads keep at every option.
+
+    Attributes:
+        tuples: whether the decoder's layers return tuples; known once there are `inputs`.
     """
 
     def __init__(self, replay: Replay, stride: int, anchor: int = 0) -> None:
-        self.replay, self.stride, self.anchor = replay, stride, anchor
+        self.replay, self.stride, self.anchor, self.tuples = replay, stride, anchor, False
         self._inputs: dict[int, list[torch.Tensor]] = {}
 
     @property
@@ -45,10 +48,17 @@ class HeadOutputs:
         """Each layer's input under the full cache, [rows, P + N - 1, C], of the batch of that number."""
         if number not in self._inputs:
             found: list[torch.Tensor] = []
-            with before(layers(self.replay), lambda layer, hidden: found.append(hidden)):
-                self.replay.full(self.replay.batches[number])
+            handle = layers(self.replay)[0].register_forward_hook(self._note)
+            try:
+                with before(layers(self.replay), lambda layer, hidden: found.append(hidden)):
+                    self.replay.full(self.replay.batches[number])
+            finally:
+                handle.remove()
             self._inputs[number] = found
         return self._inputs[number]
+
+    def _note(self, _: nn.Module, __: tuple, output: object) -> None:
+        self.tuples = isinstance(output, tuple)
 
     def forget(self, number: int) -> None:
         """Free the inputs of a batch."""

@@ -124,8 +124,9 @@ class SingleHeadLoss:
             heads[:, replay.prefix :, columns] = self._written[number][layer][:, :, columns]
             return heads
 
-        with _skipping(replay.model.decoder, layer), before([found[layer]], splice):
-            hidden = replay.model.forward(self.outputs.inputs(number)[layer], batch.mask, None)
+        inputs = self.outputs.inputs(number)[layer]
+        with _skipping(replay.model.decoder, layer, self.outputs.tuples), before([found[layer]], splice):
+            hidden = replay.model.forward(inputs, batch.mask, None)
         return replay.divergence(hidden[:, replay.prefix :], batch.images)
 
 
@@ -136,24 +137,24 @@ def _several(kv_heads: int | Sequence[int]) -> Sequence[int]:
 class _Skip(nn.Module):
     """A decoder layer that hands its input on, in the thread that made it; in others the layer that it stands for runs."""
 
-    def __init__(self, replaced: nn.Module) -> None:
+    def __init__(self, replaced: nn.Module, tuples: bool) -> None:
         super().__init__()
-        self._replaced, self._thread = (replaced,), threading.get_ident()
+        self._replaced, self._thread, self._tuples = (replaced,), threading.get_ident(), tuples
         for name in ("attention_type", "layer_type"):  # read by decoders that mix kinds of attention
             if hasattr(replaced, name):
                 setattr(self, name, getattr(replaced, name))
 
-    def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor]:
         if threading.get_ident() != self._thread:
             return self._replaced[0](hidden_states, *args, **kwargs)
-        return hidden_states
+        return (hidden_states,) if self._tuples else hidden_states
 
 
 @contextmanager
-def _skipping(decoder: nn.Module, below: int) -> Iterator[None]:
-    """The layers under `below` hand on what they get; their number and order stay."""
+def _skipping(decoder: nn.Module, below: int, tuples: bool) -> Iterator[None]:
+    """The layers under `below` hand on what they get, as tuples or not; their number and order stay."""
     layers = cast(nn.ModuleList, decoder.layers)
-    decoder.layers = nn.ModuleList([_Skip(layer) if i < below else layer for i, layer in enumerate(layers)])
+    decoder.layers = nn.ModuleList([_Skip(layer, tuples) if i < below else layer for i, layer in enumerate(layers)])
     try:
         yield
     finally:
