@@ -71,7 +71,7 @@ class ClassSpace:
     def locate(self, policy: Policy) -> dict[str, float] | None:
         """The point whose policy keeps what `policy` keeps, to one token a head; None where there is none.
 
-        Every preset with a stride in `strides` is such a point, so that the sampler learns from presets too.
+        Every preset with a stride in `strides`, and anchors of a row at most, is such a point: the sampler learns from it too.
         """
         size = (policy.window + policy.heavy).double()
         if policy.stride not in self.strides or bool((size == 0).any()) or len(policy.anchor.unique()) > 1:
@@ -105,7 +105,7 @@ class ClassSpace:
         except BudgetError:
             return None
         near = (there.window - policy.window).abs().max() <= 1 and (there.heavy - policy.heavy).abs().max() <= 1
-        return values if near else None
+        return values if near and values["anchor"] <= self.limit.spec.shape.geometry.stride_row else None
 
 
 def _falling(shape: ModelShape, slope: float) -> torch.Tensor:
