@@ -6,7 +6,7 @@ beside it `headscope.toml`:
     rows = 16
     cols = 16
     codes = [0, 512]        # the first token that is an image code, and how many there are
-    start = [512]           # tokens before every image
+    start = [512]           # tokens before every image, where there are any
     unconditional = [513]   # the same for the other stream of guidance, where there is one
     guidance = 3.0          # 1, none, unless given
     temperature = 1.0
@@ -56,13 +56,17 @@ class RasterModel(NetworkModel):
         name: what to call it.
         geometry: rows and columns of the image's tokens.
         codes: the first token that is an image code, and how many there are.
-        start: tokens before every image, one at least.
+        start: tokens before every image; without any the image is the whole sequence, and its first code is drawn evenly.
         prompts: by prompt, the tokens that take the place of `start`; without it prompts are only names of images.
         unconditional: tokens of the unconditional stream, one at least; without it there is no guidance.
         guidance: scale, 1 for none.
         temperature: what logits are divided by.
         top_k: how many codes are sampled from, None for all.
         pixels: codes int64 [B, N] -> uint8 [B, height, width, 3]; by default a grey square a token, by its code.
+
+    Attributes:
+        reads_prompts: whether an image depends on its prompt; equal prompts are different images where it does not.
+        starts: whether tokens come before the image.
 
     Raises:
         ModelError: the network can't be driven, or numbers that do not fit it.
@@ -90,6 +94,7 @@ class RasterModel(NetworkModel):
         self.guidance, self.temperature, self.top_k = float(guidance), float(temperature), top_k
         self._start, self._prompts, self._pixels = list(start), {k: list(v) for k, v in (prompts or {}).items()}, pixels
         self._unconditional = None if unconditional is None else list(unconditional)
+        self.reads_prompts, self.starts = bool(self._prompts), bool(self._prompts or self._start)
         config = network.config
         self.max_prefix = int(config.max_position_embeddings) - geometry.tokens
         self._check(words, geometry)
@@ -108,9 +113,9 @@ class RasterModel(NetworkModel):
             raise ModelError(
                 f"{self.name}: codes {self.first} to {self.first + self.vocabulary - 1}, its vocabulary has {words}."
             )
-        rows = {"start": self._start, **self._prompts}
-        if self._prompts and not self._start:
-            rows.pop("start")
+        rows = dict(self._prompts)
+        if self._start or (self._unconditional is not None and not self._prompts):
+            rows["start"] = self._start
         if self._unconditional is not None:
             rows["unconditional"] = self._unconditional
         for what, ids in rows.items():
@@ -146,9 +151,9 @@ class RasterModel(NetworkModel):
         return self._prompts[prompt]
 
     def _padded(self, rows: list[list[int]], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.tensor([[row[0]] * (length - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        return ids, mask
+        ids = [(row[:1] or [0]) * (length - len(row)) + row for row in rows]
+        mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+        return tuple(torch.tensor(part, dtype=torch.int64, device=self.device) for part in (ids, mask))  # type: ignore[return-value]
 
     def token_strings(self, ids: torch.Tensor) -> list[str]:
         """Tokens [P] as their numbers."""

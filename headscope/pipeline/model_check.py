@@ -101,7 +101,7 @@ class _Trial:
         for ids, mask in ((found.ids, found.mask), (found.unconditional_ids, found.unconditional_mask)):
             if ids.shape != found.ids.shape or mask.shape != ids.shape or len(ids) != len(self.prompts) or ids.dim() != 2:
                 return f"shapes {tuple(ids.shape)} and {tuple(mask.shape)}, expected [{len(self.prompts)}, P] for ids and mask"
-            if not bool((mask[:, 1:] >= mask[:, :-1]).all()) or not bool(mask[:, -1].all()):
+            if not bool((mask[:, 1:] >= mask[:, :-1]).all()) or not bool(mask[:, -1:].all()):
                 return "the mask hides tokens that are not padding on the left"
         if found.ids.shape[1] > self.model.max_prefix:
             return f"{found.ids.shape[1]} tokens, more than max_prefix {self.model.max_prefix}"
@@ -146,7 +146,7 @@ class _Trial:
         model, (whole, _) = self.model, self._parallel()
         ids, mask = model.tokenize(self.prompts).stacked(False)
         cache = PlainCache(model.shape.layers, ids.shape[1] + model.shape.geometry.tokens)
-        found = [model.forward(model.embed_prefix(ids), mask, cache)[:, -1:]]
+        found = [model.forward(model.embed_prefix(ids), mask, cache)[:, -1:]] if ids.shape[1] else []
         for t in range(self.steps):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             found.append(model.forward(model.embed_tokens(self.codes[:, t : t + 1]), mask, cache))
@@ -199,14 +199,14 @@ class _Trial:
         return None
 
     def _parallel(self, codes: torch.Tensor | None = None) -> tuple[torch.Tensor, int]:
-        """Hidden states from the last token of the prefix on, [n, N, C], and the length of the prefix."""
+        """Hidden states from the last token of the prefix, if there is one, on, [n, 1 + N, C], and the length of the prefix."""
         return self._run(*self.model.tokenize(self.prompts).stacked(False), self.codes if codes is None else codes)
 
     def _run(self, ids: torch.Tensor, mask: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, int]:
         model = self.model
         embeds = torch.cat([model.embed_prefix(ids), model.embed_tokens(codes)], 1)
         mask = torch.cat([mask, mask.new_ones(codes.shape)], 1)
-        return model.forward(embeds, mask, None)[:, ids.shape[1] - 1 :], ids.shape[1]
+        return model.forward(embeds, mask, None)[:, max(ids.shape[1] - 1, 0) :], ids.shape[1]
 
     def _apart(self, expected: torch.Tensor, found: torch.Tensor, what: str, times: float = 1.0) -> str | None:
         """Whether they are further apart than `times` the tolerance."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from headscope.errors import DataError
 from headscope.models import ImageModel, lasting_name, load_model, source_of, warn_of_unknown_words
-from headscope.pipeline.prompts import default_prompts, read_prompts, split
+from headscope.pipeline.prompts import default_prompts, numbered, read_prompts, split
 from headscope.policy import CacheSpec, Limit
 from headscope.progress import Progress
 from headscope.provenance import machine
@@ -112,8 +112,11 @@ def begin_run(
         HeadscopeError: prompts, limits or a folder that can't work; nothing is generated before.
     """
     texts = texts_of(config)
-    calibration, unseen = split(texts, config.prompts.calibration, config.prompts.unseen)
+    if len(texts) < 2:  # said before a model is loaded
+        split(texts, 1, 1)
     model = load_model(config.model, device=device, dtype=config.dtype) if model is None else model
+    texts = texts if getattr(model, "reads_prompts", True) else numbered(texts)
+    calibration, unseen = split(texts, config.prompts.calibration, config.prompts.unseen)
     folder = RunFolder(Path(out))
     prefix = model.tokenize([*calibration, *unseen]).ids.shape[1]
     facts = {}

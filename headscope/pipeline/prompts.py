@@ -114,6 +114,15 @@ def default_prompts(source: str) -> list[str]:
     return list(PLAIN_TEXT if writes_text(source) else PLAIN)
 
 
+def numbered(prompts: list[str]) -> list[str]:
+    """Prompts that only name images, told apart: the second `x` becomes `x (2)`."""
+    found: list[str] = []
+    for prompt in prompts:
+        again = (f"{prompt} ({number})" for number in range(2, len(prompts) + 1))
+        found.append(prompt if prompt not in found else next(name for name in again if name not in found))
+    return found
+
+
 def split(prompts: list[str], calibration: int, unseen: int) -> tuple[list[str], list[str]]:
     """Prompts to trace and search on, and prompts to judge by; none stands in both.
 

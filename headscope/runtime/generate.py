@@ -93,7 +93,7 @@ def _image_tokens(decoder: Decoder, prefix: Prefix, sampler: Sampler, report: Ca
     count = model.shape.geometry.tokens
     tokens = torch.empty(len(prefix.ids), count, dtype=torch.int64, device=model.device)
     for t in range(count):
-        tokens[:, t], found = sampler(model.logits(hidden[:, None])[:, 0], t)
+        tokens[:, t], found = sampler.after(hidden, t)
         if not bool(found.all()):
             raise no_numbers(model, t, decoder.kept())
         report(t + 1)

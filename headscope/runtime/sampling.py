@@ -172,7 +172,7 @@ class Sampler:
     """Samples the tokens of a batch of images from the logits of all its streams.
 
     Args:
-        model: gives the number of tokens and codes, and the device.
+        model: gives logits, the number of tokens and codes, and the device.
         sampling: filled in, see `Sampling.of`.
         seeds: one an image.
     """
@@ -182,7 +182,7 @@ class Sampler:
         assert sampling.temperature is not None
         assert sampling.cfg_interval is not None
         self.guidance, self.temperature, self.top_k = sampling.guidance, sampling.temperature, sampling.top_k
-        self.guided, self.cfg_interval = sampling.guided, sampling.cfg_interval
+        self.guided, self.cfg_interval, self.model = sampling.guided, sampling.cfg_interval, model
         self.noise = Noise(seeds, model.shape.geometry.tokens, model.vocabulary, model.device)
 
     def __call__(self, logits: torch.Tensor, token: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -191,6 +191,13 @@ class Sampler:
         if self.temperature != 0.0:
             noise = self.noise.of(token) if isinstance(token, torch.Tensor) else self.noise.at(token)
         return sample(guide(logits, self._scale(logits, token)), noise, temperature=self.temperature, top_k=self.top_k)
+
+    def after(self, hidden: torch.Tensor, token: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states [streams * n, C] of the tokens before image token `token` -> see `sample`; where C is 0 there is none,
+        and every code is as likely."""
+        if hidden.shape[1]:
+            return self(self.model.logits(hidden[:, None])[:, 0], token)
+        return self(torch.zeros(len(hidden), self.model.vocabulary, device=hidden.device), token)
 
     def _scale(self, logits: torch.Tensor, token: int | torch.Tensor) -> float | torch.Tensor:
         if not self.guided or self.cfg_interval < 0:

@@ -70,6 +70,9 @@ def read_meta(path: Path) -> dict[str, Any]:
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a parquet file, whole or not at all; bytes of floats lie split, which compresses them a fifth better."""
     made = pa.Table.from_pandas(table, preserve_index=False)
+    at = made.schema.get_field_index("pieces")
+    if at >= 0 and made.schema.types[at] == pa.list_(pa.null()):  # no image has a prefix
+        made = made.set_column(at, "pieces", made["pieces"].cast(pa.list_(pa.string())))
     floats = [field.name for field in made.schema if pa.types.is_floating(field.type)]
     lists = [
         f"{field.name}.list.element"

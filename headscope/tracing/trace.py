@@ -101,7 +101,7 @@ def trace(
         if live is None:
             watch(model, writer.samples, selection, each=writer.take)
         else:
-            with watch_live(model.decoder, model.shape.geometry, selection, streams) as seen:
+            with watch_live(model.decoder, model.shape.geometry, selection, streams, writer.prefix) as seen:
                 live.play(writer.samples)
             for number, layer in seen.layers.items():
                 writer.take(number, layer)
@@ -131,6 +131,7 @@ class _Writer:
         self._tables: dict[int, list[pd.DataFrame]] = {number: [] for number in numbers}
         self._curves: dict[int, list[dict[str, torch.Tensor]]] = {number: [] for number in numbers}
         prefix = model.tokenize(samples.prompts)
+        self.prefix = int(prefix.ids.shape[1])
         self._real = prefix.mask.bool().cpu()
         self._pieces = [model.token_strings(row[real]) for row, real in zip(prefix.ids.cpu(), self._real, strict=True)]
         heads = range(model.shape.query_heads)

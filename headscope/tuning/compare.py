@@ -158,9 +158,9 @@ def step_times(replay: Replay, policies: Mapping[str, Policy], images: int) -> d
     begin = max(last - TIMED_STEPS, 0)
     caches = {}
     for name, policy in policies.items():
-        cache = CompressedCache(policy)
+        cache = CompressedCache(policy, prefix=few.prefix)
         with compressed(model, policy):
-            model.forward(batch.prefix, batch.mask[:, : few.prefix], cache)
+            few.feed_prefix(batch, cache)
             for start, end in chunks(policy, few.geometry):
                 stop = min(end, begin)
                 if start < stop:

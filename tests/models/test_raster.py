@@ -103,11 +103,26 @@ def test_prompts_that_mean_nothing_are_names() -> None:
     assert model.guidance == 1.0
 
 
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_an_image_that_begins_by_itself_is_drawn_as_the_network_says(make) -> None:
+    network = make()
+    model = model_of(network, start=[])
+    whole = Policy.uniform(model.shape, window=ROWS * COLS - 1, stride=COLS, prefix=0)
+    split = Policy.uniform(model.shape, window=5, heavy=ROWS * COLS - 6, stride=COLS, prefix=0)
+    for policy in (None, whole, split):
+        for first in generate(model, ["a", "b"], [1, 2], sampling=Sampling(temperature=1e-6), policy=policy).tokens.tolist():
+            rest = slowly(network, [FIRST + first[0]])[: ROWS * COLS - 1]
+            assert first[1:] == rest
+    firsts = generate(model, ["a"] * 60, sampling=Sampling(top_k=1)).tokens[:, 0]
+    assert len(firsts.unique()) > CODES // 2  # drawn evenly: no code is likelier
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ({"codes": (10, 12)}, "codes 10 to 21, its vocabulary has 20"),
-        ({"start": []}, r"start \[\]: expected one token or more, from 0 to 19"),
+        ({"start": [], "unconditional": [1]}, r"start \[\]: expected one token or more, from 0 to 19"),
+        ({"prompts": {"cat": []}}, r"cat \[\]: expected one token or more"),
         ({"start": [20]}, r"start \[20\]"),
         ({"prompts": {"cat": [0] * 9}}, "cat and 16 image tokens are more than its 24 positions"),
         ({"guidance": 2.0}, "guidance 2 needs `unconditional`"),

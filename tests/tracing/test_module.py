@@ -138,6 +138,20 @@ def test_a_module_we_never_saw_is_traced_by_name(mask: bool) -> None:
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_sequence_that_is_the_image_alone_is_traced(mask: bool) -> None:
+    torch.manual_seed(0)
+    tokens = GEOMETRY.tokens
+    x = 2 * torch.randn(2, tokens, 16)
+    found = trace_module(Foreign(Block(mask)), x, GEOMETRY, selection=Selection(full=True))
+    (sums,) = found.layers.values()
+    assert (sums.prefix, sums.fed) == (0, tokens)
+    assert found.table["prefix_mass"].eq(0).all()
+    np.testing.assert_allclose(found.table["first_token_mass"], sums.columns[..., 0].flatten() / tokens, atol=1e-6)
+    short = trace_module(Foreign(Block(mask)), x[:, :-1], GEOMETRY, prefix=0)
+    assert short.table["prefix_mass"].eq(0).all()
+
+
 def test_what_cannot_be_traced_is_said_with_the_modules_name() -> None:
     x = torch.randn(1, LENGTH, 16)
     found = trace_module(Foreign(Block(), Block(mask=True, causal=False)), x, GEOMETRY, prefix=PREFIX)

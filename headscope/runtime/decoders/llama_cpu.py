@@ -54,7 +54,8 @@ class LlamaCpuDecoder(TransformersDecoder):
 
     def step(self, tokens: torch.Tensor, t: int) -> torch.Tensor:
         """See `Decoder.step`."""
-        if self._step is None:  # another thread began to observe the decoder after this one was chosen
+        # Another thread began to observe the decoder after this one was chosen, or nothing has allocated the cache yet.
+        if self._step is None or self.prefix + t == 0:
             return super().step(tokens, t)
         assert isinstance(self.cache, CompressedCache)
         return self._step(self._embedded(tokens)[:, 0], self.prefix + t, self.cache)

@@ -37,7 +37,7 @@ class Decoder(Protocol):
         ...
 
     def prefill(self, prefix: Prefix, guided: bool) -> torch.Tensor:
-        """Take the prompts in, of n images -> hidden [streams * n, C] of their last token.
+        """Take the prompts in, of n images -> hidden [streams * n, C] of their last token; [streams * n, 0] of no token.
 
         Args:
             prefix: the encoded prompts.

@@ -49,6 +49,8 @@ class TransformersDecoder:
         else:
             whole: dict[str, Any] = {"batch": len(ids), "dtype": model.dtype, "device": model.device}
             self.cache = CompressedCache(self.policy, prefix=self.prefix, **whole)
+        if not self.prefix:
+            return torch.empty(len(ids), 0, device=ids.device)
         with self._attention():
             return model.forward(model.embed_prefix(ids), mask, self.cache)[:, -1]
 

@@ -63,7 +63,7 @@ def _generated(decoder: Decoder, samples: Samples) -> tuple[torch.Tensor, torch.
     hidden, states = decoder.prefill(model.tokenize(list(samples.prompts)), sampler.guided), []
     tokens = torch.empty(len(samples), count, dtype=torch.int64, device=model.device)
     for t in range(count):
-        tokens[:, t], found = sampler(model.logits(hidden[:, None])[:, 0], t)
+        tokens[:, t], found = sampler.after(hidden, t)
         if not bool(found.all()):
             raise no_numbers(model, t, decoder.kept())
         if t + 1 < count:

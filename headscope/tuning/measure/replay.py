@@ -140,12 +140,22 @@ class Replay:
             policy: by which `chunks` cuts them.
             cache: an empty one of that policy, for as many rows.
         """
-        self.model.forward(batch.prefix, batch.mask[:, : self.prefix], cache)
+        self.feed_prefix(batch, cache)
         hidden = []
         for start, end in chunks(policy, self.geometry):
             mask = batch.mask[:, : self.prefix + end]
             hidden.append(self.model.forward(batch.tokens[:, start:end], mask, cache))
         return torch.cat(hidden, 1)
+
+    def feed_prefix(self, batch: Batch, cache: CompressedCache) -> None:
+        """Take the prompts in, where there are any.
+
+        Args:
+            batch: the images.
+            cache: an empty one, for as many rows.
+        """
+        if self.prefix:
+            self.model.forward(batch.prefix, batch.mask[:, : self.prefix], cache)
 
     def compare(self, hidden: torch.Tensor, images: slice, model: ImageModel | None = None) -> tuple[torch.Tensor | None, ...]:
         """(divergence, bound, agreement, surplus, conditional, unconditional), see `ReplayResult`: [images, N - 1] or None.
@@ -197,14 +207,10 @@ class Replay:
 
     def _encode(self) -> None:
         prefix = self.model.tokenize(list(self.samples.prompts))
-        ids, mask = [prefix.ids], [prefix.mask]
-        if self.streams == 2:
-            ids.append(prefix.unconditional_ids)
-            mask.append(prefix.unconditional_mask)
-        self.prefix = int(prefix.ids.shape[1])
-        device = self.model.device
-        self._prefix = torch.stack([self.model.embed_prefix(part.to(device)) for part in ids])  # [streams, n, P, C]
-        self._mask = torch.stack(mask).to(device)  # [streams, n, P]
+        ids, mask = (part.to(self.model.device) for part in prefix.stacked(self.streams == 2))
+        self.prefix, each = int(ids.shape[1]), (self.streams, len(self.tokens))
+        self._prefix = self.model.embed_prefix(ids).unflatten(0, each)  # [streams, n, P, C]
+        self._mask = mask.unflatten(0, each)  # [streams, n, P]
 
     def fitting_batch(self) -> int:
         """Images whose logits, states and attention masks fit in BATCH_BYTES."""
