@@ -9,7 +9,6 @@ as it was written while the block lasts, for compiled code calls none of these.
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +23,7 @@ from transformers.models.imagegpt.modeling_imagegpt import ImageGPTAttention
 
 from headscope.models.attention import observe
 from headscope.models.groups import Group, plain_groups
+from headscope.models.multi_head import given, heads_of, mask_of
 
 Named = Callable[[str, Group, bool], None]  # (name of the module, what it attends to, whether it hides later tokens)
 
@@ -212,49 +212,13 @@ class _Interception(TorchFunctionMode):
         group = plain_groups(query, key, attn_mask, scaling, value)[0]
         self._tell(group, is_causal or _hides_later(group))
 
-    def _show_multi_head(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        """What `multi_head_attention_forward` computes: query [L, B, E] or [L, E], key [S, B, E] or [S, E]."""
-        given = _MULTI_HEAD.bind(query, key, value, *args, **kwargs)
-        given.apply_defaults()
-        of = given.arguments
-        if query.dim() == 2:
-            query, key = query[:, None], key[:, None]
-        size = query.shape[2] // of["num_heads"]
-        weights = (of["q_proj_weight"], of["k_proj_weight"])
-        if not of["use_separate_proj_weight"]:
-            weights = of["in_proj_weight"].chunk(3)[:2]
-        biases = (None, None) if of["in_proj_bias"] is None else of["in_proj_bias"].chunk(3)[:2]
-        q, k = (
-            functional.linear(x, weight, bias).unflatten(2, (-1, size)).permute(1, 2, 0, 3)
-            for x, weight, bias in zip((query, key), weights, biases, strict=True)
-        )
+    def _show_multi_head(self, *args: Any, **kwargs: Any) -> None:
+        of = given(*args, **kwargs)
+        q, k, _ = heads_of(of)
         own_keys = of["bias_k"] is not None or of["add_zero_attn"] or of["static_k"] is not None
-        mask = _multi_head_mask(of["attn_mask"], of["key_padding_mask"], q, k)
-        group = plain_groups(q, k, mask, size**-0.5, altered="keys of its own beside the tokens'" if own_keys else None)[0]
+        altered = "keys of its own beside the tokens'" if own_keys else None
+        group = plain_groups(q, k, mask_of(of, q, k), q.shape[3] ** -0.5, altered=altered)[0]
         self._tell(group, _hides_later(group))
-
-
-_MULTI_HEAD = inspect.signature(functional.multi_head_attention_forward)
-
-
-def _multi_head_mask(
-    attention: torch.Tensor | None, padding: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor
-) -> torch.Tensor | None:
-    """The masks of `nn.MultiheadAttention`, where True hides, as one additive mask [1 or B, 1 or H, L, S].
-
-    Args:
-        attention: [L, S] or [B * H, L, S], bool or additive.
-        padding: [S] or [B, S], likewise.
-        query: [B, H, L, D].
-        key: [B, H, S, D].
-    """
-    masks = []
-    if attention is not None:
-        masks.append(attention.unflatten(0, query.shape[:2]) if attention.dim() == 3 else attention[None, None])
-    if padding is not None:
-        masks.append(padding.view(-1, 1, 1, key.shape[2]).expand(-1, -1, query.shape[2], -1))
-    added = [torch.zeros_like(m, dtype=query.dtype).masked_fill_(m, -torch.inf) if m.dtype == torch.bool else m for m in masks]
-    return sum(added[1:], added[0]) if added else None
 
 
 def _hides_later(group: Group) -> bool:
