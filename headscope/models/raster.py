@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaModel
 
 from headscope.errors import DataError, HeadscopeError, ModelError
@@ -34,6 +35,7 @@ from headscope.geometry import Geometry
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
 from headscope.models.network import NetworkModel
+from headscope.models.plain import PlainNetwork
 from headscope.models.protocol import Prefix
 from headscope.models.tokens import check_prompts
 from headscope.policy import ModelShape
@@ -52,7 +54,7 @@ class RasterModel(NetworkModel):
     """An `ImageModel` (see protocol.py) over a decoder-only network whose vocabulary holds image codes.
 
     Args:
-        network: a `...ForCausalLM` of transformers, with its own weights.
+        network: a `...ForCausalLM` of transformers, or in plain PyTorch tokens int64 [B, T] -> logits [B, T, words] (plain.py).
         name: what to call it.
         geometry: rows and columns of the image's tokens.
         codes: the first token that is an image code, and how many there are.
@@ -87,10 +89,18 @@ class RasterModel(NetworkModel):
         top_k: int | None = None,
         pixels: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
+        self.first, self.vocabulary = codes
+        if not isinstance(network, nn.Module):
+            raise ModelError(
+                f"{name}: expected a network, a ...ForCausalLM of transformers or a module of PyTorch from tokens to logits, "
+                f"found a {type(network).__name__}."
+            )
+        if not hasattr(network, "get_decoder"):
+            rows = [list(start), *(list(row) for row in (prompts or {}).values()), list(unconditional or [])]
+            network = PlainNetwork(network, name, self._trial(rows, geometry.tokens))
         super().__init__(network, name)
         self.counts_padding = isinstance(self.decoder, LlamaModel)  # whose rotary positions are relative
         heads, words = self.probe("a raster image model")
-        self.first, self.vocabulary = codes
         self.guidance, self.temperature, self.top_k = float(guidance), float(temperature), top_k
         self._start, self._prompts, self._pixels = list(start), {k: list(v) for k, v in (prompts or {}).items()}, pixels
         self._unconditional = None if unconditional is None else list(unconditional)
@@ -98,7 +108,8 @@ class RasterModel(NetworkModel):
         config = network.config
         self.max_prefix = int(config.max_position_embeddings) - geometry.tokens
         self._check(words, geometry)
-        facts = ("raster", config.model_type, heads, config.hidden_size, codes, geometry.rows, geometry.cols)
+        width = getattr(config, "hidden_size", heads["query_heads"] * heads["head_dim"])
+        facts = ("raster", config.model_type, heads, width, codes, geometry.rows, geometry.cols)
         self.shape = ModelShape(
             name=name,
             **heads,
@@ -106,6 +117,14 @@ class RasterModel(NetworkModel):
             architecture=hashlib.sha256(repr(facts).encode()).hexdigest(),
             weights=weights_fingerprint(self.decoder),
         )
+
+    def _trial(self, rows: list[list[int]], tokens: int) -> torch.Tensor:
+        """int64 [n, T], the longest of the rows with an image of random codes, then all tokens of the rows."""
+        codes = torch.randint(self.first, self.first + self.vocabulary, (tokens,), generator=torch.Generator().manual_seed(0))
+        longest = [*max(rows, key=len), *codes.tolist()]
+        every = sorted({token for row in rows for token in row})
+        every += every[:1] * (-len(every) % len(longest))
+        return torch.tensor([*longest, *every], dtype=torch.int64).view(-1, len(longest))
 
     def _check(self, words: int, geometry: Geometry) -> None:
         """Refuse numbers that do not fit the network."""
@@ -118,9 +137,11 @@ class RasterModel(NetworkModel):
             rows["start"] = self._start
         if self._unconditional is not None:
             rows["unconditional"] = self._unconditional
+        tokens = getattr(self.network.get_input_embeddings(), "num_embeddings", None)  # a plain network was tried on all
         for what, ids in rows.items():
-            if not ids or not all(isinstance(one, int) and 0 <= one < words for one in ids):
-                raise ModelError(f"{self.name}: {what} {ids}: expected one token or more, from 0 to {words - 1}.")
+            if not ids or not all(isinstance(one, int) and 0 <= one < (tokens or one + 1) for one in ids):
+                to = f" to {tokens - 1}" if tokens else ""
+                raise ModelError(f"{self.name}: {what} {ids}: expected one token or more, from 0{to}.")
             if len(ids) > self.max_prefix:
                 longest = self.max_prefix + geometry.tokens
                 raise ModelError(
