@@ -26,6 +26,22 @@ def test_the_runtime_page_generates_an_image_in_the_users_own_code() -> None:
     assert (names["fewer"].bits == 8).all()
 
 
+def test_a_plain_network_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (DOCS / "own-model.md").read_text(encoding="utf-8")
+    of_transformers, plain, code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert "from_pretrained" in of_transformers
+    assert len([line for line in plain[plain.index("class") : plain.index("def load")].splitlines() if line]) <= 30
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(plain)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    model, policy = names["model"], names["found"].policy
+    assert names["limit"].spec.bytes_of(policy) <= names["limit"].bytes
+    assert names["small"].tokens.shape == (4, 16)
+    whole = headscope.Policy.uniform(model.shape, window=8, heavy=8, stride=4, prefix=1)
+    assert torch.equal(headscope.generate(model, names["names"], policy=whole).tokens, names["samples"].tokens)
+
+
 def test_the_readme_goes_from_prompts_to_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)

@@ -79,7 +79,9 @@ def test_every_form_goes_through_every_step(name: str, tmp_path: Path, monkeypat
 
 
 def test_an_image_without_a_prefix_is_traced_live_as_in_one_pass() -> None:
-    model = RasterModel(llama(num_hidden_layers=2, num_attention_heads=4), "mine", geometry=Geometry(3, 4), codes=(FIRST, CODES))
+    model = RasterModel(
+        llama(num_hidden_layers=2, num_attention_heads=4), "mine", geometry=Geometry(3, 4), codes=(FIRST, CODES)
+    )
     samples = generate(model, ["a", "b"], [0, 1])
     with watch_live(model.decoder, model.shape.geometry, streams=("conditional",), prefix=0) as live:
         generate(model, ["a", "b"], [0, 1])

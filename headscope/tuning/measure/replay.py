@@ -214,9 +214,9 @@ class Replay:
 
     def fitting_batch(self) -> int:
         """Images whose logits, states and attention masks fit in BATCH_BYTES."""
-        length = self.prefix + self.geometry.tokens
-        states = 24 * self._prefix.shape[-1]  # residual, projections and the wider middle of the MLP
-        masks = 3 * self.model.shape.query_heads * length
+        shape, length = self.model.shape, self.prefix + self.geometry.tokens
+        states = 24 * max(self._prefix.shape[-1], shape.query_heads * shape.head_dim)  # residual, projections, the MLP's middle
+        masks = 3 * shape.query_heads * length
         return max(1, BATCH_BYTES // (4 * self.streams * length * (states + masks + 5 * self.model.vocabulary)))
 
     def _batch(self, start: int) -> Batch:
