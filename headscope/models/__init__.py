@@ -1,6 +1,15 @@
 """Model families, and the one place where attention is reached."""
 
-from headscope.models.attention import answer, is_observed, leave_handle, may_chunk_prompts, observe, through_cache
+from headscope.models.attention import (
+    answer,
+    goes_through_cache,
+    is_observed,
+    leave_handle,
+    may_chunk_prompts,
+    observe,
+    through_cache,
+)
+from headscope.models.expected import expect_decoder, expect_model, expect_module, kind_of
 from headscope.models.groups import Group, plain_groups, split_mask
 from headscope.models.intercept import attach
 from headscope.models.llamagen import llamagen_prompts
@@ -33,10 +42,15 @@ __all__ = [
     "attach",
     "bundled_folder",
     "check_members",
+    "expect_decoder",
+    "expect_model",
+    "expect_module",
+    "goes_through_cache",
     "is_llamagen_folder",
     "is_observed",
     "is_own",
     "is_raster_folder",
+    "kind_of",
     "known_models",
     "lasting_name",
     "leave_handle",

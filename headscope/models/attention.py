@@ -115,6 +115,11 @@ def through_cache(decoder: nn.Module, *, may_chunk: bool = False) -> AbstractCon
     return _switched(decoder.config, threads=[threading.get_ident()], chunking=int(may_chunk))
 
 
+def goes_through_cache() -> bool:
+    """Whether a block of `through_cache` is open in this thread, of whatever decoder."""
+    return any(switch.threads[threading.get_ident()] for switch in list(_switches.values()))
+
+
 def may_chunk_prompts(attention: nn.Module) -> bool:
     """Whether the prompt may come in several calls of this attention layer."""
     switch = _switch_of(attention)

@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, LlamaModel
 from headscope.errors import DataError, HeadscopeError, ModelError
 from headscope.facts import said
 from headscope.geometry import Geometry
+from headscope.models.expected import kind_of
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
 from headscope.models.network import NetworkModel
@@ -93,7 +94,7 @@ class RasterModel(NetworkModel):
         if not isinstance(network, nn.Module):
             raise ModelError(
                 f"{name}: expected a network, a ...ForCausalLM of transformers or a module of PyTorch from tokens to logits, "
-                f"found a {type(network).__name__}."
+                f"found {kind_of(network)}."
             )
         if not hasattr(network, "get_decoder"):
             rows = [list(start), *(list(row) for row in (prompts or {}).values()), list(unconditional or [])]

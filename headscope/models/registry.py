@@ -20,11 +20,12 @@ from huggingface_hub import (
 from headscope.errors import BudgetError, DataError, ModelError
 from headscope.facts import clipped, said
 from headscope.models.causal_lm import load_smollm2
+from headscope.models.expected import kind_of
 from headscope.models.families import family_of
 from headscope.models.janus import load_janus
 from headscope.models.janus_original import flow_refused, is_flow
 from headscope.models.model_name import join_name, split_name
-from headscope.models.own_file import is_own_file, lasting_file, load_own
+from headscope.models.own_file import check_members, is_own_file, lasting_file, load_own
 from headscope.models.protocol import ImageModel
 from headscope.models.raster import is_raster_folder
 from headscope.plugins import plugged
@@ -87,7 +88,7 @@ def _others() -> dict[str, Load]:
     return {**plugged("models"), **_registered}
 
 
-def load_model(name: str, device: str = "auto", dtype: torch.dtype | str | None = None) -> ImageModel:
+def load_model(name: str | os.PathLike[str], device: str = "auto", dtype: torch.dtype | str | None = None) -> ImageModel:
     """Load a model ready to generate.
 
     Args:
@@ -101,7 +102,9 @@ def load_model(name: str, device: str = "auto", dtype: torch.dtype | str | None 
         ModelError: unknown name, a folder or hub id that does not hold a model of a known family, or a device that can't be
             used here.
     """
-    device = resolve_device(device)
+    if not isinstance(name, (str, os.PathLike)):
+        raise ModelError(f"load_model: expected a name, found {kind_of(name)}, which is loaded already, or is no model at all.")
+    name, device = os.fspath(name), resolve_device(device)
     kind = _dtype(dtype, device)
     plain, settings = split_name(name)
     if settings:
@@ -114,7 +117,9 @@ def load_model(name: str, device: str = "auto", dtype: torch.dtype | str | None 
     if name in _TEXT:
         return load_smollm2(name, device, kind)
     if name in _others():
-        return _others()[name](device, kind)
+        model = _others()[name](device, kind)
+        check_members(model, name)
+        return model
     if is_own_file(name):
         return load_own(name, device, kind)
     if Path(name).is_dir():

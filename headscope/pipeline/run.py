@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from headscope.models import ImageModel
+from headscope.errors import ModelError
+from headscope.models import ImageModel, kind_of
 from headscope.pipeline.estimate import Estimate, estimate
 from headscope.pipeline.opened import Run, begin_run
 from headscope.pipeline.steps import compare_step, generate_step, heads_step, search_step, trace_step
@@ -42,6 +43,10 @@ def run(
         HeadscopeError: one sentence for the user; what was written before stays, `resume=True` continues there.
     """
     config = RunConfig(model=config) if isinstance(config, str) else config
+    if not isinstance(config, RunConfig):
+        raise ModelError(
+            f"run: expected a RunConfig or the name of a model, found {kind_of(config)}; `register_model` gives a model a name."
+        )
     run = begin_run(config, out, device=device, resume=resume, overwrite=overwrite, progress=progress)
     if announce is not None:
         announce(run.model, estimate(run))

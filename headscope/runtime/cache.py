@@ -15,7 +15,18 @@ from transformers import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from headscope.errors import CacheError, NumberError, PolicyMismatch
-from headscope.models import Group, ImageModel, leave_handle, may_chunk_prompts, plain_groups, split_mask, through_cache
+from headscope.models import (
+    Group,
+    ImageModel,
+    expect_decoder,
+    expect_model,
+    goes_through_cache,
+    leave_handle,
+    may_chunk_prompts,
+    plain_groups,
+    split_mask,
+    through_cache,
+)
 from headscope.policy import Policy
 from headscope.runtime.buckets import HeavyHeads, WindowHeads
 from headscope.runtime.folded_prefix import folded
@@ -90,7 +101,10 @@ class CompressedLayer(CountingLayer):
         """
         if self._pending is not None:
             raise CacheError(
-                "CompressedCache needs headscope's attention: use `with headscope.compressed(model, policy)` around the "
+                f"Layer {self.number}: the decoder computes its attention by itself, not through transformers' attention "
+                "interface, so a CompressedCache can't serve it; see `RasterModel` for networks in plain PyTorch."
+                if goes_through_cache()
+                else "CompressedCache needs headscope's attention: use `with headscope.compressed(model, policy)` around the "
                 "calls of the model."
             )
         self._check_chunk(key_states)
@@ -425,6 +439,7 @@ def compressed(model: ImageModel | nn.Module, policy: Policy) -> Iterator[None]:
         policy: what to keep.
 
     Raises:
+        ModelError: neither of these.
         PolicyMismatch: the policy is for another architecture or image.
     """
     with through_cache(_decoder(model, policy), may_chunk=isinstance(model, nn.Module)):
@@ -434,6 +449,7 @@ def compressed(model: ImageModel | nn.Module, policy: Policy) -> Iterator[None]:
 def _decoder(model: ImageModel | nn.Module, policy: Policy) -> nn.Module:
     wanted = policy.shape
     if not isinstance(model, nn.Module):
+        expect_model(model, "compressed", ("shape", "decoder"))
         if wanted.architecture != model.shape.architecture:
             raise PolicyMismatch(
                 f"The policy is for {wanted.name} ({wanted.layers} layers, {wanted.kv_heads} KV heads), not "
@@ -442,7 +458,8 @@ def _decoder(model: ImageModel | nn.Module, policy: Policy) -> nn.Module:
         return model.decoder
     network: Any = model
     inner: Any = getattr(network, "model", network)
-    decoder = inner.language_model if hasattr(inner, "language_model") else network.get_decoder()
+    decoder = getattr(inner, "language_model", None) or getattr(network, "get_decoder", lambda: network)()
+    expect_decoder(decoder, "compressed")
     config = decoder.config
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     found = (config.num_hidden_layers, config.num_attention_heads, kv_heads)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from headscope.models import ImageModel, Prefix, warn_of_unknown_words
+from headscope.models import ImageModel, Prefix, expect_model, warn_of_unknown_words
 from headscope.policy import Policy
 from headscope.progress import Progress, of_task
 from headscope.runtime.decoders.protocol import Decoder, ImageDecoder
@@ -47,11 +47,13 @@ def generate(
         Samples with tokens int32 [n, N].
 
     Raises:
+        ModelError: no image model, but a network, say.
         DataError: no prompt, a prompt too long, seeds that do not match, numbers out of range, a decoder that cannot run here.
         PolicyMismatch: a policy for another model.
         CacheError: a prompt too long for the policy's limit.
         NumberError: NaN or infinite logits; names the token.
     """
+    expect_model(model, "generate")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     policy = Policy.load(policy, model.shape) if isinstance(policy, (str, Path)) else policy
     asked = sampling or Sampling()

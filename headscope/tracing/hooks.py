@@ -11,7 +11,7 @@ from torch import nn
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models import Group, ImageModel, answer, observe
+from headscope.models import Group, ImageModel, answer, expect_decoder, observe
 from headscope.samples import Samples
 from headscope.tracing.accumulated import Accumulated
 from headscope.tracing.accumulators import Accumulator
@@ -173,11 +173,15 @@ def watch_live(
         streams: that the batch has, in their order; both are traced.
         prefix: tokens before the image, padding included; needed where the prompt comes in several forwards.
 
+    Raises:
+        ModelError: no decoder whose attention can be seen, but an image model, say.
+
     Example:
         >>> with watch_live(model.decoder, model.shape.geometry) as seen:  # doctest: +SKIP
         ...     generate(model, ["red apple"], 0, policy=policy)
         >>> seen.layers[0].whole.columns  # doctest: +SKIP
     """
+    expect_decoder(decoder, "watch_live")
     chosen = selection or Selection()
     live: dict[int, LiveAccumulator] = {}
 

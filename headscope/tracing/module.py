@@ -13,7 +13,7 @@ from torch import nn
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models import Group, attach
+from headscope.models import Group, attach, expect_module
 from headscope.tracing import trace as _trace  # noqa: F401 - registers the statistics
 from headscope.tracing.accumulated import Accumulated
 from headscope.tracing.accumulators import Accumulator
@@ -58,12 +58,14 @@ def trace_module(
         selection: which heads, rows and queries, and the full set; everything of the default set unless given.
 
     Raises:
+        ModelError: no module, but an image model, say.
         DataError: no attention was seen that can be traced; the sentence names the modules and says why.
 
     Example:
         >>> found = trace_module(my_decoder, {"x": tokens}, Geometry(16, 16))  # doctest: +SKIP
         >>> found.table.groupby("module")["row_above"].max()  # doctest: +SKIP
     """
+    expect_module(module, "trace_module")
     chosen = selection or Selection()
     layers: dict[str, Accumulated] = {}
     skipped: list[str] = []

@@ -15,7 +15,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.facts import shown
-from headscope.models import ImageModel
+from headscope.models import ImageModel, expect_model
 from headscope.progress import Progress, of_task
 from headscope.reading import is_there
 from headscope.samples import Samples
@@ -65,9 +65,11 @@ def trace(
         live: attention as the steps of generating see it, not that of a parallel pass.
 
     Raises:
+        ModelError: no image model, but a network, say.
         DataError: `out` holds a trace already and `resume` is False, or one of another model or other images, or
             files that are no trace; no images; a selection of what the model does not have.
     """
+    expect_model(model, "trace")
     out, selection = Path(out), selection or Selection()
     batch_size = TOGETHER if batch_size is None else batch_size
     if batch_size < 1:

@@ -16,7 +16,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models import ImageModel
+from headscope.models import ImageModel, expect_model
 from headscope.policy import Policy
 from headscope.runtime import CompressedCache, compressed, no_numbers, scales
 from headscope.samples import Samples
@@ -70,13 +70,13 @@ class Replay:
         by_stream: bool = True,
         reference_bytes: int = ROOM,
     ) -> None:
+        expect_model(model, "Replay")
         _check(model, samples)
         self.model = model
         self.samples = samples
         self.geometry = model.shape.geometry
         self.dtype = dtype or model.dtype
-        self.guidance = float(samples.guidance)
-        self.temperature = float(samples.temperature)
+        self.guidance, self.temperature = float(samples.guidance), float(samples.temperature)
         self.streams = 1 if self.guidance == 1.0 else 2
         self.by_stream = by_stream and self.streams == 2
         self.tokens = torch.as_tensor(samples.tokens).long().to(model.device)
