@@ -29,6 +29,7 @@ from headscope.models.registry import (
     source_of,
     writes_text,
 )
+from headscope.models.row_ends import evenly, logits_of, random_codes
 from headscope.models.tokens import warn_of_unknown_words
 from headscope.samples import Samples
 
@@ -42,6 +43,7 @@ __all__ = [
     "attach",
     "bundled_folder",
     "check_members",
+    "evenly",
     "expect_decoder",
     "expect_model",
     "expect_module",
@@ -56,9 +58,11 @@ __all__ = [
     "leave_handle",
     "llamagen_prompts",
     "load_model",
+    "logits_of",
     "may_chunk_prompts",
     "observe",
     "plain_groups",
+    "random_codes",
     "raster_prompts",
     "register_model",
     "resolve_device",

@@ -47,7 +47,7 @@ class ImageModel(Protocol):
     Attributes:
         name: what the user called it.
         shape: layers, heads, geometry and fingerprints.
-        vocabulary: number of image codes V.
+        vocabulary: number of image codes V; with row ends (`shape.geometry.row_end`) the last one is theirs.
         max_prefix: most tokens a prefix may have.
         decoder: the transformer; what is traced and compressed.
         guidance: the family's scale of classifier-free guidance by default; 1 is none.
@@ -143,7 +143,8 @@ class ImageModel(Protocol):
         """Scores of the image code that comes after each token, before guidance, temperature and top-k.
 
         Args:
-            hidden: [B, T, C] in `dtype` on `device`, from `forward`, of any of its tokens.
+            hidden: [B, T, C] in `dtype` on `device`, from `forward`, of any of its tokens; what comes after is taken for a
+                cell, row ends are forced elsewhere (row_ends.py).
 
         Returns:
             [B, T, V] of a floating dtype, no probabilities; V is `vocabulary`.

@@ -5,6 +5,7 @@ beside it `headscope.toml`:
 
     rows = 16
     cols = 16
+    row_end = 514           # the token that ends each row, where there is one
     codes = [0, 512]        # the first token that is an image code, and how many there are
     start = [512]           # tokens before every image, where there are any
     unconditional = [513]   # the same for the other stream of guidance, where there is one
@@ -13,8 +14,8 @@ beside it `headscope.toml`:
     top_k = 100             # all codes unless given
 
     [prompts]               # where prompts mean something: tokens that take the place of `start`
-    cat = [514]
-    dog = [515]
+    cat = [515]
+    dog = [516]
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaModel
 
 from headscope.errors import DataError, HeadscopeError, ModelError
@@ -38,13 +40,14 @@ from headscope.models.loading import check_whole
 from headscope.models.network import NetworkModel
 from headscope.models.plain import PlainNetwork
 from headscope.models.protocol import Prefix
+from headscope.models.row_ends import NEVER
 from headscope.models.tokens import check_prompts
 from headscope.policy import ModelShape
 
 CARD = "headscope.toml"
 CELL = 8  # pixels of a token's side where nothing better is known
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("rows", "cols", "top_k"), int),
+    **dict.fromkeys(("rows", "cols", "row_end", "top_k"), int),
     **dict.fromkeys(("guidance", "temperature"), (int, float)),
     **dict.fromkeys(("codes", "start", "unconditional"), list),
     "prompts": dict,
@@ -57,15 +60,16 @@ class RasterModel(NetworkModel):
     Args:
         network: a `...ForCausalLM` of transformers, or in plain PyTorch tokens int64 [B, T] -> logits [B, T, words] (plain.py).
         name: what to call it.
-        geometry: rows and columns of the image's tokens.
+        geometry: rows and columns of the image's tokens, and whether a token ends each row.
         codes: the first token that is an image code, and how many there are.
+        row_end: the token that ends each row, which is forced; it is the code after the last of `codes`.
         start: tokens before every image; without any the image is the whole sequence, and its first code is drawn evenly.
         prompts: by prompt, the tokens that take the place of `start`; without it prompts are only names of images.
         unconditional: tokens of the unconditional stream, one at least; without it there is no guidance.
         guidance: scale, 1 for none.
         temperature: what logits are divided by.
         top_k: how many codes are sampled from, None for all.
-        pixels: codes int64 [B, N] -> uint8 [B, height, width, 3]; by default a grey square a token, by its code.
+        pixels: codes int64 [B, N] of cells -> uint8 [B, height, width, 3]; by default a grey square a token, by its code.
 
     Attributes:
         reads_prompts: whether an image depends on its prompt; equal prompts are different images where it does not.
@@ -82,6 +86,7 @@ class RasterModel(NetworkModel):
         *,
         geometry: Geometry,
         codes: tuple[int, int],
+        row_end: int | None = None,
         start: Sequence[int] = (),
         prompts: Mapping[str, Sequence[int]] | None = None,
         unconditional: Sequence[int] | None = None,
@@ -90,7 +95,8 @@ class RasterModel(NetworkModel):
         top_k: int | None = None,
         pixels: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        self.first, self.vocabulary = codes
+        self.first, self._cells = codes
+        self.row_end, self.vocabulary = row_end, self._cells + (row_end is not None)
         if not isinstance(network, nn.Module):
             raise ModelError(
                 f"{name}: expected a network, a ...ForCausalLM of transformers or a module of PyTorch from tokens to logits, "
@@ -98,6 +104,7 @@ class RasterModel(NetworkModel):
             )
         if not hasattr(network, "get_decoder"):
             rows = [list(start), *(list(row) for row in (prompts or {}).values()), list(unconditional or [])]
+            rows += [] if row_end is None else [[row_end]]
             network = PlainNetwork(network, name, self._trial(rows, geometry.tokens))
         super().__init__(network, name)
         self.counts_padding = isinstance(self.decoder, LlamaModel)  # whose rotary positions are relative
@@ -110,7 +117,8 @@ class RasterModel(NetworkModel):
         self.max_prefix = int(config.max_position_embeddings) - geometry.tokens
         self._check(words, geometry)
         width = getattr(config, "hidden_size", heads["query_heads"] * heads["head_dim"])
-        facts = ("raster", config.model_type, heads, width, codes, geometry.rows, geometry.cols)
+        facts: tuple[object, ...] = ("raster", config.model_type, heads, width, codes, geometry.rows, geometry.cols)
+        facts += () if row_end is None else (row_end,)
         self.shape = ModelShape(
             name=name,
             **heads,
@@ -121,7 +129,7 @@ class RasterModel(NetworkModel):
 
     def _trial(self, rows: list[list[int]], tokens: int) -> torch.Tensor:
         """int64 [n, T], the longest of the rows with an image of random codes, then all tokens of the rows."""
-        codes = torch.randint(self.first, self.first + self.vocabulary, (tokens,), generator=torch.Generator().manual_seed(0))
+        codes = torch.randint(self.first, self.first + self._cells, (tokens,), generator=torch.Generator().manual_seed(0))
         longest = [*max(rows, key=len), *codes.tolist()]
         every = sorted({token for row in rows for token in row})
         every += every[:1] * (-len(every) % len(longest))
@@ -129,11 +137,17 @@ class RasterModel(NetworkModel):
 
     def _check(self, words: int, geometry: Geometry) -> None:
         """Refuse numbers that do not fit the network."""
-        if not 0 <= self.first < self.first + self.vocabulary <= words:
+        last = self.first + self._cells - 1
+        if not 0 <= self.first <= last < words:
+            raise ModelError(f"{self.name}: codes {self.first} to {last}, its vocabulary has {words}.")
+        if geometry.row_end != (self.row_end is not None):
             raise ModelError(
-                f"{self.name}: codes {self.first} to {self.first + self.vocabulary - 1}, its vocabulary has {words}."
+                f"{self.name}: {geometry.row_end} tokens end a row, and `row_end` is {self.row_end}; expected one token and "
+                "its number, or neither."
             )
-        rows = dict(self._prompts)
+        rows: dict[str, Sequence[int]] = dict(self._prompts)
+        if self.row_end is not None:
+            rows["row_end"] = [self.row_end]
         if self._start or (self._unconditional is not None and not self._prompts):
             rows["start"] = self._start
         if self._unconditional is not None:
@@ -183,18 +197,21 @@ class RasterModel(NetworkModel):
 
     def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Image codes [B, T] -> [B, T, C]."""
-        return self.embed_prefix(tokens + self.first)
+        ids = tokens + self.first
+        return self.embed_prefix(ids if self.row_end is None else torch.where(tokens == self._cells, self.row_end, ids))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [B, T, C] -> [B, T, V], of image codes alone."""
-        return self.network.get_output_embeddings()(hidden)[..., self.first : self.first + self.vocabulary]
+        """hidden [B, T, C] -> [B, T, V], of image codes alone; a cell is never the row end."""
+        cells = self.network.get_output_embeddings()(hidden)[..., self.first : self.first + self._cells]
+        return cells if self.row_end is None else functional.pad(cells, (0, 1), value=NEVER)
 
     def to_images(self, tokens: torch.Tensor) -> torch.Tensor:
         """Image codes [B, N] -> uint8 [B, height, width, 3]."""
+        geometry = self.shape.geometry
+        grid = tokens.view(len(tokens), geometry.rows, geometry.row_length)[..., : geometry.cols]
         if self._pixels is not None:
-            return self._pixels(tokens.long())
-        grid = tokens.view(len(tokens), self.shape.geometry.rows, self.shape.geometry.cols)
-        grey = (grid.float() * (255 / max(self.vocabulary - 1, 1))).round().to(torch.uint8).cpu()
+            return self._pixels(grid.flatten(1).long())
+        grey = (grid.float() * (255 / max(self._cells - 1, 1))).round().to(torch.uint8).cpu()
         return grey.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)[..., None].expand(-1, -1, -1, 3).contiguous()
 
 
@@ -233,7 +250,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     if len(found["codes"]) != 2 or not all(isinstance(one, int) for one in found["codes"]):
         raise ModelError(f"{path}: codes {found['codes']}: expected the first token that is a code, and how many there are.")
     try:
-        geometry = Geometry(found.pop("rows"), found.pop("cols"))
+        geometry = Geometry(found.pop("rows"), found.pop("cols"), int("row_end" in found))
     except HeadscopeError as error:
         raise ModelError(f"{path}: {error}") from None
     return {**found, "codes": tuple(found["codes"]), "geometry": geometry}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from headscope.facts import said
-from headscope.models import Group, ImageModel, Prefix, check_members, observe
+from headscope.models import Group, ImageModel, Prefix, check_members, observe, random_codes
 from headscope.policy import Policy
 from headscope.runtime import PlainCache
 from headscope.samples import Samples
@@ -74,9 +74,7 @@ class _Trial:
     def __init__(self, model: ImageModel, prompts: list[str]) -> None:
         self.model, self.prompts = model, prompts
         shape = model.shape
-        generator = torch.Generator().manual_seed(0)
-        codes = torch.randint(0, model.vocabulary, (len(prompts), shape.geometry.tokens), generator=generator)
-        self.codes = codes.to(model.device)
+        self.codes = random_codes(model, len(prompts))
         self.steps = min(shape.geometry.row_length + 2, shape.geometry.tokens - 1)  # past the end of a row
         self.tolerance = TOLERANCE.get(model.dtype, LOOSE)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from headscope.errors import DataError
-from headscope.models import ImageModel
+from headscope.models import ImageModel, evenly, logits_of
 from headscope.runtime.finite import finite_choice
 from headscope.runtime.noise import Noise
 from headscope.samples import Samples
@@ -196,8 +196,8 @@ class Sampler:
         """Hidden states [streams * n, C] of the tokens before image token `token` -> see `sample`; where C is 0 there is none,
         and every code is as likely."""
         if hidden.shape[1]:
-            return self(self.model.logits(hidden[:, None])[:, 0], token)
-        return self(torch.zeros(len(hidden), self.model.vocabulary, device=hidden.device), token)
+            return self(logits_of(self.model, hidden[:, None], token)[:, 0], token)
+        return self(evenly(self.model, len(hidden), token, hidden.device), token)
 
     def _scale(self, logits: torch.Tensor, token: int | torch.Tensor) -> float | torch.Tensor:
         if not self.guided or self.cfg_interval < 0:

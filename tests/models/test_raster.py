@@ -15,10 +15,10 @@ from headscope.geometry import Geometry
 from headscope.models import RasterModel, load_model, source_of
 from headscope.models.own_file import load_own
 from headscope.pipeline import run
-from headscope.policy import Policy
+from headscope.policy import CacheSpec, Policy
 from headscope.run_folder import RunFolder
 from headscope.runtime import Sampling, decoder_name, generate
-from headscope.tuning import LimitConfig, PromptConfig, RunConfig, SearchConfig
+from headscope.tuning import LimitConfig, PromptConfig, Replay, RunConfig, SearchConfig
 
 ROWS, COLS, CODES, FIRST = 4, 4, 12, 3
 CARD = f"""
@@ -117,6 +117,47 @@ def test_an_image_that_begins_by_itself_is_drawn_as_the_network_says(make) -> No
     assert len(firsts.unique()) > CODES // 2  # drawn evenly: no code is likelier
 
 
+@torch.inference_mode()
+def with_forced_ends(network: torch.nn.Module, start: list[int], rows: int, cols: int, end: int) -> list[int]:
+    """The most likely codes, token by token, each row ended by `end`."""
+    ids = list(start)
+    for _ in range(rows):
+        for _ in range(cols):
+            ids.append(FIRST + int(network(torch.tensor([ids])).logits[0, -1, FIRST : FIRST + CODES].argmax()))
+        ids.append(end)
+    return [CODES if one == end else one - FIRST for one in ids[len(start) :]]
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_row_ends_are_forced_cached_and_counted(make) -> None:
+    network, prompts = make(), {"cat": [16], "dog": [17, 2, 5]}
+    model = model_of(network, geometry=Geometry(3, 4, 1), row_end=19, prompts=prompts)
+    assert (model.vocabulary, model.shape.geometry.tokens) == (CODES + 1, 15)
+    whole = Policy.uniform(model.shape, window=14, stride=5, prefix=3)
+    split = Policy.uniform(model.shape, window=4, heavy=10, stride=5, prefix=3)
+    for policy in (None, whole, split):
+        samples = generate(model, list(prompts), sampling=Sampling(temperature=0.0), policy=policy)
+        assert samples.tokens.tolist() == [with_forced_ends(network, ids, 3, 4, 19) for ids in prompts.values()]
+    hot = generate(model, ["cat"] * 8, sampling=Sampling(temperature=100.0)).tokens.view(8, 3, 5)
+    assert (hot[..., 4] == CODES).all()
+    assert (hot[..., :4] < CODES).all()
+    images = model.to_images(hot.flatten(1))
+    assert images.shape == (8, 24, 32, 3)
+    assert CacheSpec.of(model, prefix=3).full_bytes == 2 * 2 * 4 * (3 + 15) * model.shape.kv_heads * 8
+    given: list[torch.Tensor] = []
+    model_of(network, geometry=Geometry(3, 4, 1), row_end=19, pixels=given.append).to_images(hot.flatten(1))
+    assert torch.equal(given[0], hot[..., :4].flatten(1).long())
+
+
+def test_a_replay_loses_nothing_at_row_ends() -> None:
+    model = model_of(gpt2(), geometry=Geometry(3, 4, 1), row_end=19, unconditional=[1], guidance=2.0)
+    replay = Replay(model, generate(model, ["a", "b"], 0))
+    loss = replay.measure(Policy.uniform(model.shape, window=1, stride=5, prefix=1)).divergence
+    ends = torch.arange(1, 15) % 5 == 4
+    assert (loss[:, ends] == 0).all()
+    assert (loss[:, ~ends][:, 2:] > 0).all()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -125,6 +166,9 @@ def test_an_image_that_begins_by_itself_is_drawn_as_the_network_says(make) -> No
         ({"prompts": {"cat": []}}, r"cat \[\]: expected one token or more"),
         ({"start": [20]}, r"start \[20\]"),
         ({"prompts": {"cat": [0] * 9}}, "cat and 16 image tokens are more than its 24 positions"),
+        ({"row_end": 19}, "0 tokens end a row, and `row_end` is 19; expected one token and its number, or neither"),
+        ({"geometry": Geometry(3, 4, 1)}, "1 tokens end a row, and `row_end` is None"),
+        ({"geometry": Geometry(3, 4, 1), "row_end": 20}, r"row_end \[20\]: expected one token"),
         ({"guidance": 2.0}, "guidance 2 needs `unconditional`"),
     ],
 )
@@ -153,6 +197,15 @@ def test_a_folder_with_a_card_goes_the_whole_way(folder: Path, tmp_path: Path) -
     assert {"full", "searched", "h2o"} <= set(table.index)
     assert table.loc["full", "replay_kl"] == pytest.approx(0, abs=1e-6)
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_a_card_may_name_the_token_that_ends_a_row(tmp_path: Path) -> None:
+    gpt2().save_pretrained(tmp_path)
+    (tmp_path / "headscope.toml").write_text(f"rows = 3\ncols = 4\nrow_end = 19\ncodes = [{FIRST}, {CODES}]\nstart = [0]\n")
+    model = load_model(str(tmp_path), "cpu")
+    assert model.shape.geometry == Geometry(3, 4, 1)
+    found = generate(model, ["a"], sampling=Sampling(temperature=0.0)).tokens[0].tolist()
+    assert found == with_forced_ends(gpt2(), [0], 3, 4, 19)
 
 
 def test_prompts_come_from_the_card(folder: Path) -> None:

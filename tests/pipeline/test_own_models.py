@@ -50,7 +50,7 @@ MODELS: dict[str, tuple[Any, Geometry, dict[str, Any]]] = {
         Geometry(1, 16),
         {"start": [0]},
     ),
-    "tuples, guidance": (chameleon, Geometry(5, 3), NAMED),
+    "tuples, guidance, row ends": (chameleon, Geometry(4, 3, 1), {"row_end": 19, **NAMED}),
 }
 
 

@@ -57,6 +57,8 @@ class LlamaCudaDecoder:
             return "needs a policy"
         if not getattr(model, "starts", True):
             return "needs tokens before the image"
+        if model.shape.geometry.row_end:
+            return "forces no row ends"
         if (found := torch.cuda.get_device_capability(model.device)) < OLDEST:
             card = torch.cuda.get_device_name(model.device)
             return f"needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, and {card} has {found[0]}.{found[1]}"

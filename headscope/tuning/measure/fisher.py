@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 
+from headscope.models import logits_of
 from headscope.progress import Progress, of_task
 from headscope.tuning.measure.head_outputs import HeadOutputs, before, projections
 from headscope.tuning.measure.options import COLUMNS, Option
@@ -112,7 +113,7 @@ def _gradients(replay: Replay, number: int, rows: torch.Tensor, samples: int, ge
     written: list[torch.Tensor] = []
     with before(projections(model.decoder) or [], lambda layer, heads: written.append(heads)):
         hidden = model.forward(embeds, mask, None)[:, replay.prefix :]
-    logits = (model.logits(hidden).float() / replay.temperature).unflatten(0, (streams, -1))
+    logits = (logits_of(model, hidden, 1).float() / replay.temperature).unflatten(0, (streams, -1))
     guided = logits[0] if streams == 1 else torch.lerp(logits[1], logits[0], replay.scale)
     logs = torch.log_softmax(guided, -1)
     made = []

@@ -16,7 +16,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
-from headscope.models import ImageModel, expect_model
+from headscope.models import ImageModel, expect_model, logits_of
 from headscope.policy import Policy
 from headscope.runtime import CompressedCache, compressed, no_numbers, scales
 from headscope.samples import Samples
@@ -249,7 +249,7 @@ class Replay:
 
     def _streams(self, hidden: torch.Tensor, model: ImageModel | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits of each stream after the temperature, float32 [images, N - 1, V]."""
-        logits = (model or self.model).logits(hidden).float() / self.temperature
+        logits = logits_of(model or self.model, hidden, 1).float() / self.temperature
         if self.streams == 1:
             return logits, None
         conditional, unconditional = logits.chunk(2)
