@@ -18,6 +18,7 @@ FEATURES = (
     "entropy",
     "column_concentration",
     "row_above",
+    "row_above_right",  # above the token about to be drawn, where two heads in three look more than above their own
     "previous_token",
 )
 

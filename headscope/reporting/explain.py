@@ -32,9 +32,11 @@ PLAIN = {
     "margin_mass": "attention to the first and the last column",
     "entropy": "how widely it looks, 1 being everywhere alike",
     "column_concentration": "share of the 5 % most attended tokens",
-    "row_above": "attention to the cell above",
+    "row_above": "attention to the cell above its own",
+    "row_above_right": "attention to the cell above the one it is about to draw",
     "previous_token": "attention to the token before",
 }
+_OF_ROWS = ("row_above", "row_above_right", "margin_mass")  # what says nothing where there is a single row
 WORDS_FROM = 0.05  # attention to the prompt from which on its words are told
 
 
@@ -141,7 +143,7 @@ def explain(
         DataError: the table holds scores alone, as read from a published map.
     """
     flat = curves["footprint"].shape[2] == 1  # a text has no rows and no margins
-    names = [name for name in FEATURES if name in table.columns and not (flat and name in ("row_above", "margin_mass"))]
+    names = [name for name in FEATURES if name in table.columns and not (flat and name in _OF_ROWS)]
     if not names:
         raise DataError("The head classes come without features (a published map), so there is nothing to explain: trace.")
     row = table[(table["layer"] == layer) & (table["kv_head"] == kv_head)].iloc[0]

@@ -21,7 +21,7 @@ from headscope.tracing import STATISTICS, TraceDataset
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAPS = ("sparsity_1", "row_above", "prefix_mass", "margin_mass", "column_concentration")
+MAPS = ("sparsity_1", "row_above", "row_above_right", "prefix_mass", "margin_mass", "column_concentration")
 CHOSEN = 4  # most spatial and most semantic heads, whose footprints are drawn
 
 

@@ -179,22 +179,19 @@ def _at_lag(text: str, lag_of: Callable[[Accumulated], int]) -> Function:
 statistic("previous_token", means="spatial")(
     _at_lag("Previous-token score: share of A on the first sub-diagonal.", lambda a: 1),
 )
-statistic("row_above", means="spatial")(
-    _at_lag(
-        "Row-above score: share of A on the sub-diagonal of a row's length, the cell above.", lambda a: a.geometry.row_length
-    )
-)
-statistic("row_above_left", means="spatial")(
-    _at_lag(
-        "Share of A on the sub-diagonal after that of the cell above: the cell above and left.",
-        lambda a: a.geometry.row_length + 1,
-    )
-)
+
+
+def _above(ahead: int, whose: str) -> Function:
+    """The cell above the token `ahead` tokens after the query; a query is about to draw the token 1 ahead."""
+    length = "a row's length" if not ahead else f"a row's length {'less' if ahead > 0 else 'and'} 1"
+    text = f"Share of A on the sub-diagonal of {length}: the cell above {whose}."
+    return _at_lag(text, lambda a: a.geometry.row_length - ahead)
+
+
+statistic("row_above", means="spatial")(_above(0, "the query"))
+statistic("row_above_left", means="spatial")(_above(-1, "and left of the query"))
 statistic("row_above_right", means="spatial")(
-    _at_lag(
-        "Share of A on the sub-diagonal before that of the cell above: the cell above and right.",
-        lambda a: a.geometry.row_length - 1,
-    )
+    _above(1, "and right of the query, which is above the token that the query is about to draw, also across the end of a row")
 )
 statistic("self_mass")(_at_lag("Attention of a query to its own token.", lambda a: 0))
 

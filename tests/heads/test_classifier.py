@@ -20,10 +20,10 @@ from headscope.tracing import TraceDataset, trace
 
 def two_kinds(seed: int, spatial: int = 30, semantic: int = 12) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    near = np.array([0.2, 0.2, 1.5, 0.05, 0.1, 0.3, 0.1, 0.4, 0.3])
-    far = np.array([0.9, 0.8, 6.0, 0.4, 0.3, 0.7, 0.4, 0.02, 0.02])
-    rows = [near + 0.04 * rng.standard_normal(9) for _ in range(spatial)]
-    rows += [far + 0.04 * rng.standard_normal(9) for _ in range(semantic)]
+    near = np.array([0.2, 0.2, 1.5, 0.05, 0.1, 0.3, 0.1, 0.4, 0.4, 0.3])
+    far = np.array([0.9, 0.8, 6.0, 0.4, 0.3, 0.7, 0.4, 0.02, 0.02, 0.02])
+    rows = [near + 0.04 * rng.standard_normal(10) for _ in range(spatial)]
+    rows += [far + 0.04 * rng.standard_normal(10) for _ in range(semantic)]
     return np.array(rows), np.array(["spatial"] * spatial + ["semantic"] * semantic)
 
 
@@ -74,17 +74,17 @@ def records(values: np.ndarray, images: int = 2) -> pd.DataFrame:
 
 
 def test_numbers_that_are_not_finite_are_left_out_of_the_means() -> None:
-    table = records(np.arange(36, dtype=float).reshape(4, 9))
+    table = records(np.arange(40, dtype=float).reshape(4, 10))
     table.loc[0, "entropy"] = np.nan  # head 0 in image 0: image 1 still knows
     table.loc[table["head"] == 3, "row_above"] = np.inf  # nobody knows: the mean of heads 0, 1 and 2
     made = features(table, 4, 4).set_index("kv_head")
     assert made.loc[0, "entropy"] == 5.0
-    assert made.loc[3, "row_above"] == pytest.approx((7 + 16 + 25) / 3)
+    assert made.loc[3, "row_above"] == pytest.approx((7 + 17 + 27) / 3)
     assert odd_heads(table) == 2
 
 
 def test_a_trace_with_nothing_but_nan_still_gives_scores() -> None:
-    made = features(records(np.full((4, 9), np.nan)), 4, 2)
+    made = features(records(np.full((4, 10), np.nan)), 4, 2)
     scores = HeadClassifier().fit(made[list(FEATURES)].to_numpy()).score_semantic(made[list(FEATURES)].to_numpy())
     assert scores == pytest.approx([0.5, 0.5])
 

@@ -72,6 +72,14 @@ def test_a_head_that_reads_the_first_token() -> None:
     assert found["diagonality"] == pytest.approx(-np.mean(np.arange(2, 13)) / 13, abs=1e-5)
 
 
+def test_a_head_that_reads_above_the_token_about_to_be_drawn() -> None:
+    drawn = [t + 1 for t in range(QUERIES)]
+    found = statistics_of(attending(lambda t: PREFIX + drawn[t] - COLS if drawn[t] >= COLS else 0))
+    assert found["row_above_right"] == pytest.approx(8 / 11)  # what is drawn into the first row has nothing above it
+    assert found["row_above"] == pytest.approx(0, abs=1e-6)
+    assert found["row_above_left"] == pytest.approx(0, abs=1e-6)
+
+
 def test_a_head_that_reads_the_row_above() -> None:
     found = statistics_of(attending(lambda t: PREFIX + t - COLS if t >= COLS else 0))
     assert found["row_above"] == pytest.approx(7 / 11)  # the first row has none
