@@ -42,8 +42,12 @@ def measure_stability(
         what, value, rand, rand_low, rand_high (10 and 90 % of the draws), rank, rank_low, rank_high, draws.
 
     Raises:
-        DataError: fewer than two images.
+        DataError: fewer than two images, or a single head.
     """
+    if shape.layers * shape.kv_heads < 2:
+        raise DataError(
+            f"{shape.name} has one head, and stability compares the order and the classes of several: leave it out."
+        )
     judge = classifier or HeadClassifier()
     whole = table[table["band"] == -1]
     images = np.array(sorted(whole["sample"].unique()))

@@ -73,7 +73,8 @@ def _figures(data: RunData, names: list[str], chosen: list[tuple[int, int]]) -> 
     yield "layers", lambda: feature_charts.class_by_layer(table)
     if feature_charts.telling(table):  # a published map has scores alone
         yield "pairs", lambda: feature_charts.pair_plot(table)
-        yield "dendrogram", lambda: feature_charts.dendrogram(table)
+        if len(table) > 2:
+            yield "dendrogram", lambda: feature_charts.dendrogram(table)
     if data.curves is not None and "cache_divergence" in data.curves and data.geometry.rows > 1:
         found = stream_map(data.curves["cache_divergence"], table, data.geometry)
         if found.by_class:
@@ -99,8 +100,8 @@ def _chosen(data: RunData, heads: str | None) -> list[tuple[int, int]]:
     if heads is not None:
         return [parse_head(name, int(model["layers"]), int(model["kv_heads"])) for name in heads.split(",") if name.strip()]
     ordered = data.heads.table.sort_values(["semantic_score", "layer", "kv_head"])
-    count = min(CHOSEN, len(ordered) // 2)
-    ends = pd.concat([ordered.head(count), ordered.tail(count)[::-1]])
+    count = min(CHOSEN, max(len(ordered) // 2, 1))
+    ends = pd.concat([ordered.head(count), ordered.tail(count)[::-1]]).drop_duplicates(["layer", "kv_head"])
     return [(int(row.layer), int(row.kv_head)) for row in ends.itertuples()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,12 @@ def traced(noise: float, images: int = 8) -> tuple[pd.DataFrame, ModelShape]:
 @pytest.fixture
 def two_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stability, "REPEATS", 2)
+
+
+def test_a_single_head_has_no_stability() -> None:
+    table, shape = traced(0.01, 2)
+    with pytest.raises(DataError, match="toy has one head, and stability compares"):
+        measure_stability(table.query("layer == 0 and head == 0"), replace(shape, layers=1, query_heads=1, kv_heads=1))
 
 
 @pytest.mark.usefixtures("two_draws")

@@ -15,6 +15,7 @@ from headscope.heads import Heads
 from headscope.models import RasterModel, register_model, registry
 from headscope.pipeline import run
 from headscope.pipeline.prompts import numbered
+from headscope.reporting.gallery import write_figures
 from headscope.runtime import generate
 from headscope.samples import Samples
 from headscope.tracing import watch, watch_live
@@ -76,6 +77,10 @@ def test_every_form_goes_through_every_step(name: str, tmp_path: Path, monkeypat
         assert [one.prompts for one in samples] == [["x", "x (3)"], ["x (2)", "x (4)"]]
         assert len(torch.cat([one.tokens for one in samples]).unique(dim=0)) == 4
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    if len(heads) < 3:  # too few for a dendrogram
+        drawn = [path.stem for path in write_figures(tmp_path / "run", statistics=["entropy"])]
+        assert drawn[:4] == ["map-entropy", "footprints", "decay", "layers"]
+        assert "dendrogram" not in drawn
 
 
 def test_an_image_without_a_prefix_is_traced_live_as_in_one_pass() -> None:
