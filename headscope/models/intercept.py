@@ -36,7 +36,7 @@ def attach(module: nn.Module, callback: Named) -> Iterator[None]:
     """
     names = _names(module)
     with ExitStack() as stack:
-        stack.enter_context(_as_written())
+        stack.enter_context(as_written())
         observed: set[int] = set()
         for decoder in _decoders(module):
             by_number = {part.layer_idx: names[id(part)] for part in decoder.modules() if _computes(part, decoder)}
@@ -59,7 +59,7 @@ _eager: dict[str, Any] = {"blocks": 0, "stance": None}
 
 
 @contextmanager
-def _as_written() -> Iterator[None]:
+def as_written() -> Iterator[None]:
     """Inside the block nothing that was given to `torch.compile` runs compiled. That holds for the process, so the blocks are
     counted: the last one that ends puts back what the first has found."""
     with _eager_lock:

@@ -11,6 +11,7 @@ that is told positions, `forward(tokens, positions)`, is fed the new tokens alon
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from headscope.errors import ModelError
 from headscope.facts import said
+from headscope.models.intercept import as_written
 from headscope.models.multi_head import given, heads_of
 
 _POSITIONS = ("positions", "position_ids")
@@ -73,7 +75,8 @@ class PlainNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, name: str, trial: torch.Tensor) -> None:
         super().__init__()
-        self.network: Any = getattr(network, "_orig_mod", network).eval()  # compiled code would call no function
+        self.network: Any = getattr(network, "_orig_mod", network).eval()
+        self._compiled = any(hasattr(part, "_orig_mod") for part in self.network.modules())
         self.name = name
         names = inspect.signature(self.network.forward).parameters
         self._told = next((one for one in _POSITIONS if one in names), None)
@@ -136,7 +139,8 @@ class PlainNetwork(nn.Module):
         return Scores(found.gather(1, places[..., None].expand(-1, -1, found.shape[2])))
 
     def _logits(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        found = self.network(tokens) if self._told is None else self.network(tokens, **{self._told: places})
+        with as_written() if self._compiled else nullcontext():  # compiled code calls no function that could be taken over
+            found = self.network(tokens) if self._told is None else self.network(tokens, **{self._told: places})
         found = found[0] if isinstance(found, tuple) else getattr(found, "logits", found)
         if not isinstance(found, torch.Tensor) or found.shape[:2] != tokens.shape or found.dim() != 3:
             what = f"{tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"

@@ -188,6 +188,15 @@ def test_a_window_is_its_own_forward_under_a_mask(kind: type[Plain]) -> None:
     assert cache.nbytes() == 2 * 2 * WIDTH * 4 * (3 + WINDOW + 1)
 
 
+def test_what_was_compiled_runs_as_it_was_written() -> None:
+    network, plain = made(), model_of(made())
+    policy = Policy.uniform(plain.shape, window=3, heavy=2, stride=COLS, prefix=3)
+    expected = generate(plain, ["cat", "dog"], 0, policy=policy).tokens
+    network.blocks[0] = torch.compile(network.blocks[0])
+    for one in (network, torch.compile(made())):
+        assert torch.equal(generate(model_of(one), ["cat", "dog"], 0, policy=policy).tokens, expected)
+
+
 def test_its_statistics_are_those_of_the_module_alone() -> None:
     network = made()
     model = model_of(network, prompts=None, unconditional=None, guidance=1.0, start=[0, 1])
