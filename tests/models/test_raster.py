@@ -141,6 +141,9 @@ def test_row_ends_are_forced_cached_and_counted(make) -> None:
     hot = generate(model, ["cat"] * 8, sampling=Sampling(temperature=100.0)).tokens.view(8, 3, 5)
     assert (hot[..., 4] == CODES).all()
     assert (hot[..., :4] < CODES).all()
+    bare = model_of(network, geometry=Geometry(3, 4, 1), row_end=19, start=[])
+    firsts = generate(bare, ["a"] * 60, sampling=Sampling(temperature=100.0)).tokens[:, 0]
+    assert (firsts < CODES).all()
     images = model.to_images(hot.flatten(1))
     assert images.shape == (8, 24, 32, 3)
     assert CacheSpec.of(model, prefix=3).full_bytes == 2 * 2 * 4 * (3 + 15) * model.shape.kv_heads * 8
