@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from headscope.tuning.measure.coverage import Coverage, Groups
     from headscope.tuning.measure.fisher import fisher_table
     from headscope.tuning.measure.free_running import measure_free_running
+    from headscope.tuning.measure.joint import Products, measure_products
     from headscope.tuning.measure.measurement import MemoizedReplay, ReplayResult
     from headscope.tuning.measure.options import ANCHOR, Losses, Option, default_options, losses_from, table_stride
     from headscope.tuning.measure.replay import BATCH_BYTES, Replay
     from headscope.tuning.measure.sensitivity import measure_sensitivity, table_identity
     from headscope.tuning.measure.table import Table, every_head, sensitivity_table
     from headscope.tuning.propose.class_space import ClassSpace
-    from headscope.tuning.propose.knapsack import solve
+    from headscope.tuning.propose.knapsack import allocate, option_bytes, solve
     from headscope.tuning.propose.kvtuner import kvtuner
     from headscope.tuning.propose.presets import Sweep, sweep_presets
     from headscope.tuning.propose.spaces import TableSpace, neutral
@@ -45,12 +46,13 @@ _MODULES = {
     "measure.coverage": "Coverage Groups",
     "measure.fisher": "fisher_table",
     "measure.free_running": "measure_free_running",
+    "measure.joint": "Products measure_products",
     "measure.measurement": "MemoizedReplay ReplayResult",
     "measure.options": "ANCHOR Losses Option default_options losses_from table_stride",
     "measure.replay": "BATCH_BYTES Replay",
     "measure.sensitivity": "measure_sensitivity table_identity",
     "measure.table": "Table every_head sensitivity_table",
-    "propose.knapsack": "solve",
+    "propose.knapsack": "allocate option_bytes solve",
     "propose.presets": "Sweep sweep_presets",
     "propose.class_space": "ClassSpace",
     "propose.kvtuner": "kvtuner",

@@ -18,6 +18,7 @@ from headscope.tuning import Replay, default_options, sensitivity_table
 from headscope.tuning.measure import table as tables
 from headscope.tuning.measure.fisher import fisher_table, sampled_gradients
 from headscope.tuning.measure.head_outputs import HeadOutputs
+from headscope.tuning.measure.joint import measure_products
 from headscope.tuning.measure.options import Option
 from headscope.tuning.measure.single_head import SingleHeadLoss
 
@@ -47,6 +48,54 @@ def test_the_same_seed_gives_the_same_table_and_batches_change_little(tiny: Janu
     pd.testing.assert_frame_equal(first, again)
     assert not first["loss"].equals(fisher_table(whole, options, 4, seed=2)["loss"])
     assert len(fisher_table(parts, options, 4)) == len(first) == 2 * 2 * 2
+
+
+def test_a_stopped_table_goes_on_after_its_last_batch(
+    tiny: JanusModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = Replay(tiny, generate(tiny, ["red apple", "dog", "a blue car"], 0), by_stream=False, batch_size=1)
+    options, part, plain = [Option(1), Option(2, 3)], tmp_path / "part.json", HeadOutputs.under
+    whole = fisher_table(replay, options, 4)
+
+    def stopped(outputs: HeadOutputs, number: int, option: Option) -> list[torch.Tensor]:
+        if (number, option) == (2, options[1]):
+            raise KeyboardInterrupt
+        seen.append(number)
+        return plain(outputs, number, option)
+
+    seen: list[int] = []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(HeadOutputs, "under", stopped)
+        fisher_table(replay, options, 4, part=part)
+    assert seen == [0, 0, 1, 1, 2]
+    seen.clear()
+    monkeypatch.setattr(
+        HeadOutputs, "under", lambda outputs, number, option: seen.append(number) or plain(outputs, number, option)
+    )
+    pd.testing.assert_frame_equal(fisher_table(replay, options, 4, part=part), whole)
+    assert seen == [2, 2]
+    assert not part.exists()
+    part.write_text('{"identity": 1')  # what can't be read, or is of other options, is begun anew
+    pd.testing.assert_frame_equal(fisher_table(replay, options, 4, part=part), whole)
+
+
+def test_the_joint_loss_of_one_head_is_its_own_and_of_all_a_slow_sum(tiny: JanusModel) -> None:
+    replay = Replay(tiny, generate(tiny, ["red apple", "dog"], 0), by_stream=False)
+    options = [Option(1), Option(2, 3), Option(0, 0, 1.0, 4)]
+    products, table = measure_products(replay, options, 4, samples=2), fisher_table(replay, options, 4, samples=2)
+    layers, heads, everything = *products.values.shape[1:3], len(options)
+    losses = table["loss"].to_numpy().reshape(len(options), layers, heads).transpose(1, 2, 0)
+    np.testing.assert_allclose(products.losses(), losses, rtol=2e-3, atol=1e-9)
+    alone = np.full((layers, heads), everything)
+    assert products.joint(alone) == 0
+    alone[1, 0] = 1
+    assert products.joint(alone) == pytest.approx(losses[1, 0, 1], rel=2e-3)
+    choice = np.array([[0, 2], [1, everything]])
+    picked = [products.values[0, 0, 0], products.values[2, 0, 1], products.values[1, 1, 0]]
+    together = sum(one.astype(np.float64) for one in picked)
+    assert products.joint(choice) == pytest.approx(float((together**2).mean() / 2), rel=1e-6)
+    with pytest.raises(DataError, match=r"take 1,440 bytes, 100 are allowed"):
+        measure_products(replay, options, 4, samples=2, room=100)
 
 
 def test_gradients_have_a_place_for_every_stream_image_position_and_head(tiny: JanusModel) -> None:

@@ -18,15 +18,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
+from headscope.errors import DataError
 from headscope.models import logits_of
 from headscope.progress import Progress, of_task
+from headscope.storage import read_json, write_json
 from headscope.tuning.measure.head_outputs import HeadOutputs, before, projections
 from headscope.tuning.measure.options import COLUMNS, Option
 from headscope.tuning.measure.replay import BATCH_BYTES, Replay
+from headscope.tuning.measure.sensitivity import table_identity
 
 # Gradients sampled an image: 4 on 8 images put the bundled model's heads in the order that exact replays give.
 SAMPLES = 4
@@ -40,6 +47,7 @@ def fisher_table(
     anchor: int = 0,
     samples: int = SAMPLES,
     seed: int = 0,
+    part: Path | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Estimate every head's loss alone at every option.
@@ -51,6 +59,7 @@ def fisher_table(
         anchor: first image tokens that heads keep at every option.
         samples: gradients an image.
         seed: of the sampled codes; the same seed gives the same table.
+        part: file that is written after every batch of images and goes when the table is whole: the same call goes on there.
         progress: told of replays, one an option and batch.
 
     Returns:
@@ -59,17 +68,20 @@ def fisher_table(
     """
     shape, started = replay.model.shape, time.monotonic()
     outputs = HeadOutputs(replay, stride, anchor)
-    losses = torch.zeros(len(options), shape.layers, shape.kv_heads, dtype=torch.float64)
     tell = of_task(progress, "every head by gradients", len(options) * len(replay.batches))
-    for number in range(len(replay.batches)):
+    sums = _Sums.open(part, replay, options, {"stride": stride, "anchor": anchor, "samples": samples, "seed": seed})
+    for number in range(sums.batches, len(replay.batches)):
         gradients = sampled_gradients(replay, number, samples, seed)
         with torch.inference_mode():
             full = outputs.full(number)
             for place, option in enumerate(options):
-                losses[place] += _squares(replay, gradients, outputs.under(number, option), full)
+                found = head_products(replay, gradients, outputs.under(number, option), full)
+                sums.losses[place] += torch.stack([layer.double().square().sum((0, 1, 2)) for layer in found]).cpu()
                 tell(number * len(options) + place + 1, len(options) * len(replay.batches))
         outputs.forget(number)
-    losses /= 2 * len(replay) * samples * (shape.geometry.tokens - 1)
+        sums.add_batch()
+    losses = sums.losses / (2 * len(replay) * samples * (shape.geometry.tokens - 1))
+    sums.close()
     rows = [
         (layer, head, option.window, option.heavy, option.decay, option.bits, stride, float(losses[place, layer, head]))
         for place, option in enumerate(options)
@@ -125,16 +137,61 @@ def _gradients(replay: Replay, number: int, rows: torch.Tensor, samples: int, ge
     return [layer.unflatten(1, (streams, -1)).detach() for layer in cut]
 
 
-def _squares(
+def head_products(
     replay: Replay, gradients: list[torch.Tensor], changed: list[torch.Tensor], full: list[torch.Tensor]
-) -> torch.Tensor:
-    """float64 [layers, kv_heads]: sums of (g . delta)^2 over a batch's images, samples and positions."""
-    kv_heads, sums = replay.model.shape.kv_heads, []
+) -> list[torch.Tensor]:
+    """g . delta of every head: what its change does to the log-probabilities of sampled codes, to first order.
+
+    Args:
+        replay: the images.
+        gradients: of `sampled_gradients`, of a batch.
+        changed: what heads write under an option, of `HeadOutputs.under`.
+        full: the same under the full cache.
+
+    Returns:
+        By layer float32 [samples, images, N - 1, kv_heads], summed over both streams and the query heads of a KV head.
+    """
+    kv_heads, found = replay.model.shape.kv_heads, []
     for gradient, after, plain in zip(gradients, changed, full, strict=True):
         delta = (after - plain).float().unflatten(0, (replay.streams, -1))
-        products = (gradient * delta).unflatten(-1, (kv_heads, -1)).sum((1, -1))  # [samples, images, N - 1, kv_heads]
-        sums.append(products.double().square().sum((0, 1, 2)))
-    return torch.stack(sums).cpu()
+        found.append((gradient * delta).unflatten(-1, (kv_heads, -1)).sum((1, -1)))
+    return found
+
+
+@dataclass
+class _Sums:
+    """Sums of squares over batches, float64 [options, layers, kv_heads], in a file that a stopped table goes on from."""
+
+    losses: torch.Tensor
+    batches: int
+    path: Path | None
+    identity: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path | None, replay: Replay, options: Sequence[Option], numbers: dict[str, Any]) -> _Sums:
+        """What the file holds of these very sums, or none yet."""
+        shape = replay.model.shape
+        size = (len(options), shape.layers, shape.kv_heads)
+        kept = {"batch_size": replay.batch_size, "options": [list(asdict(option).values()) for option in options]}
+        identity = {**table_identity(replay, numbers["stride"]), **numbers, **kept}
+        if path is not None and path.exists():
+            with suppress(DataError, KeyError, TypeError, ValueError):
+                found = read_json(path)
+                losses, batches = torch.tensor(found["sums"], dtype=torch.float64), int(found["batches"])
+                if found["identity"] == identity and losses.shape == size and 0 < batches <= len(replay.batches):
+                    return cls(losses, batches, path, identity)
+        return cls(torch.zeros(size, dtype=torch.float64), 0, path, identity)
+
+    def add_batch(self) -> None:
+        """Another batch is in the sums."""
+        self.batches += 1
+        if self.path is not None:
+            write_json(self.path, {"identity": self.identity, "batches": self.batches, "sums": self.losses.tolist()})
+
+    def close(self) -> None:
+        """The table is whole."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 def _images_at_once(replay: Replay) -> int:

@@ -146,7 +146,8 @@ def _by_gradients(replay: Replay, options: list[Option], path: str | Path | None
     there = beside is not None and beside.exists()
     losses, seconds = load_table(beside, identity) if beside is not None and there else pd.DataFrame(columns=COLUMNS), 0.0
     if missing := [option for option in options if losses[_rows_of(losses, option)].empty]:
-        more = fisher_table(replay, missing, stride, anchor=ANCHOR, progress=progress)
+        part = None if beside is None else beside.with_suffix(".part.json")
+        more = fisher_table(replay, missing, stride, anchor=ANCHOR, part=part, progress=progress)
         losses, seconds = more if losses.empty else pd.concat([losses, more], ignore_index=True), float(more.attrs["seconds"])
         if beside is not None:
             write_rows(list(losses.itertuples(index=False, name=None)), beside, identity)
