@@ -15,15 +15,15 @@ from headscope.policy.footprint import parse_share, parse_size
 from tests.policy.shapes import SHAPE
 
 PREFIX = 5
-TOKEN = 2 * 8 * 4  # keys and values of one token in one head, float32
+TOKEN = 2 * 8 * 2  # keys and values of one token in one head, two bytes a number
 
 
 def test_bytes_by_hand() -> None:
     policy = Policy.uniform(SHAPE, window=4, heavy=3, anchor=1, stride=6, prefix=PREFIX)
     head = (5 + 1 + 4 + 3 + 6) * TOKEN + (4 + 3 + 6) * 8
     assert CacheSpec(policy.shape, policy.prefix, batch=3).bytes_of(policy) == 3 * 2 * 12 * head
-    assert CacheSpec(policy.shape, policy.prefix, dtype="bfloat16").bytes_of(policy) == 2 * 12 * (
-        (5 + 1 + 4 + 3 + 6) * TOKEN // 2 + 13 * 8
+    assert CacheSpec(policy.shape, policy.prefix, dtype="float32").bytes_of(policy) == 2 * 12 * (
+        (5 + 1 + 4 + 3 + 6) * 2 * TOKEN + 13 * 8
     )
     assert CacheSpec(policy.shape, policy.prefix, count_prefix=False).bytes_of(policy) == 2 * 12 * (head - 5 * TOKEN)
     assert CacheSpec(SHAPE, PREFIX).full_bytes == 2 * 12 * 41 * TOKEN
@@ -59,21 +59,34 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_a_limit_below_the_smallest_says_what_that_is() -> None:
     smallest = CacheSpec(SHAPE, PREFIX).smallest_bytes
     assert smallest == 2 * 12 * 6 * TOKEN
-    with pytest.raises(BudgetError, match=r"the smallest possible is 14\.7% \(9,216 bytes\)"):
+    with pytest.raises(BudgetError, match=r"the smallest possible is 14\.7% \(4,608 bytes\)"):
         Limit.of_share("14%", CacheSpec(SHAPE, PREFIX))
-    with pytest.raises(BudgetError, match="the smallest possible is 9,216 bytes"):
-        Limit.of_memory(9_000, CacheSpec(SHAPE, PREFIX))
+    with pytest.raises(BudgetError, match="the smallest possible is 4,608 bytes"):
+        Limit.of_memory(4_500, CacheSpec(SHAPE, PREFIX))
     assert Limit.of_memory(smallest, CacheSpec(SHAPE, PREFIX)).bytes == smallest
     with pytest.raises(BudgetError, match="more than the full cache"):
         Limit.of_memory("1MiB", CacheSpec(SHAPE, PREFIX))
 
 
-@pytest.mark.parametrize(("text", "nbytes"), [("50%", 31488), ("0.5", 31488), (0.5, 31488), ("30KiB", 30720), (20_000, 20_000)])
+@pytest.mark.parametrize(("text", "nbytes"), [("50%", 15744), ("0.5", 15744), (0.5, 15744), ("15KiB", 15360), (10_000, 10_000)])
 def test_a_limit_is_a_share_or_a_size(text: str | float, nbytes: int) -> None:
     limit = Limit.parse(text, CacheSpec(SHAPE, PREFIX))
     assert limit.bytes == nbytes
-    assert limit.share == (0.5 if nbytes == 31488 else None)
+    assert limit.share == (0.5 if nbytes == 15744 else None)
     assert Limit.from_dict(limit.to_dict(), SHAPE) == limit
+
+
+@pytest.mark.parametrize(("dtype", "number"), [("float32", 4), ("float64", 8), ("bfloat16", 2), ("float16", 2)])
+def test_a_share_counts_two_bytes_a_number_and_a_size_those_of_the_run(dtype: str, number: int) -> None:
+    spec = CacheSpec(SHAPE, PREFIX, batch=3, dtype=dtype, count_prefix=False)
+    plain = 3 * 2 * 12 * 36 * 2 * 8  # numbers of a plain cache: images, streams, heads, tokens, keys and values
+    share, size = Limit.of_share("50%", spec), Limit.of_memory(plain * number // 2, spec)
+    assert share.bytes == plain
+    assert share.spec == spec.replace(dtype=dtype if number == 2 else "bfloat16")
+    assert size.spec == spec
+    policy = make_preset("streaming", share)
+    assert share.bytes * 0.9 < share.spec.bytes_of(policy) <= share.bytes
+    assert make_preset("streaming", size).same_as(policy)
 
 
 @pytest.mark.parametrize("text", ["120%", "half", "0.1%", "1GiB"])
@@ -180,7 +193,7 @@ def test_presets_fill_their_limit(name: str, keep: float) -> None:
 
 
 def test_kivi_keeps_everything_at_its_own_size_and_is_refused_below() -> None:
-    limit = Limit.of_share(0.7, CacheSpec(SHAPE, PREFIX, dtype="bfloat16"))
+    limit = Limit.of_share(0.7, CacheSpec(SHAPE, PREFIX))
     eight, four = PRESETS["kivi"].sweep(SHAPE.geometry)
     policy = four.build(limit)
     assert policy.keeps_everything
@@ -190,7 +203,7 @@ def test_kivi_keeps_everything_at_its_own_size_and_is_refused_below() -> None:
 
 
 def test_bits_are_counted_and_projected() -> None:
-    spec = CacheSpec(SHAPE, PREFIX, dtype="bfloat16")
+    spec = CacheSpec(SHAPE, PREFIX)
     size = SHAPE.head_dim
     assert spec.head_bytes(5, 0, 2, 6, 8) == (PREFIX + 2) * 4 * size + 6 * (2 * size + 8)
     assert spec.head_bytes(5, 3, 0, 6, 4) == PREFIX * 4 * size + 14 * (size + 8 * -(-size // 32) + 8)

@@ -54,7 +54,7 @@ def test_a_policy_comes_back_as_it_was(policy: Policy, file: Path) -> None:
     with safe_open(file, framework="pt") as opened:
         accounting = json.loads(opened.metadata()["accounting"])
     assert 0 < accounting["kept_ratio"] < 1
-    assert accounting["plain_bytes"] == 2 * 12 * 41 * 2 * 8 * 4
+    assert accounting["plain_bytes"] == 2 * 12 * 41 * 2 * 8 * 2
 
 
 def test_damaged_files_are_refused(file: Path, tmp_path: Path) -> None:

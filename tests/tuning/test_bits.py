@@ -23,10 +23,11 @@ from headscope.tuning.measure import table as tables
 from headscope.tuning.measure.fisher import fisher_table
 from headscope.tuning.measure.options import Losses, Option, interpolated
 from headscope.tuning.measure.single_head import alone_policy
+from headscope.tuning.propose.group_space import GroupSpace
 from headscope.tuning.propose.knapsack import option_bytes, solve
 from headscope.tuning.propose.presets import in_bits, sweep_presets
 from headscope.tuning.propose.sizes import merged
-from headscope.tuning.propose.spaces import GroupSpace, TableSpace, neutral
+from headscope.tuning.propose.spaces import ClassSpace, TableSpace, neutral
 from tests.tuning.landscape import PREFIX, SCORES, SHAPE, Landscape
 
 

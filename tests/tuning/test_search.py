@@ -17,8 +17,9 @@ from headscope.tuning import SearchConfig, sweep_presets
 from headscope.tuning.measure.measurement import ReplayResult, Watch
 from headscope.tuning.measure.options import Losses
 from headscope.tuning.propose.class_space import ClassSpace
+from headscope.tuning.propose.group_space import GroupSpace
 from headscope.tuning.propose.sizes import merged
-from headscope.tuning.propose.spaces import GroupSpace, TableSpace, neutral
+from headscope.tuning.propose.spaces import TableSpace, neutral
 from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.phases import PhasedStudy
 from headscope.tuning.study.storage import StudyStore

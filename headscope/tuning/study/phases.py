@@ -28,8 +28,9 @@ from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.measurement import PolicyEvaluator
 from headscope.tuning.measure.options import ANCHOR, Losses
 from headscope.tuning.propose.class_space import ClassSpace
+from headscope.tuning.propose.group_space import GroupSpace
 from headscope.tuning.propose.knapsack import NODES
-from headscope.tuning.propose.spaces import GroupSpace, Space, TableSpace, neutral
+from headscope.tuning.propose.spaces import Space, TableSpace, neutral
 from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.outcome import SearchResult
 from headscope.tuning.study.phase import Candidate, TrialBook
