@@ -16,7 +16,7 @@ import headscope
 from headscope.errors import DataError
 from headscope.geometry import Geometry
 from headscope.models import ImageModel
-from headscope.policy import CacheSpec, Limit, Policy
+from headscope.policy import CONTROLS, CacheSpec, Limit, Policy
 from headscope.runtime import generate
 from headscope.tuning import Replay, SearchConfig, default_options, losses_from, measure_sensitivity, sensitivity_table
 from headscope.tuning.measure import table as tables
@@ -25,10 +25,9 @@ from headscope.tuning.measure.options import Losses, Option, interpolated
 from headscope.tuning.measure.single_head import alone_policy
 from headscope.tuning.propose.group_space import GroupSpace
 from headscope.tuning.propose.knapsack import option_bytes, solve
-from headscope.tuning.propose.presets import in_bits, sweep_presets
 from headscope.tuning.propose.sizes import merged
-from headscope.tuning.propose.spaces import ClassSpace, TableSpace, neutral
-from tests.tuning.landscape import PREFIX, SCORES, SHAPE, Landscape
+from headscope.tuning.propose.spaces import TableSpace, neutral
+from tests.tuning.landscape import PREFIX, SCORES, SHAPE
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +35,8 @@ def replay(tiny: ImageModel) -> Replay:
     return Replay(tiny, generate(tiny, ["red apple", "dog"], 0), by_stream=False)
 
 
-def spec(dtype: str = "bfloat16") -> CacheSpec:
-    return CacheSpec(SHAPE, PREFIX, dtype=dtype)
+def spec() -> CacheSpec:
+    return CacheSpec(SHAPE, PREFIX)
 
 
 def falling(options: tuple[Option, ...], seed: int = 0) -> Losses:
@@ -148,6 +147,18 @@ def test_sizes_between_two_are_estimated_within_their_bits() -> None:
     assert len(found) == len(options) + 2
 
 
+def test_no_size_is_estimated_between_the_largest_window_and_every_token() -> None:
+    geometry = Geometry(8, 8)
+    options = (*sorted(default_options(geometry, (16, 8, 4))), Option(63))
+    loss = np.linspace(2.0, 0.0, len(options))[None, None]
+    largest = max(option.window for option in options if option.window < 63)
+    assert {option.bits for option in options if option.window == 63} == {16, 8, 4}
+    more = interpolated(Losses(options, loss, 2), between=3)
+    assert len(more.options) > len(options)
+    assert [option for option in more.options if largest < option.window < 63] == []
+    assert set(options) <= set(more.options)
+
+
 def test_spaces_around_a_policy_keep_its_bits() -> None:
     options = tuple(sorted({*default_options(SHAPE.geometry, (16, 8, 4)), Option(SHAPE.geometry.tokens - 1)}, key=_last_full))
     limit = Limit.of_share(0.2, spec())
@@ -170,43 +181,27 @@ def test_two_kinds_that_become_one_have_the_more_bits() -> None:
     assert merged(window, heavy, 3, bits=bits)[3].tolist() == bits.tolist()
 
 
-def test_presets_are_swept_in_each_number_of_bits_at_the_same_bytes(tmp_path: Path) -> None:
-    limit, land = Limit.of_share(0.5, spec()), Landscape()
-    plain = sweep_presets(land, limit, SCORES, names=("streaming", "kivi"))
-    swept = sweep_presets(land, limit, SCORES, names=("streaming", "kivi"), bits=(16, 8), path=tmp_path / "losses.json")
-    streaming = swept.table[swept.table["method"] == "streaming"]
-    assert len(streaming) == 2 * len(plain.table[plain.table["method"] == "streaming"])
-    assert streaming["variant"].str.endswith("8 bits").sum() == len(streaming) / 2
-    assert not swept.table.loc[swept.table["method"] == "kivi", "fits"].any()
-    whole = sweep_presets(land, Limit.of_share(0.9, spec()), SCORES, names=("kivi",), bits=(16, 8))
-    assert list(whole.table.loc[whole.table["fits"], "variant"]) == ["bits 8", "bits 4"]
-
-
-def test_a_preset_in_fewer_bits_keeps_more_tokens_in_the_same_bytes() -> None:
-    limit = Limit.of_share(0.5, spec())
-    policy = Policy.uniform(SHAPE, window=10, heavy=4, anchor=1, stride=2, prefix=PREFIX)
-    fewer = in_bits(policy, limit, 8)
-    more = in_bits(policy, limit, 4)
-    assert bool((more.window > fewer.window).all())
-    assert {*fewer.bits.flatten().tolist()} == {8}
-    assert limit.spec.bytes_of(fewer) <= limit.bytes
-    assert limit.spec.bytes_of(more) <= limit.bytes
-    assert in_bits(policy, limit, 16) is policy
-
-
 def test_a_search_with_bits_ends_in_a_policy_that_has_them_and_a_study_of_its_own(replay: Replay, tmp_path: Path) -> None:
     model, samples = replay.model, replay.samples
-    limit = Limit.of_share(0.5, CacheSpec(model.shape, replay.prefix, dtype="bfloat16"))
+    limit = Limit.of_share(0.5, CacheSpec(model.shape, replay.prefix))
     scores = torch.tensor([[0.1, 0.9], [0.2, 0.8]])
-    knobs = SearchConfig(trials=3, table="heads", images=2, table_images=2)
+    knobs = SearchConfig(trials=3, table="heads", images=2, table_images=2, bits="16")
     plain = headscope.search(model, samples, scores, limit, tmp_path, knobs)
+    published = presets_in(tmp_path)
     found = headscope.search(model, samples, scores, limit, tmp_path, knobs.replace(bits="4,16,8"))
+    assert presets_in(tmp_path) > published
+    assert {f"{name}+bits" for name in published if name not in ("kivi", *CONTROLS)} <= presets_in(tmp_path)
     assert not plain.policy.quantized
     assert found.policy.quantized
     assert found.kl < plain.kl
     assert limit.spec.bytes_of(found.policy) <= limit.bytes
     again = headscope.search(model, samples, scores, limit, tmp_path, knobs)
     assert again.policy.same_as(plain.policy)
+    assert presets_in(tmp_path) == published  # those of the search with bits are gone
+
+
+def presets_in(folder: Path) -> set[str]:
+    return {file.stem for file in (folder / "presets").glob("*.safetensors")}
 
 
 @pytest.mark.parametrize("bits", ["3", "16,2", "", "eight"])

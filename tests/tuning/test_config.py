@@ -9,8 +9,10 @@ import pytest
 
 from headscope.errors import DataError
 from headscope.models import load_model
+from headscope.policy import CacheSpec
 from headscope.tuning.config import LimitConfig, RunConfig, SearchConfig
 from headscope.tuning.config_file import read_config
+from tests.policy.shapes import SHAPE
 
 SHIPPED = sorted((Path(__file__).parents[2] / "search").glob("*.toml"))
 
@@ -42,6 +44,13 @@ def test_a_share_and_a_size_read_the_same_everywhere() -> None:
     assert LimitConfig(keep="30%", batch=2).replace(keep=None, memory="1MiB") == LimitConfig(memory="1MiB", batch=2)
 
 
+def test_a_share_is_counted_in_two_bytes_and_a_size_as_the_run_has_it() -> None:
+    assert LimitConfig(keep="30%").spec(SHAPE, 5, dtype="float32", streams=2) == CacheSpec(SHAPE, 5, dtype="bfloat16")
+    assert LimitConfig(keep="30%", dtype="fp16").spec(SHAPE, 5, dtype="float32", streams=2).dtype == "float16"
+    assert LimitConfig(memory="8KiB").spec(SHAPE, 5, dtype="float32", streams=2).dtype == "float32"
+    assert LimitConfig(memory="8KiB", dtype="bf16").spec(SHAPE, 5, dtype="float32", streams=2).dtype == "bfloat16"
+
+
 def test_what_is_wrong_in_python_is_one_sentence_too() -> None:
     with pytest.raises(DataError, match=r"^trials: input should be greater than or equal to 0, found -1\.$"):
         SearchConfig(trials=-1)
@@ -59,6 +68,12 @@ def test_what_is_wrong_in_python_is_one_sentence_too() -> None:
         ("limit", 'keep = "20%"\nmemory = "1MiB"', "limit: give keep or memory, not both"),
         ("limit", 'keep = "20%"\nbatch = 0', "limit.batch: input should be greater than or equal to 1, found 0"),
         ("limit", 'keep = "20%"\ndtype = "int3"', "limit.dtype: dtype int3: unknown"),
+        (
+            "limit",
+            'keep = "20%"\ndtype = "float32"',
+            "limit: a share is counted in two bytes a number, not in float32; leave dtype out, or give memory",
+        ),
+        ("limit", 'dtype = "float64"', "limit: a share is counted in two bytes a number, not in float64"),
         ("limit", 'keep = "20%"\nstreams = 3', "limit.streams: input should be 1 or 2, found 3"),
         ("limit", 'keep = "20%"\ncount_prefix = "no"', "limit.count_prefix: input should be a valid boolean, found 'no'"),
         ("prompts", 'file = "a"\ntexts = ["b"]', "prompts: give file or texts, not both"),

@@ -14,6 +14,7 @@ from headscope.runtime import CompressedCache, compressed, generate
 from headscope.tuning.measure.options import Option
 from headscope.tuning.measure.replay import Replay, chunks
 from headscope.tuning.measure.single_head import SingleHeadLoss, alone_policy
+from tests.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,17 @@ def test_replay_in_chunks_equals_decoding_token_by_token(
 
 def CompressedBytes(model: JanusModel, policy: Policy, prefix: int) -> int:  # noqa: N802
 
-    return CacheSpec(policy.shape, prefix).bytes_of(policy)
+    return CacheSpec(policy.shape, prefix, dtype="float32").bytes_of(policy)
+
+
+def test_a_copy_of_the_model_loses_what_rounding_does(replay: Replay, generated: Samples) -> None:
+    assert float(replay.measure_full(tiny_model()).divergence.abs().max()) < 1e-6
+    copy = tiny_model()
+    copy.network.to(torch.bfloat16)
+    rounded = replay.measure_full(copy)
+    assert rounded.divergence.shape == (len(generated), 15)
+    assert 1e-6 < rounded.kl < 0.05
+    assert rounded.kl_by_image.min() > 0
 
 
 def test_everything_kept_loses_nothing(tiny: JanusModel, replay: Replay) -> None:

@@ -13,10 +13,12 @@ from headscope.models.janus import JanusModel
 from headscope.runtime import generate
 from headscope.samples import Samples
 from headscope.tuning import Replay, measure_sensitivity
+from headscope.tuning.measure import table as tables
 from headscope.tuning.measure.coverage import Coverage, Groups
 from headscope.tuning.measure.options import Option, default_options
 from headscope.tuning.measure.single_head import alone_policy
 from headscope.tuning.measure.table import kind_for, sensitivity_table
+from tests.models.test_raster import gpt2, model_of
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +126,20 @@ def test_each_kind_says_what_every_head_would_cost(replay: Replay, coverage: Cov
         assert (f"(`table` heads) would be {every:,}" in table.sentence()) == (kind != "heads")
     again = sensitivity_table(replay, "groups", groups, tmp_path / "table.parquet")
     assert again.sentence().endswith(f"would be {every:,}.")  # nothing was measured, so no time is known
+
+
+@pytest.mark.parametrize(("most", "kind", "says"), [(4, "heads", "every head alone"), (3, "groups", "a class in a layer")])
+def test_a_decoder_built_otherwise_has_another_table_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, most: int, kind: str, says: str
+) -> None:
+    model = model_of(gpt2())
+    heads = model.shape.layers * model.shape.kv_heads
+    monkeypatch.setattr(tables, "MOST_CELLS", most * heads)
+    monkeypatch.setattr(tables, "default_options", lambda *_: [Option(1), Option(2), Option(3), Option(1, 3)])
+    groups = Groups(np.array([[True, False, True, True], [True] * 4]), Coverage(curves_of(attention(model)), model.shape))
+    table = sensitivity_table(Replay(model, generate(model, ["image"], 0)), "auto", groups)
+    assert (table.kind, table.every) == (kind, 4 * heads)
+    assert says in table.sentence()
+    assert "; mine: its decoder has no layers with `self_attn.o_proj`, whose gradients a table by gradients needs" in table.sentence()
+    assert table.sentence().endswith(".")
+    assert "\n" not in table.sentence()
