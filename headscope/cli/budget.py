@@ -37,7 +37,7 @@ def budget(
     loaded = load_model(model, device=device)
     longest = prefix if prefix is not None else int(loaded.tokenize(default_prompts(model)).ids.shape[1])
     room = parse_size(memory) if memory is not None else free_memory(str(loaded.device))
-    limit = limit_from(None, None, keep_of, batch=batch, dtype=dtype, streams=1 + guidance)
+    limit = limit_from(None, str(room), keep_of, batch=batch, dtype=dtype, streams=1 + guidance)
     spec = limit.spec(loaded.shape, longest, dtype=str(loaded.dtype), streams=1 + guidance)
     fits = what_fits(spec, room, {path.stem: load_policy(path, loaded.shape) for path in policy or []})
     say(

@@ -33,7 +33,7 @@ def run(command, tiny_folder: Path, tmp_path: Path, prompts: Path) -> Path:
 
 
 def test_several_limits_at_once_and_each_again(command, run: Path) -> None:
-    ended = command("search", run, "--keep", "75,60%", "--trials", 4)
+    ended = command("search", run, "--keep", "75,60%", "--trials", 4, "--bits", 16)
     assert ended.status == 0, ended.err
     table = pd.read_csv(run / "budgets.csv")
     assert set(table.loc[table["method"] == "searched", "budget"]) == {"75%", "60%"}
@@ -44,19 +44,20 @@ def test_several_limits_at_once_and_each_again(command, run: Path) -> None:
         assert policy.limit.share == keep / 100
         assert policy.results["unseen"]["replay_kl"] >= 0
     before = read_json(run / "search" / "keep-60" / "search.json")["best"]
-    assert command("search", run, "--keep", "75%, 60%", "--trials", 4).status == 0
+    assert command("search", run, "--keep", "75%, 60%", "--trials", 4, "--bits", 16).status == 0
     assert read_json(run / "search" / "keep-60" / "search.json")["best"] == before
     assert left_by_an_overwrite(run, run.parent) == []
 
 
 def test_one_run_takes_one_limit_after_the_other(command, run: Path) -> None:
-    assert command("search", run, "--keep", "75%", "--trials", 3).status == 0
-    assert command("search", run, "--keep", "60%", "--trials", 3, "--seed", 2).status == 0
+    assert command("search", run, "--keep", "75%", "--trials", 3, "--bits", 16).status == 0
+    assert command("search", run, "--keep", "60%", "--trials", 3, "--seed", 2, "--bits", 16).status == 0
     assert read_json(run / "run.json")["limit"]["text"] == "60%"
 
 
 def test_a_limit_for_another_machine_counts_its_cache(command, run: Path) -> None:
-    ended = command("search", run, "--memory", "3KiB", "--batch", 2, "--dtype", "bf16", "--no-guidance", "--trials", 3)
+    asked = ("--memory", "3KiB", "--batch", 2, "--dtype", "bf16", "--no-guidance", "--trials", 3, "--bits", 16)
+    ended = command("search", run, *asked)
     assert ended.status == 0, ended.err
     policy = load_policy(run / "policy.safetensors")
     assert policy.limit is not None
@@ -66,7 +67,7 @@ def test_a_limit_for_another_machine_counts_its_cache(command, run: Path) -> Non
 
 
 def test_the_smallest_cache_for_a_loss(command, run: Path) -> None:
-    ended = command("search", run, "--max-loss", "0.3", "--trials", 3)
+    ended = command("search", run, "--max-loss", "0.3", "--trials", 3, "--bits", 16)
     assert ended.status == 0, ended.err
     steps = pd.read_csv(run / "smallest.csv")
     good = steps[steps["good"]]
@@ -88,7 +89,7 @@ def test_a_front_gives_a_policy_for_each_share(command, run: Path) -> None:
 
 
 def test_three_processes_make_the_trials_of_one_study(command, run: Path) -> None:
-    ended = command("search", run, "--keep", "70%", "--trials", 12, "--workers", 3)
+    ended = command("search", run, "--keep", "70%", "--trials", 12, "--bits", 16, "--workers", 3)
     assert ended.status == 0, ended.err
     trials = pd.read_parquet(run / "search" / "trials.parquet")
     assert trials["label"].fillna("").str.endswith("trial").sum() >= 12
@@ -104,7 +105,7 @@ def test_a_definition_is_run_and_continued(command, tiny_folder: Path, tmp_path:
         file = tmp_path / f"{name}.toml"
         file.write_text(
             f'model = "{tiny_folder}"\npolicy = "{name}.safetensors"\n[limit]\nkeep = "{keep}"\n'
-            f'[prompts]\nfile = "{prompts}"\ncalibration = 3\nunseen = 3\n[search]\ntrials = 4\n'
+            f'[prompts]\nfile = "{prompts}"\ncalibration = 3\nunseen = 3\n[search]\ntrials = 4\nbits = 16\n'
         )
         return file
 
@@ -125,12 +126,20 @@ def test_a_definition_is_run_and_continued(command, tiny_folder: Path, tmp_path:
 
 
 def test_budget_says_what_fits(command, run: Path, tiny_folder: Path) -> None:
-    assert command("search", run, "--keep", "60%", "--trials", 2).status == 0
+    assert command("search", run, "--keep", "60%", "--trials", 2, "--quick").status == 0
     policy = run / "policy.safetensors"
     ended = command("budget", tiny_folder, "--memory", "64KiB", "--batch", 8, "--policy", policy, "--prefix", 4)
     assert ended.status == 0, ended.err
     assert "A batch of 8 images may keep 80%.\nnext: headscope search RUN --keep 80%" in ended.out
     assert "policy" in ended.out
+    shape, plain = load_policy(policy).shape, {}
+    for dtype in ("float32", "bf16"):
+        told = command("budget", tiny_folder, "--memory", "64KiB", "--prefix", 4, "--dtype", dtype)
+        assert told.status == 0, told.err
+        plain[dtype] = f"{CacheSpec(shape, 4, dtype=dtype).full_bytes:,}"
+        assert plain[dtype] in told.out
+    assert plain["float32"] in ended.out  # what runs here is counted
+    assert plain["bf16"] not in ended.out
 
 
 def test_a_table_of_groups_and_one_of_the_trace_alone(command, run: Path) -> None:
@@ -140,7 +149,7 @@ def test_a_table_of_groups_and_one_of_the_trace_alone(command, run: Path) -> Non
         "coverage": "sensitivity table: the trace alone, 0 cells in 0.0 s; one of every head (--table heads) would be ",
     }
     for kind, says in told.items():
-        ended = command("search", run, "--keep", "60%", "--trials", 2, "--table", kind)
+        ended = command("search", run, "--keep", "60%", "--trials", 2, "--bits", 16, "--table", kind)
         assert ended.status == 0, ended.err
         assert says in ended.out
     assert left_by_an_overwrite(run, run.parent) == []
@@ -155,6 +164,8 @@ def test_what_can_not_be_is_refused(command, run: Path) -> None:
         (("--engine", "spark"), "expected processes or ray"),
         (("--storage", "nosuch://host/x", "--keep", "60%"), "nosuch://host/x"),
         (("--keep", "75,3%"), "too small"),
+        (("--keep", "60%", "--dtype", "float32"), "a share is counted in two bytes a number, not in float32"),
+        (("--dtype", "fp32", "--front", "--keep", "80,60%"), "a share is counted in two bytes a number, not in float32"),
     ):
         ended = command("search", run, *arguments)
         assert ended.status == 2, arguments

@@ -193,7 +193,7 @@ def test_a_folder_with_a_card_goes_the_whole_way(folder: Path, tmp_path: Path) -
         model=str(folder),
         limit=LimitConfig(keep="60%"),
         prompts=PromptConfig(texts=("cat", "dog", "bird"), calibration=2, unseen=1),
-        search=SearchConfig(trials=2, table_images=1, strides=(4,)),
+        search=SearchConfig(trials=2, table_images=1, strides=(4,), bits="16"),
     )
     run(config, tmp_path / "run", device="cpu")
     table = pd.read_csv(tmp_path / "run" / "methods.csv").set_index("method")

@@ -30,7 +30,7 @@ def small(folder: Path) -> RunConfig:
         model=str(folder),
         limit=LimitConfig(keep="50%"),
         prompts=PromptConfig(texts=tuple(PROMPTS), calibration=3, unseen=3),
-        search=SearchConfig(trials=6, table_images=2),
+        search=SearchConfig(trials=6, table_images=2, bits="16"),
     )
 
 
@@ -44,11 +44,9 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def in_bits(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in float32 whose limit counts in bfloat16 and whose heads may have fewer bits."""
-    limit = LimitConfig(keep="50%", dtype="bfloat16")
-    search = SearchConfig(trials=4, table="heads", table_images=2, bits="16,8,4")
+    """A run in float32 whose heads may have fewer bits, as they do by default."""
     out = tmp_path_factory.mktemp("runs") / "bits"
-    run(small(tiny_folder).replace(limit=limit, search=search), out)
+    run(small(tiny_folder).replace(search=SearchConfig(trials=4, table="heads", table_images=2)), out)
     return out
 
 
@@ -57,7 +55,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     expected = {
         "run.json", "prompts.json", "calibration.parquet", "unseen.parquet", "heads.safetensors", "policy.safetensors",
         "methods.csv", "kl_by_row.parquet", "report.html", "trace/heads.parquet", "trace/curves.safetensors",
-        "search/study.db", "search/sensitivity-2.parquet", "search/trials.parquet", "search/search.json",
+        "search/study.db", "search/sensitivity-2-fisher.parquet", "search/trials.parquet", "search/search.json",
         "search/presets.parquet", "images/sheet.png", "images/images.parquet", "images/full/000.png",
         "images/searched/002.png",
     }  # fmt: skip
@@ -71,36 +69,42 @@ def test_everything_that_a_run_leaves_is_known_to_overwrite(finished: Path, tmp_
 
 def test_the_table_of_methods_is_at_equal_bytes(finished: Path) -> None:
     table = pd.read_csv(finished / "methods.csv")
-    columns = ["method", "budget", "kept_ratio", "replay_kl", "free_kl", "top1", "cache_bytes", "ms_per_step"]
-    assert list(table.columns[:8]) == columns
-    assert set(table["method"]) == {"full", "searched", *COMPARED}
+    columns = ["method", "budget", "bits", "kept_ratio", "replay_kl", "free_kl", "top1", "cache_bytes", "ms_per_step"]
+    assert list(table.columns[:9]) == columns
+    assert set(table["method"]) == {"full", "full_bf16", "searched", *COMPARED} - {"kivi"}  # 69 % with every token
+    assert set(table["bits"]) == {16}
     methods = table.set_index("method")
     full = methods.loc["full"]
     assert full["replay_kl"] == pytest.approx(0, abs=1e-6)
     assert full["free_kl"] == pytest.approx(0, abs=1e-6)
-    assert set(methods.index[methods["free_kl"].isna()]) == set(CONTROLS)
+    assert set(methods.index[methods["free_kl"].isna()]) == {"full_bf16", *CONTROLS}
     assert full["kept_ratio"] == pytest.approx(1)
-    others = methods.drop("full")
+    rounded, others = methods.loc["full_bf16"], methods.drop(["full", "full_bf16"])
+    assert 1e-6 < rounded["replay_kl"] < others["replay_kl"].min()
+    assert (rounded["kept_ratio"], rounded["cache_bytes"]) == (full["kept_ratio"], full["cache_bytes"])
+    assert list(methods.index[methods["ms_per_step"].isna()]) == ["full_bf16"]
     assert (others["kept_ratio"] <= 0.5).all()
     prefix = json.loads((finished / "run.json").read_text())["prefix"]
-    cells = 2 * 2 * 2 * 8 * 4 * 2  # streams, layers, KV heads, head size, float32, keys and values
+    cells = 2 * 2 * 2 * 8 * 2 * 2  # streams, layers, KV heads, head size, two bytes, keys and values
     # The unseen prompts may be shorter than the longest of the run, which the limit is for.
     assert (others["cache_bytes"] <= 0.5 * (prefix + 16) * cells).all()
     assert full["cache_bytes"] <= (prefix + 16) * cells
 
 
 def test_methods_are_counted_as_the_limit_counts(in_bits: Path) -> None:
-    methods = pd.read_csv(in_bits / "methods.csv").set_index("method")
+    methods = pd.read_csv(in_bits / "methods.csv", dtype={"bits": str}).set_index("method")
     searched = load_policy(in_bits / "policy.safetensors")
-    spec = CacheSpec(searched.shape, searched.prefix, dtype="bfloat16")
+    spec = CacheSpec(searched.shape, searched.prefix)
+    assert searched.limit == Limit.of_share("50%", spec)
     policies = {path.stem: load_policy(path) for path in (in_bits / "search" / "presets").glob("*.safetensors")}
     policies |= {"searched": searched, "full": make_preset("full", Limit.of_share("100%", spec))}
-    assert set(policies) == set(methods.index)
+    assert {*policies, "full_bf16"} == set(methods.index)
     for name, policy in policies.items():
         assert methods.loc[name, "cache_bytes"] == spec.bytes_of(policy)
         assert methods.loc[name, "kept_ratio"] == pytest.approx(spec.share_of(policy))
+        assert {*methods.loc[name, "bits"].split()} == {str(bits) for bits in policy.bits.unique().tolist()}
     assert methods.loc["full", "cache_bytes"] == spec.full_bytes
-    assert (methods.drop("full")["kept_ratio"] <= 0.5).all()
+    assert (methods.drop(["full", "full_bf16"])["kept_ratio"] <= 0.5).all()
     assert searched.results["unseen"]["cache_bytes"] == spec.bytes_of(searched)
 
 
@@ -108,6 +112,9 @@ def test_a_page_shows_no_images_of_a_policy_that_was_replaced(in_bits: Path, tmp
     out = shutil.copytree(in_bits, tmp_path / "again")
     before, sentence = page_of(out), "The images here are of another policy than the one that stands here now"
     assert sentence not in before.said
+    assert "and, as " in before.said
+    assert "+bits, with its best 8 or 4" in before.said
+    assert "The row full_bf16 keeps everything in bfloat16: less than that is noise." in before.said
     assert [tag for tag, _ in before.tags].count("img") == 2 * 3
     again = open_run(out)
     search_step(again.under(again.config.limit.replace(keep="40%")))
@@ -153,7 +160,7 @@ def test_the_policy_says_where_it_comes_from(finished: Path, tiny_folder: Path) 
     [
         ("generating the calibration", 1),
         ("tracing", 1),
-        ("sensitivity", 9),
+        ("sensitivity", 5),
         ("presets", 4),
         ("trials", 3),
         ("generating with", 1),

@@ -19,7 +19,7 @@ TOLD = ["phase", "number", "state", "label", "kl", "top1", "cache_bytes", "image
 def from_the_command_line(model: Path, prompts: Path, out: Path, run) -> Path:  # type: ignore[no-untyped-def]
     assert run("trace", model, "--out", out, "--prompts", prompts, "--calibration", 3, "--unseen", 3).status == 0
     assert run("heads", out).status == 0
-    asked = ("--keep", "50%", "--trials", 9, "--table-images", 2, "--buckets", 2, "--seed", 4)
+    asked = ("--keep", "50%", "--trials", 9, "--table-images", 2, "--buckets", 2, "--seed", 4, "--bits", "16,8")
     ended = run("search", out, *asked)
     assert ended.status == 0, ended.err
     return out / "search"
@@ -29,7 +29,7 @@ def from_toml(model: Path, prompts: Path, out: Path, run) -> Path:  # type: igno
     study = prompts.with_name("study.toml")
     study.write_text(
         f'model = "{model}"\n[limit]\nkeep = 0.5\n[prompts]\nfile = "{prompts.name}"\ncalibration = 3\nunseen = 3\n'
-        "[search]\ntrials = 9\ntable_images = 2\nbuckets = 2\nseed = 4\n"
+        "[search]\ntrials = 9\ntable_images = 2\nbuckets = 2\nseed = 4\nbits = [8, 16]\n"
     )
     ended = run("search", study, "--out", out)
     assert ended.status == 0, ended.err
@@ -43,7 +43,7 @@ def from_python(folder: Path, out: Path) -> headscope.SearchResult:
     heads = headscope.classify(headscope.trace(model, samples, out / "trace"), model.shape)
     prefix = model.tokenize([*calibration, *unseen]).ids.shape[1]
     limit = headscope.Limit.parse(0.5, headscope.CacheSpec.of(model, prefix))
-    config = headscope.SearchConfig(trials=9, table_images=2, buckets=2, seed=4)
+    config = headscope.SearchConfig(trials=9, table_images=2, buckets=2, seed=4, bits="16,8")
     return headscope.search(model, samples, heads.scores(), limit, out, config)
 
 

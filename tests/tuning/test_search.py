@@ -164,7 +164,8 @@ def test_presets_with_fewer_bits_are_points_of_it_too(name: str, bits: int) -> N
 def test_a_class_has_bits_of_its_own() -> None:
     space = ClassSpace(LIMIT, SCORES, fitting_strides(LIMIT), (16, 8, 4))
     policy = space.build({**neutral(space), "bits_semantic": 2, "bits_spatial": 1})
-    assert torch.equal(policy.bits, torch.where(SCORES > neutral(space)["threshold"], 4, 8).to(torch.uint8))
+    semantic = neutral(space)["threshold"] < SCORES
+    assert torch.equal(policy.bits, torch.where(semantic, 4, 8).to(torch.uint8))
     assert LIMIT.spec.bytes_of(policy) <= LIMIT.bytes
 
 

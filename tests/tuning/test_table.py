@@ -139,7 +139,8 @@ def test_a_decoder_built_otherwise_has_another_table_and_says_why(
     groups = Groups(np.array([[True, False, True, True], [True] * 4]), Coverage(curves_of(attention(model)), model.shape))
     table = sensitivity_table(Replay(model, generate(model, ["image"], 0)), "auto", groups)
     assert (table.kind, table.every) == (kind, 4 * heads)
-    assert says in table.sentence()
-    assert "; mine: its decoder has no layers with `self_attn.o_proj`, whose gradients a table by gradients needs" in table.sentence()
-    assert table.sentence().endswith(".")
-    assert "\n" not in table.sentence()
+    sentence = table.sentence()
+    assert says in sentence
+    assert "; mine: its decoder has no layers with `self_attn.o_proj`, whose gradients a table by gradients needs" in sentence
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
