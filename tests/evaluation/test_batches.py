@@ -66,6 +66,6 @@ def test_a_batch_fits_its_memory(tiny: JanusModel, half: Policy) -> None:
     one = Variant("full").cache_bytes(tiny, 10, 2)
     assert batch_for(tiny, variants, 10, 2, 5 * one + 1) == 5
     assert batch_for(tiny, variants, 10, 2, 10**12) == 64
-    assert Variant("half", half).cache_bytes(tiny, 10, 2) == CacheSpec(half.shape, 10).bytes_of(half)
+    assert Variant("half", half).cache_bytes(tiny, 10, 2) == CacheSpec(half.shape, 10, dtype="float32").bytes_of(half)
     with pytest.raises(DataError, match="hold no cache of one"):
         batch_for(tiny, variants, 10, 2, one - 1)

@@ -52,7 +52,8 @@ def test_an_evaluation_has_floors_and_what_each_policy_did(larger: JanusModel, h
     assert like.loc["full", "agreement"] == 1
     assert like.loc["other_seed", "agreement"] < 1
     prefix = larger.tokenize(PROMPTS).ids.shape[1]
-    assert like.loc["half", "cache_bytes"] == CacheSpec(half.shape, prefix).bytes_of(half) < like.loc["full", "cache_bytes"]
+    spec = CacheSpec(half.shape, prefix, dtype="float32")
+    assert like.loc["half", "cache_bytes"] == spec.bytes_of(half) < like.loc["full", "cache_bytes"]
     seeds = found.images.groupby("variant")["seed"].apply(list)
     assert seeds["half"] == seeds["full"] == [FIRST_SEED + n for n in range(6)]
     assert seeds["other_seed"] == [FIRST_SEED + OTHER + n for n in range(6)]
