@@ -189,7 +189,7 @@ class Policy:
         return bool((self.window + self.heavy >= self.shape.geometry.tokens - 1).all())
 
     def spec(self) -> CacheSpec:
-        """What the policy's bytes are counted for: as its limit is, or one guided float32 image without one."""
+        """What the policy's bytes are counted for: as its limit is, or one guided image in bfloat16 without one."""
         spec = CacheSpec(self.shape, self.prefix) if self.limit is None else self.limit.spec
         return spec.replace(shape=self.shape, prefix=self.prefix)
 

@@ -57,21 +57,19 @@ def test_a_stopped_table_goes_on_after_its_last_batch(
     options, part, plain = [Option(1), Option(2, 3)], tmp_path / "part.json", HeadOutputs.under
     whole = fisher_table(replay, options, 4)
 
-    def stopped(outputs: HeadOutputs, number: int, option: Option) -> list[torch.Tensor]:
-        if (number, option) == (2, options[1]):
+    def watched(outputs: HeadOutputs, number: int, option: Option) -> list[torch.Tensor]:
+        if (number, option) == stop:
             raise KeyboardInterrupt
         seen.append(number)
         return plain(outputs, number, option)
 
     seen: list[int] = []
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(HeadOutputs, "under", stopped)
+    stop: tuple[int, Option] | None = (2, options[1])
+    monkeypatch.setattr(HeadOutputs, "under", watched)
+    with pytest.raises(KeyboardInterrupt):
         fisher_table(replay, options, 4, part=part)
     assert seen == [0, 0, 1, 1, 2]
-    seen.clear()
-    monkeypatch.setattr(
-        HeadOutputs, "under", lambda outputs, number, option: seen.append(number) or plain(outputs, number, option)
-    )
+    seen, stop = [], None
     pd.testing.assert_frame_equal(fisher_table(replay, options, 4, part=part), whole)
     assert seen == [2, 2]
     assert not part.exists()

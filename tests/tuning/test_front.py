@@ -24,10 +24,11 @@ PLAIN = CacheSpec(SHAPE, PREFIX).full_bytes
 
 
 class Weighed(Landscape):
-    """Also says what a policy takes, as a replay does."""
+    """Also says what a policy takes here, in float32, as a replay does; the limit counts two bytes a number."""
 
     def measure(self, policy, watch: Watch | None = None) -> ReplayResult:  # type: ignore[no-untyped-def]
-        return replace(super().measure(policy, watch), cache_bytes=CacheSpec(policy.shape, policy.prefix).bytes_of(policy))
+        here = CacheSpec(policy.shape, policy.prefix, dtype="float32")
+        return replace(super().measure(policy, watch), cache_bytes=here.bytes_of(policy))
 
 
 def space_at(share: float) -> TableSpace:

@@ -161,6 +161,15 @@ def test_presets_with_fewer_bits_are_points_of_it_too(name: str, bits: int) -> N
     assert space.locate(policy.replace(bits=mixed)) is None
 
 
+def test_what_lies_outside_of_its_numbers_is_no_point_of_it() -> None:
+    space = ClassSpace(LIMIT, SCORES, fitting_strides(LIMIT))
+    within, beyond = (Policy.uniform(SHAPE, window=7, anchor=anchor, stride=6, prefix=PREFIX) for anchor in (6, 7))
+    large = ClassSpace(LIMIT.at(LIMIT.spec.share_of(within)), SCORES, space.strides)
+    assert large.locate(within) is not None
+    larger = ClassSpace(LIMIT.at(LIMIT.spec.share_of(beyond)), SCORES, space.strides)
+    assert larger.locate(beyond) is None
+
+
 def test_a_class_has_bits_of_its_own() -> None:
     space = ClassSpace(LIMIT, SCORES, fitting_strides(LIMIT), (16, 8, 4))
     policy = space.build({**neutral(space), "bits_semantic": 2, "bits_spatial": 1})

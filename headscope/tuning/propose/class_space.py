@@ -100,12 +100,14 @@ class ClassSpace:
             "stride": list(self.strides).index(policy.stride),
             **{number.name: list(self.bits).index(bits[0]) for number in self.numbers if number.name in BITS_OF},
         }
+        if any(not number.low <= values[number.name] <= number.high for number in self.numbers):
+            return None
         try:
             there = self.build(values)
         except BudgetError:
             return None
         near = (there.window - policy.window).abs().max() <= 1 and (there.heavy - policy.heavy).abs().max() <= 1
-        return values if near and values["anchor"] <= self.limit.spec.shape.geometry.stride_row else None
+        return values if near else None
 
 
 def _falling(shape: ModelShape, slope: float) -> torch.Tensor:

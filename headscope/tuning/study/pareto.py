@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from headscope.errors import BudgetError, NumberError
-from headscope.policy import Policy
+from headscope.policy import CacheSpec, Policy
 from headscope.progress import Progress, of_task
 from headscope.tuning.config import SearchConfig
 from headscope.tuning.measure.measurement import PolicyEvaluator
@@ -29,6 +30,8 @@ from headscope.tuning.study.storage import StudyStore, for_one
 from headscope.tuning.study.workers import RESULT, Watch, carried_out
 
 SHARE = "share"
+# Policy -> its loss and bytes, and itself, as a study keeps them.
+Measure = Callable[[Policy], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Front:
     """What `search_the_front` measured.
 
     Attributes:
-        points: a row a measured policy: label, kl (nats a token), cache_bytes (of an image), share (the limit that it was made
-            for, of the plain cache; nan where another search found it), on_front.
+        points: a row a measured policy: label, kl (nats a token), cache_bytes (of an image, as the limit counts them), share
+            (the limit that it was made for, of the plain cache; nan where another search found it), on_front.
         policies: of each row.
     """
 
@@ -88,28 +91,29 @@ def search_the_front(
         checked, watch = Checked(made, Result, store.where), Watch(made, alone=for_one(store.storage))
         checked.trials()
         watch.reap()
-    share = Number(SHARE, low, high, high)
+    share, largest = Number(SHARE, low, high, high), space_at(high)
+    measure = partial(_measured, replay, largest.limit.spec.replace(batch=1))
     for name, policy in incumbents.items():
-        _incumbent(checked, replay, name, policy, share, None, None)
+        _incumbent(checked, measure, name, policy, share, None, None)
     for name, asked in shares.items():
         try:
             space = space_at(asked)
             policy = space.build(neutral(space))
         except BudgetError:
             continue
-        _incumbent(checked, replay, f"solver at {name}", policy, share, space, asked)
+        _incumbent(checked, measure, f"solver at {name}", policy, share, space, asked)
     tell = of_task(progress, "trials of the front", config.trials)
     while (done := sum(is_proposal(trial) for trial in checked.trials())) < config.trials:
         with quiet_optuna():
             watch.reap()
-            _propose(made, replay, share, space_at)
+            _propose(made, measure, share, space_at)
         tell(done + 1, config.trials)
-    return _front(checked, space_at(high))
+    return _front(checked, largest)
 
 
 def _incumbent(
     checked: Checked,
-    replay: PolicyEvaluator,
+    measure: Measure,
     label: str,
     policy: Policy,
     share: Number,
@@ -118,7 +122,7 @@ def _incumbent(
 ) -> None:
     if any(trial.user_attrs[RESULT]["label"] == label for trial in checked.trials(TrialState.COMPLETE)):
         return
-    result = {"label": label, **_measured(replay, policy)}
+    result = {"label": label, **measure(policy)}
     values = {} if space is None or asked is None else {share.name: asked, **neutral(space)}
     numbers = () if space is None else (share, *space.numbers)
     with quiet_optuna():
@@ -132,26 +136,26 @@ def _incumbent(
         )
 
 
-def _propose(study: optuna.Study, replay: PolicyEvaluator, share: Number, space_at: Callable[[float], TableSpace]) -> None:
+def _propose(study: optuna.Study, measure: Measure, share: Number, space_at: Callable[[float], TableSpace]) -> None:
     trial = study.ask()
 
-    def measure() -> tuple[dict[str, Any], list[float]]:
+    def measured() -> tuple[dict[str, Any], list[float]]:
         space = space_at(share.suggest(trial))
         policy = space.build({number.name: number.suggest(trial) for number in space.numbers})
-        found = {"label": "front trial", **_measured(replay, policy)}
+        found = {"label": "front trial", **measure(policy)}
         return found, [found["kl"], found["cache_bytes"]]
 
-    carried_out(study, trial, measure)
+    carried_out(study, trial, measured)
 
 
-def _measured(replay: PolicyEvaluator, policy: Policy) -> dict[str, Any]:
+def _measured(replay: PolicyEvaluator, spec: CacheSpec, policy: Policy) -> dict[str, Any]:
     found = replay.measure(policy)
     if not np.isfinite(found.kl):
         raise NumberError(
             f"The replay lost {found.kl} nats a token: the model's logits are not finite; "
             "load the model in another dtype, or another checkpoint."
         )
-    return {"kl": found.kl, "cache_bytes": found.cache_bytes, "policy": dump_policy(policy)}
+    return {"kl": found.kl, "cache_bytes": spec.bytes_of(policy), "policy": dump_policy(policy)}
 
 
 def _front(checked: Checked, space: TableSpace) -> Front:
