@@ -28,11 +28,11 @@ _TRACE = Written(r"(heads|prefix|samples)\.parquet|curves\.safetensors|trace\.js
 _PRESETS = Written(rf"({'|'.join(map(re.escape, (*PRESETS, 'linear', 'kvtuner')))})(\+bits)?\.safetensors")
 _STUDY = r"(study|front)\.db(-wal|-shm|-journal)?|study\.journal(\.lock.*)?"
 _TABLES = r"presets\.(json|parquet)|trials\.parquet|search\.json|methods\.csv|kl_by_row\.parquet"
-_SEARCH = Written(rf"{_STUDY}|{_TABLES}|sensitivity(-\d+)?(-groups|-fisher)?\.parquet", {"presets": _PRESETS})
+_SEARCH = Written(rf"{_STUDY}|{_TABLES}|sensitivity(-\d+)?((-groups|-fisher)?\.parquet|-fisher\.part\.json)", {"presets": _PRESETS})
 _SHARE = r"\d+(\.\d+)?"
 _KEEP = rf"keep-{_SHARE}"
 _BENCH = Written(
-    r"unseen\.json|sensitivity(-groups|-fisher)?\.parquet|sensitivity\.json",
+    r"unseen\.json|sensitivity(-\d+)?(-groups|-fisher)?\.parquet|sensitivity\.json",
     {_KEEP: Written(r"presets\.(json|parquet)|[a-z]+(-[a-z-]+)?-\d+(-whole)?\.(db(-wal|-shm|-journal)?|parquet|safetensors)")},
 )
 _IMAGES = Written(r"sheet\.png|(pictures|images)\.parquet", dict.fromkeys(("full", "searched"), Written(r"\d{3,}\.png")))
