@@ -236,7 +236,7 @@ def test_bytes_are_those_of_the_policy(stride: int) -> None:
     cache.update(k, k, 0)
     by_hand = 4 * ((3 + 3 + 1) + (3 + 2 + 2 + 5 + stride)) * 2 * SIZE * 4 + 4 * (7 + stride) * 8
     assert cache.nbytes() == by_hand
-    assert CacheSpec(policy.shape, policy.prefix, batch=2).bytes_of(policy) == by_hand
+    assert CacheSpec(policy.shape, policy.prefix, batch=2, dtype="float32").bytes_of(policy) == by_hand
 
 
 def test_an_observer_is_shown_what_the_oracle_sees(tiny: JanusModel) -> None:
