@@ -11,7 +11,7 @@ _UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _FRACTIONS = {1 / 2: "Half", 1 / 3: "A third", 1 / 4: "A quarter", 1 / 5: "A fifth", 1 / 6: "A sixth", 1 / 8: "An eighth",
               1 / 10: "A tenth"}  # fmt: skip
 # Rows of the table of methods that keep everything: as the run has it, and rounded to two bytes, the floor of noise.
-FULL, ROUNDED = "full", "full_bf16"
+FULL, ROUNDED = "full", "full_bfloat16"
 REFERENCES = (FULL, ROUNDED)
 _CONTROLS = {"swapped": "with the classes exchanged", "random_heads": "with random classes"}
 

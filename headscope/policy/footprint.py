@@ -10,7 +10,7 @@ Long, because a spec and a limit are one reckoning, and each of its numbers is s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace as _replace
 from typing import Any, Protocol
 
@@ -149,8 +149,17 @@ class CacheSpec:
 
     @property
     def smallest_bytes(self) -> int:
-        """When every head sees only the prefix and itself."""
-        return int(self.head_bytes(0, 0, 0, 1)) * self.shape.layers * self.shape.kv_heads * self.rows
+        """When every head sees only the prefix and itself, in the fewest bits."""
+        return self.smallest_of((16, 8, 4))
+
+    def smallest_of(self, bits: Sequence[int]) -> int:
+        """The same where heads may have these bits.
+
+        Args:
+            bits: of 16, 8 and 4.
+        """
+        head = min(int(self.head_bytes(0, 0, 0, 1, each)) for each in bits)
+        return head * self.shape.layers * self.shape.kv_heads * self.rows
 
     def bytes_of(self, policy: Kept) -> int:
         """Bytes that the runtime allocates under `policy`, for all rows.

@@ -97,7 +97,19 @@ class Search:
                 f"The head classes are for {tuple(self.semantic_score.shape)} layers and KV heads, {self.model.name} has "
                 f"{(shape.layers, shape.kv_heads)}: classify a trace of this model."
             )
+        self._check_bits()
         check_sampler(self.config.sampler, shown(storage), alone=not shared(storage))
+
+    def _check_bits(self) -> None:
+        """Refuse a limit that only fewer bits reach, and say which."""
+        spec, bits = self.limit.spec, self.config.each_bits
+        if (needed := spec.smallest_of(bits)) > self.limit.bytes:
+            fewer = next((each for each in (8, 4) if spec.smallest_of((each,)) <= self.limit.bytes), None)
+            advice = "expected a larger limit" if fewer is None else f"one of {fewer} bits fits, add {fewer} to bits"
+            raise BudgetError(
+                f"bits {self.config.bits}: the smallest cache of such heads takes {needed:,} bytes, the limit is "
+                f"{self.limit.bytes:,}; {advice}."
+            )
 
     def lead(self, ready: Callable[[], None] | None = None) -> SearchResult:
         """Search, and write what was found.

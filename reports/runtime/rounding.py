@@ -2,10 +2,10 @@
 
     python reports/runtime/rounding.py -o reports/runtime/rounding.csv
 
-Every token of `stickers` is kept, in 8 and in 4 bits as the runtime writes them, in one parallel pass; then one thing is changed
-at a time. Writes a row a way: bits, way, bytes_of_token (of a head, keys and values), replay_kl (nats a token, on images of
-prompts that no search saw) and its 95 % interval over images (kl_low, kl_high), and the paired difference to the runtime's own
-way (difference, difference_low, difference_high).
+Every token of `stickers` is kept, in 8 and in 4 bits as the runtime writes them, in one parallel pass; then one thing is
+changed at a time. Writes a row a way: bits, way, bytes_of_token (of a head, keys and values), replay_kl (nats a token, on
+images of prompts that no search saw) and its 95 % interval over images (kl_low, kl_high), and the paired difference to the
+runtime's own way (difference, difference_low, difference_high).
 
 - `runtime`: the prompt in the model's dtype, image tokens as the runtime writes them;
 - `prefix`: the prompt in as many bits too; `anchors`: the first four image tokens in the model's dtype;

@@ -10,7 +10,7 @@ ones too), seconds (of measuring them; for the solver and the search with the se
 interval of replay_kl over images (kl_low, kl_high), the paired difference to the searched policy of seed 0 (difference,
 difference_low, difference_high; positive where this method loses more), and what the policy is (variant). Presets depend on no
 seed and have one row; `h2o+bits` is `h2o` with its best 8 or 4 bits, `searched16` and `solver16` have 16 bits alone, `kivi`
-stands at its own sizes, and `full_bf16` is the model in bfloat16 with everything kept. Goes on after a stop.
+stands at its own sizes, and `full_bfloat16` is the model in bfloat16 with everything kept. Goes on after a stop.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def at_their_own_size(setup: Setup, unseen: Unseen) -> list[dict[str, Any]]:
     copy = load_model(setup.model.name, dtype="bfloat16")
     rounded = unseen.replay.measure_full(copy)
     facts = {"kl": rounded.kl, "top1": rounded.top1, "by_image": rounded.kl_by_image.tolist()}
-    return [rows[0], row(1.0, found[0]._replace(method="full_bf16"), facts, whole), *rows[1:]]
+    return [rows[0], row(1.0, found[0]._replace(method="full_bfloat16"), facts, whole), *rows[1:]]
 
 
 def lines(table: pd.DataFrame) -> pd.DataFrame:

@@ -71,18 +71,18 @@ def test_the_table_of_methods_is_at_equal_bytes(finished: Path) -> None:
     table = pd.read_csv(finished / "methods.csv")
     columns = ["method", "budget", "bits", "kept_ratio", "replay_kl", "free_kl", "top1", "cache_bytes", "ms_per_step"]
     assert list(table.columns[:9]) == columns
-    assert set(table["method"]) == {"full", "full_bf16", "searched", *COMPARED} - {"kivi"}  # 69 % with every token
+    assert set(table["method"]) == {"full", "full_bfloat16", "searched", *COMPARED} - {"kivi"}  # 69 % with every token
     assert set(table["bits"]) == {16}
     methods = table.set_index("method")
     full = methods.loc["full"]
     assert full["replay_kl"] == pytest.approx(0, abs=1e-6)
     assert full["free_kl"] == pytest.approx(0, abs=1e-6)
-    assert set(methods.index[methods["free_kl"].isna()]) == {"full_bf16", *CONTROLS}
+    assert set(methods.index[methods["free_kl"].isna()]) == {"full_bfloat16", *CONTROLS}
     assert full["kept_ratio"] == pytest.approx(1)
-    rounded, others = methods.loc["full_bf16"], methods.drop(["full", "full_bf16"])
+    rounded, others = methods.loc["full_bfloat16"], methods.drop(["full", "full_bfloat16"])
     assert 1e-6 < rounded["replay_kl"] < others["replay_kl"].min()
     assert (rounded["kept_ratio"], rounded["cache_bytes"]) == (full["kept_ratio"], full["cache_bytes"])
-    assert list(methods.index[methods["ms_per_step"].isna()]) == ["full_bf16"]
+    assert list(methods.index[methods["ms_per_step"].isna()]) == ["full_bfloat16"]
     assert (others["kept_ratio"] <= 0.5).all()
     prefix = json.loads((finished / "run.json").read_text())["prefix"]
     cells = 2 * 2 * 2 * 8 * 2 * 2  # streams, layers, KV heads, head size, two bytes, keys and values
@@ -98,13 +98,13 @@ def test_methods_are_counted_as_the_limit_counts(in_bits: Path) -> None:
     assert searched.limit == Limit.of_share("50%", spec)
     policies = {path.stem: load_policy(path) for path in (in_bits / "search" / "presets").glob("*.safetensors")}
     policies |= {"searched": searched, "full": make_preset("full", Limit.of_share("100%", spec))}
-    assert {*policies, "full_bf16"} == set(methods.index)
+    assert {*policies, "full_bfloat16"} == set(methods.index)
     for name, policy in policies.items():
         assert methods.loc[name, "cache_bytes"] == spec.bytes_of(policy)
         assert methods.loc[name, "kept_ratio"] == pytest.approx(spec.share_of(policy))
         assert {*methods.loc[name, "bits"].split()} == {str(bits) for bits in policy.bits.unique().tolist()}
     assert methods.loc["full", "cache_bytes"] == spec.full_bytes
-    assert (methods.drop(["full", "full_bf16"])["kept_ratio"] <= 0.5).all()
+    assert (methods.drop(["full", "full_bfloat16"])["kept_ratio"] <= 0.5).all()
     assert searched.results["unseen"]["cache_bytes"] == spec.bytes_of(searched)
 
 
@@ -114,7 +114,7 @@ def test_a_page_shows_no_images_of_a_policy_that_was_replaced(in_bits: Path, tmp
     assert sentence not in before.said
     assert "and, as " in before.said
     assert "+bits, with its best 8 or 4" in before.said
-    assert "The row full_bf16 keeps everything in bfloat16: less than that is noise." in before.said
+    assert "The row full_bfloat16 keeps everything in bfloat16: less than that is noise." in before.said
     assert [tag for tag, _ in before.tags].count("img") == 2 * 3
     again = open_run(out)
     search_step(again.under(again.config.limit.replace(keep="40%")))

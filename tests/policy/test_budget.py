@@ -58,11 +58,13 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 def test_a_limit_below_the_smallest_says_what_that_is() -> None:
     smallest = CacheSpec(SHAPE, PREFIX).smallest_bytes
-    assert smallest == 2 * 12 * 6 * TOKEN
-    with pytest.raises(BudgetError, match=r"the smallest possible is 14\.7% \(4,608 bytes\)"):
-        Limit.of_share("14%", CacheSpec(SHAPE, PREFIX))
-    with pytest.raises(BudgetError, match="the smallest possible is 4,608 bytes"):
-        Limit.of_memory(4_500, CacheSpec(SHAPE, PREFIX))
+    four_bits = 2 * (4 + 4)  # of a key and a value, with scale and zero
+    assert smallest == 2 * 12 * (5 * TOKEN + four_bits)
+    assert CacheSpec(SHAPE, PREFIX).smallest_of((16,)) == 2 * 12 * 6 * TOKEN
+    with pytest.raises(BudgetError, match=r"the smallest possible is 13\.5% \(4,224 bytes\)"):
+        Limit.of_share("13%", CacheSpec(SHAPE, PREFIX))
+    with pytest.raises(BudgetError, match="the smallest possible is 4,224 bytes"):
+        Limit.of_memory(4_200, CacheSpec(SHAPE, PREFIX))
     assert Limit.of_memory(smallest, CacheSpec(SHAPE, PREFIX)).bytes == smallest
     with pytest.raises(BudgetError, match="more than the full cache"):
         Limit.of_memory("1MiB", CacheSpec(SHAPE, PREFIX))

@@ -13,12 +13,21 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import headscope
-from headscope.errors import DataError
+from headscope.errors import BudgetError, DataError
 from headscope.geometry import Geometry
 from headscope.models import ImageModel
 from headscope.policy import CONTROLS, CacheSpec, Limit, Policy
 from headscope.runtime import generate
-from headscope.tuning import Replay, SearchConfig, default_options, losses_from, measure_sensitivity, sensitivity_table
+from headscope.tuning import (
+    Replay,
+    Search,
+    SearchConfig,
+    SearchFiles,
+    default_options,
+    losses_from,
+    measure_sensitivity,
+    sensitivity_table,
+)
 from headscope.tuning.measure import table as tables
 from headscope.tuning.measure.fisher import fisher_table
 from headscope.tuning.measure.options import Losses, Option, interpolated
@@ -50,10 +59,18 @@ def falling(options: tuple[Option, ...], seed: int = 0) -> Losses:
 
 def test_options_are_offered_in_each_number_of_bits_and_below_16_every_token_too() -> None:
     geometry = Geometry(16, 16)
-    plain, every = default_options(geometry), default_options(geometry, (16, 8, 4))
-    assert every[: len(plain)] == plain
-    assert len(every) == 3 * len(plain) + 2
+    plain, two, every = (default_options(geometry, bits) for bits in ((16,), (16, 8), (16, 8, 4)))
+    assert two[: len(plain)] == plain
+    assert len(two) == 2 * len(plain) + 1
     assert {option.bits for option in plain} == {16}
+    assert len(set(every)) == len(every) == 42
+    assert default_options(geometry, (4, 8, 16), 24) == every[:24]
+    assert {option.bits for option in every[:9]} == {16, 8, 4}  # a stopped table is of use
+    for small in (Geometry(1, 4), Geometry(2, 2), Geometry(4, 4, 1)):
+        most = small.tokens - 1
+        some = default_options(small, (16, 8, 4))
+        assert all(option.window + option.heavy < most or option == Option(most, bits=option.bits) for option in some)
+        assert {Option(most, bits=8), Option(most, bits=4)} <= set(some)
     assert Option(255, bits=8) in every
     assert Option(255, bits=4) in every
     assert Option(2, 4, 0.85, 4).smaller_than(Option(2, 4, 0.85, 8))
@@ -118,6 +135,17 @@ def test_a_table_grows_by_the_bits_that_are_asked_for_and_gives_only_those(
     pd.testing.assert_frame_equal(again.losses[columns], first.losses[columns], check_dtype=False)
     shape = replay.model.shape
     assert {option.bits for option in losses_from(more.losses, shape.layers, shape.kv_heads, shape.geometry).options} == {16, 8}
+
+
+def test_a_limit_that_only_fewer_bits_reach_says_which(tiny: ImageModel, tmp_path: Path) -> None:
+    samples, counted = generate(tiny, ["red apple"], 0), CacheSpec.of(tiny, tiny.tokenize(["red apple"]).ids.shape[1])
+    scores, least = torch.zeros(2, 2), counted.smallest_of((16,))
+    limit = Limit.of_memory(least - 1, counted)
+    with pytest.raises(BudgetError, match=rf"^bits 16: .* takes {least:,} bytes, .*; one of 8 bits fits, add 8 to bits\.$"):
+        Search(tiny, samples, scores, limit, SearchConfig(bits="16"), SearchFiles(tmp_path))
+    below = Limit(counted.smallest_of((4,)) - 1, counted)
+    with pytest.raises(BudgetError, match=r"^bits 16,8,4: .*; expected a larger limit\.$"):
+        Search(tiny, samples, scores, below, SearchConfig(), SearchFiles(tmp_path))
 
 
 @given(st.integers(0, 1000), st.floats(0.25, 0.9))

@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from headscope.errors import BudgetError, DataError
 from headscope.policy import PRESETS, CacheSpec, Limit, Policy
 from headscope.storage import write_json
-from headscope.tuning import SearchConfig, sweep_presets
+from headscope.tuning import SearchConfig, fitting_strides, sweep_presets
 from headscope.tuning.measure.measurement import ReplayResult, Watch
 from headscope.tuning.measure.options import Losses
 from headscope.tuning.propose.class_space import ClassSpace
@@ -21,7 +21,6 @@ from headscope.tuning.propose.group_space import GroupSpace
 from headscope.tuning.propose.presets import in_bits
 from headscope.tuning.propose.sizes import merged
 from headscope.tuning.propose.spaces import TableSpace, neutral
-from headscope.tuning.propose.strides import fitting_strides
 from headscope.tuning.study.phases import PhasedStudy
 from headscope.tuning.study.storage import StudyStore
 from tests.tuning.landscape import LIMIT, PREFIX, SCORES, SHAPE, Landscape, run, table
