@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,7 @@ from headscope.tuning import (
     Sweep,
     Table,
     losses_from,
+    measure_free_running,
     measure_sensitivity,
     sensitivity_table,
     study_replay,
@@ -113,7 +115,12 @@ class Setup:
         presets = {preset: policy for preset, policy in sweep.best.items() if preset not in CONTROLS}
         store, tell = StudyStore.open(self.folder(share) / f"{name}.db"), shown(f"{name} at {share:.0%}")
         losses, config = None if table is None else self.losses(table), SearchConfig(**{"bits": "16", **options})
-        return PhasedStudy(replay, self.limit(share), losses, self.semantic_score, config, store, presets, tell).run()
+        free = None if table is None else partial(self.own_images, images=len(replay))
+        return PhasedStudy(replay, self.limit(share), losses, self.semantic_score, config, store, presets, tell, free).run()
+
+    def own_images(self, policy: Policy, images: int) -> float:
+        """What a policy loses on images that it makes itself, of the first calibration prompts."""
+        return measure_free_running(self.model, self.calibration.first(images), policy).kl
 
     def sensitivity(self, images: int) -> pd.DataFrame:
         """The sensitivity table of single heads; `attrs["seconds"]` is what measuring it took, in all calls together."""
