@@ -95,3 +95,7 @@ def main(
     rows = [parts.row(name) for name, parts in large.items()]
     write_csv(pd.DataFrame(rows), out, float_format="%.4g")
     print(pd.DataFrame(rows).to_string(index=False))
+
+
+if __name__ == "__main__":
+    typer.run(main)
