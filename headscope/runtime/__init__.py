@@ -1,7 +1,8 @@
 """The compressed-cache runtime: a cache as small as its policy says, decoders that use it, and a sampler."""
 
 from headscope.runtime.batches import FULL, OTHER, OTHER_SEED, ImageBatches, Variant, batch_for, batches_to_generate, seconds_of
-from headscope.runtime.cache import CompressedCache, check_prefix, compressed
+from headscope.runtime.cache import CompressedCache, compressed
+from headscope.runtime.cache_layer import check_prefix
 from headscope.runtime.decoders import AUTO, Decoder, choose, decoder_name, passed_over
 from headscope.runtime.finite import no_numbers
 from headscope.runtime.generate import generate

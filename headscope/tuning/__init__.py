@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from headscope.tuning.config_file import read_config
     from headscope.tuning.measure.ablation import HeadAblation, ablate_heads, equal_options
     from headscope.tuning.measure.coverage import Coverage, Groups
-    from headscope.tuning.measure.fisher import fisher_table
+    from headscope.tuning.measure.fisher import fisher_table, head_products, sampled_gradients
     from headscope.tuning.measure.free_running import measure_free_running
+    from headscope.tuning.measure.head_outputs import HeadOutputs
     from headscope.tuning.measure.joint import Products, measure_products
     from headscope.tuning.measure.measurement import MemoizedReplay, ReplayResult
     from headscope.tuning.measure.options import ANCHOR, Losses, Option, default_options, losses_from, table_stride
     from headscope.tuning.measure.replay import BATCH_BYTES, Replay
     from headscope.tuning.measure.sensitivity import measure_sensitivity, table_identity
+    from headscope.tuning.measure.single_head import SingleHeadLoss
     from headscope.tuning.measure.table import Table, every_head, sensitivity_table
     from headscope.tuning.propose.class_space import ClassSpace
     from headscope.tuning.propose.knapsack import allocate, option_bytes, solve
@@ -44,13 +46,15 @@ _MODULES = {
     "config_file": "read_config",
     "measure.ablation": "HeadAblation ablate_heads equal_options",
     "measure.coverage": "Coverage Groups",
-    "measure.fisher": "fisher_table",
+    "measure.fisher": "fisher_table head_products sampled_gradients",
     "measure.free_running": "measure_free_running",
+    "measure.head_outputs": "HeadOutputs",
     "measure.joint": "Products measure_products",
     "measure.measurement": "MemoizedReplay ReplayResult",
     "measure.options": "ANCHOR Losses Option default_options losses_from table_stride",
     "measure.replay": "BATCH_BYTES Replay",
     "measure.sensitivity": "measure_sensitivity table_identity",
+    "measure.single_head": "SingleHeadLoss",
     "measure.table": "Table every_head sensitivity_table",
     "propose.knapsack": "allocate option_bytes solve",
     "propose.presets": "Sweep sweep_presets",

@@ -68,6 +68,7 @@ class Setup:
         semantic_score: float32 [layers, kv_heads].
         prefix: tokens of the longest prompt.
         out: folder of all that is kept.
+        source: what `load_model` takes.
     """
 
     model: ImageModel
@@ -76,6 +77,7 @@ class Setup:
     semantic_score: torch.Tensor
     prefix: int
     out: Path
+    source: str
 
     @classmethod
     def open(cls, run: Path, out: Path | None) -> Setup:
@@ -84,7 +86,8 @@ class Setup:
         opened = open_run(run)
         files = opened.folder
         samples, scores = Samples.load(files.samples), Heads.load(files.heads).scores()
-        return cls(opened.model, samples, unseen_images(opened), scores, opened.prefix, out or files.path / "bench")
+        unseen, place = unseen_images(opened), out or files.path / "bench"
+        return cls(opened.model, samples, unseen, scores, opened.prefix, place, opened.config.model)
 
     def limit(self, share: float) -> Limit:
         """The byte limit of one image, with guidance if the calibration images have it."""

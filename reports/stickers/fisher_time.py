@@ -23,12 +23,9 @@ import typer
 import headscope
 from headscope.benchmarks.shapes import SIZES, random_janus
 from headscope.storage import write_csv
-from headscope.tuning import Option, default_options
-from headscope.tuning.measure.fisher import SAMPLES, head_products, sampled_gradients
-from headscope.tuning.measure.head_outputs import HeadOutputs
-from headscope.tuning.measure.single_head import SingleHeadLoss
+from headscope.tuning import HeadOutputs, Option, SingleHeadLoss, default_options, head_products, sampled_gradients
 
-SHAPE = "janus-pro-1b"
+SHAPE, SAMPLES = "janus-pro-1b", 4  # gradients an image, as a table has them
 
 
 class Parts(NamedTuple):

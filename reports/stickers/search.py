@@ -78,8 +78,8 @@ def main(
     """Every preset, the solver and the search, on unseen images."""
     setup = Setup.open(run, folder)
     wanted = [(share, setup.limit(share)) for share in shares(keep)]  # each is checked before the first is searched
-    unseen, table = Unseen(setup), setup.gradients(table_images, BITS)
-    search = Searching(setup, table, trials, images)
+    unseen, tables = Unseen(setup), {bits: setup.gradients(table_images, bits) for bits in (BITS, PLAIN)}
+    search = Searching(setup, tables, trials, images)
     rows = at_their_own_size(setup, unseen)
     for share, _ in wanted:
         several = seeds if share in shares(many) else 1
@@ -94,7 +94,7 @@ class Searching(NamedTuple):
     """What finds policies under a limit."""
 
     setup: Setup
-    table: Table
+    tables: dict[tuple[int, ...], Table]
     trials: int
     images: int
 
@@ -102,7 +102,7 @@ class Searching(NamedTuple):
         """Every preset, with kvtuner where every token fits in some bits."""
         found = self.setup.sweep(share, self.setup.study(self.images), BITS)
         try:
-            policy = kvtuner(self.setup.losses(self.table.losses), self.setup.limit(share))
+            policy = kvtuner(self.setup.losses(self.tables[BITS].losses), self.setup.limit(share))
         except BudgetError:
             return found
         return Sweep({**found.best, "kvtuner": policy}, found.table)
@@ -118,18 +118,17 @@ class Searching(NamedTuple):
         """The solver's answer and the search around it, with bits for every seed and with 16 bits alone for the first."""
         replay, place, sweep = self.setup.study(self.images), self.setup.folder(share), self.sweep(share)
         for seed, bits in [*((seed, BITS) for seed in range(seeds)), (0, PLAIN)]:
-            losses, mark = self.table.losses, "" if bits == BITS else "16"
-            mine = losses[losses["bits"].isin(bits)]
+            table, mark = self.tables[bits], "" if bits == BITS else "16"
             plain = {name: policy for name, policy in sweep.best.items() if bits == BITS or not policy.quantized}
             name = f"{SEARCHED}{mark}-{seed}"
             knobs = {"trials": self.trials, "seed": seed, "bits": ",".join(map(str, bits))}
-            result = self.setup.search(share, replay, Sweep(plain, sweep.table), mine, name, **knobs)
+            result = self.setup.search(share, replay, Sweep(plain, sweep.table), table.losses, name, **knobs)
             save_policy(result.policy, place / f"{name}.safetensors")
             write_whole(place / f"{name}.parquet", partial(result.trials.to_parquet, index=False))
-            yield Entry(f"{SEARCHED}{mark}", seed, result.policy, result.kl, *cost(result, self.table.seconds))
+            yield Entry(f"{SEARCHED}{mark}", seed, result.policy, result.kl, *cost(result, table.seconds))
             if seed == 0 and result.solver is not None:
                 solved = result.solver
-                yield Entry(f"{SOLVER}{mark}", 0, solved.policy, solved.kl, *cost(result, self.table.seconds, SOLVER))
+                yield Entry(f"{SOLVER}{mark}", 0, solved.policy, solved.kl, *cost(result, table.seconds, SOLVER))
 
 
 def cost(result: SearchResult, extra: float, label: str = "") -> tuple[int, float]:
@@ -148,7 +147,7 @@ def at_their_own_size(setup: Setup, unseen: Unseen) -> list[dict[str, Any]]:
         for variant in PRESETS["kivi"].sweep(setup.model.shape.geometry)
     ]
     rows = [row(share_of(entry.policy, whole), entry, unseen.measure(entry.policy), whole) for entry in found]
-    copy = load_model(setup.model.name, dtype="bfloat16")
+    copy = load_model(setup.source, dtype="bfloat16")
     rounded = unseen.replay.measure_full(copy)
     facts = {"kl": rounded.kl, "top1": rounded.top1, "by_image": rounded.kl_by_image.tolist()}
     return [rows[0], row(1.0, found[0]._replace(method="full_bfloat16"), facts, whole), *rows[1:]]

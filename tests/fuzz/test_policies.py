@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headscope.policy import CacheSpec, Limit, Policy, load_policy, save_policy
-from headscope.runtime.cache import check_prefix
+from headscope.runtime.cache_layer import check_prefix
 from tests.fuzz.mutants import all_survive, mutated_bytes, mutated_safetensors
 from tests.policy.shapes import SHAPE
 

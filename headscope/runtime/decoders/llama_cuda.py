@@ -15,7 +15,7 @@ import torch
 
 from headscope.models import ImageModel, Prefix
 from headscope.policy import Policy
-from headscope.runtime.cache import check_prefix
+from headscope.runtime.cache_layer import check_prefix
 from headscope.runtime.decoders.flat_attention import MOST_GROUP, MOST_SIZE
 from headscope.runtime.decoders.gpu_work import GpuWork, Prompts, give_back, out_of_memory, take
 from headscope.runtime.decoders.llama_cpu import plain_step
