@@ -21,7 +21,7 @@ import torch
 import typer
 
 import headscope
-from headscope.benchmarks.shapes import SIZES, random_janus
+from headscope.benchmarks import SIZES, random_janus
 from headscope.storage import write_csv
 from headscope.tuning import HeadOutputs, Option, SingleHeadLoss, default_options, head_products, sampled_gradients
 
