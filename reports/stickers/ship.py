@@ -2,8 +2,9 @@
 
     python reports/stickers/ship.py RUN --table reports/stickers/search.csv -o policies
 
-Of every limit in the table the searched policy of seed 0 (bench/keep-20/searched-0.safetensors in RUN) is written with its unseen
-results, as stickers-20.safetensors, with a card, stickers-20.md. `headscope search search/stickers-20.toml` finds the same again.
+Of every limit in the table the searched policy of seed 0 (bench/keep-20/searched-0.safetensors in RUN) is written with its
+unseen results, as stickers-20.safetensors, with a card, stickers-20.md; shipped.csv beside the table lists them: policy, budget,
+heads by bits, replay_kl, its 95 % interval and top1. `headscope search search/stickers-20.toml` finds the same again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated
 
 import pandas as pd
 import typer
-from bench_setup import SEARCHED, Run, Setup, start
+from bench_setup import SEARCHED, Run, Setup, start, write_table
 
 from headscope.policy import CONTROLS, PRESETS, Limit, Policy, load_policy, save_policy
 from headscope.storage import write_text
@@ -23,12 +24,12 @@ CARD = """# {name}
 | | |
 |---|---|
 | model | `{model}` (bundled), weights {weights} |
-| limit | {percent:g} % of a plain cache of one guided image, two bytes a number, prompt of {prefix} tokens included: {bytes:,} \
-bytes, of which it allocates {needed:,} |
+| limit | {percent:g} % of a plain cache of one guided image, two bytes a number, prompt of {prefix} tokens included: \
+{bytes:,} bytes, of which it allocates {needed:,} |
 | keeps | strides of {stride} tokens; {buckets} buckets in {layers} layers; {heads}; `headscope policy show {name}` prints them |
 | found by | `headscope search search/{name}.toml`: {origin}, seed 0, {trials} policies measured |
-| loses | {kl:.4f} nats a token [{low:.4f}, {high:.4f}] on {images} prompts that the search never saw; top code the \
-same at {top1:.1%} |
+| loses | {kl:.4f} nats a token [{low:.4f}, {high:.4f}] on {images} prompts that the search never saw; \
+top code the same at {top1:.1%} |
 | best preset at the same bytes | {preset}, {theirs:.4f}; in 16 bits {plain}, {published:.4f} |
 
 For use: `headscope generate {model} "red apple, noto style" --policy {name} --out images`. It is refused on other weights.
@@ -41,7 +42,7 @@ def main(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of policies and cards.")] = Path("policies"),
 ) -> None:
     """Write every policy and its card."""
-    setup, rows = Setup.open(run, None), pd.read_csv(table)
+    setup, rows, shipped = Setup.open(run, None), pd.read_csv(table), []
     for share in sorted(set(rows.loc[rows["method"] == SEARCHED, "budget"]), reverse=True):
         name, mine = f"{setup.model.shape.name}-{100 * share:g}", rows[rows["budget"] == share].set_index("method")
         policy = load_policy(setup.folder(share) / f"{SEARCHED}-0.safetensors", setup.model.shape)
@@ -50,7 +51,10 @@ def main(
         unseen["kept_ratio"] = setup.limit(share).spec.share_of(policy)
         save_policy(policy.replace(results={**policy.results, "unseen": unseen}), out / f"{name}.safetensors")
         write_text(out / f"{name}.md", card(name, policy, setup.limit(share), mine, len(setup.unseen)))
+        bits = {f"heads_{bits}": int((policy.bits == bits).sum()) for bits in (16, 8, 4)}
+        shipped.append({"policy": name, "budget": share, **bits, **ours[["replay_kl", "kl_low", "kl_high", "top1"]].to_dict()})
         print(out / f"{name}.safetensors")
+    write_table(pd.DataFrame(shipped), table.with_name("shipped.csv"))
 
 
 def card(name: str, policy: Policy, limit: Limit, mine: pd.DataFrame, images: int) -> str:
