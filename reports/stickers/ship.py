@@ -3,8 +3,8 @@
     python reports/stickers/ship.py RUN --table reports/stickers/search.csv -o policies
 
 Of every limit in the table the searched policy of seed 0 (bench/keep-20/searched-0.safetensors in RUN) is written with its
-unseen results, as stickers-20.safetensors, with a card, stickers-20.md; shipped.csv beside the table lists them: policy, budget,
-heads by bits, replay_kl, its 95 % interval and top1. `headscope search search/stickers-20.toml` finds the same again.
+unseen results, as stickers-20.safetensors, with a card, stickers-20.md; shipped.csv beside the table lists them: policy,
+budget, heads by bits, replay_kl, its 95 % interval and top1. `headscope search search/stickers-20.toml` finds the same again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ CARD = """# {name}
 {bytes:,} bytes, of which it allocates {needed:,} |
 | keeps | strides of {stride} tokens; {buckets} buckets in {layers} layers; {heads}; `headscope policy show {name}` prints them |
 | found by | `headscope search search/{name}.toml`: {origin}, seed 0, {trials} policies measured |
-| loses | {kl:.4f} nats a token [{low:.4f}, {high:.4f}] on {images} prompts that the search never saw; \
-top code the same at {top1:.1%} |
+| loses | {kl:.4f} nats a token [{low:.4f}, {high:.4f}] on {images} prompts that the search never \
+saw; top code the same at {top1:.1%} |
 | best preset at the same bytes | {preset}, {theirs:.4f}; in 16 bits {plain}, {published:.4f} |
 
 For use: `headscope generate {model} "red apple, noto style" --policy {name} --out images`. It is refused on other weights.
