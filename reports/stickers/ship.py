@@ -26,7 +26,8 @@ CARD = """# {name}
 | model | `{model}` (bundled), weights {weights} |
 | limit | {percent:g} % of a plain cache of one guided image, two bytes a number, prompt of {prefix} tokens included: \
 {bytes:,} bytes, of which it allocates {needed:,} |
-| keeps | strides of {stride} tokens; {buckets} buckets in {layers} layers; {heads}; `headscope policy show {name}` prints them |
+| keeps | strides of {stride} tokens; {buckets} buckets in {layers} layers; {heads}; \
+`headscope policy show {name}` prints them |
 | found by | `headscope search search/{name}.toml`: {origin}, seed 0, {trials} policies measured |
 | loses | {kl:.4f} nats a token [{low:.4f}, {high:.4f}] on {images} prompts that the search never \
 saw; top code the same at {top1:.1%} |
