@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, Cache, JanusForConditionalGeneration
+from transformers import AutoTokenizer, JanusForConditionalGeneration
 
 from headscope.errors import ModelError
 from headscope.facts import said
 from headscope.geometry import Geometry
-from headscope.models.cache_name import cache_name
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
+from headscope.models.network import NetworkModel
 from headscope.models.protocol import Prefix
 from headscope.models.tokens import check_prompts, check_spaces, left_padded
 from headscope.models.vq import as_pixels
@@ -34,13 +34,14 @@ _DRAWING = (
 )
 
 
-class JanusModel:
+class JanusModel(NetworkModel):
     """An `ImageModel` (see protocol.py) over a loaded Janus network and its tokenizer."""
 
+    counts_padding = True  # rotary attention only reads differences of positions
+
     def __init__(self, network: JanusForConditionalGeneration, tokenizer: Any, name: str) -> None:
-        self.network = network.eval()
+        super().__init__(network, name)
         self.tokenizer = tokenizer
-        self.name = name
         config: Any = network.config
         text, vision = config.text_config, config.vision_config
         side = vision.image_size // vision.patch_size
@@ -49,8 +50,6 @@ class JanusModel:
                 f"{name}: its configuration names {vision.num_image_tokens} image tokens but a grid of {side} x {side}; "
                 "this is not a Janus model headscope can drive."
             )
-        self.decoder: nn.Module = network.model.language_model
-        self._cache = cache_name(self.decoder.forward)
         self.vocabulary = int(config.vq_config.num_embeddings)
         limits = [text.max_position_embeddings - side * side]
         if tokenizer.model_max_length < 1_000_000:  # transformers' mark for "not set" is larger
@@ -74,16 +73,6 @@ class JanusModel:
             weights=weights_fingerprint(self.decoder),
         )
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the decoder's weights."""
-        return next(self.decoder.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the decoder is."""
-        return next(self.decoder.parameters()).device
-
     def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:
         """See `ImageModel.tokenize`. The unconditional stream is what `generate()` makes of it: every token but the first
         and the begin-of-image becomes a pad, which is attended."""
@@ -105,18 +94,9 @@ class JanusModel:
         """Tokens [P] as the tokenizer writes them."""
         return list(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
 
-    def embed_prefix(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids [B, P] -> [B, P, C]."""
-        return self.network.get_input_embeddings()(ids)
-
     def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Image codes [B, T] -> [B, T, C]."""
         return self.network.prepare_embeddings_for_image_generation(tokens)
-
-    def forward(self, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None) -> torch.Tensor:
-        """See `ImageModel.forward`. Positions count the padding too: rotary attention only reads differences."""
-        past = {self._cache: cache, "use_cache": cache is not None}
-        return self.decoder(inputs_embeds=embeds, attention_mask=mask, **past).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [B, T, C] -> [B, T, V]."""

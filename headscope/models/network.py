@@ -16,7 +16,7 @@ from headscope.policy import ModelShape
 
 
 class NetworkModel:
-    """The part of an `ImageModel` (see protocol.py) that a `...ForCausalLM` of transformers answers alike for text and images.
+    """The part of an `ImageModel` (see protocol.py) that networks of transformers answer alike in all families.
 
     Args:
         network: the network, with input and output embeddings and `get_decoder`.
