@@ -9,21 +9,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from huggingface_hub import (
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-    snapshot_download,
-    try_to_load_from_cache,
-)
 
 from headscope.errors import BudgetError, DataError, ModelError
-from headscope.facts import clipped, said
+from headscope.facts import clipped
 from headscope.models.causal_lm import load_smollm2
 from headscope.models.expected import kind_of
 from headscope.models.families import family_of
+from headscope.models.hub import HUB_ID, from_hub
 from headscope.models.janus import load_janus
-from headscope.models.janus_original import flow_refused, is_flow
 from headscope.models.model_name import join_name, split_name
 from headscope.models.own_file import check_members, is_own_file, lasting_file, load_own
 from headscope.models.protocol import ImageModel
@@ -43,15 +36,9 @@ _HUB = {
     "deepseek-ai/Janus-Pro-1B": "hub: Janus-Pro-1B in DeepSeek's format",
     "deepseek-ai/Janus-Pro-7B": "hub: Janus-Pro-7B in DeepSeek's format",
 }
-# What is fetched of a hub's model whose loader reads a folder.
-_NEEDED = ["*.json", "*.bin", "*.safetensors"]
 # How to load models of other packages and of the user, by name.
 Load = Callable[[str, torch.dtype], ImageModel]
 _registered: dict[str, Load] = {}
-# `owner/name`, as a hub spells it.
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-# Seconds that a hub may take to say whether it has a model.
-_PATIENCE = 10.0
 
 
 def known_models() -> list[tuple[str, str]]:
@@ -124,8 +111,8 @@ def load_model(name: str | os.PathLike[str], device: str = "auto", dtype: torch.
         return load_own(name, device, kind)
     if Path(name).is_dir():
         return family_of(name).load(name, Path(name).resolve().name, device, kind)
-    if _HUB_ID.fullmatch(name):
-        return _from_hub(name, device, kind)
+    if HUB_ID.fullmatch(name):
+        return from_hub(name, device, kind, _known(), known=name in _HUB)
     raise ModelError(f"{name}: neither a known model nor a folder; {_known()}.")
 
 
@@ -146,47 +133,8 @@ def _with_settings(plain: str, settings: dict[str, str], device: str, dtype: tor
     return family.load(plain, Path(plain).resolve().name, device, dtype, **settings)
 
 
-def _from_hub(name: str, device: str, dtype: torch.dtype) -> ImageModel:
-    """Load by a hub id, after its config.json has said of which family it is.
-
-    Raises:
-        ModelError: no hub has it, or it is of no family.
-    """
-    if is_flow(name):
-        raise flow_refused(name)
-    _look_for(name)
-    try:
-        family = family_of(name, Path(hf_hub_download(name, "config.json")))
-        source = name if family.by_id else snapshot_download(name, allow_patterns=_NEEDED)
-    except ModelError:
-        raise
-    except Exception as error:  # of the hub's client and of the network below it
-        raise ModelError(f"{name}: could not be fetched from a hub ({said(error)}): try again, or name a folder.") from error
-    return family.load(source, name, device, dtype)
-
-
 def _known() -> str:
     return f"known models are {', '.join(known for known, _ in known_models()[:-2])}"
-
-
-def _look_for(name: str) -> None:
-    """Ask once, and briefly, whether a hub has the model `name`: transformers would ask for a minute where nobody answers.
-
-    Raises:
-        ModelError: `name` looks like a path from here, or the hub has no such model or does not answer.
-    """
-    if try_to_load_from_cache(name, "config.json") is not None:
-        return
-    if name not in _HUB and Path(name.split("/")[0]).is_dir():
-        raise ModelError(
-            f"{name}: looked for a folder of this name in {Path.cwd()}, found {name.split('/')[0]} there but no "
-            f"{name.split('/')[1]} in it, so no hub was asked; {_known()}."
-        )
-    try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=_PATIENCE)
-    except Exception as error:  # of the hub's client and of the network below it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{name}: no folder here, and not to be had from a hub ({reason}); {_known()}.") from error
 
 
 def lasting_name(name: str) -> str:
@@ -241,7 +189,7 @@ def names_a_folder(source: str, model: str) -> bool:
     """
     if _is_named(source) or is_own_file(source):
         return False
-    return not (_HUB_ID.fullmatch(source) and source == model)
+    return not (HUB_ID.fullmatch(source) and source == model)
 
 
 def _is_named(name: str) -> bool:

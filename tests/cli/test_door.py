@@ -49,7 +49,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*arguments: object, **named: object) -> None:
         raise AssertionError("a hub was asked")
 
-    monkeypatch.setattr("headscope.models.registry.get_hf_file_metadata", asked)
+    monkeypatch.setattr("headscope.models.hub.get_hf_file_metadata", asked)
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", asked)
 
 
@@ -136,7 +136,7 @@ def test_a_hub_is_asked_once(command, tmp_path: Path, monkeypatch: pytest.Monkey
         raise ConnectionError("nobody answers")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("headscope.models.registry.get_hf_file_metadata", asked)
+    monkeypatch.setattr("headscope.models.hub.get_hf_file_metadata", asked)
     refused(command("generate", "somebody/model", "dog"), "somebody/model: no folder here", "nobody answers")
     assert len(times) == 1
 
