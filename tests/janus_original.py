@@ -22,6 +22,7 @@ BOS, EOS, PAD = (
 )
 BEGIN = "<begin_of_image>"
 SPECIAL = [BOS, EOS, PAD, "<|User|>", "<|Assistant|>", "<image_placeholder>", BEGIN, "<end_of_image>"]
+TOWER = "vision_model.vision_tower."
 
 # From transformers' names to DeepSeek's, one after the other.
 RENAMES = [
@@ -53,6 +54,8 @@ def renamed(name: str) -> str:
 def original_tensors(network: JanusForConditionalGeneration) -> dict[str, torch.Tensor]:
     """Everything that such a folder holds: also what looks at images, and the count of used codes."""
     tensors = {renamed(name): tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
+    places = tensors.pop(f"{TOWER}embeddings.position_embedding.weight")
+    tensors[f"{TOWER}pos_embed"] = places[None]
     return {**tensors, "gen_vision_model.quantize.codebook_used": torch.zeros(65536)}
 
 

@@ -16,6 +16,7 @@ from transformers.models.auto import modeling_auto
 from headscope.errors import ModelError
 from headscope.facts import said
 from headscope.geometry import Geometry
+from headscope.models.checkpoint import weight_files
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
 from headscope.models.network import NetworkModel
@@ -87,14 +88,17 @@ class CausalLMModel(NetworkModel):
         return torch.stack([_drawn(self.tokenizer.decode(row.tolist(), skip_special_tokens=True)) for row in tokens])
 
 
-def is_text_family(family: str | None) -> bool:
+def is_text_family(family: object) -> bool:
     """Whether transformers knows `model_type` as a text model with a decoder and nothing else."""
+    if not isinstance(family, str):
+        return False
     others = {*modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, *modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES}
     return family in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in others
 
 
 def load_causal_lm(source: str | Path, name: str, device: str, dtype: torch.dtype) -> CausalLMModel:
     """Load from a folder."""
+    weight_files(Path(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True, output_loading_info=True)

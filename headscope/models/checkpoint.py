@@ -15,12 +15,14 @@ from torch import nn
 
 from headscope.errors import ModelError
 from headscope.facts import OBJECT, check, said, shown
-from headscope.models.loading import check_whole, read_object, some
+from headscope.models.loading import check_whole, other_shape, read_object, some
 
 # What is looked for, in this order: safetensors first, as transformers does.
 _KINDS = (("model", "safetensors"), ("pytorch_model", "bin"))
 # Where the checkpoints of DDP, DeepSpeed and Lightning have the tensors.
 _WRAPPINGS = ("model", "module", "state_dict")
+# How a file of torch's begins that is no archive: the number that older versions mark their files with.
+_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -69,10 +71,10 @@ def weight_files(folder: Path) -> list[Path]:
     """
     for stem, kind in _KINDS:
         index, whole = folder / f"{stem}.{kind}.index.json", folder / f"{stem}.{kind}"
-        if index.is_file():
-            return _present(folder, _indexed(index), f"which {index.name} names")
         if whole.is_file():
             return [whole]
+        if index.is_file():
+            return _present(folder, _indexed(index), f"which {index.name} names")
         if parts := _parts(folder, stem, kind):
             return _present(folder, parts, "of which other parts are there")
     raise ModelError(
@@ -108,11 +110,25 @@ def _present(folder: Path, names: Sequence[str], why: str) -> list[Path]:
     return [folder / name for name in names]
 
 
+def _refuse_old(file: Path) -> None:
+    """Refuse a file as torch wrote it before 1.6, of which no single tensor can be read."""
+    with file.open("rb") as opened:
+        old = opened.read(len(_OLD)) == _OLD
+    if old:
+        name = file.name
+        raise ModelError(
+            f"{file}: is in the format of torch before 1.6, of which headscope can't read one tensor at a time: write it anew "
+            f"in its folder with python -c \"import torch; torch.save(torch.load('{name}', weights_only=True), '{name}')\"."
+        )
+
+
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
     """What goes wrong inside becomes a sentence that names the file."""
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:  # a damaged file may fail in any way, in classes of two libraries
         raise ModelError(f"{file}: cannot be read ({said(error)}): copy the file again.") from error
 
@@ -123,6 +139,7 @@ def _opened(file: Path) -> tuple[Shapes, Callable[[str], torch.Tensor]]:
     if file.suffix == ".safetensors":
         opened: Any = safe_open(file, framework="pt")
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}, opened.get_tensor  # noqa: SIM118
+    _refuse_old(file)
     with torch.serialization.safe_globals([argparse.Namespace]):  # the settings of a training, which are plain values
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if file.suffix == ".pt":
@@ -169,10 +186,7 @@ def fill(
     for name, place in sorted(places.items()):
         here, expected = checkpoint.shapes[name], tuple(parameters[place].shape)
         if here != expected:
-            raise ModelError(
-                f"{checkpoint.folder}: {name} has the shape {list(here)}, by the configuration {list(expected)}: weights and "
-                f"{settings} are of two models, copy both from one."
-            )
+            raise other_shape(checkpoint.folder, name, here, expected, settings)
     for name, tensor in checkpoint.tensors(places):
         owner, _, leaf = places[name].rpartition(".")
         setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor.to(device, dtype, copy=True)))

@@ -69,17 +69,15 @@ def family_of(source: str | Path, file: Path | None = None) -> Family:
     if file is None and is_llamagen_folder(Path(source)):
         _check_alone(Path(source))
         return LLAMAGEN
-    if file is None and is_raster_folder(Path(source)):
-        return OWN
-    try:
-        config = json.loads((file or Path(source) / "config.json").read_text(encoding="utf-8"))
-        named = config.get("model_type")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        raise ModelError(f"{source}: no readable config.json in this folder, so it holds no model.") from None
-    if named is not None and not isinstance(named, str):
-        config = {**config, "model_type": None}
-    found = [family for family in FAMILIES if family.claims(config)]
+    own = file is None and is_raster_folder(Path(source))
+    config = _configuration(source, file)
+    if config is None and not own:
+        raise ModelError(f"{source}: no readable config.json in this folder, so it holds no model.")
+    found = [family for family in FAMILIES if family.claims(config or {})]
+    if own:  # beside a network that may be of a text model's kind
+        found = [OWN, *(family for family in found if not family.writes_text)]
     if not found:
+        named = (config or {}).get("model_type")
         raise ModelError(
             f"{source}: holds a model of type '{clipped(ascii(named).strip(chr(39)))}'; headscope drives janus models, "
             "LlamaGen and decoder-only text models."
@@ -87,10 +85,19 @@ def family_of(source: str | Path, file: Path | None = None) -> Family:
     if len(found) > 1:
         titles = " and of ".join(family.title for family in found)
         raise ModelError(
-            f"{source}: config.json has marks of {titles}: copy config.json and the weights from one checkpoint, into a folder "
-            "of their own."
+            f"{source}: has marks of {titles} ({f'{CARD} and ' if own else ''}config.json): copy config.json and the weights "
+            "from one checkpoint, into a folder of their own."
         )
     return found[0]
+
+
+def _configuration(source: str | Path, file: Path | None) -> dict[str, Any] | None:
+    """The object in config.json; None where there is none that can be read."""
+    try:
+        config = json.loads((file or Path(source) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return config if isinstance(config, dict) else None
 
 
 def _check_alone(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from transformers import AutoTokenizer, JanusForConditionalGeneration
 from headscope.errors import ModelError
 from headscope.facts import said
 from headscope.geometry import Geometry
+from headscope.models.checkpoint import weight_files
 from headscope.models.fingerprint import weights_fingerprint
-from headscope.models.loading import check_whole
+from headscope.models.loading import check_whole, other_size
 from headscope.models.network import NetworkModel
 from headscope.models.protocol import Prefix
 from headscope.models.tokens import check_prompts, check_spaces, left_padded
@@ -24,7 +26,7 @@ from headscope.policy import ModelShape
 
 # The authors' own sampling script: guidance 5, temperature 1, no top-k.
 GUIDANCE, TEMPERATURE, TOP_K = 5.0, 1.0, None
-# What generates: the rest of a Janus looks at images or writes text.
+# What generates; what looks at images or writes text comes behind it.
 _DRAWING = (
     "model.language_model.",
     "model.generation_",
@@ -32,6 +34,9 @@ _DRAWING = (
     "model.vqmodel.post_quant_conv.",
     "model.vqmodel.decoder.",
 )
+_UNUSED = ("model.vision_model.", "model.aligner.", "model.vqmodel.encoder.", "model.vqmodel.quant_conv.", "lm_head.")
+# Has a row a token of the images that the model was trained on.
+_PLACES = "model.vision_model.embeddings.position_embedding.weight"
 
 
 class JanusModel(NetworkModel):
@@ -112,21 +117,31 @@ class JanusModel(NetworkModel):
 def load_janus(source: str | Path, name: str, device: str, dtype: torch.dtype) -> JanusModel:
     """Load from a folder or a hub id; a folder is never looked up on a network."""
     local = Path(source).is_dir()
+    if local:
+        weight_files(Path(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
         loaded: Any = JanusForConditionalGeneration.from_pretrained(
-            source, dtype=dtype, local_files_only=local, output_loading_info=True
+            source, dtype=dtype, local_files_only=local, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:  # what stands in a folder may fail in any way, in classes of several libraries
         raise ModelError(f"{source}: cannot be loaded as a Janus model ({said(error)}).") from error
     network, found = loaded
-    check_whole(source, found, _DRAWING)
+    _check_size(source, network.config, found["mismatched_keys"])
+    check_whole(source, found, _DRAWING, _UNUSED)
     check_spaces(tokenizer, source)
     if tokenizer.chat_template is None and local:
         tokenizer.chat_template = _template(Path(source))
     module: nn.Module = network
     module.to(device)
     return JanusModel(network, tokenizer, name)
+
+
+def _check_size(source: str | Path, config: Any, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse another size of images than that of training, which the vision tower's places tell."""
+    for name, found, _ in mismatched:
+        if name == _PLACES:
+            raise other_size(source, config.vision_config.image_size // config.vision_config.patch_size, found[0])
 
 
 def _template(folder: Path) -> str | None:

@@ -26,7 +26,7 @@ from headscope.models import vq
 from headscope.models.checkpoint import Checkpoint, Shapes, fill
 from headscope.models.janus import GUIDANCE, TEMPERATURE, JanusModel
 from headscope.models.janus_tokenizer import load_tokenizer
-from headscope.models.loading import read_object
+from headscope.models.loading import other_size, read_object
 
 ORIGINAL_TYPE = "multi_modality"
 # What DeepSeek's config.json leaves out where it equals transformers' Llama of 2024, written out against later defaults.
@@ -59,6 +59,8 @@ _SETTINGS = {
     "gen_head_config": record({"params": record({"image_token_embed": whole(1)})}),
 }
 _VQ = "gen_vision_model."
+# Has a row a token of the images that the model was trained on, [1, tokens, C].
+_PLACES = "vision_model.vision_tower.pos_embed"
 # Beginnings of names in transformers, and what stands in their place here.
 _BEGINNINGS = {
     "model.language_model.": "language_model.model.",
@@ -85,6 +87,7 @@ def load_janus_original(source: str, name: str, device: str, dtype: torch.dtype)
     folder = Path(source)
     settings = _settings(folder)
     checkpoint = Checkpoint(folder)
+    _check_size(folder, settings, checkpoint.shapes)
     tokenizer = load_tokenizer(folder)
     try:
         config = _configuration(settings, checkpoint.shapes, tokenizer)
@@ -147,8 +150,8 @@ def _configuration(settings: dict[str, Any], shapes: Shapes, tokenizer: Any) -> 
     given = {name: value for name, value in settings["language_config"].items() if name not in _NO_SETTINGS}
     ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
     text: Any = LlamaConfig(**{**_LLAMA, **given, **ends})
-    decoder = vq.decoder_sizes({name.removeprefix(_VQ): shape for name, shape in shapes.items()})
-    patch = 2 ** (len(decoder["channel_multiplier"]) - 1)
+    decoder = _levels(shapes)
+    patch = _patch(decoder)
     image = settings["vision_config"]["params"]["image_size"]
     side = image // patch
     aligner = settings["gen_aligner_config"]["params"]
@@ -166,6 +169,24 @@ def _configuration(settings: dict[str, Any], shapes: Shapes, tokenizer: Any) -> 
         **tower, image_size=image, patch_size=patch, num_image_tokens=side * side, projection_dim=text.hidden_size
     )
     return JanusConfig(text_config=text, vision_config=vision, vq_config=pixels)
+
+
+def _check_size(folder: Path, settings: dict[str, Any], shapes: Shapes) -> None:
+    """Refuse another size of images than that of training, which the vision tower's places tell."""
+    trained, patch = shapes.get(_PLACES, ()), _patch(_levels(shapes))
+    side = settings["vision_config"]["params"]["image_size"] // patch
+    if len(trained) == 3 and trained[1] != side * side:
+        raise other_size(folder, side, trained[1])
+
+
+def _levels(shapes: Shapes) -> dict[str, Any]:
+    """Sizes of the VQ model's decoder."""
+    return vq.decoder_sizes({name.removeprefix(_VQ): shape for name, shape in shapes.items()})
+
+
+def _patch(levels: dict[str, Any]) -> int:
+    """Pixels of a token's side."""
+    return 2 ** (len(levels["channel_multiplier"]) - 1)
 
 
 def _network(config: JanusConfig, tokenizer: Any, device: str) -> JanusForConditionalGeneration:

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from headscope.errors import DataError, ModelError
-from headscope.facts import shown
+from headscope.facts import clipped, shown
 from headscope.models.protocol import Prefix
 from headscope.storage import read_lines
 
 CLASS_FILE = "classes.txt"
+_DIGITS = 1000  # from here on a number is none of a class, and from 4,300 on Python does not read it
 PROMPTS = 32  # classes that a run takes where none are named
 
 
@@ -43,9 +44,9 @@ class ClassNames:
             DataError: none, or several.
         """
         if prompt.strip().isdecimal():
-            number = int(prompt)
+            number = int(prompt) if len(prompt) < _DIGITS else self.count
             if number >= self.count:
-                raise DataError(f"class {number}: {self.folder.name} has classes 0 to {self.count - 1}.")
+                raise DataError(f"class {clipped(prompt.strip())}: {self.folder.name} has classes 0 to {self.count - 1}.")
             return number
         found = self._numbers.get(_plain(prompt), [])
         if len(found) > 1:

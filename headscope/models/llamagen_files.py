@@ -35,6 +35,7 @@ _SETTINGS = {
 }
 _TRANSFORMER, _VQ = "tok_embeddings.weight", "quantize.embedding.weight"  # a tensor that only these have
 _SIZE = re.compile(r"(?<!\d)(256|384|512)(?!\d)")
+_PUBLISHED = re.compile(r"[ct]2i_.*\.pt")
 _FUSED = re.compile(r"layers\.\d+\.attention\.wqkv\.weight")
 
 
@@ -114,8 +115,8 @@ def _halves(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 
 def is_llamagen_folder(folder: Path) -> bool:
-    """Whether a folder says that it holds a LlamaGen, or has checkpoints as LlamaGen publishes them and no config.json."""
-    if (folder / SIDE_FILE).is_file():
+    """Whether a folder says that it holds a LlamaGen, has checkpoints by the names of LlamaGen's, or any and no config.json."""
+    if (folder / SIDE_FILE).is_file() or any(_PUBLISHED.fullmatch(file.name) for file in folder.glob("*.pt")):
         return True
     return not (folder / "config.json").is_file() and any(folder.glob("*.pt"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,25 @@ from headscope.facts import clipped, said, shown
 _DERIVED = ("inv_freq", "attn.bias", "attn.masked_bias")
 
 
-def check_whole(source: str | Path, found: Mapping[str, Any], parts: Sequence[str]) -> None:
+def check_whole(source: str | Path, found: Mapping[str, Any], parts: Sequence[str], unused: Sequence[str] = ()) -> None:
     """Refuse a checkpoint whose tensors are not those of the network that was made.
 
     Args:
         source: folder or hub id, for the sentence.
-        found: the loading info of `from_pretrained(..., output_loading_info=True)`: `missing_keys`, `unexpected_keys`.
-        parts: beginnings of the names of tensors that are used; what is missing or foreign elsewhere does not matter.
+        found: the loading info of `from_pretrained(..., output_loading_info=True, ignore_mismatched_sizes=True)`:
+            `missing_keys`, `unexpected_keys`, and where there are any `mismatched_keys`.
+        parts: beginnings of the names of tensors that are used; what is missing elsewhere does not matter.
+        unused: of those that are not; what is foreign elsewhere is refused. Without any, only what is foreign under `parts`.
 
     Raises:
-        ModelError: names the first three that are missing, or that the network has no place for.
+        ModelError: names the first three that are missing, or that the network has no place for, or one of another shape.
     """
     used = tuple(parts)
     missing = sorted(name for name in found["missing_keys"] if name.startswith(used))
-    foreign = sorted(name for name in found["unexpected_keys"] if name.startswith(used) and not name.endswith(_DERIVED))
+    foreign = sorted(name for name in found["unexpected_keys"] if not name.endswith(_DERIVED))
+    foreign = [name for name in foreign if (not name.startswith(tuple(unused)) if unused else name.startswith(used))]
+    for name, here, expected in sorted(found.get("mismatched_keys", ())):
+        raise other_shape(source, name, here, expected)
     if missing:
         beside = sorted(found["unexpected_keys"])
         other = (
@@ -39,6 +45,26 @@ def check_whole(source: str | Path, found: Mapping[str, Any], parts: Sequence[st
             f"{source}: has {some(foreign)}, for which the model has no place (an adapter, or another class): merge or remove "
             "them first."
         )
+
+
+def other_shape(
+    source: str | Path, name: str, found: Sequence[int], expected: Sequence[int], settings: str = "config.json"
+) -> ModelError:
+    """The error of a tensor that has another shape than `settings`, the file with the sizes, gives it."""
+    return ModelError(
+        f"{source}: {name} has the shape {list(found)}, by the configuration {list(expected)}: weights and {settings} are of "
+        "two models, copy both from one."
+    )
+
+
+def other_size(source: str | Path, side: int, trained: int) -> ModelError:
+    """The error of a model that is asked for `side` x `side` tokens, and was trained on `trained` of them in all."""
+    rows = math.isqrt(trained)
+    known = f"{rows} x {rows}" if rows * rows == trained else f"{trained}"
+    return ModelError(
+        f"{source}: config.json asks for {side} x {side} tokens, but the model was trained on images of {known}, and "
+        "other sizes come out as noise: copy the checkpoint's own config.json."
+    )
 
 
 def some(names: Sequence[str], what: str = "tensors") -> str:

@@ -32,8 +32,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaModel
 
 from headscope.errors import DataError, HeadscopeError, ModelError
-from headscope.facts import said
+from headscope.facts import clipped, said, shown
 from headscope.geometry import Geometry
+from headscope.models.checkpoint import weight_files
 from headscope.models.expected import kind_of
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import check_whole
@@ -183,7 +184,7 @@ class RasterModel(NetworkModel):
             return self._start
         if prompt not in self._prompts:
             some = ", ".join(list(self._prompts)[:5])
-            raise DataError(f"prompt {prompt!r}: {self.name} knows {len(self._prompts)} prompts, such as {some}.")
+            raise DataError(f"prompt {clipped(ascii(prompt))}: {self.name} knows {len(self._prompts)} prompts, such as {some}.")
         return self._prompts[prompt]
 
     def _padded(self, rows: list[list[int]], length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -247,6 +248,9 @@ def read_card(folder: Path) -> dict[str, Any]:
             raise ModelError(f"{path}: {key} {value!r}: not the kind of value that belongs there.")
     if missing := [key for key in ("rows", "cols", "codes") if key not in found]:
         raise ModelError(f"{path}: says no {', '.join(missing)}.")
+    for prompt, ids in found.get("prompts", {}).items():
+        if not isinstance(ids, list):
+            raise ModelError(f"{path}: prompt {shown(prompt)} is {shown(ids)}, expected a list of tokens, such as [515].")
     if len(found["codes"]) != 2 or not all(isinstance(one, int) for one in found["codes"]):
         raise ModelError(f"{path}: codes {found['codes']}: expected the first token that is a code, and how many there are.")
     try:
@@ -259,11 +263,13 @@ def read_card(folder: Path) -> dict[str, Any]:
 def load_raster(source: str | Path, name: str, device: str, dtype: torch.dtype) -> RasterModel:
     """Load a folder with a network of transformers and headscope.toml beside it."""
     card = read_card(Path(source))
+    weight_files(Path(source))
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except Exception as error:  # what stands in a folder may fail in any way, in classes of several libraries
         raise ModelError(f"{source}: cannot be loaded as a decoder-only network ({said(error)}).") from error
     network, found = loaded
-    head = next(name for name, module in network.named_modules() if module is network.get_output_embeddings())
-    check_whole(source, found, (f"{network.base_model_prefix}.", f"{head}."))
+    check_whole(source, found, ("",))
     return RasterModel(network.to(device), name, **card)

@@ -76,6 +76,10 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: say(f, heads=4, grid="4"), r'llamagen\.json: grid is "4", expected a whole number'),
     (lambda f: say(f, heads=4, gird=4), r'llamagen\.json: "gird": no such setting; known are heads, grid'),
     (lambda f: (f / SIDE).write_text("{"), r"llamagen\.json: cannot be read as JSON"),
+    (
+        lambda f: torch.save(transformer(SIZE), f / FILE, _use_new_zipfile_serialization=False),
+        rf"{FILE}: is in the format of torch before 1\.6, .* torch\.load\('{FILE}', weights_only=True\), '{FILE}'\)",
+    ),
     (lambda f: (f / "classes.txt").write_text("owl\ncat"), "names 2 classes, the transformer knows 10"),
     (lambda f: (f / "config.json").write_text("{}"), r"LlamaGen's, and config\.json, which is another family's: give each"),
     (lambda f: (f / "headscope.toml").write_text(""), r"LlamaGen's, and headscope\.toml, which is another family's"),
@@ -120,6 +124,8 @@ def test_a_missing_part_is_named(folder: Path, tensors: Tensors) -> None:
 def test_the_command_says_it_and_writes_nothing(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     ended = headscope(capsys, monkeypatch, "generate", folder, "12", "--out", tmp_path / "images")
     assert (ended.status, "class 12: Toy has classes 0 to 9" in ended.err) == (2, True)
+    ended = headscope(capsys, monkeypatch, "generate", folder, "9" * 5000, "--out", tmp_path / "images")
+    assert (ended.status, "class 99999" in ended.err, len(ended.err) < 200) == (2, True, True)
     (folder / VQ).unlink()
     ended = headscope(capsys, monkeypatch, "run", folder, "--out", tmp_path / "run")
     assert (ended.status, ended.err.count("error: ")) == (2, 1)

@@ -58,6 +58,16 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
 
 
+def make_old(folder: Path) -> None:
+    """One part as torch wrote it before 1.6."""
+    state = torch.load(folder / PART, weights_only=True)
+    torch.save(state, folder / PART, _use_new_zipfile_serialization=False)
+
+
+def size(side: int) -> dict[str, Any]:
+    return {"params": {"image_size": side}}
+
+
 CONFIG, INDEX = "config.json", "pytorch_model.bin.index.json"
 PART = "pytorch_model-00002-of-00003.bin"
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
@@ -77,6 +87,9 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: rewrite(f / CONFIG, language_config={"model_type": "gemma"}), "model_type is 'gemma', expected 'llama'"),
     (lambda f: rewrite(f / CONFIG, language_config={"hidden_size": "x"}), r"config\.json: describes no Janus"),
     (lambda f: rewrite(f / CONFIG, language_config={"num_hidden_layers": 2}), "has the shape .* by the configuration"),
+    (make_old, rf"{PART}: is in the format of torch before 1\.6, .* write it anew in its folder with python -c \"import"),
+    (lambda f: rewrite(f / CONFIG, vision_config=size(128)), "asks for 8 x 8 tokens, but .* trained on images of 4 x 4"),
+    (lambda f: (f / "headscope.toml").write_text(""), "marks of a network of one's own and of Janus in DeepSeek's format"),
     (lose_spaces, 'tokenizer gives "aredapple" back for "a red apple"'),
     (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json: cannot be read"),
     (lambda f: rewrite(f / "processor_config.json", sft_format="llava"), 'sft_format is "llava", expected deepseek or plain'),
