@@ -78,7 +78,7 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: (f / SIDE).write_text("{"), r"llamagen\.json: cannot be read as JSON"),
     (
         lambda f: torch.save(transformer(SIZE), f / FILE, _use_new_zipfile_serialization=False),
-        rf"{FILE}: is in the format of torch before 1\.6, .* torch\.load\('{FILE}', weights_only=True\), '{FILE}'\)",
+        rf"{FILE}: is in the format of torch before 1\.6, .*torch\.load\('{FILE}', weights_only=True\), '{FILE}'\)",
     ),
     (lambda f: (f / "classes.txt").write_text("owl\ncat"), "names 2 classes, the transformer knows 10"),
     (lambda f: (f / "config.json").write_text("{}"), r"LlamaGen's, and config\.json, which is another family's: give each"),
