@@ -34,6 +34,7 @@ ARGUMENTS = (
     "overwrite",
     "storage",
     "table",
+    "batch_size",
     "workers",
     "layers",
     "heads",

@@ -93,4 +93,5 @@ def go(config: RunConfig, out: Path, *, device: str, resume: bool, overwrite: bo
 def _announce(model: ImageModel, estimate: Estimate) -> None:
     shape = model.shape
     say(f"{shape.name}: {shape.layers} layers, {shape.kv_heads} KV heads, {shape.geometry.rows} x {shape.geometry.cols} tokens")
-    say(f"all steps take about {words.duration(60 * estimate.minutes)} and {words.size(estimate.nbytes)} of memory here")
+    say(f"all steps take about {words.duration(60 * estimate.minutes)} and {words.size(estimate.needs.nbytes)} of memory here")
+    say(estimate.needs.sentence())

@@ -6,6 +6,7 @@ from headscope.pipeline.fronts import search_front
 from headscope.pipeline.generating import GenerateInProcesses
 from headscope.pipeline.images import Request, generate_images, plan_images
 from headscope.pipeline.model_check import Finding, check_model
+from headscope.pipeline.needs import Needs
 from headscope.pipeline.opened import Run, begin_run, open_run
 from headscope.pipeline.prompts import default_prompts, read_prompts
 from headscope.pipeline.recorded import unseen_images
@@ -22,6 +23,7 @@ __all__ = [
     "Estimate",
     "Finding",
     "GenerateInProcesses",
+    "Needs",
     "Request",
     "Run",
     "RunFolder",

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from headscope.pipeline.opened import Run
+from headscope.pipeline.needs import Needs
+from headscope.pipeline.opened import Asked
 from headscope.runtime import PlainCache
-from headscope.tuning import BATCH_BYTES, RunConfig, SearchConfig, default_options
+from headscope.tuning import RunConfig, SearchConfig, default_options
 
 # Replays beside the trials: about 60 variants of presets, half of them given up early, and 7 answers of the solver.
 OTHER_REPLAYS = 40
@@ -21,8 +22,6 @@ CHUNKED = 2.5
 GRADIENTS = 8
 # Decoding steps that are timed.
 STEPS = 3
-# What Python with torch, transformers and pandas takes before any model is loaded.
-LIBRARIES = 700 * 2**20
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,11 @@ class Estimate:
 
     Attributes:
         seconds: by step.
-        nbytes: peak memory, in bytes.
+        needs: memory, by part.
     """
 
     seconds: dict[str, float]
-    nbytes: int
+    needs: Needs
 
     @property
     def minutes(self) -> float:
@@ -44,12 +43,17 @@ class Estimate:
 
 
 @torch.inference_mode()
-def estimate(run: Run) -> Estimate:
-    """Time one parallel pass over one image and a few decoding steps; count the rest."""
-    model, config, prompts = run.model, run.config, run.prompts()
-    calibration, unseen = len(prompts["calibration"]), len(prompts["unseen"])
-    tokens, streams = model.shape.geometry.tokens, run.streams
-    rows = streams * min(config.batch_size, max(calibration, unseen))
+def estimate(asked: Asked, needs: Needs) -> Estimate:
+    """Time one parallel pass over one image and a few decoding steps; count the rest.
+
+    Args:
+        asked: model and prompts.
+        needs: memory that they take.
+    """
+    model, config = asked.model, asked.config
+    calibration, unseen = len(asked.calibration), len(asked.unseen)
+    tokens, streams = model.shape.geometry.tokens, asked.streams
+    rows = streams * needs.batch
     embeds = model.embed_tokens(torch.zeros(streams, tokens, dtype=torch.int64, device=model.device))
     model.forward(embeds[:, :8], None, None)
     parallel = _least(lambda: model.logits(model.forward(embeds, None, None)), 2)
@@ -65,12 +69,10 @@ def estimate(run: Run) -> Estimate:
         "heads": 2.0,
         "search": _search(config.search, options, searched, parallel),
         "compare": _batches(unseen, config) * tokens * decoding + 7 * unseen * replayed,
-        "generate": _batches(unseen, config) * tokens * decoding,
+        "generate": _batches(unseen, config) * tokens * decoding + 2 * unseen * needs.pixel_seconds,
         "report": 5.0,
     }
-    weights = sum(p.numel() * p.element_size() for p in model.decoder.parameters())
-    tables = 4 * tokens * model.vocabulary * max(searched + config.search.table_images, unseen)
-    return Estimate(seconds, LIBRARIES + 2 * weights + tables + BATCH_BYTES)
+    return Estimate(seconds, needs)
 
 
 def _search(config: SearchConfig, options: int, images: int, parallel: float) -> float:

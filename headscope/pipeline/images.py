@@ -13,6 +13,7 @@ from PIL import Image
 
 from headscope.errors import BudgetError, DataError
 from headscope.models import ImageModel, warn_of_unknown_words
+from headscope.pipeline.needs import step_bytes
 from headscope.policy import Policy
 from headscope.progress import Progress, of_task
 from headscope.reporting import contact_sheet
@@ -132,7 +133,7 @@ def plan_images(model: ImageModel, request: Request, *, free: int, batch: int | 
         check_prefix(policy, prefix, texts[int(encoded.mask.sum(1).argmax())])
     small = Variant(POLICY, policy).cache_bytes(model, prefix, streams)
     full = Variant(FULL).cache_bytes(model, prefix, streams)
-    an_image = (full if request.compare else small) + _work_bytes(model, prefix, streams)
+    an_image = (full if request.compare else small) + step_bytes(model, prefix, streams)
     fits = free // an_image
     if fits < 1:
         raise BudgetError(
@@ -270,13 +271,6 @@ def _opened(path: Path) -> Image.Image:
         return Image.open(path).convert("RGB")
     except OSError:
         raise DataError(f"{path}: not a readable image; without that file the same command writes it.") from None
-
-
-def _work_bytes(model: ImageModel, prefix: int, streams: int) -> int:
-    """What an image needs beside its cache: the prompt's activations, and logits and noise of a step, generously."""
-    width = model.shape.query_heads * model.shape.head_dim
-    size = torch.empty((), dtype=model.dtype).element_size()
-    return streams * (16 * prefix * width * size + 3 * 4 * model.vocabulary) + 4 * 4 * model.vocabulary
 
 
 def save_png(image: torch.Tensor, path: Path) -> Path:

@@ -80,6 +80,30 @@ class Run:
         return self.under(self.config.limit.replace(keep=keep, memory=None))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A run that is asked for; nothing of it is written yet.
+
+    Attributes:
+        model: loaded.
+        config: every knob.
+        calibration: prompts to trace and search on.
+        unseen: prompts to judge by.
+        prefix: tokens of the longest prompt.
+    """
+
+    model: ImageModel
+    config: RunConfig
+    calibration: list[str]
+    unseen: list[str]
+    prefix: int
+
+    @property
+    def streams(self) -> int:
+        """Rows of the batch that one image takes."""
+        return _streams(self.model, self.config)
+
+
 def limit_facts(config: LimitConfig, limit: Limit) -> dict[str, Any]:
     """For run.json: the limit as it was asked for, and what it is in bytes."""
     return {**limit.to_dict(), "text": config.text, "plain_bytes": limit.spec.full_bytes}
@@ -96,20 +120,21 @@ def begin_run(
     limited: bool = True,
     progress: Progress | None = None,
 ) -> Run:
-    """Load the model and open the run folder: run.json, prompts.json.
+    """Load the model and open the run folder: `asked_for` and `begin` in turn."""
+    asked = asked_for(config, model=model, device=device)
+    return begin(asked, out, resume=resume, overwrite=overwrite, limited=limited, progress=progress)
+
+
+def asked_for(config: RunConfig, *, model: ImageModel | None = None, device: str = "auto") -> Asked:
+    """Load the model and read the prompts.
 
     Args:
         config: every knob.
-        out: the run folder.
         model: that of the configuration, where it is loaded already.
         device: to load it on.
-        resume: go on with the run that the folder holds.
-        overwrite: start anew, see `RunFolder.begin`.
-        limited: whether limit and search belong to the run; one that only traces has none yet.
-        progress: told what is being done.
 
     Raises:
-        HeadscopeError: prompts, limits or a folder that can't work; nothing is generated before.
+        HeadscopeError: no such model, or prompts that can't work.
     """
     texts = texts_of(config)
     if len(texts) < 2:  # said before a model is loaded
@@ -117,9 +142,34 @@ def begin_run(
     model = load_model(config.model, device=device, dtype=config.dtype) if model is None else model
     texts = texts if getattr(model, "reads_prompts", True) else numbered(texts)
     calibration, unseen = split(texts, config.prompts.calibration, config.prompts.unseen)
-    folder = RunFolder(Path(out))
-    prefix = model.tokenize([*calibration, *unseen]).ids.shape[1]
-    facts = {}
+    return Asked(model, config, calibration, unseen, model.tokenize([*calibration, *unseen]).ids.shape[1])
+
+
+def begin(
+    asked: Asked,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    limited: bool = True,
+    progress: Progress | None = None,
+) -> Run:
+    """Open the run folder: run.json, prompts.json.
+
+    Args:
+        asked: model and prompts.
+        out: the run folder.
+        resume: go on with the run that the folder holds.
+        overwrite: start anew, see `RunFolder.begin`.
+        limited: whether limit and search belong to the run; one that only traces has none yet.
+        progress: told what is being done.
+
+    Raises:
+        HeadscopeError: limits or a folder that can't work; nothing is generated before.
+    """
+    model, config, prefix = asked.model, asked.config, asked.prefix
+    calibration, unseen = asked.calibration, asked.unseen
+    folder, facts = RunFolder(Path(out)), {}
     if limited:
         facts["limit"] = limit_facts(config.limit, config.limit.limit(_spec(model, config, prefix)))
     kept = config.replace(prompts=PromptConfig(texts=(*calibration, *unseen), calibration=len(calibration), unseen=len(unseen)))

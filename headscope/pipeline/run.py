@@ -8,7 +8,8 @@ from pathlib import Path
 from headscope.errors import ModelError
 from headscope.models import ImageModel, kind_of
 from headscope.pipeline.estimate import Estimate, estimate
-from headscope.pipeline.opened import Run, begin_run
+from headscope.pipeline.needs import fitting_needs
+from headscope.pipeline.opened import Run, asked_for, begin
 from headscope.pipeline.steps import compare_step, generate_step, heads_step, search_step, trace_step
 from headscope.progress import Progress
 from headscope.reporting import write_report
@@ -40,16 +41,19 @@ def run(
         Path of report.html.
 
     Raises:
-        HeadscopeError: one sentence for the user; what was written before stays, `resume=True` continues there.
+        HeadscopeError: one sentence for the user; what was written before stays, `resume=True` continues there. What can't fit
+            into memory is refused before anything is written.
     """
     config = RunConfig(model=config) if isinstance(config, str) else config
     if not isinstance(config, RunConfig):
         raise ModelError(
             f"run: expected a RunConfig or the name of a model, found {kind_of(config)}; `register_model` gives a model a name."
         )
-    run = begin_run(config, out, device=device, resume=resume, overwrite=overwrite, progress=progress)
+    asked = asked_for(config, device=device)
+    needs = fitting_needs(asked)
+    run = begin(asked, out, resume=resume, overwrite=overwrite, progress=progress)
     if announce is not None:
-        announce(run.model, estimate(run))
+        announce(run.model, estimate(asked, needs))
     return finish(run)
 
 

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from headscope.tuning.measure.coverage import Coverage, Groups
     from headscope.tuning.measure.fisher import fisher_table, head_products, sampled_gradients
     from headscope.tuning.measure.free_running import measure_free_running
+    from headscope.tuning.measure.full_cache import ROOM
     from headscope.tuning.measure.head_outputs import HeadOutputs
     from headscope.tuning.measure.joint import Products, measure_products
     from headscope.tuning.measure.measurement import MemoizedReplay, ReplayResult
     from headscope.tuning.measure.options import ANCHOR, Losses, Option, default_options, losses_from, table_stride
     from headscope.tuning.measure.replay import BATCH_BYTES, Replay
+    from headscope.tuning.measure.room import replayed_bytes
     from headscope.tuning.measure.sensitivity import measure_sensitivity, table_identity
     from headscope.tuning.measure.single_head import SingleHeadLoss
     from headscope.tuning.measure.table import Table, every_head, sensitivity_table
@@ -46,6 +48,7 @@ _MODULES = {
     "config_file": "read_config",
     "measure.ablation": "HeadAblation ablate_heads equal_options",
     "measure.coverage": "Coverage Groups",
+    "measure.full_cache": "ROOM",
     "measure.fisher": "fisher_table head_products sampled_gradients",
     "measure.free_running": "measure_free_running",
     "measure.head_outputs": "HeadOutputs",
@@ -53,6 +56,7 @@ _MODULES = {
     "measure.measurement": "MemoizedReplay ReplayResult",
     "measure.options": "ANCHOR Losses Option default_options losses_from table_stride",
     "measure.replay": "BATCH_BYTES Replay",
+    "measure.room": "replayed_bytes",
     "measure.sensitivity": "measure_sensitivity table_identity",
     "measure.single_head": "SingleHeadLoss",
     "measure.table": "Table every_head sensitivity_table",

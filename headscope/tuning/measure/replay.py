@@ -22,6 +22,7 @@ from headscope.runtime import CompressedCache, compressed, no_numbers, scales
 from headscope.samples import Samples
 from headscope.tuning.measure.full_cache import ROOM, FullCachePredictions
 from headscope.tuning.measure.measurement import ReplayResult, Watch
+from headscope.tuning.measure.room import replayed_bytes
 
 # Working memory of one batch of images; a default that leaves room on a machine with 3 GB.
 BATCH_BYTES = 400 * 2**20
@@ -214,10 +215,7 @@ class Replay:
 
     def fitting_batch(self) -> int:
         """Images whose logits, states and attention masks fit in BATCH_BYTES."""
-        shape, length = self.model.shape, self.prefix + self.geometry.tokens
-        states = 24 * max(self._prefix.shape[-1], shape.query_heads * shape.head_dim)  # residual, projections, the MLP's middle
-        masks = 3 * shape.query_heads * length
-        return max(1, BATCH_BYTES // (4 * self.streams * length * (states + masks + 5 * self.model.vocabulary)))
+        return max(1, BATCH_BYTES // replayed_bytes(self.model, self.prefix, self.streams))
 
     def _batch(self, start: int) -> Batch:
         images = slice(start, min(start + self.batch_size, len(self.tokens)))
