@@ -118,6 +118,8 @@ def main() -> None:
             status = app_of(verb if verb and verb[0] in VERBS else VERBS)(standalone_mode=False)
         if status == INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
             raise KeyboardInterrupt
+        if status:  # and `typer.Exit` into this
+            raise SystemExit(status)
     except HeadscopeError as error:
         say_error(str(error))
         raise SystemExit(2) from None

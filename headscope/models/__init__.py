@@ -12,6 +12,7 @@ from headscope.models.attention import (
 from headscope.models.expected import expect_decoder, expect_model, expect_module, kind_of
 from headscope.models.groups import Group, plain_groups, split_mask
 from headscope.models.intercept import attach
+from headscope.models.listing import ListedModel, list_models, told_without_path
 from headscope.models.llamagen import llamagen_prompts
 from headscope.models.llamagen_files import is_llamagen_folder
 from headscope.models.model_name import split_name, with_settings
@@ -36,6 +37,7 @@ from headscope.samples import Samples
 __all__ = [
     "Group",
     "ImageModel",
+    "ListedModel",
     "Prefix",
     "RasterModel",
     "Samples",
@@ -56,6 +58,7 @@ __all__ = [
     "known_models",
     "lasting_name",
     "leave_handle",
+    "list_models",
     "llamagen_prompts",
     "load_model",
     "logits_of",
@@ -70,6 +73,7 @@ __all__ = [
     "split_mask",
     "split_name",
     "through_cache",
+    "told_without_path",
     "warn_of_unknown_words",
     "with_settings",
     "writes_text",

@@ -159,3 +159,6 @@ def test_the_command_says_each_thing(
     assert found.status == 0
     assert found.out.count("ok  ") == 8
     assert "as it should be" in found.out
+    monkeypatch.setattr(registry, "_registered", {"mine": lambda device, dtype: made(Unmasked)})
+    found = headscope(capsys, monkeypatch, "models", "check", "mine", "--prompt", "cat", "--prompt", "dog")
+    assert (found.status, "mine: 1 of these are wrong" in found.out) == (1, True)
