@@ -80,6 +80,7 @@ class PlainNetwork(nn.Module):
         self.name = name
         names = inspect.signature(self.network.forward).parameters
         self._told = next((one for one in _POSITIONS if one in names), None)
+        self.whole_rows = self._told is None  # it counts positions itself
         self.config: Any = SimpleNamespace(_attn_implementation="sdpa", model_type=type(self.network).__name__)
         self.config.max_position_embeddings, self.config.num_hidden_layers = trial.shape[1], 0
         self.attentions = nn.ModuleList()

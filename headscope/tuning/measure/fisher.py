@@ -30,10 +30,11 @@ from headscope.errors import DataError
 from headscope.models import logits_of
 from headscope.progress import Progress, of_task
 from headscope.storage import read_json, write_json
-from headscope.tuning.measure.head_outputs import HeadOutputs, before, projections
+from headscope.tuning.measure.head_outputs import HeadOutputs, before, image_places, of_image
 from headscope.tuning.measure.options import COLUMNS, Option
-from headscope.tuning.measure.replay import BATCH_BYTES, Replay
+from headscope.tuning.measure.replay import BATCH_BYTES, Batch, Replay
 from headscope.tuning.measure.sensitivity import table_identity
+from headscope.tuning.measure.sites import Sites, find_sites
 
 # Gradients sampled an image: 4 on 8 images put the bundled model's heads in the order that exact replays give.
 SAMPLES = 4
@@ -105,26 +106,27 @@ def sampled_gradients(replay: Replay, number: int, samples: int, seed: int) -> l
     Returns:
         By layer [samples, streams, images, N - 1, heads * D].
     """
-    batch, model = replay.batches[number], replay.model
+    batch, model, sites = replay.batches[number], replay.model, find_sites(replay.model)
+    assert sites is not None
     rows = len(batch.prefix) // replay.streams
     generator = torch.Generator(model.device).manual_seed(seed * 100_003 + number)
     found: list[list[torch.Tensor]] = []
     for begin in range(0, rows, step := _images_at_once(replay)):
         some = torch.cat([torch.arange(begin, min(begin + step, rows)) + stream * rows for stream in range(replay.streams)])
-        found.append(_gradients(replay, number, some.to(model.device), samples, generator))
+        found.append(_gradients(replay, sites, _some(batch, some.to(model.device)), samples, generator))
     return [torch.cat(parts, 2) for parts in zip(*found, strict=True)]
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _gradients(replay: Replay, number: int, rows: torch.Tensor, samples: int, generator: torch.Generator) -> list[torch.Tensor]:
+def _gradients(replay: Replay, sites: Sites, batch: Batch, samples: int, generator: torch.Generator) -> list[torch.Tensor]:
     """Of some rows of a batch, those of both streams of an image."""
-    batch, model, streams = replay.batches[number], replay.model, replay.streams
-    embeds = torch.cat([batch.prefix, batch.tokens], 1)[rows].requires_grad_(True)
-    mask = batch.mask.clone()[rows]
-    written: list[torch.Tensor] = []
-    with before(projections(model.decoder) or [], lambda layer, heads: written.append(heads)):
-        hidden = model.forward(embeds, mask, None)[:, replay.prefix :]
+    model, streams, written = replay.model, replay.streams, list[torch.Tensor]()
+    with (
+        before(sites.blocks[:1], lambda _, hidden: hidden.detach().requires_grad_(True)),
+        before(sites.projections, lambda layer, heads: written.append(heads)),
+    ):
+        hidden = model.forward(torch.cat([batch.prefix, batch.tokens], 1), batch.mask, None)[:, replay.prefix :]
     logits = (logits_of(model, hidden, 1).float() / replay.temperature).unflatten(0, (streams, -1))
     guided = logits[0] if streams == 1 else torch.lerp(logits[1], logits[0], replay.scale)
     logs = torch.log_softmax(guided, -1)
@@ -133,8 +135,16 @@ def _gradients(replay: Replay, number: int, rows: torch.Tensor, samples: int, ge
         codes = torch.multinomial(logs.detach().exp().flatten(0, 1), 1, generator=generator).view(*logs.shape[:2], 1)
         total = logs.gather(-1, codes).sum()
         made.append(torch.autograd.grad(total, written, retain_graph=sample + 1 < samples))
-    cut = [torch.stack([each[layer][:, replay.prefix :] for each in made]) for layer in range(len(written))]
+    places = image_places(replay, batch, sites)
+    cut = [torch.stack([of_image(each[layer], places) for each in made]) for layer in range(len(written))]
     return [layer.unflatten(1, (streams, -1)).detach() for layer in cut]
+
+
+def _some(batch: Batch, rows: torch.Tensor) -> Batch:
+    """Some rows of a batch, as tensors that gradients can be taken of."""
+    with torch.inference_mode(False):
+        prefix, tokens, mask = (part.clone()[rows] for part in (batch.prefix, batch.tokens, batch.mask))
+        return Batch(prefix, tokens, mask, batch.images)
 
 
 def head_products(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import cast
 
 import torch
 from torch import nn
@@ -18,47 +17,45 @@ from torch import nn
 from headscope.policy import Policy
 from headscope.runtime import CompressedCache, compressed
 from headscope.tuning.measure.options import Option
-from headscope.tuning.measure.replay import Replay
+from headscope.tuning.measure.replay import Batch, Replay
+from headscope.tuning.measure.sites import Sites, find_sites
 
 
 class HeadOutputs:
     """What heads write on the images of a replay.
 
-    Needs a decoder with `layers`, each with `self_attn.o_proj` (Llama and its relatives): `can` says whether it is one.
+    Needs a decoder whose heads write into a matrix that is a module (see `find_sites`): `can` says whether it is one.
 
     Args:
         replay: the images.
         stride: tokens between two choices of heavy tokens.
         anchor: first image tokens that heads keep at every option.
-
-    Attributes:
-        tuples: whether the decoder's layers return tuples; known once there are `inputs`.
     """
 
     def __init__(self, replay: Replay, stride: int, anchor: int = 0) -> None:
-        self.replay, self.stride, self.anchor, self.tuples = replay, stride, anchor, False
+        self.replay, self.stride, self.anchor = replay, stride, anchor
+        self._sites = find_sites(replay.model)
         self._inputs: dict[int, list[torch.Tensor]] = {}
 
     @property
     def can(self) -> bool:
         """Whether the decoder is built as this needs it."""
-        return projections(self.replay.model.decoder) is not None
+        return self._sites is not None
+
+    @property
+    def sites(self) -> Sites:
+        """Where heads write, of a decoder that `can`."""
+        assert self._sites is not None
+        return self._sites
 
     def inputs(self, number: int) -> list[torch.Tensor]:
-        """Each layer's input under the full cache, [rows, P + N - 1, C], of the batch of that number."""
+        """Each block's input under the full cache, [rows, P + N - 1, C], of the batch of that number."""
         if number not in self._inputs:
             found: list[torch.Tensor] = []
-            handle = layers(self.replay)[0].register_forward_hook(self._note)
-            try:
-                with before(layers(self.replay), lambda layer, hidden: found.append(hidden)):
-                    self.replay.full(self.replay.batches[number])
-            finally:
-                handle.remove()
+            with before(self.sites.blocks, lambda layer, hidden: found.append(hidden)):
+                self.replay.full(self.replay.batches[number])
             self._inputs[number] = found
         return self._inputs[number]
-
-    def _note(self, _: nn.Module, __: tuple, output: object) -> None:
-        self.tuples = isinstance(output, tuple)
 
     def forget(self, number: int) -> None:
         """Free the inputs of a batch."""
@@ -79,30 +76,37 @@ class HeadOutputs:
         )
         batch, inputs = replay.batches[number], self.inputs(number)
         written: list[list[torch.Tensor]] = [[] for _ in range(shape.layers)]
-        seen = [0] * shape.layers
+        places, whole = image_places(replay, batch, self.sites), self.sites.whole_rows
+        seen, kept = [0] * shape.layers, [0] * shape.layers
 
         def hand_over(layer: int, hidden: torch.Tensor) -> torch.Tensor:
-            start, seen[layer] = seen[layer], seen[layer] + hidden.shape[1]
+            start = 0 if whole else seen[layer]
+            seen[layer] = start + hidden.shape[1]
             return inputs[layer][:, start : seen[layer]]
 
         def keep(layer: int, heads: torch.Tensor) -> None:
+            if whole:  # of which the new ones are taken
+                done, kept[layer] = kept[layer], max(heads.shape[1] - replay.prefix, 0)
+                heads = of_image(heads, places[:, done : kept[layer]])
             written[layer].append(heads)
 
         with (
             compressed(replay.model, policy),
-            before(layers(replay), hand_over),
-            before(_projections(replay), keep),
+            before(self.sites.blocks, hand_over),
+            before(self.sites.projections, keep),
         ):
             rows, device = len(batch.prefix), replay.model.device
             cache = CompressedCache(policy, batch=rows, prefix=replay.prefix, dtype=replay.dtype, device=device)
             replay.run(batch, policy, cache)
-        return [torch.cat(parts, 1)[:, replay.prefix :] for parts in written]
+        return [torch.cat(parts, 1)[:, 0 if whole else replay.prefix :] for parts in written]
 
     def full(self, number: int) -> list[torch.Tensor]:
         """By layer what all heads of a batch write under the full cache, [rows, N - 1, heads * D]."""
         found: list[torch.Tensor] = []
-        with before(_projections(self.replay), lambda layer, heads: found.append(heads[:, self.replay.prefix :])):
-            self.replay.full(self.replay.batches[number])
+        batch = self.replay.batches[number]
+        places = image_places(self.replay, batch, self.sites)
+        with before(self.sites.projections, lambda layer, heads: found.append(of_image(heads, places))):
+            self.replay.full(batch)
         return found
 
 
@@ -130,20 +134,21 @@ def before(modules: list[nn.Module] | nn.ModuleList, act: Callable[[int, torch.T
         yield
 
 
-def layers(replay: Replay) -> nn.ModuleList:
-    """The decoder's layers."""
-    return cast(nn.ModuleList, replay.model.decoder.layers)
+def image_places(replay: Replay, batch: Batch, sites: Sites) -> torch.Tensor:
+    """Where image tokens 0 .. N - 2 stand in what modules see: int64 [rows, N - 1].
+
+    Behind the prefix and its padding, or, in whole rows, behind the prefix without it.
+
+    Args:
+        replay: the images.
+        batch: some of them.
+        sites: of the decoder.
+    """
+    prefix = batch.mask[:, : replay.prefix]
+    ahead = prefix.sum(1) if sites.whole_rows else prefix.new_full((len(prefix),), replay.prefix)
+    return ahead[:, None] + torch.arange(batch.tokens.shape[1], device=ahead.device)
 
 
-def projections(decoder: nn.Module) -> list[nn.Module] | None:
-    """Each layer's output projection of the attention, or None where the decoder is built otherwise."""
-    every = getattr(decoder, "layers", None)
-    found = [getattr(getattr(layer, "self_attn", None), "o_proj", None) for layer in every or []]
-    modules = [module for module in found if isinstance(module, nn.Module)]
-    return modules if modules and len(modules) == len(found) else None
-
-
-def _projections(replay: Replay) -> list[nn.Module]:
-    found = projections(replay.model.decoder)
-    assert found is not None
-    return found
+def of_image(seen: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Of what modules see, [rows, T, C], the places int64 [rows, n] -> [rows, n, C]."""
+    return seen.gather(1, places[..., None].expand(-1, -1, seen.shape[2]))

@@ -16,13 +16,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from torch import nn
 
 from headscope.policy import Policy
-from headscope.tuning.measure.head_outputs import HeadOutputs, before, projections
+from headscope.tuning.measure.head_outputs import HeadOutputs, before, image_places
 from headscope.tuning.measure.options import Option
 from headscope.tuning.measure.replay import Batch, Replay
 
@@ -63,8 +62,9 @@ class SingleHeadLoss:
 
     By the shortcut where the decoder allows it, and by plain replays elsewhere.
 
-    The shortcut needs a decoder with `layers`, each with `self_attn.o_proj` (Llama and its relatives); whether it
-    gives the same loss as a plain replay is tried on the first heads asked for, before it is relied on.
+    The shortcut needs a decoder whose heads write into a matrix of their own (see `find_sites`); whether it gives the same loss
+    as a plain replay is tried on the first heads asked for, before it is relied on. Where blocks are not all that hidden states
+    go through, those under a layer run too.
 
     Args:
         replay: the images.
@@ -80,6 +80,7 @@ class SingleHeadLoss:
         self._option: Option | None = None
         self._written: list[list[torch.Tensor]] = []
         self._tried = False
+        self._skips: bool | None = None
 
     def loss(self, layer: int, kv_heads: int | Sequence[int], option: Option) -> float:
         """Mean guided KL in nats a token; cheapest when asked for all heads of an option in turn.
@@ -116,18 +117,36 @@ class SingleHeadLoss:
         replay, shape = self.replay, self.replay.model.shape
         group = shape.query_heads // shape.kv_heads * shape.head_dim
         columns = torch.cat([torch.arange(head * group, (head + 1) * group) for head in kv_heads])
-        found = projections(replay.model.decoder)
-        assert found is not None
+        sites = self.outputs.sites
+        places = image_places(replay, batch, sites)
+        rows = torch.arange(len(places), device=places.device)[:, None, None]
 
         def splice(_: int, heads: torch.Tensor) -> torch.Tensor:
             heads = heads.clone()
-            heads[:, replay.prefix :, columns] = self._written[number][layer][:, :, columns]
+            heads[rows, places[..., None], columns.to(heads.device)] = self._written[number][layer][:, :, columns]
             return heads
 
-        inputs = self.outputs.inputs(number)[layer]
-        with _skipping(replay.model.decoder, layer, self.outputs.tuples), before([found[layer]], splice):
-            hidden = replay.model.forward(inputs, batch.mask, None)
-        return replay.divergence(hidden[:, replay.prefix :], batch.images)
+        skips = self._may_skip()
+        with before([sites.projections[layer]], splice):
+            hidden = self._from(number, batch, layer) if skips else replay.full(batch)
+        return replay.divergence(hidden, batch.images)
+
+    def _from(self, number: int, batch: Batch, layer: int) -> torch.Tensor:
+        """Hidden states [rows, N - 1, C] of a call in which the blocks under `layer` do nothing, and it gets its full input."""
+        sites, inputs = self.outputs.sites, self.outputs.inputs(number)[layer]
+        with (
+            _skipping(self.replay.model.decoder, sites.blocks[:layer], sites.tuples),
+            before([sites.blocks[layer]], lambda _, hidden: inputs),
+        ):
+            return self.replay.full(batch)
+
+    def _may_skip(self) -> bool:
+        """Whether nothing is lost by that, tried once on the last layer."""
+        if self._skips is None:
+            batch, last = self.replay.batches[0], self.replay.model.shape.layers - 1
+            full, found = self.replay.full(batch), self._from(0, batch, last)
+            self._skips = bool((full - found).abs().max() <= 1e-3 * full.abs().max())
+        return self._skips
 
 
 def _several(kv_heads: int | Sequence[int]) -> Sequence[int]:
@@ -151,11 +170,16 @@ class _Skip(nn.Module):
 
 
 @contextmanager
-def _skipping(decoder: nn.Module, below: int, tuples: bool) -> Iterator[None]:
-    """The layers under `below` hand on what they get, as tuples or not; their number and order stay."""
-    layers = cast(nn.ModuleList, decoder.layers)
-    decoder.layers = nn.ModuleList([_Skip(layer, tuples) if i < below else layer for i, layer in enumerate(layers)])
+def _skipping(decoder: nn.Module, blocks: list[nn.Module], tuples: bool) -> Iterator[None]:
+    """These blocks hand on what they get, as tuples or not; their places stay."""
+    skipped = {id(block) for block in blocks}
+    places = [
+        (owner, name, part) for owner in decoder.modules() for name, part in owner.named_children() if id(part) in skipped
+    ]
+    for owner, name, part in places:
+        owner._modules[name] = _Skip(part, tuples)
     try:
         yield
     finally:
-        decoder.layers = layers
+        for owner, name, part in places:
+            owner._modules[name] = part

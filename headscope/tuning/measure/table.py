@@ -21,7 +21,6 @@ from headscope.models import ImageModel
 from headscope.progress import Progress
 from headscope.tuning.measure.coverage import Groups
 from headscope.tuning.measure.fisher import fisher_table
-from headscope.tuning.measure.head_outputs import projections
 from headscope.tuning.measure.options import ANCHOR, COLUMNS, Option, default_options, table_stride
 from headscope.tuning.measure.replay import Replay
 from headscope.tuning.measure.sensitivity import (
@@ -33,12 +32,15 @@ from headscope.tuning.measure.sensitivity import (
     write_rows,
 )
 from headscope.tuning.measure.single_head import SingleHeadLoss
+from headscope.tuning.measure.sites import find_sites
 from headscope.words import duration
 
 HEADS, GROUPS, COVERAGE, FISHER, AUTO = "heads", "groups", "coverage", "fisher", "auto"
 # Above so many cells `auto` measures groups, where gradients can't be had: at a second a cell, an hour.
 MOST_CELLS = 4000
-NO_GRADIENTS = "{}: its decoder has no layers with `self_attn.o_proj`, whose gradients a table by gradients needs"
+NO_GRADIENTS = (
+    "{}: its heads do not write into a matrix that is a module, such as `self_attn.o_proj`, which a table by gradients needs"
+)
 # Cells of a table by gradients that are measured exactly too, and the ratio at which it is not believed.
 CHECKED, DISAGREES = 8, 3.0
 
@@ -194,7 +196,7 @@ def kind_for(kind: str, model: ImageModel, bits: Sequence[int] = (16,)) -> str:
     """What `auto` means for a model: by gradients, else every head alone up to MOST_CELLS, else groups."""
     if kind != AUTO:
         return kind
-    if projections(model.decoder) is not None:
+    if find_sites(model) is not None:
         return FISHER
     shape = model.shape
     return HEADS if shape.layers * shape.kv_heads * len(default_options(shape.geometry, bits)) <= MOST_CELLS else GROUPS
