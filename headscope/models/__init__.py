@@ -27,10 +27,12 @@ from headscope.models.registry import (
     load_model,
     register_model,
     resolve_device,
+    resolve_dtype,
     source_of,
     writes_text,
 )
 from headscope.models.row_ends import evenly, logits_of, random_codes
+from headscope.models.stored import stored_numbers
 from headscope.models.tokens import warn_of_unknown_words
 from headscope.samples import Samples
 
@@ -69,9 +71,11 @@ __all__ = [
     "raster_prompts",
     "register_model",
     "resolve_device",
+    "resolve_dtype",
     "source_of",
     "split_mask",
     "split_name",
+    "stored_numbers",
     "through_cache",
     "told_without_path",
     "warn_of_unknown_words",

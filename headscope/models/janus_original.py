@@ -70,7 +70,7 @@ _BEGINNINGS = {
     "model.generation_head.proj_out.": "gen_head.output_mlp_projector.",
     "model.generation_head.": "gen_head.",
 }
-_UNUSED = (
+UNUSED = (
     "vision_model.",
     "aligner.",
     "language_model.lm_head.",
@@ -94,7 +94,7 @@ def load_janus_original(source: str, name: str, device: str, dtype: torch.dtype)
         network = _network(config, tokenizer, device)
     except Exception as error:  # numbers that do not fit each other fail in any way, inside transformers
         raise ModelError(f"{folder / 'config.json'}: describes no Janus that can be made ({said(error)}).") from error
-    fill(network, checkpoint, stored_name, _UNUSED, device, dtype)
+    fill(network, checkpoint, stored_name, UNUSED, device, dtype)
     return JanusModel(network, tokenizer, name)
 
 

@@ -92,7 +92,7 @@ def load_model(name: str | os.PathLike[str], device: str = "auto", dtype: torch.
     if not isinstance(name, (str, os.PathLike)):
         raise ModelError(f"load_model: expected a name, found {kind_of(name)}, which is loaded already, or is no model at all.")
     name, device = os.fspath(name), resolve_device(device)
-    kind = _dtype(dtype, device)
+    kind = resolve_dtype(dtype, device)
     plain, settings = split_name(name)
     if settings:
         return _with_settings(plain, settings, device, kind)
@@ -217,7 +217,16 @@ def writes_text(name: str) -> bool:
         return False
 
 
-def _dtype(dtype: torch.dtype | str | None, device: str) -> torch.dtype:
+def resolve_dtype(dtype: torch.dtype | str | None, device: str) -> torch.dtype:
+    """The dtype that a name stands for: without one float32 on a CPU, else bfloat16.
+
+    Args:
+        dtype: of the weights.
+        device: that they are for.
+
+    Raises:
+        ModelError: no such dtype.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype is None:

@@ -9,6 +9,7 @@ from typing import Any
 from headscope.errors import DataError
 from headscope.models import ImageModel, lasting_name, load_model, source_of, warn_of_unknown_words
 from headscope.pipeline.prompts import default_prompts, numbered, read_prompts, split
+from headscope.pipeline.weights import check_weights
 from headscope.policy import CacheSpec, Limit
 from headscope.progress import Progress
 from headscope.provenance import machine
@@ -134,12 +135,14 @@ def asked_for(config: RunConfig, *, model: ImageModel | None = None, device: str
         device: to load it on.
 
     Raises:
-        HeadscopeError: no such model, or prompts that can't work.
+        HeadscopeError: no such model, weights that can't fit into memory, or prompts that can't work.
     """
     texts = texts_of(config)
     if len(texts) < 2:  # said before a model is loaded
         split(texts, 1, 1)
-    model = load_model(config.model, device=device, dtype=config.dtype) if model is None else model
+    if model is None:
+        check_weights(config.model, device, config.dtype)
+        model = load_model(config.model, device=device, dtype=config.dtype)
     texts = texts if getattr(model, "reads_prompts", True) else numbered(texts)
     calibration, unseen = split(texts, config.prompts.calibration, config.prompts.unseen)
     return Asked(model, config, calibration, unseen, model.tokenize([*calibration, *unseen]).ids.shape[1])

@@ -5,18 +5,23 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from headscope.errors import BudgetError
+from headscope.models import load_model, stored_numbers
 from headscope.models.janus import JanusModel
-from headscope.pipeline import needs as module, run
+from headscope.pipeline import needs as module, opened, run, weights
 from headscope.pipeline.estimate import estimate
 from headscope.pipeline.needs import Needs, counted, fitting_needs, step_bytes, working_bytes
 from headscope.pipeline.opened import Asked, asked_for
 from headscope.tuning import BATCH_BYTES, LimitConfig, PromptConfig, Replay, RunConfig, SearchConfig, replayed_bytes
 from tests.cli.command import headscope
+from tests.janus_original import true_network, write_original
+from tests.llamagen import Tiny, transformer, write_llamagen
 
 PROMPTS = ("red apple", "dog", "blue car", "red car", "apple", "blue dog")
 CONFIG = RunConfig(model="tiny", prompts=PromptConfig(texts=PROMPTS, calibration=3, unseen=3), batch_size=2)
@@ -132,3 +137,34 @@ def test_an_estimate_says_minutes_and_memory(tiny: JanusModel) -> None:
     assert found.seconds["generate"] >= 2 * 3 * 30.0
     assert found.minutes == pytest.approx(sum(found.seconds.values()) / 60)
     assert found.needs == needs
+
+
+def test_weights_are_counted_before_they_are_loaded(tiny: JanusModel, tiny_folder: Path, tmp_path: Path) -> None:
+    saved = sum(tensor.numel() for file in tiny_folder.glob("*.safetensors") for tensor in load_file(file).values())
+    assert stored_numbers(str(tiny_folder)) == saved
+    assert stored_numbers("stickers") is None
+    original = write_original(tmp_path / "original", true_network(), parts=2)
+    loaded: Any = load_model(str(original), "cpu")
+    assert stored_numbers(str(original)) == sum(parameter.numel() for parameter in loaded.network.parameters())
+    size = Tiny()
+    folder = write_llamagen(tmp_path / "llamagen", size, transformer(size), "classes.pt")
+    classes: Any = load_model(str(folder), "cpu")
+    parts = (*classes.network.parameters(), *classes.pixels.parameters())
+    assert stored_numbers(str(folder)) == sum(part.numel() for part in parts)
+
+
+def test_weights_that_do_not_fit_are_not_loaded(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = stored_numbers(str(tiny_folder))
+    assert numbers is not None
+    monkeypatch.setattr(opened, "load_model", lambda *_, **__: pytest.fail("it was loaded"))
+    config = CONFIG.replace(model=str(tiny_folder))
+    monkeypatch.setattr(weights, "free_bytes", lambda: 4 * numbers - 1)
+    with pytest.raises(BudgetError, match=r"its weights take .* KiB in float32, .* are free: set `dtype` to bfloat16 \("):
+        run(config, tmp_path / "run", device="cpu")
+    monkeypatch.setattr(weights, "free_bytes", lambda: 2 * numbers - 1)
+    for dtype in (None, "bfloat16"):
+        with pytest.raises(BudgetError, match="are free: use a device with more"):
+            run(config.replace(dtype=dtype), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(weights, "free_bytes", lambda: 4 * numbers)
+    weights.check_weights(str(tiny_folder), "cpu")
