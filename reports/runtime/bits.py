@@ -1,8 +1,8 @@
-"""What bits cost in quality: every token kept, and the tokens of a shipped policy, in 16, 8 and 4 bits.
+"""What bits cost in quality: every token kept, and the tokens that H2O keeps at a fifth, in 16, 8 and 4 bits.
 
     python reports/runtime/bits.py -o reports/runtime/bits.csv
 
-writes a row a policy and number of bits: policy (kivi: everything), bits, kept_ratio (of a bfloat16 cache, prompt included),
+writes a row a policy and number of bits: policy (kivi: everything, h2o: a fifth), bits, kept_ratio (of a bfloat16 cache, prompt
 replay_kl (nats a token, on images of prompts that no search saw), its 95 % interval over images (kl_low, kl_high), top1.
 """
 
@@ -25,16 +25,16 @@ def main(
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("bits.csv"),
     images: Annotated[int, typer.Option(min=1, help="Of unseen prompts.")] = 32,
 ) -> None:
-    """Everything, and `stickers-20`, in 16, 8 and 4 bits."""
+    """Everything, and a fifth by H2O (half of it recent, chosen at row ends), in 16, 8 and 4 bits."""
     torch.set_num_threads(1)
     model = headscope.load_model("stickers")
     samples = headscope.generate(model, default_prompts("stickers")[1::2][:images], 10_000)
     replay = headscope.Replay(model, samples, by_stream=False)
-    shipped = headscope.load_policy("stickers-20", model.shape)
-    spec = headscope.CacheSpec(model.shape, shipped.prefix, dtype="bfloat16")
+    spec = headscope.CacheSpec(model.shape, replay.prefix)
     every = headscope.make_preset("full", headscope.Limit.parse("100%", spec))
+    fifth = headscope.PRESETS["h2o"](0.5, by_row=True).build(headscope.Limit.parse("20%", spec))
     rows = []
-    for name, policy in (("kivi", every), ("stickers-20", shipped)):
+    for name, policy in (("kivi", every), ("h2o", fifth)):
         for bits in (16, 8, 4):
             fewer = policy.replace(bits=torch.full_like(policy.bits, bits))
             found = replay.measure(fewer)

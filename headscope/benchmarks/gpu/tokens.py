@@ -54,9 +54,9 @@ def _cases(context: Context) -> Iterator[_Case]:
 
 
 def _with_bits(label: str, policy: Policy, each: tuple[int, ...]) -> Iterator[tuple[str, Policy]]:
-    """The policy as it is at 16 bits, which stand for the weights' own; else with fewer in every head."""
+    """The policy with so many bits in every head; 16 stand for the weights' own."""
     for bits in each:
-        yield (label, policy) if bits == 16 else (f"{label}, {bits} bits", _at(policy, bits))
+        yield label if bits == 16 else f"{label}, {bits} bits", _at(policy, bits)
 
 
 def _at(policy: Policy, bits: int) -> Policy:
