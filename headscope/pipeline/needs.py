@@ -22,6 +22,9 @@ from headscope.words import size
 
 # What Python with torch, transformers and pandas takes before any model is loaded.
 LIBRARIES = 700 * 2**20
+# Memory of decoding an image, with what convolutions take for themselves, over that of its tensors: VQ-16 at 256 pixels on a
+# CPU holds 96 MiB of tensors and 226 MiB in all.
+CONVOLUTIONS = 2.4
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def fitting_needs(asked: Asked) -> Needs:
     free = free_memory(str(asked.model.device))
     needs = counted(asked).check(free)
     nbytes, seconds = working_bytes(lambda: asked.model.to_images(random_codes(asked.model, 1)))
-    return replace(needs, pixels=nbytes, pixel_seconds=seconds).check(free)
+    return replace(needs, pixels=int(CONVOLUTIONS * nbytes), pixel_seconds=seconds).check(free)
 
 
 def counted(asked: Asked) -> Needs:
