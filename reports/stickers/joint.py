@@ -18,13 +18,14 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from bench_setup import Folder, Keep, Out, Run, Setup, Unseen, shares, show, shown, start, write_table
+from bench_setup import Folder, Keep, Out, Run, Setup, shares, show, shown, start, write_table
 
 from headscope.policy import Limit, Policy
 from headscope.tuning import (
     ANCHOR,
     Losses,
     Products,
+    Replay,
     allocate,
     default_options,
     measure_products,
@@ -43,7 +44,7 @@ def main(
     keep: Keep = "50,30,20,10,7%",
     policies: Annotated[int, typer.Option(min=1, help="Drawn at random, over all limits.")] = 200,
     images: Annotated[int, typer.Option(min=1, help="Calibration images of the products.")] = 32,
-    replayed: Annotated[int, typer.Option(min=1, help="Images of each kind that policies are measured on.")] = 16,
+    replayed: Annotated[int, typer.Option(min=1, help="Images of each kind that policies are measured on.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     folder: Folder = None,
 ) -> None:
@@ -74,7 +75,7 @@ class Trial:
         self.setup, self.products, self.stride = setup, products, stride
         self.losses = products.losses()
         self.calibration = setup.study(replayed)
-        self.unseen = Unseen(setup)
+        self.unseen = Replay(setup.model, setup.unseen.first(replayed), by_stream=False)
 
     def cost(self, limit: Limit) -> np.ndarray:
         """Bytes a row of one head with each option."""
@@ -91,7 +92,7 @@ class Trial:
         policy = self.policy(limit, choice)
         total = float(np.take_along_axis(self.losses, choice[..., None], -1).sum())
         row = {"keep": limit.share, "noise": noise, "sum": total, "joint": self.products.joint(choice)}
-        measured = {"calibration_kl": self.calibration.measure(policy).kl, "unseen_kl": self.unseen.measure(policy)["kl"]}
+        measured = {"calibration_kl": self.calibration.measure(policy).kl, "unseen_kl": self.unseen.measure(policy).kl}
         return row | measured
 
     def policy(self, limit: Limit, choice: np.ndarray) -> Policy:
