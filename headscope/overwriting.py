@@ -34,7 +34,7 @@ _SHARE = r"\d+(\.\d+)?"
 _KEEP = rf"keep-{_SHARE}"
 _BENCH = Written(
     r"unseen\.json|sensitivity(-\d+)?(-groups|-fisher)?\.parquet|sensitivity\.json",
-    {_KEEP: Written(r"presets\.(json|parquet)|[a-z]+(-[a-z-]+)?-\d+(-whole)?\.(db(-wal|-shm|-journal)?|parquet|safetensors)")},
+    {_KEEP: Written(r"presets\.(json|parquet)|[a-z]+\d*(-[a-z-]+)?-\d+(-whole)?\.(db(-wal|-shm|-journal)?|parquet|safetensors)")},
 )
 _IMAGES = Written(r"sheet\.png|(pictures|images)\.parquet", dict.fromkeys(("full", "searched"), Written(r"\d{3,}\.png")))
 _FIGURES = Written(

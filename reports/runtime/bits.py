@@ -3,7 +3,8 @@
     python reports/runtime/bits.py -o reports/runtime/bits.csv
 
 writes a row a policy and number of bits: policy (kivi: everything, h2o: a fifth), bits, kept_ratio (of a bfloat16 cache, prompt
-included), replay_kl (nats a token, on images of prompts that no search saw), its 95 % interval over images (kl_low, kl_high), top1.
+included), replay_kl (nats a token, on images of prompts that no search saw), its 95 % interval over images (kl_low, kl_high),
+top1.
 """
 
 from __future__ import annotations

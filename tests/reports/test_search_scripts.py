@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from headscope.errors import BudgetError, DataError
+from headscope.policy import load_policy
 from tests.cli.command import headscope, left_by_an_overwrite
 from tests.reports.scripts import REPORTS, functions, script
 
@@ -64,16 +65,39 @@ def test_samplers_at_equal_trials(made, run: Path, tmp_path: Path) -> None:
 
 
 def test_the_search_against_every_preset(made, run: Path, tmp_path: Path) -> None:
-    table = made("search", run, "--keep", "0.6", "--trials", 4, "--seeds", 1)
+    table = made("search", run, "--keep", "0.6", "--trials", 4, "--seeds", 1, "--table-images", 2)
     assert list(table.columns) == COLUMNS["search"]
-    assert (table["budget"] == 0.6).all()
-    table = table.set_index("method")
-    presets = [name for name in ("streaming", "h2o", "pyramid", "ssd", "solver", "linear", "linear_ar") if name in table.index]
-    assert {"streaming", "h2o", "pyramid", "ssd", "solver", "full", "swapped", "optuna", "searched"} <= set(table.index)
+    own, table = table[table["budget"] != 0.6].set_index("method"), table[table["budget"] == 0.6].set_index("method")
+    assert set(own.index) == {"full", "full_bfloat16", "kivi"}
+    assert own.loc["full", "replay_kl"] == pytest.approx(0, abs=1e-5)
+    assert 0 < own.loc["full_bfloat16", "replay_kl"] < 0.1
+    presets = [name for name in ("streaming", "h2o", "pyramid", "ssd", "linear_ar", "h2o+bits") if name in table.index]
+    assert {"streaming", "h2o", "ssd", "solver", "solver16", "searched16", "swapped", "searched"} <= set(table.index)
     assert table.loc["searched", "calibration_kl"] <= table.loc[presets, "calibration_kl"].min()
-    assert table.loc["full", "replay_kl"] == pytest.approx(0, abs=1e-5)
+    assert table.loc["searched16", "bits"] == "16"
     assert (run / "bench" / "keep-60" / "searched-0.safetensors").is_file()
     assert left_by_an_overwrite(run, tmp_path) == []
+
+
+def test_policies_are_shipped_with_what_was_measured(made, run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    made("search", run, "--keep", "0.6", "--trials", 1, "--seeds", 1, "--table-images", 1)
+    ended = script(capsys, monkeypatch, "stickers/ship.py", run, "--table", tmp_path / "search.csv", "-o", tmp_path / "shipped")
+    assert ended.status == 0, ended.err
+    (file,) = (tmp_path / "shipped").glob("*.safetensors")
+    row = pd.read_csv(tmp_path / "search.csv").query("method == 'searched'").iloc[0]
+    policy, card = load_policy(file), file.with_suffix(".md").read_text()
+    assert policy.results["unseen"]["replay_kl"] == pytest.approx(row["replay_kl"], rel=1e-4)
+    assert f"{row['replay_kl']:.4f} nats a token" in card
+    assert f"{policy.limit.bytes:,} bytes" in card
+
+
+def test_the_joint_loss_beside_the_sum(made, run: Path) -> None:
+    table = made("joint", run, "--keep", "60,80%", "--policies", 3, "--images", 1, "--replayed", 1)
+    assert list(table.columns) == ["keep", "noise", "sum", "joint", "calibration_kl", "unseen_kl"]
+    assert list(table["noise"].iloc[3:]) == ["sum", "joint"] * 2
+    chosen = table.iloc[3:].set_index(["keep", "noise"])["joint"]
+    assert all(chosen[keep, "joint"] <= chosen[keep, "sum"] * 1.001 for keep in (0.6, 0.8))
+    assert (table[["sum", "joint", "calibration_kl", "unseen_kl"]] >= -1e-9).all(axis=None)
 
 
 def test_more_kinds_of_heads_and_what_replay_costs(made, run: Path) -> None:
