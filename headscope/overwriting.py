@@ -26,7 +26,8 @@ class Written:
 _PARTS = Written(r"\d{6}\.parquet|curves-\d{4}\.safetensors")
 _TRACE = Written(r"(heads|prefix|samples)\.parquet|curves\.safetensors|trace\.json", {"parts": _PARTS})
 _PRESETS = Written(rf"({'|'.join(map(re.escape, (*PRESETS, 'linear', 'kvtuner')))})(\+bits)?\.safetensors")
-_STUDY = r"(study|front)\.db(-wal|-shm|-journal)?|study\.journal(\.lock.*)?"
+_DB = r"db(-wal|-shm|-journal)?"
+_STUDY = rf"(study|front)\.{_DB}|study\.journal(\.lock.*)?"
 _TABLES = r"presets\.(json|parquet)|trials\.parquet|search\.json|methods\.csv|kl_by_row\.parquet"
 _TABLE = r"sensitivity(-\d+)?((-groups|-fisher)?\.parquet|-fisher\.part\.json)"
 _SEARCH = Written(rf"{_STUDY}|{_TABLES}|{_TABLE}", {"presets": _PRESETS})
@@ -34,7 +35,7 @@ _SHARE = r"\d+(\.\d+)?"
 _KEEP = rf"keep-{_SHARE}"
 _BENCH = Written(
     r"unseen\.json|sensitivity(-\d+)?(-groups|-fisher)?\.parquet|sensitivity\.json",
-    {_KEEP: Written(r"presets\.(json|parquet)|[a-z]+\d*(-[a-z-]+)?-\d+(-whole)?\.(db(-wal|-shm|-journal)?|parquet|safetensors)")},
+    {_KEEP: Written(rf"presets\.(json|parquet)|[a-z]+\d*(-[a-z-]+)?-\d+(-whole)?\.({_DB}|parquet|safetensors)")},
 )
 _IMAGES = Written(r"sheet\.png|(pictures|images)\.parquet", dict.fromkeys(("full", "searched"), Written(r"\d{3,}\.png")))
 _FIGURES = Written(
