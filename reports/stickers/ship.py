@@ -63,7 +63,7 @@ def card(name: str, policy: Policy, limit: Limit, mine: pd.DataFrame, images: in
     ours, kinds = mine[mine["seed"] == 0].loc[SEARCHED], policy.shape.layers
     known = [row for row in mine.index if row.removesuffix("+bits") in (set(PRESETS) | {"kvtuner"}) - {"full", *CONTROLS}]
     best, published = mine.loc[known, "replay_kl"], mine.loc[[row for row in known if "+" not in row], "replay_kl"]
-    counts = [f"{count} heads in {bits} bits" for bits in (16, 8, 4) if (count := int((policy.bits == bits).sum()))]
+    counts = [f"{int((policy.bits == bits).sum())} in {bits}" for bits in (16, 8, 4)]
     return CARD.format(
         name=name,
         model=policy.shape.name,
@@ -75,7 +75,7 @@ def card(name: str, policy: Policy, limit: Limit, mine: pd.DataFrame, images: in
         stride=policy.stride,
         buckets=sum(len(policy.buckets(layer)) for layer in range(kinds)),
         layers=kinds,
-        heads=", ".join(counts),
+        heads=f"of heads {', '.join(counts)} bits",
         origin=policy.provenance["origin"],
         trials=int(ours["trials"]),
         kl=ours["replay_kl"],
