@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from headscope.recipe.images import Stickers
 from headscope.recipe.presets import BACKGROUNDS, Preset
 from headscope.recipe.scenes import CLASSES, STYLE_SAID
-from headscope.recipe.transformer import DECAY_FROM, DECAY_FROM_LATER
+from headscope.recipe.stage import DECAY_FROM, DECAY_FROM_LATER
 from headscope.storage import write_text, write_whole
 
 _CARD = """---

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +14,17 @@ from torch.nn import functional
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from headscope.errors import DataError
-from headscope.recipe import attention, bf16, checkpoint, parallel
+from headscope.recipe import attention, bf16
 from headscope.recipe.composing import Captioned, captions_to_ids
 from headscope.recipe.configuration import build
-from headscope.recipe.course import Course
-from headscope.recipe.csv_log import Journal
-from headscope.recipe.feed import Feed
 from headscope.recipe.images import Batch, Stickers, sample_batch
-from headscope.recipe.muon import MuonAdam
-from headscope.recipe.pace import Pace, find_speed, turn_on
 from headscope.recipe.plan import Plan
 from headscope.recipe.presets import Preset
+from headscope.recipe.stage import Lesson, train_stage
 from headscope.recipe.tokenizer import special_ids
 from headscope.recipe.vq import encode, load_vq
 from headscope.recipe.warm_start import earlier_weights, stages_of
 
-# The learning rate is constant until this share of the run, then falls to zero; a later stage has less to find out before.
-DECAY_FROM, DECAY_FROM_LATER = 0.65, 0.2
-WARM_STEPS = 40
 PREFIX = 24  # tokens that prompts are padded to where workers compose them: one shape, which is compiled once
 
 
@@ -79,11 +72,6 @@ def fresh_model(
     return model
 
 
-def rate_factor(done: float, step: int, decay_from: float = DECAY_FROM) -> float:
-    """Learning rate as a share of its peak, `done` being the share of the run behind us."""
-    return min(1.0, (step + 1) / WARM_STEPS) * min(1.0, max(0.0, (1 - done) / (1 - decay_from)))
-
-
 def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: PreTrainedTokenizerFast, plan: Plan) -> None:
     """Train, log to `transformer.csv`, checkpoint to `transformer.safetensors`; a stopped run goes on where it was."""
     model = fresh_model(preset, tokenizer, plan.folder, plan.seed, plan.device).train()
@@ -91,47 +79,10 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
     parts = trainable(model)
     if plan.warm_start is not None:
         _start_from(parts, plan.warm_start)
-    optimiser = MuonAdam(parts, preset.rate, preset.adam_rate)
-    path = plan.folder / "transformer.safetensors"
-    per_step = preset.batch * parallel.world()
-    course = Course.of(plan, -(-(plan.images or preset.images) // per_step))
-    facts = checkpoint.resume(parts, optimiser, path)
-    course.go_on(facts)
-    feed, tests = _feed(rank, preset, stickers, tokenizer, plan, course)
-    journal = Journal(plan.folder / "transformer.csv", rank, plan.lines, stage="transformer")
-    pace = Pace(feed, preset.batch, plan.device)
-    loss_of = _ready(model, plan.device)
-    batch: dict[str, torch.Tensor] = {}
-    compiled = bf16.Compiled(model.model.language_model, lambda: _try(parts, loss_of(batch))) if plan.compiled else None
-    speed: Iterator[int] = iter(())
-    if course.steps is None:
-        speed = find_speed(course, pace, plan.trial, faster=compiled, tell=journal.note)
-    elif compiled is not None and facts.get("compiled") == "yes":
-        speed = turn_on(compiled)
-    decay_from = DECAY_FROM if plan.warm_start is None else DECAY_FROM_LATER
-    running = torch.zeros((), dtype=torch.float64)
-    first, started = course.step, time.monotonic()
-    saved = started
-    for batch in feed:
-        with pace.step():
-            loss = _step(parts, optimiser, loss_of(batch), rate_factor(course.done, course.step, decay_from))
-        # A number on the device, so that no step waits for it.
-        running = loss.double() if course.step == first else 0.95 * running + 0.05 * loss.double()
-        course.step += 1
-        next(speed, None)
-        over = course.over
-        if over or course.due(course.step):
-            losses = {name: _test_loss(model, tokenizer, test, plan) for name, test in tests.items()} if rank == 0 else {}
-            seconds = time.monotonic() - started
-            journal.write(step=course.step, images=course.step * per_step, loss=running.item(), **losses,
-                          images_a_second=(course.step - first) * per_step / seconds,
-                          **({} if plan.loaders is None else pace.row()), seconds=seconds)  # fmt: skip
-        if rank == 0 and (over or time.monotonic() - saved > plan.minutes_between_checkpoints * 60):
-            more = {"compiled": "yes" if compiled is not None and compiled.on else "no"}
-            checkpoint.save(parts, optimiser, path, course.facts() | more)
-            saved = time.monotonic()
-        if over:
-            break
+    compose, batches = _data(rank, preset, stickers, tokenizer, plan)
+    tests = {name: partial(_test_loss, model, tokenizer, test, plan) for name, test in batches.items()}
+    decoder = model.model.language_model
+    train_stage(rank, preset, Lesson(parts, decoder, _ready(model, plan.device), compose, tests), plan)
 
 
 def _ready(model: JanusForConditionalGeneration, device: str) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
@@ -151,19 +102,9 @@ def _ready(model: JanusForConditionalGeneration, device: str) -> Callable[[dict[
     return loss_of
 
 
-def _step(parts: nn.Module, optimiser: MuonAdam, loss: torch.Tensor, factor: float) -> torch.Tensor:
-    """Learn from a loss; returns it."""
-    loss.backward()
-    parallel.average_gradients(optimiser.parameters)
-    nn.utils.clip_grad_norm_(optimiser.parameters, 1.0)
-    optimiser.step(factor)
-    parts.zero_grad(set_to_none=True)
-    return loss.detach()
-
-
-def _feed(
-    rank: int, preset: Preset, stickers: Stickers, tokenizer: PreTrainedTokenizerFast, plan: Plan, course: Course
-) -> tuple[Feed, dict[str, Batch]]:
+def _data(
+    rank: int, preset: Preset, stickers: Stickers, tokenizer: PreTrainedTokenizerFast, plan: Plan
+) -> tuple[Captioned, dict[str, Batch]]:
     """Images to learn from, and those to test on: pairs of concept and style, and places, that are new; scenes."""
     stage = [behind] if (behind := len(stages_of(plan.folder))) else []  # a later stage has other images
     compose = Captioned(
@@ -176,18 +117,12 @@ def _feed(
         multiple=None if plan.loaders is None else PREFIX,
     )
     tests = {
-        "unseen_pairs": _test_batch(stickers, stickers.indices(held_out=True), plan),
-        "unseen_views": _test_batch(stickers, stickers.indices(held_out=False), plan),
+        "unseen_pairs": fixed_batch(stickers, stickers.indices(held_out=True), plan)[1],
+        "unseen_views": fixed_batch(stickers, stickers.indices(held_out=False), plan)[1],
     }
     if compose.book is not None:
         tests["scenes"] = compose.book.sample_batch(48, np.random.default_rng([plan.seed, 8]), plan.device)
-    return Feed(compose, course, plan.device, plan.loaders), tests
-
-
-def _try(parts: nn.Module, loss: torch.Tensor) -> None:
-    """Forwards and backwards, without learning from it."""
-    loss.backward()
-    parts.zero_grad(set_to_none=True)
+    return compose, tests
 
 
 def _start_from(parts: nn.Module, folder: Path) -> None:
@@ -199,9 +134,11 @@ def _start_from(parts: nn.Module, folder: Path) -> None:
     parts.load_state_dict({name: earlier[name] for name in wanted})
 
 
-def _test_batch(stickers: Stickers, indices: np.ndarray, plan: Plan) -> Batch:
+def fixed_batch(stickers: Stickers, indices: np.ndarray, plan: Plan) -> tuple[np.ndarray, Batch]:
+    """The same 48 views of some drawings in every run of a seed, and which drawings they are."""
     rng = np.random.default_rng([plan.seed, 7, len(indices)])
-    return sample_batch(stickers, rng.choice(indices, 48), rng, plan.device)
+    chosen = rng.choice(indices, 48)
+    return chosen, sample_batch(stickers, chosen, rng, plan.device)
 
 
 @torch.no_grad()

@@ -13,15 +13,16 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from headscope.errors import DataError
-from headscope.recipe import attention, bf16, checkpoint, composing, transformer as recipe
+from headscope.recipe import attention, bf16, checkpoint, composing, stage
 from headscope.recipe.composing import captions_to_ids
 from headscope.recipe.configuration import build
 from headscope.recipe.images import Stickers
 from headscope.recipe.muon import MuonAdam
 from headscope.recipe.plan import Plan
 from headscope.recipe.presets import Preset
+from headscope.recipe.stage import rate_factor
 from headscope.recipe.tokenizer import build_tokenizer, special_ids
-from headscope.recipe.transformer import rate_factor, token_losses, train_transformer
+from headscope.recipe.transformer import token_losses, train_transformer
 from headscope.recipe.warm_start import stages_of, take_over_vq
 from headscope.storage import write_json
 from tests.recipe.drawings import TINY, tiny_stickers
@@ -99,7 +100,7 @@ def test_a_later_stage_goes_on_from_the_weights_and_sees_other_images(
     first = train("first", 8)
     write_json(tmp_path / "first" / "stages.json", [{"preset": "tiny", "images": 8}])
     monkeypatch.setattr(composing, "mixed_batch", watched)
-    monkeypatch.setattr(recipe, "rate_factor", lambda *_: 0.0)  # a step of nothing: what it went on from stands
+    monkeypatch.setattr(stage, "rate_factor", lambda *_: 0.0)  # a step of nothing: what it went on from stands
     later = train("later", 4, warm=tmp_path / "first")
     assert stages_of(tmp_path / "later") == [{"preset": "tiny", "images": 8}]
     weights = {name for name in first if not name.startswith("optimiser.")}
@@ -116,11 +117,11 @@ def test_other_sizes_are_no_place_to_go_on_from(train: Train, tmp_path: Path) ->
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
-    assert rate_factor(0.0, 0) == pytest.approx(1 / recipe.WARM_STEPS)
+    assert rate_factor(0.0, 0) == pytest.approx(1 / stage.WARM_STEPS)
     assert rate_factor(0.5, 500) == 1.0
     assert rate_factor(0.825, 825) == pytest.approx(0.5)
     assert rate_factor(1.0, 1000) == 0.0
-    assert rate_factor(0.6, 600, recipe.DECAY_FROM_LATER) == pytest.approx(0.5)
+    assert rate_factor(0.6, 600, stage.DECAY_FROM_LATER) == pytest.approx(0.5)
 
 
 def test_a_dropped_prompt_becomes_pads_that_are_attended(tokenizer: PreTrainedTokenizerFast) -> None:
