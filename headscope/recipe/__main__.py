@@ -11,6 +11,8 @@ import typer
 from headscope.errors import DataError, HeadscopeError
 from headscope.models import load_model
 from headscope.recipe import agreement, detector, detector_evaluation, parallel, stickereval_prompts
+from headscope.recipe.class_export import export_classes
+from headscope.recipe.class_transformer import SIZE, class_stickers, train_classes
 from headscope.recipe.detector_data import DetectorScenes, Pool
 from headscope.recipe.export import export as export_folder, prompts_of
 from headscope.recipe.full import FullTraining, train_in_full
@@ -31,6 +33,7 @@ from headscope.stickereval.prompts import read_grading_prompts
 from headscope.storage import write_csv, write_whole
 
 SHIPPED = Path(__file__).parents[1] / "bundled" / "stickers"
+SHIPPED_CLASSES = SHIPPED.with_name("stickers-classes")
 SCENES = "stickers-scenes"
 STICKERS = Path("reports/stickers")
 
@@ -96,6 +99,24 @@ def full(
     """Train a bundled model within minutes. Example: python -m headscope.recipe full stickers-scenes --data F --out O"""
     say = partial(print, flush=True)
     say(train_in_full(FullTraining(model, data, out, device, minutes, seed, workers, preset, batch, compiled, dry), say))
+
+
+@app.command("classes")
+def train_on_classes(
+    data: Annotated[Path, typer.Option(help="Parquet file of images (see the `images` command).")],
+    out: Folder = Path("training/classes"),
+    model: Annotated[Path, typer.Option(help="The folder to fill.")] = SHIPPED_CLASSES,
+    minutes: Annotated[float, typer.Option(min=0.05, help="For the training, on one thread of a CPU.")] = 55.0,
+    seed: int = 0,
+    machine: Annotated[str, typer.Option(help="What it is trained on, for the model card.")] = "one CPU core without a GPU",
+) -> None:
+    """Train `stickers-classes` and write its folder. Example: python -m headscope.recipe classes --data stickers96.parquet"""
+    stickers = class_stickers(data, SIZE, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "vq.safetensors").exists():
+        take_over_vq(SHIPPED, out)
+    train_classes(SIZE, stickers, Plan(out, seed, seconds=60 * minutes))
+    print(export_classes(SIZE, stickers, out, model, minutes, machine, seed))
 
 
 @app.command()

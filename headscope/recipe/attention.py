@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import FunctionCtx
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
@@ -25,6 +26,7 @@ class CausalBlocks(torch.autograd.Function):
     """
 
     @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(
         ctx: FunctionCtx, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, first: list[int], scaling: float
     ) -> torch.Tensor:
@@ -47,6 +49,7 @@ class CausalBlocks(torch.autograd.Function):
         return output
 
     @staticmethod
+    @custom_bwd(device_type="cpu")
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = gradients
         query, key, value, output, *kept = ctx.saved_tensors

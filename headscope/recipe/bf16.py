@@ -21,6 +21,16 @@ def has_units(device: str) -> bool:
     return device.startswith("cuda") or torch.cpu._is_amx_tile_supported()
 
 
+def products() -> AbstractContextManager[Any]:
+    """Inside it a CPU with AVX-512's bfloat16 multiplies in it, and learns from what it multiplied; others stay in float32.
+
+    Measured on one core of an EPYC: a step of `stickers-classes` takes half of the time. Casts are not cached, for the weights
+    that were cast change with every step.
+    """
+    fast = torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast, cache_enabled=False)
+
+
 def fuse(decoder: Any, device: str) -> None:
     """Make the layers of a Llama decoder ready for autocast on a CPU: attention stays in float32, the rest is compiled.
 

@@ -86,8 +86,8 @@ def write_card(
         where: a sentence on machine and time.
         recipe: what made it; the `train` command if it is empty.
     """
-    losses = pd.read_csv(training / "transformer.csv").drop_duplicates("step", keep="last").sort_values("step")
-    _curve(losses, out / "loss.svg")
+    losses = losses_of(training)
+    write_curve(losses, out / "loss.svg")
     text = _CARD.format(
         pixels=preset.pixels,
         grid=preset.grid,
@@ -111,10 +111,15 @@ def write_card(
         seen=int(losses["images"].iloc[-1]),
         decay=1 - (DECAY_FROM_LATER if before else DECAY_FROM),
         where=where,
-        table=_table(losses),
+        table=loss_table(losses),
         scenes_loss=" *Scenes*: new scenes of training's kind." if preset.scenes else "",
     )
     return write_text(out / "README.md", text)
+
+
+def losses_of(training: Path) -> pd.DataFrame:
+    """The log of the transformer, a row a step; a run that went on from a checkpoint wrote some of them twice."""
+    return pd.read_csv(training / "transformer.csv").drop_duplicates("step", keep="last").sort_values("step")
 
 
 def _vq_images(training: Path) -> str:
@@ -167,7 +172,7 @@ def _stages(losses: pd.DataFrame, every: int = 50) -> str:
     return "with N = " + ", then on from there with N = ".join(f"{images:,}" for images in ends)
 
 
-def _table(losses: pd.DataFrame, rows: int = 10) -> str:
+def loss_table(losses: pd.DataFrame, rows: int = 10) -> str:
     """A dozen lines of the log, evenly spread, the last one included."""
     picks = sorted({round(i * (len(losses) - 1) / (rows - 1)) for i in range(rows)})
     names = [name for name in _LOSSES if name in losses]
@@ -177,7 +182,8 @@ def _table(losses: pd.DataFrame, rows: int = 10) -> str:
     return "\n".join(lines)
 
 
-def _curve(losses: pd.DataFrame, path: Path) -> None:
+def write_curve(losses: pd.DataFrame, path: Path) -> None:
+    """Draw the losses over the images seen."""
     with mpl.rc_context({"svg.hashsalt": "headscope", "svg.fonttype": "none"}):
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         axes = figure.subplots()

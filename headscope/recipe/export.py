@@ -89,7 +89,7 @@ def export(
         parameters=parameters,
         vocabulary=len(tokenizer),
         psnr=psnr,
-        where=_where(training, machine, alone=bool(recipe)),
+        where=where_trained(training, machine, alone=bool(recipe)),
         recipe=recipe,
     )
     return out
@@ -118,7 +118,7 @@ def scene_prompts(stickers: Stickers, count: int, seed: int) -> list[str]:
     return list(found)
 
 
-def _where(training: Path, machine: str, alone: bool) -> str:
+def where_trained(training: Path, machine: str, alone: bool) -> str:
     """Where and how long, from the logs; their clocks start again whenever a stopped run goes on."""
     hours = 0.0
     begun_anew = (training / "vq.csv").exists()

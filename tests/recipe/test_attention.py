@@ -45,6 +45,20 @@ def test_output_and_gradients_are_those_of_one_query_at_a_time(length: int, head
         torch.testing.assert_close(mine, theirs)
 
 
+def test_it_stays_in_float32_where_products_are_in_bfloat16() -> None:
+    inputs = [
+        torch.randn(1, 2, 37, 4, generator=torch.Generator().manual_seed(n)).bfloat16().requires_grad_() for n in range(3)
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = CausalBlocks.apply(*inputs, [0], 0.7)
+        gradients = torch.autograd.grad(found.sum(), inputs)
+    exact = [one.detach().float().requires_grad_() for one in inputs]
+    wanted = CausalBlocks.apply(*exact, [0], 0.7)
+    torch.testing.assert_close(found, wanted)
+    for mine, theirs in zip(gradients, torch.autograd.grad(wanted.sum(), exact), strict=True):
+        torch.testing.assert_close(mine, theirs.bfloat16())
+
+
 def test_rows_whose_padding_is_moved_to_the_end_need_no_mask() -> None:
     tokenizer = tiny_tokenizer()
     torch.manual_seed(1)
