@@ -37,7 +37,7 @@ SHIPPED_CLASSES = SHIPPED.with_name("stickers-classes")
 SCENES = "stickers-scenes"
 STICKERS = Path("reports/stickers")
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Make the bundled model `stickers` again.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Make the bundled models again.")
 Images = Annotated[Path, typer.Option(help="Parquet file of images (see the `images` command).")]
 Folder = Annotated[Path, typer.Option(help="Folder for weights, logs and checkpoints; a stopped run goes on there.")]
 Size = Annotated[str, typer.Option("--preset", help="quick: hours on two cores; full: minutes on a GPU.")]

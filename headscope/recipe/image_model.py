@@ -14,11 +14,11 @@ def load_image_model(name: str) -> JanusModel:
     """A bundled model or one in a folder, frozen.
 
     Raises:
-        DataError: a model that generates no images.
+        DataError: another kind of model.
     """
     model: Any = load_model(name)
     if not isinstance(model, JanusModel):
-        raise DataError(f"{name}: generates no images; take `stickers-scenes` or a folder with a Janus model.")
+        raise DataError(f"{name}: is no Janus; take `stickers-scenes` or a folder with a Janus model.")
     network: Any = model.network.requires_grad_(False)
     channels_last(network.model.vqmodel)
     return model

@@ -82,10 +82,10 @@ def for_gpu(model: str, preset: str | None = None, batch: int | None = None) -> 
     """Sizes of a bundled model, or of a preset for the same images, with batches and rates for a GPU and a fresh start.
 
     Raises:
-        DataError: no such model or preset, or images of another size or kind.
+        DataError: another model or no such preset, or images of another size or kind.
     """
     if model not in BUNDLED:
-        raise DataError(f"{model}: no bundled model; those are {', '.join(BUNDLED)}.")
+        raise DataError(f"{model}: `full` trains {' or '.join(BUNDLED)}.")
     name = preset or BUNDLED[model]
     if name not in PRESETS:
         raise DataError(f"preset {name}: unknown; known presets are {', '.join(PRESETS)}.")

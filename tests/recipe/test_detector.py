@@ -72,5 +72,5 @@ def test_a_warm_start_goes_on_from_a_detector_file(
 
 def test_a_model_that_generates_no_images_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headscope.recipe.image_model.load_model", lambda name: object())
-    with pytest.raises(DataError, match="prose: generates no images; take `stickers-scenes`"):
+    with pytest.raises(DataError, match="prose: is no Janus; take `stickers-scenes`"):
         load_image_model("prose")

@@ -114,7 +114,7 @@ def test_sizes_are_those_of_the_bundled_model_or_of_a_preset_of_its_kind() -> No
     assert for_gpu("stickers-scenes", "full").hidden == 256
     with pytest.raises(DataError, match="its images are not those of stickers; take quick or none"):
         for_gpu("stickers", "full")
-    with pytest.raises(DataError, match="no bundled model; those are stickers, stickers-scenes"):
+    with pytest.raises(DataError, match="janus: `full` trains stickers or stickers-scenes"):
         for_gpu("janus")
 
 
