@@ -13,11 +13,10 @@ from headscope.models.llamagen import LlamaGenNetwork, stored_name
 from headscope.models.llamagen_classes import CLASS_FILE
 from headscope.models.llamagen_files import SIDE_FILE
 from headscope.recipe.card import loss_table, losses_of, write_curve
-from headscope.recipe.class_transformer import NAMES, fresh_network, sizes_of
+from headscope.recipe.class_transformer import DECAY, NAMES, fresh_network, sizes_of
 from headscope.recipe.export import GUIDANCE, TEMPERATURE, where_trained
 from headscope.recipe.images import Stickers
 from headscope.recipe.presets import BACKGROUNDS, Preset
-from headscope.recipe.stage import DECAY_FROM
 from headscope.recipe.vq import load_vq
 from headscope.recipe.warm_start import RECIPE
 from headscope.storage import write_json, write_text, write_whole
@@ -123,7 +122,7 @@ def export_classes(
         parameters=sum(p.numel() for p in network.parameters()) / 1e6,
         seen=seen,
         batch=preset.batch,
-        decay=1 - DECAY_FROM,
+        decay=1 - DECAY,
         where=where_trained(training, machine, alone=False),
         table=loss_table(losses),
     )

@@ -28,6 +28,7 @@ from headscope.recipe.vq import encode, load_vq
 # As `quick` but for a layer less, so that everything together stays below 8 MB, and batches for one process alone.
 SIZE = replace(PRESETS["quick"], name="classes", layers=7, batch=12, rate=0.03, adam_rate=3e-3)
 NAMES = tuple(CLASSES)  # of the classes, from 0 on
+DECAY = 0.38  # share of the run until which the learning rate is constant: small batches gain little from a high one
 START = 0.02  # standard deviation of what embeds a class at first
 
 
@@ -131,8 +132,9 @@ def train_classes(preset: Preset, stickers: Stickers, plan: Plan) -> None:
 
     held_out = {"unseen_pairs": True, "unseen_views": False}
     tests = {name: partial(_test_loss, loss_of, _test(stickers, away, plan)) for name, away in held_out.items()}
+    lesson = Lesson(network, decoder, loss_of, Classed(preset, stickers, plan.seed), tests, DECAY)
     with bf16.products():
-        train_stage(0, preset, Lesson(network, decoder, loss_of, Classed(preset, stickers, plan.seed), tests), plan)
+        train_stage(0, preset, lesson, plan)
 
 
 def _test(stickers: Stickers, held_out: bool, plan: Plan) -> dict[str, torch.Tensor]:

@@ -37,6 +37,7 @@ class Lesson:
         loss_of: loss of a batch.
         compose: batches, by step.
         tests: name -> loss on images that are the same throughout.
+        decay_from: share of the run until which the learning rate is constant; then it falls to zero.
     """
 
     parts: nn.Module
@@ -44,6 +45,7 @@ class Lesson:
     loss_of: Losses
     compose: Compose
     tests: Mapping[str, Callable[[], float]]
+    decay_from: float = DECAY_FROM
 
 
 def rate_factor(done: float, step: int, decay_from: float = DECAY_FROM) -> float:
@@ -70,13 +72,12 @@ def train_stage(rank: int, preset: Preset, lesson: Lesson, plan: Plan) -> None:
         speed = find_speed(course, pace, plan.trial, faster=compiled, tell=journal.note)
     elif compiled is not None and facts.get("compiled") == "yes":
         speed = turn_on(compiled)
-    decay_from = DECAY_FROM if plan.warm_start is None else DECAY_FROM_LATER
     running = torch.zeros((), dtype=torch.float64)
     first, started = course.step, time.monotonic()
     saved = started
     for batch in feed:
         with pace.step():
-            loss = _step(parts, optimiser, lesson.loss_of(batch), rate_factor(course.done, course.step, decay_from))
+            loss = _step(parts, optimiser, lesson.loss_of(batch), rate_factor(course.done, course.step, lesson.decay_from))
         # A number on the device, so that no step waits for it.
         running = loss.double() if course.step == first else 0.95 * running + 0.05 * loss.double()
         course.step += 1

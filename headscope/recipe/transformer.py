@@ -20,7 +20,7 @@ from headscope.recipe.configuration import build
 from headscope.recipe.images import Batch, Stickers, sample_batch
 from headscope.recipe.plan import Plan
 from headscope.recipe.presets import Preset
-from headscope.recipe.stage import Lesson, train_stage
+from headscope.recipe.stage import DECAY_FROM, DECAY_FROM_LATER, Lesson, train_stage
 from headscope.recipe.tokenizer import special_ids
 from headscope.recipe.vq import encode, load_vq
 from headscope.recipe.warm_start import earlier_weights, stages_of
@@ -81,8 +81,9 @@ def train_transformer(rank: int, preset: Preset, stickers: Stickers, tokenizer: 
         _start_from(parts, plan.warm_start)
     compose, batches = _data(rank, preset, stickers, tokenizer, plan)
     tests = {name: partial(_test_loss, model, tokenizer, test, plan) for name, test in batches.items()}
-    decoder = model.model.language_model
-    train_stage(rank, preset, Lesson(parts, decoder, _ready(model, plan.device), compose, tests), plan)
+    decay_from = DECAY_FROM if plan.warm_start is None else DECAY_FROM_LATER
+    lesson = Lesson(parts, model.model.language_model, _ready(model, plan.device), compose, tests, decay_from)
+    train_stage(rank, preset, lesson, plan)
 
 
 def _ready(model: JanusForConditionalGeneration, device: str) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
