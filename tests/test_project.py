@@ -156,7 +156,8 @@ def test_the_wheel_carries_every_file_of_the_package(tmp_path: Path) -> None:
     files = {path for path in PACKAGE.rglob("*") if path.is_file() and not {"__pycache__", "recipe"} & set(path.parts)}
     wanted = {str(path.relative_to(ROOT)) for path in files if not path.name.startswith(".")}
     assert wanted <= carried
-    assert {"headscope/bundled/stickers/config.json", "headscope/py.typed"} <= carried
+    bundled = {f"headscope/bundled/{file}" for file in ("stickers/config.json", "stickers-classes/llamagen.json")}
+    assert {*bundled, "headscope/py.typed"} <= carried
     assert not any(name.startswith("headscope/recipe") for name in carried)
 
 

@@ -16,7 +16,6 @@ from headscope.models.causal_lm import load_smollm2
 from headscope.models.expected import kind_of
 from headscope.models.families import family_of
 from headscope.models.hub import HUB_ID, from_hub
-from headscope.models.janus import load_janus
 from headscope.models.model_name import join_name, split_name
 from headscope.models.own_file import check_members, is_own_file, lasting_file, load_own
 from headscope.models.protocol import ImageModel
@@ -28,6 +27,7 @@ from headscope.run_folder import RunFolder
 _BUNDLED = {
     "stickers": "bundled: generates 64 x 64 stickers from words, runs offline on a laptop",
     "stickers-scenes": "bundled: generates 96 x 96 scenes of one to four stickers, 24 x 24 tokens, still learning",
+    "stickers-classes": "bundled: a small LlamaGen, generates 64 x 64 stickers of 48 classes, 16 x 16 tokens",
 }
 _TEXT = {"smollm2": 'extra "text": SmolLM2-135M-Instruct, continues a prompt by 256 tokens of text, runs offline'}
 _HUB = {
@@ -98,9 +98,9 @@ def load_model(name: str | os.PathLike[str], device: str = "auto", dtype: torch.
         return _with_settings(plain, settings, device, kind)
     folder = bundled_folder(name)
     if folder is not None:
-        if not (folder / "config.json").is_file():
+        if not any(folder.glob("model*.safetensors")):
             raise ModelError(f"{name}: its files are missing from this installation; install headscope again.")
-        return load_janus(folder, name, device, kind)
+        return family_of(folder).load(folder, name, device, kind)
     if name in _TEXT:
         return load_smollm2(name, device, kind)
     if name in _others():
