@@ -65,7 +65,8 @@ Nats a token. *Unseen pairs*: concepts in a style that training never saw. *Unse
 
 - One sticker of these classes, in a style and on a background that it chooses; no words, no scenes.
 - {pixels} x {pixels} pixels; fine lines and small faces are lost in the VQ model.
-- Not every image shows its class: `reports/classes/` has a sheet by seed and an annotator's verdicts.
+- Not every image shows its class: an annotator could name .60 of the images of the model that ships;
+  `reports/stickers/classes/` has them by seed, and the labels.
 - It says nothing about how good a policy's images would be in a large model: tune a policy on the model it is for.
 """
 
