@@ -55,7 +55,7 @@ def budgets_figure(table: pd.DataFrame) -> Figure:
         ends.append((x[-1], float(mine["mean"].iloc[-1]), method.replace("_", " "), colour if dashes == "-" else QUIET))
     ticks = sorted({100 * float(budget) for budget in table.loc[table["method"] != "full", "budget"]})
     axes.set(xscale="log", yscale="log", xlabel="kept, % of the plain cache", ylabel="KL on unseen prompts, nats a token")
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlim(min(ticks) * 0.93, max(ticks) * 1.05)
     name_ends(axes, ends)

@@ -159,7 +159,8 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
         table["method"].str.removesuffix("+bits").isin([name for name in PRESETS if name not in ("full", "kivi", *CONTROLS)])
     )
     packed = table["method"].str.endswith("+bits")
-    parts = [table[table["method"].isin(["kivi", "searched", "searched16"])]]
+    own = (table["method"] == "kivi") & table["difference"].isna()  # at its own sizes
+    parts = [table[own | table["method"].isin(["searched", "searched16"])]]
     for name, mine in (("best preset", known & ~packed), ("best preset with bits", known)):
         parts.append(table[mine].loc[lambda rows: rows.groupby("budget")["replay_kl"].idxmin()].assign(method=name))
     return pd.concat(parts, ignore_index=True)
