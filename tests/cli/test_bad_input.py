@@ -41,7 +41,7 @@ def traced(command, tiny_folder: Path, tmp_path: Path, prompts: Path) -> Path:
 def test_an_unknown_model_lists_the_known_ones(command, tmp_path: Path) -> None:
     refused(
         command("run", "stickerz", "--out", tmp_path / "r"),
-        "known models are stickers, stickers-scenes, smollm2, deepseek-community/Janus-Pro-1B",
+        "known models are stickers, stickers-scenes, stickers-classes, smollm2, deepseek-community/Janus-Pro-1B",
     )
     assert not (tmp_path / "r").exists()
 
