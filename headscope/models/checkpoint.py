@@ -15,7 +15,7 @@ from torch import nn
 
 from headscope.errors import ModelError
 from headscope.facts import OBJECT, check, said, shown
-from headscope.models.loading import check_whole, other_shape, read_object, some
+from headscope.models.loading import Placed, check_whole, other_shape, read_object, some
 
 # What is looked for, in this order: safetensors first, as transformers does.
 _KINDS = (("model", "safetensors"), ("pytorch_model", "bin"))
@@ -163,7 +163,7 @@ def fill(
     device: str,
     dtype: torch.dtype,
     settings: str = "config.json",
-) -> None:
+) -> Placed:
     """Give a network that was made on the meta device its parameters, each read, converted and placed alone.
 
     Args:
@@ -174,6 +174,9 @@ def fill(
         device: where the parameters are placed.
         dtype: of the parameters.
         settings: where the sizes come from, for the sentence.
+
+    Returns:
+        How many tensors were placed, and left aside.
 
     Raises:
         ModelError: a tensor is missing, has another shape, or fits nothing.
@@ -190,3 +193,4 @@ def fill(
     for name, tensor in checkpoint.tensors(places):
         owner, _, leaf = places[name].rpartition(".")
         setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor.to(device, dtype, copy=True)))
+    return Placed(len(places), len(checkpoint.shapes) - len(given))

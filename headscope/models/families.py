@@ -13,8 +13,8 @@ from headscope.facts import clipped
 from headscope.models.causal_lm import is_text_family, load_causal_lm
 from headscope.models.janus import load_janus
 from headscope.models.janus_original import ORIGINAL_TYPE, load_janus_original
-from headscope.models.llamagen import load_llamagen
 from headscope.models.llamagen_files import SIDE_FILE, is_llamagen_folder
+from headscope.models.llamagen_loading import load_llamagen
 from headscope.models.model_name import FEATURES, FOLD_PREFIX
 from headscope.models.protocol import ImageModel
 from headscope.models.raster import CARD, is_raster_folder, load_raster

@@ -18,7 +18,7 @@ from headscope.geometry import Geometry
 from headscope.models.cache_name import cache_name
 from headscope.models.checkpoint import weight_files
 from headscope.models.fingerprint import weights_fingerprint
-from headscope.models.loading import check_whole, other_size
+from headscope.models.loading import Placed, check_whole, other_size
 from headscope.models.network import NetworkModel
 from headscope.models.protocol import Prefix
 from headscope.models.tokens import check_prompts, check_spaces, left_padded
@@ -148,13 +148,15 @@ def load_janus(source: str | Path, name: str, device: str, dtype: torch.dtype) -
         raise ModelError(f"{source}: cannot be loaded as a Janus model ({said(error)}).") from error
     network, found = loaded
     _check_size(source, network.config, found["mismatched_keys"])
-    check_whole(source, found, _DRAWING, _UNUSED)
+    aside = check_whole(source, found, _DRAWING, _UNUSED)
     check_spaces(tokenizer, source)
     if tokenizer.chat_template is None and local:
         tokenizer.chat_template = _template(Path(source))
     module: nn.Module = network
     module.to(device)
-    return JanusModel(network, tokenizer, name)
+    model = JanusModel(network, tokenizer, name)
+    model.placed = Placed(len(network.state_dict()) - len(found["missing_keys"]), aside)
+    return model
 
 
 def _check_size(source: str | Path, config: Any, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:

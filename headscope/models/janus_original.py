@@ -94,8 +94,10 @@ def load_janus_original(source: str, name: str, device: str, dtype: torch.dtype)
         network = _network(config, tokenizer, device)
     except Exception as error:  # numbers that do not fit each other fail in any way, inside transformers
         raise ModelError(f"{folder / 'config.json'}: describes no Janus that can be made ({said(error)}).") from error
-    fill(network, checkpoint, stored_name, UNUSED, device, dtype)
-    return JanusModel(network, tokenizer, name)
+    placed = fill(network, checkpoint, stored_name, UNUSED, device, dtype)
+    model = JanusModel(network, tokenizer, name)
+    model.placed = placed
+    return model
 
 
 def is_flow(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,24 @@ from headscope.facts import clipped, said, shown
 _DERIVED = ("inv_freq", "attn.bias", "attn.masked_bias")
 
 
-def check_whole(source: str | Path, found: Mapping[str, Any], parts: Sequence[str], unused: Sequence[str] = ()) -> None:
+@dataclass(frozen=True)
+class Placed:
+    """Where the tensors of a checkpoint went; a loader that has one refused what was missing or foreign.
+
+    Attributes:
+        tensors: that the model took, each into its place.
+        aside: that it has no need of, such as those of a tower that looks at images.
+    """
+
+    tensors: int
+    aside: int
+
+    def __add__(self, other: Placed) -> Placed:
+        """Of both files of a model."""
+        return Placed(self.tensors + other.tensors, self.aside + other.aside)
+
+
+def check_whole(source: str | Path, found: Mapping[str, Any], parts: Sequence[str], unused: Sequence[str] = ()) -> int:
     """Refuse a checkpoint whose tensors are not those of the network that was made.
 
     Args:
@@ -24,6 +42,9 @@ def check_whole(source: str | Path, found: Mapping[str, Any], parts: Sequence[st
             `missing_keys`, `unexpected_keys`, and where there are any `mismatched_keys`.
         parts: beginnings of the names of tensors that are used; what is missing elsewhere does not matter.
         unused: of those that are not; what is foreign elsewhere is refused. Without any, only what is foreign under `parts`.
+
+    Returns:
+        How many tensors of the checkpoint are left aside.
 
     Raises:
         ModelError: names the first three that are missing, or that the network has no place for, or one of another shape.
@@ -45,6 +66,7 @@ def check_whole(source: str | Path, found: Mapping[str, Any], parts: Sequence[st
             f"{source}: has {some(foreign)}, for which the model has no place (an adapter, or another class): merge or remove "
             "them first."
         )
+    return len(found["unexpected_keys"])
 
 
 def other_shape(

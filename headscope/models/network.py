@@ -12,6 +12,7 @@ from headscope.errors import ModelError
 from headscope.models.attention import observe
 from headscope.models.cache_name import cache_name
 from headscope.models.groups import Group
+from headscope.models.loading import Placed
 from headscope.policy import ModelShape
 
 
@@ -26,10 +27,12 @@ class NetworkModel:
         network: it, in evaluation mode.
         decoder: what is traced and compressed.
         counts_padding: whether positions count the padding too, as the fast decoders do.
+        placed: where the tensors of its checkpoint went; None where another's code loaded it.
     """
 
     shape: ModelShape
     counts_padding = False
+    placed: Placed | None = None
 
     def __init__(self, network: Any, name: str) -> None:
         self.network = network.eval()

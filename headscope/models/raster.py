@@ -37,7 +37,7 @@ from headscope.geometry import Geometry
 from headscope.models.checkpoint import weight_files
 from headscope.models.expected import kind_of
 from headscope.models.fingerprint import weights_fingerprint
-from headscope.models.loading import check_whole
+from headscope.models.loading import Placed, check_whole
 from headscope.models.network import NetworkModel
 from headscope.models.plain import PlainNetwork
 from headscope.models.protocol import Prefix
@@ -271,5 +271,7 @@ def load_raster(source: str | Path, name: str, device: str, dtype: torch.dtype) 
     except Exception as error:  # what stands in a folder may fail in any way, in classes of several libraries
         raise ModelError(f"{source}: cannot be loaded as a decoder-only network ({said(error)}).") from error
     network, found = loaded
-    check_whole(source, found, ("",))
-    return RasterModel(network.to(device), name, **card)
+    aside = check_whole(source, found, ("",))
+    model = RasterModel(network.to(device), name, **card)
+    model.placed = Placed(len(network.state_dict()) - len(found["missing_keys"]), aside)
+    return model

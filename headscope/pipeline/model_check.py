@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from headscope.facts import said
-from headscope.models import Group, ImageModel, Prefix, check_members, observe, random_codes
+from headscope.models import Group, ImageModel, Placed, Prefix, check_members, observe, random_codes
 from headscope.policy import Policy
 from headscope.runtime import PlainCache
 from headscope.samples import Samples
@@ -26,6 +26,7 @@ LOOSE = 0.05  # of 16 bits
 SAME_WAY = 0.01  # share of these for the same numbers twice by the same way
 MOST_KL = {torch.float32: 1e-5, torch.float64: 1e-8}
 LOOSE_KL = 0.02
+MOST_END = 1e-6  # probability of a row's end in a cell
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,18 @@ class Finding:
     Attributes:
         what: it is.
         wrong: what was found in place of what was expected, and what to look at; None: it is as it should be.
+        known: whether it could be tried at all.
     """
 
     what: str
     wrong: str | None
+    known: bool = True
 
     def sentence(self) -> str:
         """For the terminal."""
-        return f"ok     {self.what}" if self.wrong is None else f"WRONG  {self.what}: {self.wrong}"
+        if self.wrong is not None:
+            return f"WRONG  {self.what}: {self.wrong}"
+        return f"{'ok' if self.known else '-':6} {self.what}"
 
 
 def check_model(model: ImageModel, prompts: list[str], name: str | None = None) -> Iterator[Finding]:
@@ -54,6 +59,7 @@ def check_model(model: ImageModel, prompts: list[str], name: str | None = None) 
         name: for messages.
     """
     check_members(model, name or str(getattr(model, "name", "the model")))
+    yield _placed(model)
     trial = _Trial(model, prompts[:PROMPTS])
     for what, look in trial.looks():
         try:
@@ -65,6 +71,18 @@ def check_model(model: ImageModel, prompts: list[str], name: str | None = None) 
             return  # nothing else can be tried
 
 
+def _placed(model: ImageModel) -> Finding:
+    """Where the tensors of the checkpoint went; loading has refused what was missing, of another shape or foreign."""
+    placed: Placed | None = getattr(model, "placed", None)
+    if placed is None:
+        return Finding(
+            "its own code loaded the weights; load_state_dict(..., strict=True) leaves none fresh", None, known=False
+        )
+    beside = f", {placed.aside:,} are of parts that draw nothing" if placed.aside else ""
+    return Finding(f"every tensor of the checkpoint has its place, none is left fresh: {placed.tensors:,}{beside}", None)
+
+
+_ROW_ENDS = "a token ends each row, and is drawn nowhere else"
 _PROMPTS = "prompts become one length, padded on the left, in both streams"
 
 
@@ -90,6 +108,7 @@ class _Trial:
             ("token by token gives what one parallel pass gives", self.step_by_step),
             ("padding changes nothing", self.padding),
             ("a policy that keeps everything loses nothing", self.everything),
+            *([(_ROW_ENDS, self.row_ends)] if shape.geometry.row_end else []),
             ("codes become images", self.images),
         ]
 
@@ -188,6 +207,14 @@ class _Trial:
         if abs(loss) <= MOST_KL.get(model.dtype, LOOSE_KL):
             return None
         return f"{loss:.2g} nats a token; the cache that `forward` is given does not reach every layer's attention as it should"
+
+    @torch.inference_mode()
+    def row_ends(self) -> str | None:
+        """By the logits, which are of cells: sampling forces the last code where a row ends, and nowhere else may it come."""
+        likely = float(self.model.logits(self._parallel()[0]).float().softmax(-1)[..., -1].max())
+        if likely <= MOST_END:
+            return None
+        return f"code {self.model.vocabulary - 1} gets up to {likely:.2g} in a cell; `logits` has to give it -1e4"
 
     @torch.inference_mode()
     def images(self) -> str | None:

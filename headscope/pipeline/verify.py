@@ -60,7 +60,8 @@ def verify_model(model: ImageModel, prompts: Sequence[str], name: str, progress:
     report = _Report(model, four, name, progress)
     yield from report.facts()
     for finding in check_model(model, list(prompts[:COMPARED]), "the model"):
-        text = f"ok, {finding.what}" if finding.wrong is None else f"WRONG, {finding.what}: {finding.wrong}"
+        state = "WRONG" if finding.wrong is not None else "ok" if finding.known else "not known"
+        text = f"{state}, {finding.what}" + (f": {finding.wrong}" if finding.wrong is not None else "")
         yield report.line("check", text, finding.wrong is not None)
     for what, look in report.looks():
         try:
@@ -84,13 +85,12 @@ class _Report:
         return Line(what, _PATH.sub("PATH", text), wrong)
 
     def facts(self) -> Iterator[Line]:
-        """Versions, the machine, sizes and fingerprints: eight lines."""
+        """Versions, the machine, sizes and fingerprints: seven lines."""
         model, shape = self.model, self.model.shape
         here, grid = machine(model.device, model.dtype), shape.geometry
-        packages = ", ".join(f"{package} {version_of(package)}" for package in PACKAGES)
+        packages = ", ".join(f"{package} {version_of(package)}" for package in ("headscope", *PACKAGES))
         ends = ", each row ended by a token" if grid.row_end else ""
         codes = "all codes" if model.top_k is None else f"the {model.top_k} likeliest codes"
-        yield Line("headscope", f"{version_of('headscope')}, models verify")
         yield self.line("model", told_without_path(self.name))
         yield Line("versions", f"{packages}, Python {here['python']}")
         device = f"{here['device']} ({here['processor']}), threads {here['threads']}"

@@ -157,8 +157,23 @@ def test_the_command_says_each_thing(
     (tmp_path / "headscope.toml").write_text(CARD)
     found = headscope(capsys, monkeypatch, "models", "check", tmp_path, "--device", "cpu")
     assert found.status == 0
-    assert found.out.count("ok  ") == 8
+    assert found.out.count("ok  ") == 9
+    assert f"has its place, none is left fresh: {len(gpt2().state_dict())}" in found.out
     assert "as it should be" in found.out
     monkeypatch.setattr(registry, "_registered", {"mine": lambda device, dtype: made(Unmasked)})
     found = headscope(capsys, monkeypatch, "models", "check", "mine", "--prompt", "cat", "--prompt", "dog")
     assert (found.status, "mine: 1 of these are wrong" in found.out) == (1, True)
+    assert "-      its own code loaded the weights" in found.out
+
+
+class Ending(RasterModel):
+    """The end of a row is as likely as any cell."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.network.get_output_embeddings()(hidden)[..., : self.vocabulary]
+
+
+def test_ends_of_rows_among_the_cells_are_told() -> None:
+    rows = {"geometry": Geometry(4, 4, row_end=1), "codes": (0, 12), "row_end": 12, "start": [19]}
+    assert wrongs(RasterModel(gpt2(), "mine", **rows)) == {}
+    assert "code 12 gets up to 0." in wrongs(Ending(gpt2(), "mine", **rows))["a token"]

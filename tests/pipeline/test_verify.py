@@ -13,6 +13,7 @@ from headscope.geometry import Geometry
 from headscope.models import RasterModel, register_model, registry
 from headscope.models.janus import JanusModel
 from headscope.pipeline import verify_model
+from headscope.provenance import version_of
 from headscope.runtime import generate
 from tests.cli.command import headscope
 from tests.models.test_raster import CARD, gpt2, model_of
@@ -32,12 +33,12 @@ def test_it_is_twenty_lines_of_what_the_model_is(tiny: JanusModel, tiny_folder: 
     found = lines(tiny, name=str(tiny_folder))
     assert len(found) == 20
     assert found["model"] == "a folder of Janus in transformers' format"
-    assert found["versions"].startswith(f"torch {torch.__version__}, transformers ")
+    assert found["versions"].startswith(f"headscope {version_of('headscope')}, torch {torch.__version__}, transformers ")
     assert found["decoder"] == "2 layers of 4 query and 2 KV heads of 8 numbers, prompts of at most 64 tokens"
     assert found["image"] == "4 x 4 tokens, 16 codes"
     assert found["sampling"] == "guidance 3, temperature 1, all codes"
     assert found["fingerprint"] == f"architecture {tiny.shape.architecture[:16]}, weights {tiny.shape.weights[:16]}"
-    assert [text[:3] for what, text in found.items() if what.startswith("check")] == ["ok,"] * 8
+    assert [text.split(", ")[0] for what, text in found.items() if what.startswith("check")] == ["not known", *["ok"] * 8]
     assert found["images"].startswith("4 of 16 x 16 pixels in ")
     assert found["agreement"] == "100 % of 32 likeliest tokens are those of transformers' generate"
     assert re.fullmatch(r"[\d.]+ ms for a token of 4 images, by decoder transformers", found["step"])
