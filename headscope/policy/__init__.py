@@ -1,6 +1,8 @@
 """Policies: what each head keeps, in how many bytes, in which file, and the known methods as presets."""
 
 from headscope.policy.bucket import Bucket
+from headscope.policy.diff import LayerChange, PolicyDiff, diff
+from headscope.policy.edits import read_edits
 from headscope.policy.footprint import (
     CACHE_DTYPES,
     CODE_GROUP,
@@ -12,12 +14,15 @@ from headscope.policy.footprint import (
     parse_share,
     parse_size,
 )
+from headscope.policy.merge import Edit, check_fits_limit, merge
 from headscope.policy.policy import Policy, load_policy, save_policy
 from headscope.policy.preset import Preset
 from headscope.policy.presets import CONTROLS, PRESETS, make_preset, register_preset, tighter
 from headscope.policy.project import fit, project
 from headscope.policy.shape import ModelShape
+from headscope.policy.shipped import policy_file
 from headscope.policy.tensors import BITS, HEAD_TENSORS
+from headscope.policy.validate import ValidPolicy, unmeasured, validate
 
 __all__ = [
     "BITS",
@@ -28,20 +33,31 @@ __all__ = [
     "PRESETS",
     "Bucket",
     "CacheSpec",
+    "Edit",
+    "LayerChange",
     "Limit",
     "ModelShape",
     "Policy",
+    "PolicyDiff",
     "Preset",
+    "ValidPolicy",
+    "check_fits_limit",
     "code_bytes",
     "code_groups",
+    "diff",
     "dtype_name",
     "fit",
     "load_policy",
     "make_preset",
+    "merge",
     "parse_share",
     "parse_size",
+    "policy_file",
     "project",
+    "read_edits",
     "register_preset",
     "save_policy",
     "tighter",
+    "unmeasured",
+    "validate",
 ]

@@ -60,8 +60,8 @@ _MODEL = {
     "weights": or_null(TEXT),
     "folds_prefix": optional(FLAG),
 }
-_DTYPE = replace(one_of(*CACHE_DTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHE_DTYPES)
-_COUNTED = {"bytes": whole(0, 2**63 - 1), "batch": whole(1), "streams": whole(1), "dtype": _DTYPE}
+DTYPE = replace(one_of(*CACHE_DTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHE_DTYPES)
+_COUNTED = {"bytes": whole(0, 2**63 - 1), "batch": whole(1), "streams": whole(1), "dtype": DTYPE}
 _LIMIT = {**_COUNTED, "share": or_null(NUMBER), "prefix": whole(0, MOST_TOKENS), "count_prefix": FLAG}
 _COMMON = {
     "model": record(_MODEL),
@@ -144,15 +144,25 @@ def write_file(file: PolicyFile, path: str | Path, accounting: Mapping[str, Any]
     return write_whole(path, lambda target: save_file(tensors, target, metadata=strings))
 
 
-def read_file(path: Path) -> PolicyFile:
-    """Read a policy file; see `Policy.load`."""
+def read_facts(path: Path) -> dict[str, Any]:
+    """The metadata of a policy file that this headscope knows, each value of the right type and range; see `Policy.load`."""
+    with _opened(path) as file:
+        return _metadata(path, file.metadata() or {})
+
+
+def _opened(path: Path) -> safe_open:
     if os.path.isdir(path):
         raise DataError(f"{path}: is a folder; name the policy file in it, such as {path / 'policy.safetensors'}.")
     known = ", ".join(shipped()) or "there is none"
     missing = (
         "policy file; make one with `headscope search` or `headscope run`, or name one that comes with headscope: " + known
     )
-    with open_tensors(path, missing, "a policy file") as file:
+    return open_tensors(path, missing, "a policy file")
+
+
+def read_file(path: Path) -> PolicyFile:
+    """Read a policy file; see `Policy.load`."""
+    with _opened(path) as file:
         metadata = _metadata(path, file.metadata() or {})
         try:
             made = _shape(metadata["model"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from headscope.errors import PolicyMismatch
 from headscope.geometry import Geometry
 
 
@@ -42,3 +43,24 @@ class ModelShape:
         """As policy files and run.json tell it: JSON values by attribute."""
         facts = {**vars(self), "geometry": self.geometry.to_dict()}
         return facts if self.folds_prefix else {name: value for name, value in facts.items() if name != "folds_prefix"}
+
+    def words(self) -> str:
+        """`8 layers, 8 KV heads of size 24, 16 x 16 tokens`."""
+        folded = ", its prefix kept as one" if self.folds_prefix else ""
+        return f"{self.layers} layers, {self.kv_heads} KV heads of size {self.head_dim}, {self.geometry} tokens{folded}"
+
+    def check_alike(self, other: ModelShape, where: str) -> None:
+        """Refuse another shape, whose policies say nothing layer by layer and head by head.
+
+        Args:
+            other: the shape that is asked for.
+            where: whose this one is, such as a file; it begins the sentence.
+
+        Raises:
+            PolicyMismatch: with both.
+        """
+        if self.words() != other.words():
+            raise PolicyMismatch(
+                f"{where}: is for {self.name} ({self.words()}), expected the shape of {other.name} ({other.words()}); take "
+                "policies of one model."
+            )
