@@ -1,5 +1,6 @@
 """Reports: one page and contact sheets that people would rather look at than read."""
 
+from headscope.reporting.card import write_card
 from headscope.reporting.charts import ablation_panels, front as front_chart
 from headscope.reporting.evaluation import write_evaluation
 from headscope.reporting.explain import explain_head
@@ -19,6 +20,7 @@ __all__ = [
     "meaning_figure",
     "save_figure",
     "trials_figure",
+    "write_card",
     "write_evaluation",
     "write_figures",
     "write_gpu_page",

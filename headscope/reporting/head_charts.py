@@ -222,7 +222,7 @@ def decay(
 
 
 @styled()
-def kept(policy: Policy, spec: CacheSpec, width: float = WIDE) -> Figure:
+def kept(policy: Policy, spec: CacheSpec, width: float = WIDE, margin: float = 0.0) -> Figure:
     """A bar a head, layer by layer: recent tokens, tokens kept by score, and what the stride's buffer takes.
 
     A bar is as wide as its bits, full for 16, so that its area is memory; first tokens always have 16.
@@ -231,6 +231,7 @@ def kept(policy: Policy, spec: CacheSpec, width: float = WIDE) -> Figure:
         policy: to draw.
         spec: what its bytes, at the right, are counted for.
         width: in inches.
+        margin: inches below, which half of the last layer's number needs in a file; a page shows what lies outside a figure.
     """
     layers, heads = policy.window.shape
     count = {name: getattr(policy, name).numpy() for name in ("anchor", "window", "heavy")}
@@ -238,18 +239,20 @@ def kept(policy: Policy, spec: CacheSpec, width: float = WIDE) -> Figure:
     count["buffer"] = np.where(count["heavy"] > 0, min(policy.stride, policy.shape.geometry.tokens), 1)
     top = float(sum(count.values()).max())
     pitch = 0.52 if layers <= 12 else 0.36  # inches a layer, of which 0.08 stay free
-    figure = blank(width, layers * pitch + 0.04, "Tokens kept by every head, layer by layer")
+    tall = layers * pitch + 0.04
+    figure = blank(width, tall + margin, "Tokens kept by every head, layer by layer")
     left, right = 0.26, 1.12 if width > 5 else 0.66
     figure.set_layout_engine("none")
-    axes = figure.add_axes((left / width, 0.02 / figure.get_figheight(), 1 - (left + right) / width, 1), frameon=False)
+    box = (left / width, (0.02 + margin) / (tall + margin), 1 - (left + right) / width, tall / (tall + margin))
+    axes = figure.add_axes(box, frameon=False)
     thin, full = 1 - min(0.04 * heads / (width - left - right), 0.15), 1 - 0.08 / pitch
     share = policy.bits.numpy() / 16
     base = np.repeat(np.arange(layers - 1, -1, -1.0)[:, None], heads, 1)
     for name, colour in (("anchor", ANCHOR), ("window", COLOURS[SPATIAL]), ("heavy", COLOURS[SEMANTIC]), ("buffer", BUFFER)):
-        tall, wide = count[name] / top * full, thin * (np.ones_like(share) if name == "anchor" else share)
-        places = [(n, h) for n in range(layers) for h in range(heads) if tall[n, h]]
-        _boxes(axes, [(h, base[n, h], wide[n, h], tall[n, h]) for n, h in places], colour)
-        base += tall
+        height, wide = count[name] / top * full, thin * (np.ones_like(share) if name == "anchor" else share)
+        places = [(n, h) for n in range(layers) for h in range(heads) if height[n, h]]
+        _boxes(axes, [(h, base[n, h], wide[n, h], height[n, h]) for n, h in places], colour)
+        base += height
     titles = [
         f"layer {n} head {h}: {count['window'][n, h]} recent, {count['heavy'][n, h]} by score"
         + (f", {count['anchor'][n, h]} first tokens" if count["anchor"][n, h] else "")
