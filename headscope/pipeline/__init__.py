@@ -5,6 +5,7 @@ from headscope.pipeline.estimate import Estimate
 from headscope.pipeline.fronts import search_front
 from headscope.pipeline.generating import GenerateInProcesses
 from headscope.pipeline.images import Request, generate_images, plan_images
+from headscope.pipeline.measuring import measure_policy, measured_target
 from headscope.pipeline.model_check import Finding, check_model
 from headscope.pipeline.needs import Needs
 from headscope.pipeline.opened import Run, begin_run, open_run
@@ -38,6 +39,8 @@ __all__ = [
     "generate_images",
     "groups_of",
     "heads_step",
+    "measure_policy",
+    "measured_target",
     "open_run",
     "plan_images",
     "read_prompts",
