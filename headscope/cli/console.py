@@ -78,6 +78,7 @@ errors = Output(stderr=True, highlight=False)
 Device = Annotated[str, typer.Option(help="auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16 (default: float32 on a CPU, else bfloat16).")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by `headscope trace` or `run`.")]
+PolicyFile = Annotated[Path, typer.Argument(metavar="FILE", help="A policy file, or a shipped policy by its name.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, or a hub id.")]
 Features = Annotated[Path | None, typer.Option(help="Features of captions in safetensors, for a LlamaGen that takes captions.")]
 FoldPrefix = Annotated[bool, typer.Option(help="Keep a prefix whose keys are 0, a LlamaGen's caption, as one entry.")]
@@ -89,6 +90,9 @@ PromptFile = Annotated[
 Keep = Annotated[str | None, typer.Option(help="Share of the plain cache to keep, such as 20%.")]
 Memory = Annotated[str | None, typer.Option(help="Bytes to keep, such as 12MiB, for --batch images.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images generated together that --memory is for.")]
+LimitBatch = Annotated[
+    int | None, typer.Option("--batch", min=1, help="Images that --memory is for (default: the policy's own).")
+]
 KeepOf = Annotated[str, typer.Option(help="What --keep counts: `all` tokens, or those of the `image`.")]
 Trials = Annotated[int, typer.Option(min=0, help="Trials of the study.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A dry run: no sensitivity table, presets not swept.")]

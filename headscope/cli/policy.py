@@ -1,18 +1,24 @@
-"""`headscope policy`: look into a policy file."""
+"""`headscope policy`: look into policy files, compare, check, change, describe and measure them; one small file a verb."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from headscope.cli.console import say
+from headscope.cli.console import PolicyFile, say
+from headscope.cli.policy_card import card
+from headscope.cli.policy_diff import diff
+from headscope.cli.policy_measure import measure
+from headscope.cli.policy_merge import merge
+from headscope.cli.policy_validate import validate
 
 if TYPE_CHECKING:
     from headscope.policy import Policy
 
 app = typer.Typer(no_args_is_help=True, help="Policy files.")
+for _verb in (diff, validate, merge, card, measure):
+    app.command(_verb.__name__)(_verb)
 
 
 @app.callback()
@@ -21,9 +27,9 @@ def _group() -> None:
 
 
 @app.command("show")
-def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy file.")]) -> None:
+def show(file: PolicyFile) -> None:
     """Print what a policy keeps, and for which model. Example: headscope policy show runs/demo/policy.safetensors"""
-    from headscope.policy import load_policy
+    from headscope.policy import load_policy, unmeasured
 
     policy = load_policy(file)
     shape = policy.shape
@@ -39,6 +45,8 @@ def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy fil
     say(f"made by    {policy.provenance.get('method', 'hand')} {policy.provenance.get('origin', '')}")
     for name, value in policy.results.items():
         say(f"{name:10} {value}")
+    if told := unmeasured(policy):
+        say(told)
     say("")
     say("layer  heads  window  heavy  anchor  decay  bits")
     for layer in range(shape.layers):
