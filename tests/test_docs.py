@@ -11,6 +11,7 @@ import torch
 
 import headscope
 from headscope.models.cache_name import cache_name
+from headscope.policy import diff, merge, read_edits
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -24,6 +25,14 @@ def test_the_runtime_page_generates_an_image_in_the_users_own_code() -> None:
     assert names["images"].shape == (1, 64, 64, 3)
     assert names["images"].dtype == torch.uint8
     assert (names["fewer"].bits == 8).all()
+
+
+def test_the_runtime_page_edits_a_policy(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```toml\n(.*?)```", (DOCS / "runtime.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "edits.toml").write_text(code, encoding="utf-8")
+    base = headscope.load_policy("stickers-20")
+    merged = merge(base, read_edits(tmp_path / "edits.toml"), base.limit)
+    assert [change.layer for change in diff(base, merged).layers] == [0, 4, 5, 6, 7]
 
 
 def test_a_plain_network_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

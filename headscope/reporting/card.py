@@ -22,6 +22,7 @@ from headscope.reporting.style import save_figure
 from headscope.storage import check_writable, write_text
 
 CALIBRATION = ("calibration_kl", "calibration_top1")
+USE = '`headscope generate {} "{}" --policy {} --out images`'
 PICTURE = (
     "A bar a head, layer by layer, in tokens: teal recent ones (window), orange older ones by score (heavy), grey what waits "
     "for the next choice, violet first ones (anchor). How wide a bar is says in how many bits: full for 16, half for 8, a "
@@ -68,7 +69,7 @@ def card_text(policy: Policy, name: str, picture: str, *, more: Sequence[tuple[s
     """
     rows = dict(_rows(policy, name)) | dict(more)
     weights = " It is refused on other weights." if policy.shape.weights else ""
-    use = _code(f'headscope generate {policy.shape.name} "{prompt}" --policy {name} --out images')
+    use = USE.format(*(_code(one)[1:-1] for one in (policy.shape.name, prompt, name)))
     return "\n".join(
         [
             f"# {_plain(Path(name).name.removesuffix('.safetensors'))}",

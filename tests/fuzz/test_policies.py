@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from headscope.policy import CacheSpec, Limit, Policy, load_policy, save_policy
+from headscope.policy import CacheSpec, Limit, Policy, diff, load_policy, merge, read_edits, save_policy, unmeasured, validate
+from headscope.reporting.card import card_text
 from headscope.runtime.cache_layer import check_prefix
 from tests.fuzz.mutants import all_survive, mutated_bytes, mutated_safetensors
 from tests.policy.shapes import SHAPE
@@ -34,9 +35,31 @@ def used(file: Path) -> Policy:
     for layer in range(policy.shape.layers):
         policy.buckets(layer)
     check_prefix(policy, policy.prefix + 5)
+    unmeasured(policy)
+    card_text(policy, "p", "p.png")
     return policy
+
+
+def checked(file: Path) -> None:
+    """What `headscope policy validate` does, and `diff` with itself."""
+    policy = validate(file).policy
+    assert diff(policy, policy).same
 
 
 @pytest.mark.parametrize("mutated", [mutated_bytes, mutated_safetensors])
 def test_a_mutant_of_a_policy_is_one_sentence_or_of_use(good: bytes, tmp_path: Path, mutated: Callable) -> None:
     all_survive(mutated, good, tmp_path / "policy.safetensors", used)
+    all_survive(mutated, good, tmp_path / "policy.safetensors", checked)
+
+
+def test_a_mutant_of_edits_is_one_sentence_or_merged(good: bytes, tmp_path: Path) -> None:
+    (tmp_path / "base.safetensors").write_bytes(good)
+    base = load_policy(tmp_path / "base.safetensors")
+    text = (
+        '[[edit]]\nlayers = "0-1,2"\nheads = [1]\nwindow = 3\nbits = 8\ndecay = 0.5\nper_visit = true\n[[edit]]\nlayers = 2\n'
+    )
+
+    def merged(file: Path) -> Policy:
+        return merge(base, read_edits(file), base.limit)
+
+    all_survive(mutated_bytes, (text + 'from = "base.safetensors"\n').encode(), tmp_path / "edits.toml", merged)
