@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from headscope.policy import Policy
 
 app = typer.Typer(no_args_is_help=True, help="Policy files.")
-for _verb in (diff, validate, merge, card, measure):
-    app.command(_verb.__name__)(_verb)
 
 
 @app.callback()
@@ -59,3 +57,10 @@ def _rows(policy: Policy, layer: int) -> list[str]:
         f"{layer:5}  {len(b.heads):5}  {b.window:6}  {b.heavy:5}  {b.anchor:6}  {b.decay:5.2f}  {b.bits:4}"
         for b in policy.buckets(layer)
     ]
+
+
+app.command("diff")(diff)
+app.command("validate")(validate)
+app.command("merge")(merge)
+app.command("card")(card)
+app.command("measure")(measure)
