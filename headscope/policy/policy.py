@@ -12,8 +12,9 @@ import torch
 
 from headscope.errors import HeadscopeError, PolicyMismatch
 from headscope.policy.bucket import Bucket
-from headscope.policy.files import PolicyFile, check_fits, read_file, write_file
+from headscope.policy.files import check_fits, read_file, write_file
 from headscope.policy.footprint import CacheSpec, Limit
+from headscope.policy.metadata import PolicyFile
 from headscope.policy.shape import ModelShape
 from headscope.policy.shipped import policy_file
 from headscope.policy.tensors import BITS, DTYPES, HEAD_TENSORS, KEPT, check_tensor

@@ -1,0 +1,214 @@
+"""What a policy file says beside its tensors, whichever form it has, and what is refused of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headscope.errors import HeadscopeError, PolicyMismatch
+from headscope.facts import FLAG, NUMBER, OBJECT, TEXT, TEXTS, check, one_of, optional, or_null, record, shown, whole
+from headscope.geometry import MOST_TOKENS, Geometry
+from headscope.policy.footprint import CACHE_DTYPES, CacheSpec, Limit
+from headscope.policy.shape import ModelShape
+from headscope.policy.tensors import DTYPES, HEAD_TENSORS
+
+SCHEMA = 2
+# Features that a file may need.
+KNOWN_NEEDS = frozenset({"bits"})
+SCORE = "received"
+# The tensor of which this version knows one value.
+FIXED = {"prompt": 1}
+# Far above every model there is, and low enough that the bytes of a head fit 64 bits.
+_MOST_HEADS = 2**12
+_MOST_SIZE = 2**16
+_MODEL = {
+    "name": TEXT,
+    "layers": whole(1, _MOST_HEADS),
+    "query_heads": whole(1, _MOST_HEADS),
+    "kv_heads": whole(1, _MOST_HEADS),
+    "head_dim": whole(1, _MOST_SIZE),
+    "geometry": OBJECT,  # `Geometry.from_dict` knows its fields
+    "architecture": TEXT,
+    "weights": or_null(TEXT),
+    "folds_prefix": optional(FLAG),
+}
+_DTYPE = replace(one_of(*CACHE_DTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHE_DTYPES)
+_COUNTED = {"bytes": whole(0, 2**63 - 1), "batch": whole(1), "streams": whole(1), "dtype": _DTYPE}
+_LIMIT = {**_COUNTED, "share": or_null(NUMBER), "prefix": whole(0, MOST_TOKENS), "count_prefix": FLAG}
+_COMMON = {
+    "model": record(_MODEL),
+    "stride": whole(1, MOST_TOKENS),
+    "prefix": whole(0, MOST_TOKENS),
+    "accounting": optional(OBJECT),
+    "results": optional(OBJECT),
+}
+# By schema.
+_FIELDS = {
+    1: {**_COMMON, "provenance": optional(record({"limit": or_null(record({**_COUNTED, "of": one_of("all", "image")}))}))},
+    2: {
+        **_COMMON,
+        "needs": TEXTS,
+        "lead": whole(1, MOST_TOKENS),
+        "score": one_of(SCORE),
+        "limit": or_null(record(_LIMIT)),
+        "provenance": optional(OBJECT),
+    },
+}
+
+
+@dataclass(frozen=True)
+class PolicyFile:
+    """What a policy file holds, each part of the right type and range; whether they make a policy is `Policy`'s to say.
+
+    Attributes:
+        tensors: [layers, kv_heads] each, by name.
+        stride: tokens between two choices of the heavy set.
+        prefix: tokens that the byte accounting assumes.
+        shape: the model that it was made for; weights "" where it was made for any of this shape.
+        limit: the byte limit, or None.
+        provenance: JSON values.
+        results: JSON values.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    stride: int
+    prefix: int
+    shape: ModelShape
+    limit: Limit | None
+    provenance: Mapping[str, Any]
+    results: Mapping[str, Any]
+
+
+def metadata_of(file: PolicyFile, path: Path, accounting: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that a policy file says beside its tensors, as JSON values by name.
+
+    Args:
+        file: its content.
+        path: of it, for messages.
+        accounting: bytes, for readers.
+
+    Raises:
+        PolicyMismatch: provenance or results are no JSON values, or such that a reader would refuse them.
+    """
+    shape = file.shape
+    metadata = {
+        "needs": ["bits"] if bool((file.tensors["bits"] != 16).any()) else [],
+        "model": {**shape.to_dict(), "weights": shape.weights or None},
+        "stride": file.stride,
+        "prefix": file.prefix,
+        "lead": shape.geometry.row_length,
+        "score": SCORE,
+        "limit": None if file.limit is None else file.limit.to_dict(),
+        "provenance": dict(file.provenance),
+        "results": dict(file.results),
+    }
+    try:
+        metadata = json.loads(json.dumps(metadata))
+    except (TypeError, ValueError) as error:
+        raise PolicyMismatch(f"{path}: provenance and results have to be JSON values ({error}).") from None
+    check(metadata, _FIELDS[SCHEMA], str(path), PolicyMismatch)
+    return {**metadata, "headscope_schema": SCHEMA, "accounting": dict(accounting)}
+
+
+def fixed_tensors(shape: ModelShape) -> dict[str, torch.Tensor]:
+    """The tensors [layers, kv_heads] of a policy file of which this version knows one value."""
+    heads = (shape.layers, shape.kv_heads)
+    return {name: torch.full(heads, value, dtype=DTYPES[name]) for name, value in FIXED.items()}
+
+
+def check_schema(facts: Mapping[str, Any], path: Path) -> Sequence[str]:
+    """The names of the facts that a policy file of its schema has.
+
+    Args:
+        facts: JSON values by name, of which headscope_schema is looked at.
+        path: of the file, for messages.
+
+    Raises:
+        PolicyMismatch: no schema, or one that this version does not know.
+    """
+    schema = check(facts, {"headscope_schema": whole(1)}, str(path), PolicyMismatch)["headscope_schema"]
+    if schema > SCHEMA:  # nothing else of it is known
+        raise PolicyMismatch(f"{path}: written in schema {schema}, this headscope reads up to {SCHEMA}; install a newer one.")
+    return tuple(_FIELDS[schema])
+
+
+def read_facts(facts: Mapping[str, Any], tensor: Callable[[str, ModelShape], torch.Tensor], path: Path) -> PolicyFile:
+    """What a policy file holds, from its facts and its tensors, all of it checked.
+
+    Args:
+        facts: JSON values by name.
+        tensor: gives one [layers, kv_heads] of a model by its name.
+        path: of the file, for messages.
+
+    Raises:
+        PolicyMismatch: a fact or a tensor that is missing or impossible, or of a later version.
+    """
+    metadata = _checked(facts, path)
+    try:
+        made = _shape(metadata["model"])
+        names = HEAD_TENSORS if metadata["headscope_schema"] > 1 else [name for name in HEAD_TENSORS if name != "bits"]
+        found = PolicyFile(
+            {name: tensor(name, made) for name in names},
+            metadata["stride"],
+            metadata["prefix"],
+            made,
+            _limit(metadata, made),
+            {name: value for name, value in metadata.get("provenance", {}).items() if name != "limit"},
+            metadata.get("results", {}),
+        )
+        if metadata["headscope_schema"] > 1:
+            _check_fixed({name: tensor(name, made) for name in (*FIXED, "bits")}, metadata, made)
+    except HeadscopeError as error:
+        raise PolicyMismatch(f"{path}: {error}") from None
+    return found
+
+
+def _checked(facts: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The known facts, each of the right type and range."""
+    fields = {name: _FIELDS[facts["headscope_schema"]][name] for name in check_schema(facts, path)}
+    unknown = sorted(set(check(facts, {"needs": optional(TEXTS)}, str(path), PolicyMismatch).get("needs", ())) - KNOWN_NEEDS)
+    if unknown:  # before anything else of it, which they may change the meaning of
+        raise PolicyMismatch(f"{path}: needs {shown(unknown)}, which this headscope does not know; install a newer one.")
+    return check(facts, fields, str(path), PolicyMismatch)
+
+
+def _limit(metadata: dict[str, Any], shape: ModelShape) -> Limit | None:
+    """The limit, of either schema."""
+    if metadata["headscope_schema"] > 1:
+        return None if metadata.get("limit") is None else Limit.from_dict(metadata["limit"], shape)
+    old = metadata.get("provenance", {}).get("limit")
+    if old is None:
+        return None
+    counted = {"batch": old["batch"], "streams": old["streams"], "dtype": old["dtype"], "count_prefix": old["of"] == "all"}
+    return Limit(old["bytes"], CacheSpec(shape, metadata["prefix"], **counted))
+
+
+def _check_fixed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, Any], shape: ModelShape) -> None:
+    """Refuse values of a later version: prompts of heads, rows at once."""
+    for name, value in FIXED.items():
+        wrong = (tensors[name] != value).nonzero()
+        if len(wrong):
+            layer, head = wrong[0].tolist()
+            raise PolicyMismatch(f"layer {layer} head {head}: {name} is not {value}, which is all that this headscope knows.")
+    few = (tensors["bits"] != 16).nonzero()
+    if len(few) and "bits" not in metadata["needs"]:
+        layer, head = few[0].tolist()
+        raise PolicyMismatch(f"layer {layer} head {head}: bits are below 16, which needs does not name; write the file anew.")
+    if metadata["lead"] != shape.geometry.row_length:
+        raise PolicyMismatch(
+            f"lead is {metadata['lead']}, expected {shape.geometry.row_length}, which generates row after row."
+        )
+
+
+def _shape(model: dict[str, Any]) -> ModelShape:
+    if model["query_heads"] % model["kv_heads"]:
+        raise PolicyMismatch(
+            f"model.query_heads is {model['query_heads']}, expected a multiple of model.kv_heads, {model['kv_heads']}."
+        )
+    facts = {name: model[name] for name in _MODEL if name in model and name not in ("geometry", "weights")}
+    return ModelShape(**facts, weights=model.get("weights") or "", geometry=Geometry.from_dict(model["geometry"]))
