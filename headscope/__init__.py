@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         Limit as Limit,
         ModelShape as ModelShape,
         Policy as Policy,
+        export_policy as export_policy,
+        import_policy as import_policy,
         load_policy as load_policy,
         make_preset as make_preset,
         register_preset as register_preset,
@@ -64,7 +66,8 @@ _ROOMS = {
     "heads": "HeadClassifier Heads classify",
     "models": "load_model observe register_model",
     "pipeline": "run",
-    "policy": "CacheSpec Limit ModelShape PRESETS Policy load_policy make_preset register_preset save_policy",
+    "policy": "CacheSpec Limit ModelShape PRESETS Policy export_policy import_policy load_policy make_preset "
+    "register_preset save_policy",
     "progress": "Progress",
     "runtime": "CompressedCache Sampling compressed generate",
     "samples": "Samples",

@@ -3,6 +3,7 @@
 from headscope.policy.bucket import Bucket
 from headscope.policy.diff import LayerChange, PolicyDiff, diff
 from headscope.policy.edits import read_edits
+from headscope.policy.exchange import FORMATS, Exported, export_policy, import_policy
 from headscope.policy.footprint import (
     CACHE_DTYPES,
     CODE_GROUP,
@@ -29,12 +30,14 @@ __all__ = [
     "CACHE_DTYPES",
     "CODE_GROUP",
     "CONTROLS",
+    "FORMATS",
     "HEAD_TENSORS",
     "PRESETS",
     "Bucket",
     "CacheSpec",
     "Edit",
     "LayerChange",
+    "Exported",
     "Limit",
     "ModelShape",
     "Policy",
@@ -46,7 +49,9 @@ __all__ = [
     "code_groups",
     "diff",
     "dtype_name",
+    "export_policy",
     "fit",
+    "import_policy",
     "load_policy",
     "make_preset",
     "merge",
