@@ -41,6 +41,7 @@ ARGUMENTS = (
     "dtype",
     "model_shape",
     "accept_other_weights",
+    "prefix",
 )
 # Columns where there is no terminal to fit into: a table in a file or a pipe comes whole.
 WHOLE = 10_000

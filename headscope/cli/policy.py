@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from headscope.cli.console import PolicyFile, say
+from headscope.cli.exchange import export, import_
 from headscope.cli.policy_card import card
 from headscope.cli.policy_diff import diff
 from headscope.cli.policy_measure import measure
@@ -64,3 +65,5 @@ app.command("validate")(validate)
 app.command("merge")(merge)
 app.command("card")(card)
 app.command("measure")(measure)
+app.command("export")(export)
+app.command("import")(import_)

@@ -13,7 +13,7 @@ import torch
 from headscope.errors import HeadscopeError, PolicyMismatch
 from headscope.facts import FLAG, NUMBER, OBJECT, TEXT, TEXTS, check, one_of, optional, or_null, record, shown, whole
 from headscope.geometry import MOST_TOKENS, Geometry
-from headscope.policy.footprint import CACHE_DTYPES, CacheSpec, Limit
+from headscope.policy.footprint import CACHEDTYPES, CacheSpec, Limit
 from headscope.policy.shape import ModelShape
 from headscope.policy.tensors import DTYPES, HEAD_TENSORS
 
@@ -37,8 +37,8 @@ _MODEL = {
     "weights": or_null(TEXT),
     "folds_prefix": optional(FLAG),
 }
-_DTYPE = replace(one_of(*CACHE_DTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHE_DTYPES)
-_COUNTED = {"bytes": whole(0, 2**63 - 1), "batch": whole(1), "streams": whole(1), "dtype": _DTYPE}
+DTYPE = replace(one_of(*CACHEDTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHEDTYPES)
+_COUNTED = {"bytes": whole(0, 2**63 - 1), "batch": whole(1), "streams": whole(1), "dtype": DTYPE}
 _LIMIT = {**_COUNTED, "share": or_null(NUMBER), "prefix": whole(0, MOST_TOKENS), "count_prefix": FLAG}
 _COMMON = {
     "model": record(_MODEL),
@@ -148,7 +148,7 @@ def read_facts(facts: Mapping[str, Any], tensor: Callable[[str, ModelShape], tor
     Raises:
         PolicyMismatch: a fact or a tensor that is missing or impossible, or of a later version.
     """
-    metadata = _checked(facts, path)
+    metadata = check_facts(facts, path)
     try:
         made = _shape(metadata["model"])
         names = HEAD_TENSORS if metadata["headscope_schema"] > 1 else [name for name in HEAD_TENSORS if name != "bits"]
@@ -168,8 +168,16 @@ def read_facts(facts: Mapping[str, Any], tensor: Callable[[str, ModelShape], tor
     return found
 
 
-def _checked(facts: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The known facts, each of the right type and range."""
+def check_facts(facts: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The known facts, each of the right type and range.
+
+    Args:
+        facts: JSON values by name.
+        path: of the file, for messages.
+
+    Raises:
+        PolicyMismatch: see `read_facts`.
+    """
     fields = {name: _FIELDS[facts["headscope_schema"]][name] for name in check_schema(facts, path)}
     unknown = sorted(set(check(facts, {"needs": optional(TEXTS)}, str(path), PolicyMismatch).get("needs", ())) - KNOWN_NEEDS)
     if unknown:  # before anything else of it, which they may change the meaning of

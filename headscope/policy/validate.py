@@ -9,9 +9,10 @@ from typing import Any
 from headscope.errors import PolicyMismatch
 from headscope.facts import FLAG, check, one_of, optional, whole
 from headscope.geometry import MOST_TOKENS
-from headscope.policy.files import DTYPE, read_facts
+from headscope.policy.files import stored_facts
 from headscope.policy.footprint import CacheSpec
 from headscope.policy.merge import MERGED, check_fits_limit
+from headscope.policy.metadata import DTYPE
 from headscope.policy.policy import Policy
 from headscope.policy.shape import ModelShape
 from headscope.policy.shipped import policy_file
@@ -60,7 +61,7 @@ def validate(path: str | Path, shape: ModelShape | None = None) -> ValidPolicy:
         BudgetError: it takes more than its own limit.
     """
     policy, path = Policy.load(path, shape), policy_file(path)
-    facts = read_facts(path)
+    facts = stored_facts(path)
     accounting = facts.get("accounting")
     if accounting is not None:
         _check_accounting(policy, check(accounting, _ACCOUNTING, f"{path}: accounting", PolicyMismatch), path)

@@ -72,6 +72,13 @@ def read(path: Path, wanted: Wanted) -> Policy:
     """
     if wanted.shape is None:
         raise HeadscopeError(f"{path}: names no model that headscope knows; name the one that it is for.")
+    prefix = wanted.prefix if wanted.limit is None else wanted.limit.spec.prefix
+    if prefix is None:
+        raise HeadscopeError(
+            f"{path}: its sinks count the prompt's tokens; give the longest prompt in tokens, `prefix`, or a limit."
+        )
+    if not path.is_dir():
+        raise DataError(f"{path}: no folder of DuoAttention, which holds {SCORES} and {CONFIG}; name one.")
     config = check(read_json(path / CONFIG), _CONFIG, str(path / CONFIG))
     values = _scores(path, wanted.shape)
     scores = torch.from_numpy(values).float()
@@ -79,17 +86,13 @@ def read(path: Path, wanted: Wanted) -> Policy:
     facts = {"method": "duo_attention", "sink_size": sink, "recent_size": recent, "full_heads": int(full.sum())}
     if wanted.limit is not None:  # full heads choose among all tokens, streaming heads keep the newest
         return SSD().build(wanted.limit, full.float()).replace(semantic_score=scores, provenance=facts)
-    if wanted.prefix is None:
-        raise HeadscopeError(
-            f"{path}: its sinks count the prompt's tokens; give the longest prompt in tokens, `prefix`, or a limit."
-        )
     most = wanted.shape.geometry.tokens - 1
     return Policy.uniform(
         wanted.shape,
         window=torch.where(full, most, min(recent, most)),
-        anchor=torch.where(full, 0, min(max(sink - wanted.prefix, 0), most + 1)),
+        anchor=torch.where(full, 0, min(max(sink - prefix, 0), most + 1)),
         stride=1,
-        prefix=wanted.prefix,
+        prefix=prefix,
         semantic_score=scores,
         provenance=facts,
     )
