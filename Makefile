@@ -3,6 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 OLD := .venv-oldest
+KVPRESS := .venv-kvpress
 
 # The oldest of every dependency that pyproject.toml admits, but for torch, and what these need in place of the lock's.
 OLDEST := huggingface_hub==1.5.0 Jinja2==3.1.2 matplotlib==3.10.0 numpy==2.0.0 optuna==5.0.0 pandas==2.2.2 pillow==10.3.0 \
@@ -17,7 +18,7 @@ PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-oldest test-postgres test-ray test-triton test-janus lint clean
+.PHONY: help demo test fuzz test-oldest test-postgres test-ray test-triton test-janus test-kvpress lint clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,13 +50,16 @@ test-triton: $(VENV)/.ready ## Run all tests of the GPU's kernels in Triton's in
 test-janus: $(VENV)/.ready ## Take Janus-Pro's true width and image through every step
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m janus tests/pipeline/test_janus_pro.py $(ARGS)
 
+test-kvpress: $(VENV)/.ready $(KVPRESS)/.ready ## Compare an exported policy with what kvpress makes of it
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m kvpress tests/servers $(ARGS)
+
 lint: $(VENV)/.ready ## Check style, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 clean: ## Remove the environments and what tools left behind; runs/ stays
-	rm -rf $(VENV) $(OLD) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD) $(KVPRESS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find headscope tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: made last, so that an install that stopped half-way is begun again, and a finished one is not repeated.
@@ -72,6 +76,13 @@ $(OLD)/.ready: requirements.lock pyproject.toml Makefile
 	grep -E '^($(LOCKED))==' requirements.lock > $(OLD)/others.txt
 	$(OLD)/bin/python -m pip install --quiet -r $(OLD)/others.txt $(OLDEST)
 	$(OLD)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Apart, because kvpress asks for transformers before 5.3, and headscope for 5.5 or newer.
+$(KVPRESS)/.ready: requirements.lock Makefile
+	$(call environment,$(KVPRESS))
+	@echo "Installing into $(KVPRESS); the first time takes some minutes."
+	$(KVPRESS)/bin/python -m pip install --quiet kvpress==0.5.5 transformers==5.2.0 $$(grep -E '^torch==' requirements.lock)
 	@touch $@
 
 define environment
