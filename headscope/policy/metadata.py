@@ -13,7 +13,7 @@ import torch
 from headscope.errors import HeadscopeError, PolicyMismatch
 from headscope.facts import FLAG, NUMBER, OBJECT, TEXT, TEXTS, check, one_of, optional, or_null, record, shown, whole
 from headscope.geometry import MOST_TOKENS, Geometry
-from headscope.policy.footprint import CACHEDTYPES, CacheSpec, Limit
+from headscope.policy.footprint import CACHE_DTYPES, CacheSpec, Limit
 from headscope.policy.shape import ModelShape
 from headscope.policy.tensors import DTYPES, HEAD_TENSORS
 
@@ -37,7 +37,7 @@ _MODEL = {
     "weights": or_null(TEXT),
     "folds_prefix": optional(FLAG),
 }
-DTYPE = replace(one_of(*CACHEDTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHEDTYPES)
+DTYPE = replace(one_of(*CACHE_DTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHE_DTYPES)
 _COUNTED = {"bytes": whole(0, 2**63 - 1), "batch": whole(1), "streams": whole(1), "dtype": DTYPE}
 _LIMIT = {**_COUNTED, "share": or_null(NUMBER), "prefix": whole(0, MOST_TOKENS), "count_prefix": FLAG}
 _COMMON = {
