@@ -7,6 +7,7 @@ from headscope.runtime.decoders import AUTO, Decoder, choose, decoder_name, pass
 from headscope.runtime.finite import no_numbers
 from headscope.runtime.generate import generate
 from headscope.runtime.plain import PlainCache
+from headscope.runtime.quantized import read_back
 from headscope.runtime.sampling import Sampler, Sampling, guide, sample, scales
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "guide",
     "no_numbers",
     "passed_over",
+    "read_back",
     "sample",
     "scales",
     "seconds_of",

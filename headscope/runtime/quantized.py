@@ -69,6 +69,19 @@ def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, siz
     return torch.addcmul(zero, numbers.float(), scale).to(dtype)
 
 
+def read_back(numbers: torch.Tensor, bits: int) -> torch.Tensor:
+    """Numbers as they are after writing and reading.
+
+    Args:
+        numbers: [..., D], any float dtype.
+        bits: 8 or 4.
+
+    Returns:
+        [..., D] of that dtype.
+    """
+    return dequantize(*quantize(numbers, bits), numbers.shape[-1], numbers.dtype)
+
+
 def _packed(codes: torch.Tensor) -> torch.Tensor:
     """Two 4-bit numbers a byte."""
     codes = pad(codes, (0, codes.shape[-1] % 2))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from headscope.tuning.config import SAMPLERS, LimitConfig, PromptConfig, RunConfig, SearchConfig, config_from
     from headscope.tuning.config_file import read_config
     from headscope.tuning.measure.ablation import HeadAblation, ablate_heads, equal_options
+    from headscope.tuning.measure.around import ParallelPass, table_around
     from headscope.tuning.measure.coverage import Coverage, Groups
     from headscope.tuning.measure.fisher import fisher_table, head_products, sampled_gradients
     from headscope.tuning.measure.free_running import measure_free_running
@@ -47,6 +48,7 @@ _MODULES = {
     "config": "LimitConfig PromptConfig RunConfig SAMPLERS SearchConfig config_from",
     "config_file": "read_config",
     "measure.ablation": "HeadAblation ablate_heads equal_options",
+    "measure.around": "ParallelPass table_around",
     "measure.coverage": "Coverage Groups",
     "measure.full_cache": "ROOM",
     "measure.fisher": "fisher_table head_products sampled_gradients",
