@@ -51,7 +51,7 @@ def test_the_gradient_is_the_slope_of_the_loss(replay: Replay, policy: Policy, l
     """What one head writes is moved a little, and the loss follows."""
     policy = policy.replace(bits=torch.full_like(policy.bits, 16))
     once, batch, sites = ParallelPass(replay, policy, 0), replay.batches[0], HeadOutputs(replay, policy.stride).sites
-    part, wanted = slice(24 * head, 24 * head + 24), once.logs(replay.full(batch))
+    part, wanted = slice(24 * head, 24 * head + 24), once.logs(replay.full(batch)).detach()
     slope = once.gradients(1, 0)[0][layer][0, ..., part].flatten(0, 1)  # [rows, N - 1, 24]
     step = slope / slope.norm()
 
