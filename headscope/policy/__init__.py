@@ -20,6 +20,7 @@ from headscope.policy.policy import Policy, load_policy, save_policy
 from headscope.policy.preset import Preset
 from headscope.policy.presets import CONTROLS, PRESETS, make_preset, register_preset, tighter
 from headscope.policy.project import fit, project
+from headscope.policy.rule import Rule
 from headscope.policy.shape import ModelShape
 from headscope.policy.shipped import policy_file
 from headscope.policy.tensors import BITS, HEAD_TENSORS
@@ -43,6 +44,7 @@ __all__ = [
     "Policy",
     "PolicyDiff",
     "Preset",
+    "Rule",
     "ValidPolicy",
     "check_fits_limit",
     "code_bytes",

@@ -12,6 +12,7 @@ A policy with fewer bits than 16 needs the feature `bits`. Metadata, all JSON st
     limit             bytes, share, and what they are counted for; or null
     accounting        the policy's bytes and the plain cache's, counted for the same
     provenance, results
+    rule              what transfer to other models needs, with tensors `rule.*` (rule.py); may be left out
 
 Metadata of other names is ignored, such as the `format` that other tools write. Schema 1 had no needs, bits, prompt, lead and
 score, and its limit in the provenance.
@@ -32,6 +33,7 @@ from safetensors.torch import save_file
 from headscope.errors import DataError, PolicyMismatch
 from headscope.facts import parsed
 from headscope.policy.metadata import PolicyFile, check_facts, check_schema, fixed_tensors, metadata_of, read_facts
+from headscope.policy.rule import read_rule
 from headscope.policy.shape import ModelShape
 from headscope.policy.shipped import shipped
 from headscope.policy.tensors import check_tensor
@@ -55,7 +57,7 @@ def write_file(file: PolicyFile, path: str | Path, accounting: Mapping[str, Any]
         raise DataError(f"{path}: exists already; choose another name.")
     metadata = metadata_of(file, path, accounting)
     tensors = {name: tensor.contiguous() for name, tensor in file.tensors.items()}
-    tensors |= fixed_tensors(file.shape)
+    tensors |= fixed_tensors(file.shape) | ({} if file.rule is None else file.rule.tensors())
     strings = {name: json.dumps(value) for name, value in metadata.items()}
     return write_whole(path, lambda target: save_file(tensors, target, metadata=strings))
 
@@ -69,7 +71,10 @@ def stored_facts(path: Path) -> dict[str, Any]:
 def read_file(path: Path) -> PolicyFile:
     """Read a policy file; see `Policy.load`."""
     with _opened(path) as file:
-        return read_facts(_facts(file, path), lambda name, made: _tensor(file, name, made), path)
+        facts = _facts(file, path)
+        return read_facts(
+            facts, lambda name, made: _tensor(file, name, made), lambda said, made: read_rule(file, said, made), path
+        )
 
 
 def _opened(path: Path) -> safe_open:

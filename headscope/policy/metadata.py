@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from headscope.errors import HeadscopeError, PolicyMismatch
-from headscope.facts import FLAG, NUMBER, OBJECT, TEXT, TEXTS, check, one_of, optional, or_null, record, shown, whole
-from headscope.geometry import MOST_TOKENS, Geometry
+from headscope.facts import FLAG, NUMBER, OBJECT, TEXTS, check, one_of, optional, or_null, record, shown, whole
+from headscope.geometry import MOST_TOKENS
 from headscope.policy.footprint import CACHE_DTYPES, CacheSpec, Limit
-from headscope.policy.shape import ModelShape
+from headscope.policy.rule import KEY as RULE, Rule
+from headscope.policy.shape import MODEL, ModelShape
 from headscope.policy.tensors import DTYPES, HEAD_TENSORS
 
 SCHEMA = 2
@@ -23,29 +24,16 @@ KNOWN_NEEDS = frozenset({"bits"})
 SCORE = "received"
 # The tensor of which this version knows one value.
 FIXED = {"prompt": 1}
-# Far above every model there is, and low enough that the bytes of a head fit 64 bits.
-_MOST_HEADS = 2**12
-_MOST_SIZE = 2**16
-_MODEL = {
-    "name": TEXT,
-    "layers": whole(1, _MOST_HEADS),
-    "query_heads": whole(1, _MOST_HEADS),
-    "kv_heads": whole(1, _MOST_HEADS),
-    "head_dim": whole(1, _MOST_SIZE),
-    "geometry": OBJECT,  # `Geometry.from_dict` knows its fields
-    "architecture": TEXT,
-    "weights": or_null(TEXT),
-    "folds_prefix": optional(FLAG),
-}
 DTYPE = replace(one_of(*CACHE_DTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHE_DTYPES)
 _COUNTED = {"bytes": whole(0, 2**63 - 1), "batch": whole(1), "streams": whole(1), "dtype": DTYPE}
 _LIMIT = {**_COUNTED, "share": or_null(NUMBER), "prefix": whole(0, MOST_TOKENS), "count_prefix": FLAG}
 _COMMON = {
-    "model": record(_MODEL),
+    "model": record(MODEL),
     "stride": whole(1, MOST_TOKENS),
     "prefix": whole(0, MOST_TOKENS),
     "accounting": optional(OBJECT),
     "results": optional(OBJECT),
+    RULE: optional(OBJECT),
 }
 # By schema.
 _FIELDS = {
@@ -73,6 +61,7 @@ class PolicyFile:
         limit: the byte limit, or None.
         provenance: JSON values.
         results: JSON values.
+        rule: for transfer, or None.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -82,6 +71,7 @@ class PolicyFile:
     limit: Limit | None
     provenance: Mapping[str, Any]
     results: Mapping[str, Any]
+    rule: Rule | None = None
 
 
 def metadata_of(file: PolicyFile, path: Path, accounting: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +102,7 @@ def metadata_of(file: PolicyFile, path: Path, accounting: Mapping[str, Any]) -> 
     except (TypeError, ValueError) as error:
         raise PolicyMismatch(f"{path}: provenance and results have to be JSON values ({error}).") from None
     check(metadata, _FIELDS[SCHEMA], str(path), PolicyMismatch)
+    metadata |= {} if file.rule is None else {RULE: file.rule.facts()}
     return {**metadata, "headscope_schema": SCHEMA, "accounting": dict(accounting)}
 
 
@@ -137,12 +128,18 @@ def check_schema(facts: Mapping[str, Any], path: Path) -> Sequence[str]:
     return tuple(_FIELDS[schema])
 
 
-def read_facts(facts: Mapping[str, Any], tensor: Callable[[str, ModelShape], torch.Tensor], path: Path) -> PolicyFile:
+def read_facts(
+    facts: Mapping[str, Any],
+    tensor: Callable[[str, ModelShape], torch.Tensor],
+    rule: Callable[[Mapping[str, Any] | None, ModelShape], Rule | None],
+    path: Path,
+) -> PolicyFile:
     """What a policy file holds, from its facts and its tensors, all of it checked.
 
     Args:
         facts: JSON values by name.
         tensor: gives one [layers, kv_heads] of a model by its name.
+        rule: gives the rule, if any, from what the facts say of it.
         path: of the file, for messages.
 
     Raises:
@@ -150,7 +147,7 @@ def read_facts(facts: Mapping[str, Any], tensor: Callable[[str, ModelShape], tor
     """
     metadata = check_facts(facts, path)
     try:
-        made = _shape(metadata["model"])
+        made = ModelShape.from_dict(metadata["model"])
         names = HEAD_TENSORS if metadata["headscope_schema"] > 1 else [name for name in HEAD_TENSORS if name != "bits"]
         found = PolicyFile(
             {name: tensor(name, made) for name in names},
@@ -160,6 +157,7 @@ def read_facts(facts: Mapping[str, Any], tensor: Callable[[str, ModelShape], tor
             _limit(metadata, made),
             {name: value for name, value in metadata.get("provenance", {}).items() if name != "limit"},
             metadata.get("results", {}),
+            rule(metadata.get(RULE), made),
         )
         if metadata["headscope_schema"] > 1:
             _check_fixed({name: tensor(name, made) for name in (*FIXED, "bits")}, metadata, made)
@@ -211,12 +209,3 @@ def _check_fixed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, Any], 
         raise PolicyMismatch(
             f"lead is {metadata['lead']}, expected {shape.geometry.row_length}, which generates row after row."
         )
-
-
-def _shape(model: dict[str, Any]) -> ModelShape:
-    if model["query_heads"] % model["kv_heads"]:
-        raise PolicyMismatch(
-            f"model.query_heads is {model['query_heads']}, expected a multiple of model.kv_heads, {model['kv_heads']}."
-        )
-    facts = {name: model[name] for name in _MODEL if name in model and name not in ("geometry", "weights")}
-    return ModelShape(**facts, weights=model.get("weights") or "", geometry=Geometry.from_dict(model["geometry"]))

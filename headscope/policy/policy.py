@@ -15,9 +15,10 @@ from headscope.policy.bucket import Bucket
 from headscope.policy.files import check_fits, read_file, write_file
 from headscope.policy.footprint import CacheSpec, Limit
 from headscope.policy.metadata import PolicyFile
+from headscope.policy.rule import Rule
 from headscope.policy.shape import ModelShape
 from headscope.policy.shipped import policy_file
-from headscope.policy.tensors import BITS, DTYPES, HEAD_TENSORS, KEPT, check_tensor
+from headscope.policy.tensors import BITS, DTYPES, HEAD_TENSORS, KEPT, check_range, check_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ class Policy:
         limit: the byte limit that it was made for, or None.
         provenance: JSON values, where it came from.
         results: JSON values, what was measured.
+        rule: what the heads of the model lost by what they look at, for `headscope.transfer`; None where it is not known.
 
     Raises:
         PolicyMismatch: on construction; names the tensor, layer and head, what was found and what was expected.
@@ -57,6 +59,7 @@ class Policy:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
     bits: torch.Tensor = field(default=None)  # type: ignore[assignment]
+    rule: Rule | None = None
 
     def __post_init__(self) -> None:
         if self.bits is None:
@@ -84,17 +87,11 @@ class Policy:
         for name in HEAD_TENSORS:
             tensor = getattr(self, name)
             check_tensor(name, tuple(tensor.shape), tensor.dtype, self.shape)
+        if self.rule is not None:
+            self.rule.check_heads(self.shape)
 
     def _check_range(self, name: str, low: float, high: float, above: str) -> None:
-        tensor = getattr(self, name)
-        wrong = ~((tensor >= low) & (tensor <= high))  # NaN is neither
-        if not bool(wrong.any()):
-            return
-        layer, head = (int(i) for i in wrong.nonzero()[0])
-        value = tensor[layer, head].item()
-        shown = f"{value:g}" if isinstance(value, float) else str(value)
-        reason = above if value > high else f"is not a number from {low:g} to {high:g}"
-        raise PolicyMismatch(f"layer {layer} head {head}: {name} {shown} {reason}.")
+        check_range(name, getattr(self, name), low, high, above)
 
     @classmethod
     def uniform(
@@ -212,7 +209,7 @@ class Policy:
             PolicyMismatch: its provenance or results are no JSON values, or such that `load` would refuse them.
         """
         tensors = {name: getattr(self, name) for name in HEAD_TENSORS}
-        facts = (self.stride, self.prefix, self.shape, self.limit, self.provenance, self.results)
+        facts = (self.stride, self.prefix, self.shape, self.limit, self.provenance, self.results, self.rule)
         return write_file(PolicyFile(tensors, *facts), path, self.accounting(), overwrite=overwrite)
 
     @classmethod

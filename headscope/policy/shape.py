@@ -5,8 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from headscope.errors import PolicyMismatch
+from headscope.errors import HeadscopeError, PolicyMismatch
+from headscope.facts import FLAG, OBJECT, TEXT, check, optional, or_null, whole
 from headscope.geometry import Geometry
+
+# Far above every model there is, and low enough that the bytes of a head fit 64 bits.
+_MOST_HEADS = 2**12
+_MOST_SIZE = 2**16
+MODEL = {
+    "name": TEXT,
+    "layers": whole(1, _MOST_HEADS),
+    "query_heads": whole(1, _MOST_HEADS),
+    "kv_heads": whole(1, _MOST_HEADS),
+    "head_dim": whole(1, _MOST_SIZE),
+    "geometry": OBJECT,  # `Geometry.from_dict` knows its fields
+    "architecture": TEXT,
+    "weights": or_null(TEXT),
+    "folds_prefix": optional(FLAG),
+}
 
 
 @dataclass(frozen=True)
@@ -64,3 +80,26 @@ class ModelShape:
                 f"{where}: is for {self.name} ({self.words()}), expected the shape of {other.name} ({other.words()}); take "
                 "policies of one model."
             )
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any], where: str = "") -> ModelShape:
+        """What `to_dict` wrote.
+
+        Args:
+            facts: JSON values by attribute, `weights` null for any; others are left alone. They may be a stranger's.
+            where: the file, which begins the sentence.
+
+        Raises:
+            PolicyMismatch: a fact that is missing or impossible.
+        """
+        lead = f"{where}: " if where else ""
+        check(facts, MODEL, where or "model", PolicyMismatch)
+        queries, heads = facts["query_heads"], facts["kv_heads"]
+        if queries % heads:
+            raise PolicyMismatch(f"{lead}model.query_heads is {queries}, expected a multiple of model.kv_heads, {heads}.")
+        kept = {name: facts[name] for name in MODEL if name in facts and name not in ("geometry", "weights")}
+        try:
+            geometry = Geometry.from_dict(facts["geometry"])
+        except HeadscopeError as error:
+            raise PolicyMismatch(f"{lead}{error}") from None
+        return cls(**kept, weights=facts.get("weights") or "", geometry=geometry)

@@ -40,3 +40,23 @@ def check_tensor(name: str, found: tuple[int, ...], dtype: torch.dtype | str, sh
         )
     if dtype != DTYPES[name]:
         raise PolicyMismatch(f"tensor {name}: has dtype {dtype}, expected {DTYPES[name]}.")
+
+
+def check_range(name: str, tensor: torch.Tensor, low: float, high: float, above: str) -> None:
+    """Raises PolicyMismatch unless all numbers of a tensor lie in a range.
+
+    Args:
+        name: one of HEAD_TENSORS.
+        tensor: [layers, kv_heads].
+        low: the least number.
+        high: the largest one.
+        above: what is said of a larger one.
+    """
+    wrong = ~((tensor >= low) & (tensor <= high))  # NaN is neither
+    if not bool(wrong.any()):
+        return
+    layer, head = (int(i) for i in wrong.nonzero()[0])
+    value = tensor[layer, head].item()
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    reason = above if value > high else f"is not a number from {low:g} to {high:g}"
+    raise PolicyMismatch(f"layer {layer} head {head}: {name} {shown} {reason}.")

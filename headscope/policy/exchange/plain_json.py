@@ -18,6 +18,7 @@ from headscope.policy.exchange.record import Content, Wanted
 from headscope.policy.files import check_fits
 from headscope.policy.metadata import PolicyFile, check_schema, fixed_tensors, metadata_of, read_facts
 from headscope.policy.policy import Policy
+from headscope.policy.rule import KEY as RULE, TENSORS, Rule, made_of, names_of
 from headscope.policy.shape import ModelShape
 from headscope.policy.tensors import DTYPES, HEAD_TENSORS
 from headscope.storage import read_json
@@ -36,9 +37,11 @@ def write(policy: Policy, path: Path) -> Content:
         PolicyMismatch: its provenance or results are no JSON values.
     """
     tensors = {name: getattr(policy, name) for name in HEAD_TENSORS}
-    facts = (policy.stride, policy.prefix, policy.shape, policy.limit, policy.provenance, policy.results)
+    facts = (policy.stride, policy.prefix, policy.shape, policy.limit, policy.provenance, policy.results, policy.rule)
     metadata = metadata_of(PolicyFile(tensors, *facts), path, policy.accounting())
     values = {name: tensor.tolist() for name, tensor in (tensors | fixed_tensors(policy.shape)).items()}
+    if policy.rule is not None:
+        metadata[RULE] |= {"tensors": {name: tensor.tolist() for name, tensor in policy.rule.tensors().items()}}
     return Content({"": {MARK: VERSION, **metadata, HEADS: values}}, one_image(policy).bytes_of(policy), ())
 
 
@@ -65,7 +68,7 @@ def read(path: Path, wanted: Wanted) -> Policy:
     names = {*check_schema(facts, path), "headscope_schema"}
     values = check(facts, {HEADS: OBJECT}, str(path), PolicyMismatch)[HEADS]
     known = {name: value for name, value in facts.items() if name in names}
-    found = dict(vars(read_facts(known, lambda name, shape: _tensor(values, name, shape), path)))
+    found = dict(vars(read_facts(known, lambda name, shape: _tensor(values, name, shape), _rule, path)))
     try:
         policy = Policy(**found.pop("tensors"), **found)
     except HeadscopeError as error:
@@ -73,6 +76,20 @@ def read(path: Path, wanted: Wanted) -> Policy:
     if wanted.shape is not None:
         check_fits(policy.shape, wanted.shape, path)
     return policy
+
+
+def _rule(facts: Mapping[str, Any] | None, _: ModelShape) -> Rule | None:
+    """What transfer needs, out of lists; `Rule` checks their sizes."""
+    if facts is None or names_of(facts) is None:
+        return None
+    lists = check(facts, {"tensors": OBJECT}, RULE, PolicyMismatch)["tensors"]
+    found = {}
+    for name in TENSORS:
+        try:
+            found[name] = torch.tensor(lists[name], dtype=torch.float32)
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
+            raise PolicyMismatch(f"rule.tensors: {name} is {shown(lists.get(name))}, expected lists of numbers.") from None
+    return made_of(facts, found)
 
 
 def _tensor(values: Mapping[str, Any], name: str, shape: ModelShape) -> torch.Tensor:
