@@ -19,6 +19,7 @@ from headscope.models.loading import Placed
 from headscope.models.model_name import split_name, with_settings
 from headscope.models.own_file import check_members
 from headscope.models.protocol import ImageModel, Prefix
+from headscope.models.published import published_shape
 from headscope.models.raster import RasterModel, is_raster_folder, raster_prompts
 from headscope.models.registry import (
     bundled_folder,
@@ -69,6 +70,7 @@ __all__ = [
     "may_chunk_prompts",
     "observe",
     "plain_groups",
+    "published_shape",
     "random_codes",
     "raster_prompts",
     "register_model",

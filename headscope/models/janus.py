@@ -49,15 +49,10 @@ class JanusModel(NetworkModel):
         super().__init__(network, name)
         self.tokenizer = tokenizer
         config: Any = network.config
-        text, vision = config.text_config, config.vision_config
-        side = vision.image_size // vision.patch_size
-        if vision.num_image_tokens != side * side:
-            raise ModelError(
-                f"{name}: its configuration names {vision.num_image_tokens} image tokens but a grid of {side} x {side}; "
-                "this is not a Janus model headscope can drive."
-            )
+        self.shape = janus_shape(config, name, weights_fingerprint(self.decoder))
+        text, tokens = config.text_config, self.shape.geometry.tokens
         self.vocabulary = int(config.vq_config.num_embeddings)
-        limits = [text.max_position_embeddings - side * side]
+        limits = [text.max_position_embeddings - tokens]
         if tokenizer.model_max_length < 1_000_000:  # transformers' mark for "not set" is larger
             limits.append(tokenizer.model_max_length)
         self.max_prefix = min(limits)
@@ -67,17 +62,6 @@ class JanusModel(NetworkModel):
         self.top_k: int | None = TOP_K
         self._begin = getattr(tokenizer, "boi_token", None) or "<begin_of_image>"
         self._begin_id = int(tokenizer.convert_tokens_to_ids(self._begin))
-        geometry = Geometry(side, side)
-        self.shape = ModelShape(
-            name=name,
-            layers=text.num_hidden_layers,
-            query_heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            geometry=geometry,
-            architecture=_architecture(config, geometry),
-            weights=weights_fingerprint(self.decoder),
-        )
 
     def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:
         """See `ImageModel.tokenize`. The unconditional stream is what `generate()` makes of it: every token but the first
@@ -157,6 +141,37 @@ def load_janus(source: str | Path, name: str, device: str, dtype: torch.dtype) -
     model = JanusModel(network, tokenizer, name)
     model.placed = Placed(len(network.state_dict()) - len(found["missing_keys"]), aside)
     return model
+
+
+def janus_shape(config: Any, name: str, weights: str) -> ModelShape:
+    """What a policy must know of a Janus, from its configuration alone.
+
+    Args:
+        config: a `JanusConfig`.
+        name: what the model is called.
+        weights: their fingerprint, "" where they are not here.
+
+    Raises:
+        ModelError: its image tokens make no square.
+    """
+    text, vision = config.text_config, config.vision_config
+    side = vision.image_size // vision.patch_size
+    if vision.num_image_tokens != side * side:
+        raise ModelError(
+            f"{name}: its configuration names {vision.num_image_tokens} image tokens but a grid of {side} x {side}; "
+            "this is not a Janus model headscope can drive."
+        )
+    geometry = Geometry(side, side)
+    return ModelShape(
+        name=name,
+        layers=text.num_hidden_layers,
+        query_heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        geometry=geometry,
+        architecture=_architecture(config, geometry),
+        weights=weights,
+    )
 
 
 def _check_size(source: str | Path, config: Any, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
