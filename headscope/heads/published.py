@@ -33,7 +33,7 @@ def read_scores(path: str | Path, model_shape: str, threshold: float = THRESHOLD
     layers, heads = int(match[1]), int(match[2])
     lines = read_lines(path, "file of scores (CSV, a line a layer and a number a head)")
     if len(lines) != layers:
-        raise DataError(f"{path}: has {len(lines)} lines, expected {layers}, a line a layer; check `model_shape`.")
+        raise DataError(f"{path}: has {len(lines)} lines, expected {layers}, a line a layer of the model.")
     rows = []
     for layer, line in enumerate(lines):
         cells = line.text.split(",")

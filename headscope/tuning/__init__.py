@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from headscope.tuning.measure.options import ANCHOR, Losses, Option, default_options, losses_from, table_stride
     from headscope.tuning.measure.replay import BATCH_BYTES, Replay
     from headscope.tuning.measure.room import replayed_bytes
-    from headscope.tuning.measure.sensitivity import measure_sensitivity, table_identity
+    from headscope.tuning.measure.sensitivity import load_table, measure_sensitivity, table_identity
     from headscope.tuning.measure.single_head import SingleHeadLoss
     from headscope.tuning.measure.table import Table, every_head, sensitivity_table
     from headscope.tuning.propose.class_space import ClassSpace
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from headscope.tuning.study.pareto import Front, search_the_front
     from headscope.tuning.study.phases import PhasedStudy
     from headscope.tuning.study.storage import StudyStore
+    from headscope.tuning.transfer.carry import Source, carry_over
+    from headscope.tuning.transfer.learn import predicted, rule_of
+    from headscope.tuning.transfer.sizes import carried
+    from headscope.tuning.transfer.target import BY_DEPTH, BY_MAP, BY_TRACE, Seen, Target
 
 # Where the names live.
 _MODULES = {
@@ -59,7 +63,7 @@ _MODULES = {
     "measure.options": "ANCHOR Losses Option default_options losses_from table_stride",
     "measure.replay": "BATCH_BYTES Replay",
     "measure.room": "replayed_bytes",
-    "measure.sensitivity": "measure_sensitivity table_identity",
+    "measure.sensitivity": "load_table measure_sensitivity table_identity",
     "measure.single_head": "SingleHeadLoss",
     "measure.table": "Table every_head sensitivity_table",
     "propose.knapsack": "allocate option_bytes solve",
@@ -74,6 +78,10 @@ _MODULES = {
     "study.pareto": "Front search_the_front",
     "study.phases": "PhasedStudy",
     "study.storage": "StudyStore",
+    "transfer.carry": "Source carry_over",
+    "transfer.learn": "predicted rule_of",
+    "transfer.sizes": "carried",
+    "transfer.target": "BY_DEPTH BY_MAP BY_TRACE Seen Target",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 __all__ = sorted(_HOMES)
