@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from headscope.geometry import Geometry as Geometry
     from headscope.heads import HeadClassifier as HeadClassifier, Heads as Heads, classify as classify
     from headscope.models import load_model as load_model, observe as observe, register_model as register_model
-    from headscope.pipeline import run as run
+    from headscope.pipeline import run as run, transfer as transfer
     from headscope.policy import (
         PRESETS as PRESETS,
         CacheSpec as CacheSpec,
@@ -65,7 +65,7 @@ _ROOMS = {
     "geometry": "Geometry",
     "heads": "HeadClassifier Heads classify",
     "models": "load_model observe register_model",
-    "pipeline": "run",
+    "pipeline": "run transfer",
     "policy": "CacheSpec Limit ModelShape PRESETS Policy export_policy import_policy load_policy make_preset "
     "register_preset save_policy",
     "progress": "Progress",

@@ -40,6 +40,7 @@ ARGUMENTS = (
     "heads",
     "dtype",
     "model_shape",
+    "source",
     "accept_other_weights",
     "prefix",
 )

@@ -13,6 +13,7 @@ from headscope.cli.policy_diff import diff
 from headscope.cli.policy_measure import measure
 from headscope.cli.policy_merge import merge
 from headscope.cli.policy_validate import validate
+from headscope.cli.transfer import transfer
 
 if TYPE_CHECKING:
     from headscope.policy import Policy
@@ -42,6 +43,9 @@ def show(file: PolicyFile) -> None:
         share = "" if policy.limit.share is None else f" ({policy.limit.share:.3g} of the plain cache)"
         say(f"limit      {policy.limit.bytes:,} bytes{share}")
     say(f"made by    {policy.provenance.get('method', 'hand')} {policy.provenance.get('origin', '')}")
+    if "transferred" in policy.provenance:
+        say(f"transferred {_transferred(policy)}")
+    say(f"rule       {'carried' if policy.rule is not None else 'none'}, for `headscope policy transfer`")
     for name, value in policy.results.items():
         say(f"{name:10} {value}")
     if told := unmeasured(policy):
@@ -60,6 +64,15 @@ def _rows(policy: Policy, layer: int) -> list[str]:
     ]
 
 
+def _transferred(policy: Policy) -> str:
+    """From what, by which kind, and whether it was measured on its model since."""
+    facts = policy.provenance["transferred"]
+    facts = facts if isinstance(facts, dict) else {}
+    measured = facts.get("measured") is True or "measured_on" in policy.provenance
+    told = f"from {facts.get('from', 'another model')}, {facts.get('kind', 'in a way that it does not say')}"
+    return f"{told}; {'measured since' if measured else f'not measured on {policy.shape.name} yet'}"
+
+
 app.command("diff")(diff)
 app.command("validate")(validate)
 app.command("merge")(merge)
@@ -67,3 +80,4 @@ app.command("card")(card)
 app.command("measure")(measure)
 app.command("export")(export)
 app.command("import")(import_)
+app.command("transfer")(transfer)

@@ -17,6 +17,7 @@ from headscope.pipeline.shards import trace_in_shards
 from headscope.pipeline.steps import heads_step, sensitivity_step, trace_step
 from headscope.pipeline.steps.paths import SearchPaths
 from headscope.pipeline.tables import groups_of
+from headscope.pipeline.transferring import transfer
 from headscope.pipeline.verify import verify_model
 from headscope.pipeline.workers import Workers
 from headscope.run_folder import RunFolder
@@ -53,6 +54,7 @@ __all__ = [
     "sensitivity_step",
     "trace_in_shards",
     "trace_step",
+    "transfer",
     "unseen_images",
     "verify_model",
     "what_fits",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from headscope.errors import HeadscopeError
 from headscope.heads import Heads
 from headscope.pipeline.opened import Run, limit_facts
+from headscope.pipeline.rules import run_rule
 from headscope.pipeline.steps.paths import SearchPaths
 from headscope.pipeline.steps.timed import timed
 from headscope.pipeline.tables import groups_of
-from headscope.policy import Policy, save_policy
+from headscope.policy import Policy, Rule, save_policy
 from headscope.samples import Samples
 from headscope.tuning import Search, SearchFiles
 
@@ -38,8 +40,17 @@ def search_step(
         run.folder.note(limit=limit_facts(run.config.limit, search.limit))
     with timed(run.folder, "search"):
         policy = search.lead(ready).policy
+        policy = policy.replace(rule=_rule(run))
         save_policy(policy, paths.policy)
         return policy
+
+
+def _rule(run: Run) -> Rule | None:
+    """What the policy carries so that it can be transferred; None where the trace lacks heads, or no table was measured."""
+    try:
+        return run_rule(run.folder, run.model.shape)
+    except HeadscopeError:
+        return None
 
 
 def search_of(run: Run, paths: SearchPaths, storage: str | None = None) -> Search:
