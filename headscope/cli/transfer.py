@@ -40,8 +40,10 @@ def transfer(
     place = made.save(out or Path(f"{made.shape.name.lower()}-{size}.safetensors"), overwrite=overwrite)
     say(f"transferred {facts['kind']} from {facts['from']}, by {facts['by']}")
     if not facts["rule"]:
-        say("the policy's file carries no rule, so heads take the numbers of those that are nearest: search it again, or name")
-        say("a run of its model with a sensitivity table as `source`")
+        say(
+            "the policy's file carries no rule, so heads take the numbers of the nearest ones: better search it again, or name "
+            "a run of its model with a sensitivity table as `source`"
+        )
     say(f"bytes  {spec.bytes_of(made):,} of {spec.full_bytes:,} ({spec.share_of(made):.1%}) for {spec.words()}")
     say(f"not measured on {made.shape.name} yet; policy: {place}")
     say(f"next: {pasted('headscope', 'policy', 'measure', place, '--on', trace or 'RUN')}")

@@ -95,8 +95,14 @@ def test_without_a_rule_heads_take_the_numbers_of_those_that_look_alike() -> Non
     semantic = (found.heavy > 0).flatten().numpy()
     assert semantic[OTHER.wide > 0.6].all()
     assert not semantic[OTHER.wide < 0.4].any()
-    with pytest.raises(DataError, match="name a run of that model as `source`, or leave the trace out"):
-        carry_over([Source(policy)], target_of(OTHER, BY_TRACE), OTHER.limit(0.5))
+
+
+def test_without_a_rule_and_a_trace_of_the_source_scores_are_compared_or_depth_alone() -> None:
+    limit, target = OTHER.limit(0.5), target_of(OTHER, BY_TRACE)
+    policy = Policy.uniform(ONE.shape, window=9, heavy=3, stride=8, prefix=5)
+    scored = policy.replace(semantic_score=torch.from_numpy(ONE.wide).float().view(4, 4))
+    kinds = [carry_over([Source(each)], target, limit).provenance["transferred"]["kind"] for each in (policy, scored)]
+    assert kinds == [BY_DEPTH, BY_MAP]
 
 
 def test_rules_of_several_models_are_learnt_together() -> None:

@@ -57,13 +57,14 @@ def carry_over(sources: Sequence[Source], target: Target, limit: Limit, buckets:
 
     Raises:
         BudgetError: nothing fits.
-        DataError: the policy's model writes what the target does not (text, images), or lacks what the target's kind needs.
+        DataError: the policy's model writes what the target does not (text, images), or its rule lacks a feature.
     """
     for source in sources:
         _check_alike(source.policy.shape, target.shape)
     first, shape = sources[0].policy, target.shape
     rules = [(each.learns_from, each.policy.shape) for each in sources]
     known = [(rule, made) for rule, made in rules if rule is not None]
+    target = target if known else _comparable(sources[0], target)
     wanted = first.stride / first.shape.geometry.stride_row * shape.geometry.stride_row
     stride = min(fitting_strides(limit), key=lambda each: (abs(each - wanted), each))
     if known:
@@ -83,6 +84,16 @@ def carry_over(sources: Sequence[Source], target: Target, limit: Limit, buckets:
     origin = {name: value for name, value in made.provenance.items() if name == "predicted_loss"}
     told = f"{target.kind} from {facts['from']}, by {learnt}"
     return made.replace(limit=limit, provenance={"method": "transferred", "origin": told, "transferred": facts, **origin})
+
+
+def _comparable(source: Source, target: Target) -> Target:
+    """What of the target can be compared with a policy without a rule: traces of both, scores of both, or depth."""
+    if target.seen is not None and source.seen is not None:
+        return target
+    known, scores = float(source.policy.semantic_score.std(correction=0)) > 0, target.scores
+    if known and target.seen is not None:
+        scores = target.semantic_score()
+    return Target(target.shape, None, scores if known else None)
 
 
 def _check_alike(made: ModelShape, target: ModelShape) -> None:

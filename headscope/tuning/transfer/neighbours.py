@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from headscope.errors import DataError
 from headscope.policy import BITS, Limit, Policy, fit
 from headscope.tuning.measure.options import ANCHOR, Option
 from headscope.tuning.propose.relaxation import medians
@@ -29,7 +28,6 @@ def nearest_settings(policy: Policy, seen: Seen | None, target: Target, limit: L
 
     Raises:
         BudgetError: the heads' kinds do not fit the limit at any size.
-        DataError: there is a trace of the target and none of the source.
     """
     shape, made = target.shape, policy.shape
     own = [_own(policy, layer, head) for layer in range(made.layers) for head in range(made.kv_heads)]
@@ -60,11 +58,7 @@ def _places(policy: Policy, seen: Seen | None, kind: str) -> np.ndarray:
     """float64 [heads, C]: where the source's heads lie among those that are compared."""
     depth = depths(policy.shape.layers, policy.shape.kv_heads)[:, None]
     if kind == BY_TRACE:
-        if seen is None:
-            raise DataError(
-                "The policy carries no rule, and nothing is known of what its model's heads look at: name a run of that model "
-                "as `source`, or leave the trace out."
-            )
+        assert seen is not None
         return np.concatenate([seen.features, depth], 1)
     if kind == BY_MAP:
         return np.concatenate([ranks(policy.semantic_score.numpy()).reshape(-1, 1), depth], 1)
