@@ -4,8 +4,9 @@
 
 Of every limit in the table the searched policy of seed 0 (bench/keep-20/searched-0.safetensors in RUN) is written with its
 unseen results, as stickers-20.safetensors, with a card, stickers-20.md, and its picture; shipped.csv beside the table lists
-them: policy, budget, heads by bits, replay_kl, its 95 % interval and top1. `headscope search search/stickers-20.toml` finds the
-same again.
+them: policy, budget, heads by bits, replay_kl, its 95 % interval and top1. Where the run has the sensitivity table of
+`--table-images`, they carry the rule by which they can be transferred. `headscope search search/stickers-20.toml` finds the same
+again.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from typing import Annotated
 
 import pandas as pd
 import typer
-from bench_setup import SEARCHED, Run, Setup, start, write_table
+from bench_setup import SEARCHED, Run, Setup, TableImages, start, write_table
 
-from headscope.policy import CONTROLS, PRESETS, Policy, load_policy, save_policy
+from headscope.policy import CONTROLS, PRESETS, Policy, Rule, load_policy, save_policy
 from headscope.reporting import write_card
+from headscope.run_folder import RunFolder
+from headscope.tracing import TraceDataset
+from headscope.tuning import Seen, load_table, rule_of
 
 PROMPT = "red apple, noto style"
 
@@ -27,22 +31,33 @@ def main(
     run: Run,
     table: Annotated[Path, typer.Option(help="What search.py wrote.")] = Path("search.csv"),
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of policies and cards.")] = Path("policies"),
+    table_images: TableImages = 32,
 ) -> None:
     """Write every policy and its card."""
     setup, rows, shipped = Setup.open(run, None), pd.read_csv(table), []
+    rule = carried_rule(setup, run, table_images)
     for share in sorted(set(rows.loc[rows["method"] == SEARCHED, "budget"]), reverse=True):
         name, mine = f"{setup.model.shape.name}-{100 * share:g}", rows[rows["budget"] == share].set_index("method")
         policy = load_policy(setup.folder(share) / f"{SEARCHED}-0.safetensors", setup.model.shape)
         ours = mine[mine["seed"] == 0].loc[SEARCHED]
         unseen = {name: float(ours[name]) for name in ("replay_kl", "kl_low", "kl_high", "top1", "cache_bytes")}
         unseen |= {"images": len(setup.unseen), "kept_ratio": setup.limit(share).spec.share_of(policy)}
-        policy = policy.replace(results={**policy.results, "unseen": unseen})
+        policy = policy.replace(results={**policy.results, "unseen": unseen}, rule=rule)
         save_policy(policy, out / f"{name}.safetensors")
         write_card(policy, out / f"{name}.md", name, more=rows_of_a_card(name, policy, mine), prompt=PROMPT)
         bits = {f"heads_{bits}": int((policy.bits == bits).sum()) for bits in (16, 8, 4)}
         shipped.append({"policy": name, "budget": share, **bits, **ours[["replay_kl", "kl_low", "kl_high", "top1"]].to_dict()})
         print(out / f"{name}.safetensors")
     write_table(pd.DataFrame(shipped), table.with_name("shipped.csv"))
+
+
+def carried_rule(setup: Setup, run: Path, images: int) -> Rule | None:
+    """What the policies carry so that they can be transferred; None without a table of so many images."""
+    path = setup.out / f"sensitivity-{images}-fisher.parquet"
+    if not path.exists():
+        return None
+    trace, shape = TraceDataset(RunFolder(run).trace), setup.model.shape
+    return rule_of(Seen.of(trace.heads(), trace.curves(), shape), load_table(path), shape)
 
 
 def rows_of_a_card(name: str, policy: Policy, mine: pd.DataFrame) -> list[tuple[str, str]]:
