@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from headscope.geometry import Geometry as Geometry
     from headscope.heads import HeadClassifier as HeadClassifier, Heads as Heads, classify as classify
     from headscope.models import load_model as load_model, observe as observe, register_model as register_model
-    from headscope.pipeline import run as run, transfer as transfer
+    from headscope.pipeline import transfer as transfer
+    from headscope.pipeline.run import run as run
     from headscope.policy import (
         PRESETS as PRESETS,
         CacheSpec as CacheSpec,

@@ -37,6 +37,7 @@ MIRRORS = {
     *(("cli/bench.py", "trace"), ("cli/budget.py", "budget"), ("cli/evaluate.py", "evaluate")),
     *(("cli/generate.py", "generate"), ("cli/heads.py", "heads"), ("cli/run.py", "run")),
     *(("cli/search.py", "search"), ("cli/trace.py", "trace"), ("policy/policy.py", "uniform")),
+    ("cli/transfer.py", "transfer"),
     *(("cli/decode.py", "decode"), ("cli/decode_gpu.py", "measure")),
     *(("runtime/decoders/kernels/attention.py", name) for name in ("receive", "looked", "attend", "combine")),
     *(("runtime/decoders/kernels/choice.py", "choose"), ("runtime/decoders/kernels/sampling.py", "draw")),
