@@ -5,8 +5,8 @@
 Of every limit in the table the searched policy of seed 0 (bench/keep-20/searched-0.safetensors in RUN) is written with its
 unseen results, as stickers-20.safetensors, with a card, stickers-20.md, and its picture; shipped.csv beside the table lists
 them: policy, budget, heads by bits, replay_kl, its 95 % interval and top1. Where the run has the sensitivity table of
-`--table-images`, they carry the rule by which they can be transferred. `headscope search search/stickers-20.toml` finds the same
-again.
+`--table-images`, they carry the rule by which they can be transferred. `headscope search search/stickers-20.toml` finds the
+same again.
 """
 
 from __future__ import annotations
