@@ -47,9 +47,11 @@ class Looking:
         """A share of the plain cache."""
         return Limit.of_share(share, CacheSpec(self.shape, prefix))
 
-    def source(self, **given: object) -> Source:
+    def source(self) -> Source:
         """A policy of it that carries its rule."""
-        policy = Policy.uniform(self.shape, window=3, stride=self.shape.geometry.row_length, prefix=5, **given)
+        scores = torch.from_numpy(self.wide).float().view(self.shape.layers, -1)
+        plain = Policy.uniform(self.shape, window=3, stride=self.shape.geometry.row_length, prefix=5)
+        policy = plain.replace(semantic_score=scores)
         return Source(policy.replace(rule=self.rule))
 
     def lost(self, policy: Policy) -> float:
