@@ -65,12 +65,10 @@ def _rows(policy: Policy, layer: int) -> list[str]:
 
 
 def _transferred(policy: Policy) -> str:
-    """From what, by which kind, and whether it was measured on its model since."""
+    """From what, and by which kind."""
     facts = policy.provenance["transferred"]
     facts = facts if isinstance(facts, dict) else {}
-    measured = facts.get("measured") is True or "measured_on" in policy.provenance
-    told = f"from {facts.get('from', 'another model')}, {facts.get('kind', 'in a way that it does not say')}"
-    return f"{told}; {'measured since' if measured else f'not measured on {policy.shape.name} yet'}"
+    return f"from {facts.get('from', 'another model')}, {facts.get('kind', 'in a way that it does not say')}"
 
 
 app.command("diff")(diff)

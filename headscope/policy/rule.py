@@ -23,7 +23,8 @@ KEY, VERSION = "rule", 1
 FACTS = {"version": whole(1), "features": TEXTS, "stride": whole(1, MOST_TOKENS)}
 # A file may not name more than these; a search has 10 features and 42 options.
 MOST_FEATURES, MOST_OPTIONS = 64, 1024
-TENSORS = ("rule.features", "rule.options", "rule.missed", "rule.log_loss")
+OPTIONS = "rule.options"
+TENSORS = ("rule.features", OPTIONS, "rule.missed", "rule.log_loss")
 # What a loss is taken for where it is less, nats a token: far below what a table can tell from nothing.
 LEAST = 1e-7
 
@@ -85,7 +86,7 @@ class Rule:
         """As the policy file has them, by name."""
         made = {
             "rule.features": self.features.half(),
-            "rule.options": self.options.float(),
+            OPTIONS: self.options.float(),
             "rule.missed": self.missed.half(),
             "rule.log_loss": self.loss.clamp(min=LEAST).log().half(),
         }
@@ -110,9 +111,9 @@ def read_rule(file: safe_open, facts: Mapping[str, Any] | None, shape: ModelShap
     if facts is None or (names := names_of(facts)) is None:
         return None
     known = set(file.keys())
-    count = file.get_slice("rule.options").get_shape()[0] if "rule.options" in known else 0
+    count = file.get_slice(OPTIONS).get_shape()[0] if OPTIONS in known else 0
     heads = [shape.layers, shape.kv_heads]
-    sizes = {"rule.features": ("F16", [*heads, len(names)]), "rule.options": ("F32", [count, 4])}
+    sizes = {"rule.features": ("F16", [*heads, len(names)]), OPTIONS: ("F32", [count, 4])}
     sizes |= {name: ("F16", [*heads, count]) for name in ("rule.missed", "rule.log_loss")}
     return made_of(facts, {name: _tensor(file, name, *size) for name, size in sizes.items() if _is_there(name, known)})
 

@@ -39,12 +39,14 @@ def test_by_map_to_a_published_model_without_its_weights(tmp_path: Path, capsys,
     assert (made.shape.layers, made.shape.kv_heads, made.shape.weights, made.prefix) == (30, 32, "", 40)
     assert made.spec().share_of(made) <= 0.2
     shown = headscope(capsys, monkeypatch, "policy", "show", "janus-pro-7b-20.safetensors").out
-    assert "transferred from stickers-20, by map; not measured on Janus-Pro-7B yet" in shown
+    assert "transferred from stickers-20, by map" in shown
+    assert "has not been measured on Janus-Pro-7B" in shown
     again = headscope(capsys, monkeypatch, *asked)
     assert again.status == 2
     assert "exists already" in again.err
-    made.replace(provenance={**made.provenance, "measured_on": {}}).save("janus-pro-7b-20.safetensors")
-    assert "measured since" in headscope(capsys, monkeypatch, "policy", "show", "janus-pro-7b-20.safetensors").out
+    since = {**made.provenance["transferred"], "measured": True}
+    made.replace(provenance={**made.provenance, "transferred": since}).save("janus-pro-7b-20.safetensors")
+    assert "been measured" not in headscope(capsys, monkeypatch, "policy", "show", "janus-pro-7b-20.safetensors").out
 
 
 def test_a_search_writes_the_rule_and_its_policy_goes_by_trace(run: Path, tmp_path: Path) -> None:

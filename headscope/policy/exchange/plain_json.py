@@ -18,7 +18,7 @@ from headscope.policy.exchange.record import Content, Wanted
 from headscope.policy.files import check_fits
 from headscope.policy.metadata import PolicyFile, check_schema, fixed_tensors, metadata_of, read_facts
 from headscope.policy.policy import Policy
-from headscope.policy.rule import KEY as RULE, TENSORS, Rule, made_of, names_of
+from headscope.policy.rule import KEY as RULE, OPTIONS, TENSORS, Rule, made_of, names_of
 from headscope.policy.shape import ModelShape
 from headscope.policy.tensors import DTYPES, HEAD_TENSORS
 from headscope.storage import read_json
@@ -85,10 +85,14 @@ def _rule(facts: Mapping[str, Any] | None, _: ModelShape) -> Rule | None:
     lists = check(facts, {"tensors": OBJECT}, RULE, PolicyMismatch)["tensors"]
     found = {}
     for name in TENSORS:
+        depth = 2 if name == OPTIONS else 3
         try:
             found[name] = torch.tensor(lists[name], dtype=torch.float32)
+            if found[name].dim() != depth:
+                raise ValueError
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
-            raise PolicyMismatch(f"rule.tensors: {name} is {shown(lists.get(name))}, expected lists of numbers.") from None
+            wanted = f"lists of numbers, {depth} deep"
+            raise PolicyMismatch(f"rule.tensors: {name} is {shown(lists.get(name))}, expected {wanted}.") from None
     return made_of(facts, found)
 
 

@@ -26,6 +26,10 @@ def equal(one: Policy, other: Policy) -> None:
         assert torch.equal(getattr(one, name), getattr(other, name))
     assert (one.shape, one.limit, one.stride, one.prefix) == (other.shape, other.limit, other.stride, other.prefix)
     assert (dict(one.provenance), dict(one.results)) == (dict(other.provenance), dict(other.results))
+    assert (one.rule is None) == (other.rule is None)
+    if one.rule is not None and other.rule is not None:
+        assert one.rule.facts() == other.rule.facts()
+        assert all(torch.equal(tensor, other.rule.tensors()[name]) for name, tensor in one.rule.tensors().items())
 
 
 @given(policies())
