@@ -1,11 +1,12 @@
 """Policies for Janus-Pro, which nobody has measured yet: by map, from the published figure of its heads, and SSD as printed.
 
-    python reports/transfer/janus.py RUN RUN ... -o policies
+    python reports/transfer/janus.py RUN RUN ... -o policies --table reports/transfer/janus.csv
 
 writes janus-pro-1b-{50,30,20}.safetensors and janus-pro-7b-{50,30,20}.safetensors with their cards: transferred by map, with
 the rule learnt on the RUNs (folders with trace, heads and a sensitivity table) and the head maps of 2510.18716, digitised from
 its figure; and janus-pro-1b-ssd-printed-20.safetensors and so on: the SSD preset with the printed scores, at the same bytes.
-None was run on the real weights. `headscope policy transfer` makes the first kind again, from policies that carry their rule.
+None was run on the real weights. janus.csv lists them: policy, keep, bytes, prefix, stride, heads by bits, heads with heavy
+tokens, mean window and mean heavy tokens. `headscope policy transfer` makes the first kind again, from policies with a rule.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from __future__ import annotations
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import pandas as pd
 import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stickers"))
-from bench_setup import TableImages, one_thread, start
+from bench_setup import TableImages, one_thread, start, write_table
 from transfer import Model, Runs
 
 from headscope.heads import read_scores
@@ -63,12 +65,14 @@ PRINTED = (
 def main(
     runs: Runs,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of policies and cards.")] = Path("policies"),
+    table: Annotated[Path, typer.Option(help="CSV file that lists them.")] = Path("janus.csv"),
     table_images: TableImages = 8,
     folder: Annotated[Path | None, typer.Option(help="Where tables are kept (default: bench/ in RUN).")] = None,
 ) -> None:
     """Write every policy and its card."""
     one_thread()
     sources = [Model(run, folder, table_images, 1).as_source() for run in runs]
+    rows = []
     for size in ("1B", "7B"):
         shape = published_shape(f"deepseek-community/Janus-Pro-{size}")
         assert shape is not None
@@ -76,6 +80,17 @@ def main(
             for name, policy, made in policies(shape, share, sources):
                 print(save_policy(policy, out / f"{name}.safetensors"))
                 write_text(out / f"{name}.md", card(name, policy, made))
+                rows.append(listed(name, share, policy))
+    write_table(pd.DataFrame(rows), table)
+
+
+def listed(name: str, share: float, policy: Policy) -> dict[str, Any]:
+    """A row of janus.csv."""
+    bits = {f"heads_{bits}": int((policy.bits == bits).sum()) for bits in (16, 8, 4)}
+    facts = {"policy": name, "keep": share, "bytes": policy.spec().bytes_of(policy), "prefix": policy.prefix}
+    heavy = policy.heavy.float()
+    sizes = {"heads_heavy": int((heavy > 0).sum()), "window": float(policy.window.float().mean()), "heavy": float(heavy.mean())}
+    return {**facts, "stride": policy.stride, **bits, **sizes}
 
 
 def policies(shape: ModelShape, share: float, sources: list[Source]) -> list[tuple[str, Policy, str]]:
