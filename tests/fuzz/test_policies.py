@@ -13,6 +13,7 @@ from headscope.reporting.card import card_text
 from headscope.runtime.cache_layer import check_prefix
 from tests.fuzz.mutants import all_survive, mutated_bytes, mutated_safetensors
 from tests.policy.shapes import SHAPE
+from tests.policy.test_rule import rule as some_rule
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         SHAPE, window=window, heavy=window % 3, decay=0.25, stride=6, prefix=5, provenance={"method": "searched"}
     )
     policy = made.replace(
-        limit=Limit(50_000, CacheSpec(SHAPE, 5)), results={"calibration_kl": 0.5, "unseen": {"replay_kl": 0.6}}
+        limit=Limit(50_000, CacheSpec(SHAPE, 5)),
+        results={"calibration_kl": 0.5, "unseen": {"replay_kl": 0.6}},
+        rule=some_rule(),
     )
     return save_policy(policy, tmp_path_factory.mktemp("good") / "policy.safetensors").read_bytes()
 
