@@ -51,15 +51,17 @@ def show(file: PolicyFile) -> None:
     if told := unmeasured(policy):
         say(told)
     say("")
-    say("layer  heads  window  heavy  anchor  decay  bits")
+    say("layer  heads  window  heavy  anchor  decay  bits  prompt")
     for layer in range(shape.layers):
         for row in _rows(policy, layer):
             say(row)
 
 
 def _rows(policy: Policy, layer: int) -> list[str]:
+    """A line a bucket; `ends` of a prompt are its first and last token."""
     return [
-        f"{layer:5}  {len(b.heads):5}  {b.window:6}  {b.heavy:5}  {b.anchor:6}  {b.decay:5.2f}  {b.bits:4}"
+        f"{layer:5}  {len(b.heads):5}  {b.window:6}  {b.heavy:5}  {b.anchor:6}  {b.decay:5.2f}  {b.bits:4}  "
+        f"{'whole' if b.whole_prompt else 'ends':>6}"
         for b in policy.buckets(layer)
     ]
 

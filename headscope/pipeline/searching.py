@@ -102,7 +102,8 @@ def search_smallest(
         return calibration.measure(found[share]).kl, unseen.measure(found[share]).kl
 
     spec = run.spec()
-    result = find_smallest(max_loss, spec.smallest_bytes / spec.full_bytes, solved, searched, told)
+    least = spec.smallest_of((16, 8, 4), whole_prompt=True) / spec.full_bytes
+    result = find_smallest(max_loss, least, solved, searched, told)
     policy = found[result.keep]
     save_policy(policy, run.folder.policy)
     write_csv(pd.DataFrame([vars(step) for step in result.steps]), run.folder.path / "smallest.csv")

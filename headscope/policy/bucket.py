@@ -17,6 +17,7 @@ class Bucket:
         decay: likewise.
         per_visit: likewise.
         bits: likewise.
+        whole_prompt: whether they keep more of the prompt than its first and last token.
     """
 
     heads: tuple[int, ...]
@@ -26,3 +27,4 @@ class Bucket:
     decay: float
     per_visit: bool
     bits: int = 16
+    whole_prompt: bool = True

@@ -116,5 +116,5 @@ def diff(first: Policy, second: Policy, where: str = "the second policy") -> Pol
 
 def _bytes(policy: Policy, spec: CacheSpec) -> np.ndarray:
     """int64 [layers, kv_heads], for all rows."""
-    window, heavy, anchor, bits = (one.numpy() for one in (policy.window, policy.heavy, policy.anchor, policy.bits))
-    return spec.head_bytes(window, heavy, anchor, policy.stride, bits) * spec.rows
+    window, heavy, anchor = (one.numpy() for one in (policy.window, policy.heavy, policy.anchor))
+    return spec.head_bytes(window, heavy, anchor, policy.stride, policy.bits.numpy(), policy.prompt.numpy()) * spec.rows

@@ -1,7 +1,7 @@
 """The policy file: one safetensors file that executes nothing and is checked entirely before it is believed.
 
-Tensors [layers, kv_heads]: those of `Policy`, and `prompt`, of which this version knows one value: 1, the whole prompt is kept.
-A policy with fewer bits than 16 needs the feature `bits`. Metadata, all JSON strings:
+Tensors [layers, kv_heads]: those of `Policy`. A policy with fewer bits than 16 needs the feature `bits`, one with a head that
+keeps less than the whole prompt the feature `prompt`. Metadata, all JSON strings:
 
     headscope_schema  2; a reader refuses a later one
     needs             names of features without which the file is not understood; a reader refuses those it does not know
@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 
 from headscope.errors import DataError, PolicyMismatch
 from headscope.facts import parsed
-from headscope.policy.metadata import PolicyFile, check_facts, check_schema, fixed_tensors, metadata_of, read_facts
+from headscope.policy.metadata import PolicyFile, check_facts, check_schema, metadata_of, read_facts
 from headscope.policy.rule import read_rule
 from headscope.policy.shape import ModelShape
 from headscope.policy.shipped import shipped
@@ -57,7 +57,7 @@ def write_file(file: PolicyFile, path: str | Path, accounting: Mapping[str, Any]
         raise DataError(f"{path}: exists already; choose another name.")
     metadata = metadata_of(file, path, accounting)
     tensors = {name: tensor.contiguous() for name, tensor in file.tensors.items()}
-    tensors |= fixed_tensors(file.shape) | ({} if file.rule is None else file.rule.tensors())
+    tensors |= {} if file.rule is None else file.rule.tensors()
     strings = {name: json.dumps(value) for name, value in metadata.items()}
     return write_whole(path, lambda target: save_file(tensors, target, metadata=strings))
 

@@ -78,6 +78,11 @@ class Kept(Protocol):
         ...
 
     @property
+    def prompt(self) -> torch.Tensor:
+        """1 where the whole prompt is kept, 0 where two tokens of it are; uint8."""
+        ...
+
+    @property
     def stride(self) -> int:
         """Tokens between two choices of the heavy ones."""
         ...
@@ -144,21 +149,22 @@ class CacheSpec:
     @property
     def full_bytes(self) -> int:
         """Of a plain cache of prefix + N tokens, or 1 + N where the prefix is kept as one."""
-        tokens = self._prefix + self.shape.geometry.tokens
+        tokens = self._prefix() + self.shape.geometry.tokens
         return self.rows * self.shape.layers * self.shape.kv_heads * tokens * self._token_bytes
 
     @property
     def smallest_bytes(self) -> int:
-        """When every head sees only the prefix and itself, in the fewest bits."""
+        """When every head sees only two tokens of the prefix and itself, in the fewest bits."""
         return self.smallest_of((16, 8, 4))
 
-    def smallest_of(self, bits: Sequence[int]) -> int:
+    def smallest_of(self, bits: Sequence[int], whole_prompt: bool = False) -> int:
         """The same where heads may have these bits.
 
         Args:
             bits: of 16, 8 and 4.
+            whole_prompt: every head sees all of the prefix.
         """
-        head = min(int(self.head_bytes(0, 0, 0, 1, each)) for each in bits)
+        head = min(int(self.head_bytes(0, 0, 0, 1, each, int(whole_prompt))) for each in bits)
         return head * self.shape.layers * self.shape.kv_heads * self.rows
 
     def bytes_of(self, policy: Kept) -> int:
@@ -168,7 +174,7 @@ class CacheSpec:
             policy: of this shape's layers and KV heads; the prefix counted is this spec's, whatever the policy assumes.
         """
         numbers = (policy.window.numpy(), policy.heavy.numpy(), policy.anchor.numpy())
-        sizes = self.head_bytes(*numbers, policy.stride, policy.bits.numpy())
+        sizes = self.head_bytes(*numbers, policy.stride, policy.bits.numpy(), policy.prompt.numpy())
         return int(sizes.sum()) * self.rows
 
     def share_of(self, policy: Kept) -> float:
@@ -179,11 +185,11 @@ class CacheSpec:
         """
         return self.bytes_of(policy) / self.full_bytes
 
-    def head_bytes(self, window: Any, heavy: Any, anchor: Any, stride: int, bits: Any = 16) -> np.ndarray:
+    def head_bytes(self, window: Any, heavy: Any, anchor: Any, stride: int, bits: Any = 16, prompt: Any = 1) -> np.ndarray:
         """Bytes of one head of one row, for numbers or arrays of any common shape -> int64 of that shape.
 
         Example: head size 24, float32, prefix 10, window 16, no heavy tokens: (10 + 16 + 1) * 2 * 24 * 4 = 5,184; at 8 bits
-        10 * 192 + 17 * (2 * 24 + 8) = 2,872.
+        10 * 192 + 17 * (2 * 24 + 8) = 2,872, and with prompt 0 besides 2 * 192 + 17 * 56 = 1,336.
 
         Args:
             window: tokens before the query that are always kept.
@@ -191,13 +197,15 @@ class CacheSpec:
             anchor: first image tokens that are always kept.
             stride: tokens between two choices of the heavy set.
             bits: of a number of an image token behind the anchors: 16 (the spec's dtype), 8 or 4.
+            prompt: 1 where the whole prefix is kept, 0 where its first and its last token are.
         """
         window, heavy, anchor, bits = (np.asarray(value, dtype=np.int64) for value in (window, heavy, anchor, bits))
         image = window + heavy + np.where(heavy > 0, min(stride, self.shape.geometry.tokens), 1)
         size = self.shape.head_dim
         packed = 2 * (code_bytes(size, bits) + SCALE_BYTES * code_groups(size, bits))
         of_image = np.where(bits == 16, self._token_bytes, packed) + np.where(heavy > 0, SCORE_BYTES, 0)
-        return (self._prefix + anchor) * self._token_bytes + image * of_image
+        prefix = np.where(np.asarray(prompt) == 0, self._prefix(whole=False), self._prefix())
+        return (prefix + anchor) * self._token_bytes + image * of_image
 
     def in_two_bytes(self) -> CacheSpec:
         """The same with two bytes a number at 16 bits, as shares are counted in."""
@@ -219,9 +227,8 @@ class CacheSpec:
         """`4 x 2 streams in float32, the prefix left out`."""
         return f"{self.batch} x {self.streams} streams in {self.dtype}{'' if self.count_prefix else ', the prefix left out'}"
 
-    @property
-    def _prefix(self) -> int:
-        return self.shape.prefix_slots(self.prefix) if self.count_prefix else 0
+    def _prefix(self, whole: bool = True) -> int:
+        return self.shape.prefix_slots(self.prefix, whole) if self.count_prefix else 0
 
     @property
     def _token_bytes(self) -> int:

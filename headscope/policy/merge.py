@@ -24,7 +24,7 @@ class Edit:
         where: what it is called in messages, such as `edits.toml: edit 2`.
         layers: numbers, from 0.
         heads: numbers of KV heads in each of these, None for all.
-        numbers: new values by name: window, heavy, anchor, decay, per_visit, bits.
+        numbers: new values by name: window, heavy, anchor, decay, per_visit, bits, prompt.
         source: a policy of the same shape from which these heads are taken, or None.
         name: what that policy is called, for the provenance.
     """

@@ -16,14 +16,12 @@ from headscope.geometry import MOST_TOKENS
 from headscope.policy.footprint import CACHE_DTYPES, CacheSpec, Limit
 from headscope.policy.rule import KEY as RULE, Rule
 from headscope.policy.shape import MODEL, ModelShape
-from headscope.policy.tensors import DTYPES, HEAD_TENSORS
+from headscope.policy.tensors import FEATURES, HEAD_TENSORS
 
 SCHEMA = 2
 # Features that a file may need.
-KNOWN_NEEDS = frozenset({"bits"})
+KNOWN_NEEDS = frozenset(FEATURES)
 SCORE = "received"
-# The tensor of which this version knows one value.
-FIXED = {"prompt": 1}
 DTYPE = replace(one_of(*CACHE_DTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHE_DTYPES)
 _COUNTED = {"bytes": whole(0, 2**63 - 1), "batch": whole(1), "streams": whole(1), "dtype": DTYPE}
 _LIMIT = {**_COUNTED, "share": or_null(NUMBER), "prefix": whole(0, MOST_TOKENS), "count_prefix": FLAG}
@@ -87,7 +85,7 @@ def metadata_of(file: PolicyFile, path: Path, accounting: Mapping[str, Any]) -> 
     """
     shape = file.shape
     metadata = {
-        "needs": ["bits"] if bool((file.tensors["bits"] != 16).any()) else [],
+        "needs": [name for name, usual in FEATURES.items() if bool((file.tensors[name] != usual).any())],
         "model": {**shape.to_dict(), "weights": shape.weights or None},
         "stride": file.stride,
         "prefix": file.prefix,
@@ -104,12 +102,6 @@ def metadata_of(file: PolicyFile, path: Path, accounting: Mapping[str, Any]) -> 
     check(metadata, _FIELDS[SCHEMA], str(path), PolicyMismatch)
     metadata |= {} if file.rule is None else {RULE: file.rule.facts()}
     return {**metadata, "headscope_schema": SCHEMA, "accounting": dict(accounting)}
-
-
-def fixed_tensors(shape: ModelShape) -> dict[str, torch.Tensor]:
-    """The tensors [layers, kv_heads] of a policy file of which this version knows one value."""
-    heads = (shape.layers, shape.kv_heads)
-    return {name: torch.full(heads, value, dtype=DTYPES[name]) for name, value in FIXED.items()}
 
 
 def check_schema(facts: Mapping[str, Any], path: Path) -> Sequence[str]:
@@ -148,7 +140,8 @@ def read_facts(
     metadata = check_facts(facts, path)
     try:
         made = ModelShape.from_dict(metadata["model"])
-        names = HEAD_TENSORS if metadata["headscope_schema"] > 1 else [name for name in HEAD_TENSORS if name != "bits"]
+        first = metadata["headscope_schema"] == 1
+        names = [name for name in HEAD_TENSORS if name not in FEATURES or not first]
         found = PolicyFile(
             {name: tensor(name, made) for name in names},
             metadata["stride"],
@@ -159,8 +152,8 @@ def read_facts(
             metadata.get("results", {}),
             rule(metadata.get(RULE), made),
         )
-        if metadata["headscope_schema"] > 1:
-            _check_fixed({name: tensor(name, made) for name in (*FIXED, "bits")}, metadata, made)
+        if not first:
+            _check_needed(found.tensors, metadata, made)
     except HeadscopeError as error:
         raise PolicyMismatch(f"{path}: {error}") from None
     return found
@@ -194,17 +187,16 @@ def _limit(metadata: dict[str, Any], shape: ModelShape) -> Limit | None:
     return Limit(old["bytes"], CacheSpec(shape, metadata["prefix"], **counted))
 
 
-def _check_fixed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, Any], shape: ModelShape) -> None:
-    """Refuse values of a later version: prompts of heads, rows at once."""
-    for name, value in FIXED.items():
-        wrong = (tensors[name] != value).nonzero()
-        if len(wrong):
-            layer, head = wrong[0].tolist()
-            raise PolicyMismatch(f"layer {layer} head {head}: {name} is not {value}, which is all that this headscope knows.")
-    few = (tensors["bits"] != 16).nonzero()
-    if len(few) and "bits" not in metadata["needs"]:
-        layer, head = few[0].tolist()
-        raise PolicyMismatch(f"layer {layer} head {head}: bits are below 16, which needs does not name; write the file anew.")
+def _check_needed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, Any], shape: ModelShape) -> None:
+    """Refuse features that the file does not say it needs, and values of a later version: rows at once."""
+    for name, usual in FEATURES.items():
+        other = (tensors[name] != usual).nonzero()
+        if len(other) and name not in metadata["needs"]:
+            layer, head = other[0].tolist()
+            raise PolicyMismatch(
+                f"layer {layer} head {head}: {name} is {tensors[name][layer, head]}, a feature that needs does not name; write "
+                "the file anew."
+            )
     if metadata["lead"] != shape.geometry.row_length:
         raise PolicyMismatch(
             f"lead is {metadata['lead']}, expected {shape.geometry.row_length}, which generates row after row."

@@ -16,9 +16,9 @@ from headscope.policy.files import check_fits, read_file, write_file
 from headscope.policy.footprint import CacheSpec, Limit
 from headscope.policy.metadata import PolicyFile
 from headscope.policy.rule import Rule
-from headscope.policy.shape import ModelShape
+from headscope.policy.shape import PROMPT_ENDS, ModelShape
 from headscope.policy.shipped import policy_file
-from headscope.policy.tensors import BITS, DTYPES, HEAD_TENSORS, KEPT, check_range, check_tensor
+from headscope.policy.tensors import DTYPES, FEATURES, HEAD_TENSORS, KEPT, check_bits, check_range, check_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,8 @@ class Policy:
         semantic_score: float32 [layers, kv_heads] in [0, 1], 1 is semantic; information for readers.
         bits: uint8 [layers, kv_heads]: 16 keeps numbers in the model's dtype, 8 and 4 write those of image tokens behind the
             anchors as integers of so many bits (runtime/quantized.py); all 16 unless given.
+        prompt: uint8 [layers, kv_heads]: 1 keeps the whole prompt, 0 of it only the first valid token and the last, begin of
+            image, once it was read in full; all 1 unless given.
         stride: tokens between two choices of the heavy set.
         prefix: prompt length in tokens that the byte accounting assumes.
         shape: the model.
@@ -59,39 +61,31 @@ class Policy:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
     bits: torch.Tensor = field(default=None)  # type: ignore[assignment]
+    prompt: torch.Tensor = field(default=None)  # type: ignore[assignment]
     rule: Rule | None = None
 
     def __post_init__(self) -> None:
-        if self.bits is None:
-            object.__setattr__(self, "bits", torch.full((self.shape.layers, self.shape.kv_heads), 16, dtype=torch.uint8))
-        self._check_tensors()
+        for name, usual in FEATURES.items():
+            if getattr(self, name) is None:
+                heads = (self.shape.layers, self.shape.kv_heads)
+                object.__setattr__(self, name, torch.full(heads, usual, dtype=DTYPES[name]))
+        for name in HEAD_TENSORS:
+            check_tensor(name, tuple(getattr(self, name).shape), getattr(self, name).dtype, self.shape)
+        if self.rule is not None:
+            self.rule.check_heads(self.shape)
         tokens, image = self.shape.geometry.tokens, f"the {self.shape.geometry} image ({self.shape.geometry.tokens} tokens"
-        self._check_range("window", 0, tokens - 1, f"exceeds {image}; largest window {tokens - 1})")
-        self._check_range("heavy", 0, tokens, f"exceeds {image})")
-        self._check_range("anchor", 0, tokens, f"exceeds {image})")
-        for name in ("decay", "per_visit", "semantic_score"):
-            self._check_range(name, 0, 1, "is above 1")
-        wrong = (self.bits[..., None] != torch.tensor(BITS)).all(-1).nonzero()
-        if len(wrong):
-            layer, head = wrong[0].tolist()
-            known = f"{', '.join(map(str, BITS[:-1]))} or {BITS[-1]}"
-            raise PolicyMismatch(f"layer {layer} head {head}: bits {self.bits[layer, head]}, expected {known}.")
+        check_range("window", self.window, 0, tokens - 1, f"exceeds {image}; largest window {tokens - 1})")
+        for name in ("heavy", "anchor"):
+            check_range(name, getattr(self, name), 0, tokens, f"exceeds {image})")
+        for name in ("decay", "per_visit", "prompt", "semantic_score"):
+            check_range(name, getattr(self, name), 0, 1, "is above 1")
+        check_bits(self.bits)
         try:
             self.shape.geometry.check_stride(self.stride)
         except HeadscopeError as error:
             raise PolicyMismatch(str(error)) from None
         if self.prefix < 0:
             raise PolicyMismatch(f"prefix {self.prefix}: expected a number of tokens, 0 or more.")
-
-    def _check_tensors(self) -> None:
-        for name in HEAD_TENSORS:
-            tensor = getattr(self, name)
-            check_tensor(name, tuple(tensor.shape), tensor.dtype, self.shape)
-        if self.rule is not None:
-            self.rule.check_heads(self.shape)
-
-    def _check_range(self, name: str, low: float, high: float, above: str) -> None:
-        check_range(name, getattr(self, name), low, high, above)
 
     @classmethod
     def uniform(
@@ -104,6 +98,7 @@ class Policy:
         decay: float | torch.Tensor = 1.0,
         per_visit: int | torch.Tensor = 0,
         bits: int | torch.Tensor = 16,
+        prompt: int | torch.Tensor = 1,
         stride: int,
         prefix: int,
         semantic_score: torch.Tensor | None = None,
@@ -121,6 +116,7 @@ class Policy:
             decay: what a score is multiplied by at the end of each stride, in [0, 1].
             per_visit: 1 where a score is divided by the number of queries that could see its token, else 0.
             bits: of a kept number of image tokens behind the anchors: 16 (the model's dtype), 8 or 4.
+            prompt: 1 where the whole prompt is kept, 0 where of it only the first and the last token are.
             stride: tokens between two choices of the heavy set.
             prefix: prompt length in tokens that the byte accounting assumes.
             semantic_score: float32 [layers, kv_heads] in [0, 1], 1 is semantic; by default 0.5 everywhere, for not known.
@@ -137,6 +133,7 @@ class Policy:
             "decay": decay,
             "per_visit": per_visit,
             "bits": bits,
+            "prompt": prompt,
             "semantic_score": score,
         }
         full = (shape.layers, shape.kv_heads)
@@ -154,10 +151,11 @@ class Policy:
         """int64 [layers, kv_heads]: tokens a head has room for.
 
         Example: prefix 10, window 24 and no heavy tokens: 10 + 24 + 1 for the query itself. With heavy 8 and stride 24:
-        10 + 24 + 8 + a buffer of 24.
+        10 + 24 + 8 + a buffer of 24. With prompt 0 the 10 are 2.
         """
         buffer = min(self.stride, self.shape.geometry.tokens)
-        kept = self.prefix + self.anchor.long() + self.window.long() + self.heavy.long()
+        prompt = torch.where(self.drops_prompt, min(self.prefix, PROMPT_ENDS), self.prefix)
+        kept = prompt + self.anchor.long() + self.window.long() + self.heavy.long()
         return kept + torch.where(self.heavy > 0, buffer, 1)
 
     def buckets(self, layer: int) -> list[Bucket]:
@@ -166,7 +164,8 @@ class Policy:
         Args:
             layer: its number, from 0.
         """
-        found: dict[tuple[int, int, int, float, bool, int], list[int]] = {}
+        found: dict[tuple[int, int, int, float, bool, int, bool], list[int]] = {}
+        short = self.drops_prompt[layer].tolist()
         for head in range(self.shape.kv_heads):
             kind = (
                 int(self.window[layer, head]),
@@ -175,16 +174,23 @@ class Policy:
                 float(self.decay[layer, head]),
                 bool(self.per_visit[layer, head]),
                 int(self.bits[layer, head]),
+                not short[head],
             )
             if kind[1] == 0:  # without heavy tokens no score is kept
-                kind = (*kind[:3], 1.0, False, kind[5])
+                kind = (*kind[:3], 1.0, False, *kind[5:])
             found.setdefault(kind, []).append(head)
         return [Bucket(tuple(heads), *kind) for kind, heads in found.items()]
 
     @property
     def keeps_everything(self) -> bool:
         """Whether no head ever drops a token."""
-        return bool((self.window + self.heavy >= self.shape.geometry.tokens - 1).all())
+        everything = self.window + self.heavy >= self.shape.geometry.tokens - 1
+        return bool((everything & ~self.drops_prompt).all())
+
+    @property
+    def drops_prompt(self) -> torch.Tensor:
+        """bool [layers, kv_heads]: heads that keep two tokens of the prompt; none where it is kept as one entry."""
+        return (self.prompt == 0) & (not self.shape.folds_prefix)
 
     def spec(self) -> CacheSpec:
         """What the policy's bytes are counted for: as its limit is, or one guided image in bfloat16 without one."""
@@ -265,8 +271,10 @@ class Policy:
     def fingerprint(self) -> str:
         """sha256 of everything that changes what is kept."""
         digest = hashlib.sha256(f"{self.shape.geometry.to_dict()} {self.stride} {self.prefix}".encode())
-        for name in KEPT if self.quantized else [name for name in KEPT if name != "bits"]:  # as before there were bits
-            digest.update(name.encode() + getattr(self, name).contiguous().numpy().tobytes())
+        for name in KEPT:
+            tensor = getattr(self, name)
+            if name not in FEATURES or bool((tensor != FEATURES[name]).any()):  # as before there were such features
+                digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def same_as(self, other: Policy) -> bool:

@@ -18,6 +18,7 @@ def project(
     stride: int,
     anchor: int = 0,
     bits: int | torch.Tensor = 16,
+    prompt: int | torch.Tensor = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale a proposal to the largest one that fits: window and heavy int32 [layers, kv_heads].
 
@@ -36,6 +37,7 @@ def project(
         stride: tokens between two choices, whose buffer heads with heavy tokens need.
         anchor: first image tokens that each head keeps besides.
         bits: of a kept number, one number or uint8 [layers, kv_heads].
+        prompt: 1 for the whole prompt, 0 for its first and last token, one number or uint8 [layers, kv_heads].
 
     Raises:
         BudgetError: even the start of the way does not fit.
@@ -45,7 +47,7 @@ def project(
     wh = weights_heavy.double().clamp(min=0).numpy()
     most = shape.geometry.tokens - 1
     full = most / np.maximum(ww + wh, 1e-12)
-    each = np.broadcast_to(np.asarray(bits, dtype=np.int64), ww.shape)
+    each, whole = (np.broadcast_to(np.asarray(value, dtype=np.int64), ww.shape) for value in (bits, prompt))
 
     def at(scale: float) -> tuple[np.ndarray, np.ndarray]:
         heavy = np.where(wh > 0, np.maximum(np.floor(np.minimum(scale, full) * wh + 1e-9), 1), 0).astype(np.int64)
@@ -55,7 +57,7 @@ def project(
 
     def cost(window: np.ndarray, heavy: np.ndarray) -> int:
         anchors = np.where(window + heavy >= most, 0, anchor)
-        return int(spec.head_bytes(window, heavy, anchors, stride, each).sum())
+        return int(spec.head_bytes(window, heavy, anchors, stride, each, whole).sum())
 
     room = limit.per_row
     if _whole(ww, wh, most) and 0 <= room - cost(*at(1.0)) < _largest_step(ww, wh, stride, spec, each):
@@ -78,9 +80,9 @@ def project(
     after_window, after_heavy = at(high)
     for layer in range(shape.layers):
         moved = (window[layer] != after_window[layer]) | (heavy[layer] != after_heavy[layer])
-        groups = dict.fromkeys((ww[layer, h], wh[layer, h], each[layer, h]) for h in np.flatnonzero(moved))
-        for weights in groups:
-            heads = (ww[layer] == weights[0]) & (wh[layer] == weights[1]) & (each[layer] == weights[2])
+        kinds = np.stack([ww[layer], wh[layer], each[layer], whole[layer]], 1)
+        for kind in dict.fromkeys(tuple(kinds[h]) for h in np.flatnonzero(moved)):
+            heads = (kinds == kind).all(1)
             tried_window, tried_heavy = window.copy(), heavy.copy()
             tried_window[layer, heads], tried_heavy[layer, heads] = after_window[layer, heads], after_heavy[layer, heads]
             if cost(tried_window, tried_heavy) > room:
@@ -122,6 +124,7 @@ def fit(
     decay: float | torch.Tensor = 1.0,
     semantic_score: torch.Tensor | None = None,
     bits: int | torch.Tensor = 16,
+    prompt: int | torch.Tensor = 1,
 ) -> Policy:
     """The policy that `project` makes of two weights [layers, kv_heads].
 
@@ -134,11 +137,12 @@ def fit(
         decay: of the score, one number or [layers, kv_heads]; heads without heavy tokens get 1, as theirs is never read.
         semantic_score: float32 [layers, kv_heads], noted in the policy.
         bits: of a kept number, one number or uint8 [layers, kv_heads].
+        prompt: 1 for the whole prompt, 0 for its first and last token, one number or uint8 [layers, kv_heads].
 
     Raises:
         BudgetError: it does not fit at any size.
     """
-    kept_window, kept_heavy = project(window, heavy, limit, stride=stride, anchor=anchor, bits=bits)
+    kept_window, kept_heavy = project(window, heavy, limit, stride=stride, anchor=anchor, bits=bits, prompt=prompt)
     return Policy.uniform(
         limit.spec.shape,
         window=kept_window,
@@ -149,4 +153,5 @@ def fit(
         prefix=limit.spec.prefix,
         semantic_score=semantic_score,
         bits=bits,
+        prompt=prompt,
     )

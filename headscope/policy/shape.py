@@ -9,6 +9,7 @@ from headscope.errors import HeadscopeError, PolicyMismatch
 from headscope.facts import FLAG, OBJECT, TEXT, check, optional, or_null, whole
 from headscope.geometry import Geometry
 
+PROMPT_ENDS = 2  # tokens of a prompt that a head keeps which drops the rest: the first, and begin of image
 # Far above every model there is, and low enough that the bytes of a head fit 64 bits.
 _MOST_HEADS = 2**12
 _MOST_SIZE = 2**16
@@ -51,9 +52,14 @@ class ModelShape:
     weights: str
     folds_prefix: bool = False
 
-    def prefix_slots(self, prefix: int) -> int:
-        """Entries that the cache keeps for a prefix of so many tokens."""
-        return min(prefix, 1) if self.folds_prefix else prefix
+    def prefix_slots(self, prefix: int, whole: bool = True) -> int:
+        """Entries that a head's cache keeps for a prefix of so many tokens.
+
+        Args:
+            prefix: tokens.
+            whole: false for a head that keeps only the first and the last of them.
+        """
+        return min(prefix, 1 if self.folds_prefix else prefix if whole else PROMPT_ENDS)
 
     def to_dict(self) -> dict[str, Any]:
         """As policy files and run.json tell it: JSON values by attribute."""

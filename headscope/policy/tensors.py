@@ -8,9 +8,11 @@ from headscope.errors import PolicyMismatch
 from headscope.facts import clipped
 from headscope.policy.shape import ModelShape
 
-HEAD_TENSORS = ("window", "heavy", "anchor", "decay", "per_visit", "bits", "semantic_score")
+HEAD_TENSORS = ("window", "heavy", "anchor", "decay", "per_visit", "bits", "prompt", "semantic_score")
 KEPT = HEAD_TENSORS[:-1]  # what changes what is kept
 BITS = (16, 8, 4)
+# Tensors that later versions added, and what every head has unless they say otherwise: features that a file needs by name.
+FEATURES = {"bits": 16, "prompt": 1}
 DTYPES = {
     "window": torch.int32,
     "heavy": torch.int32,
@@ -18,9 +20,8 @@ DTYPES = {
     "decay": torch.float32,
     "per_visit": torch.uint8,
     "bits": torch.uint8,
-    "semantic_score": torch.float32,
-    # Of the file alone: this version knows one value of it.
     "prompt": torch.uint8,
+    "semantic_score": torch.float32,
 }
 
 
@@ -43,16 +44,16 @@ def check_tensor(name: str, found: tuple[int, ...], dtype: torch.dtype | str, sh
 
 
 def check_range(name: str, tensor: torch.Tensor, low: float, high: float, above: str) -> None:
-    """Raises PolicyMismatch unless all numbers of a tensor lie in a range.
+    """Raises PolicyMismatch unless all values lie in a range; NaN lies in none.
 
     Args:
         name: one of HEAD_TENSORS.
         tensor: [layers, kv_heads].
-        low: the least number.
-        high: the largest one.
-        above: what is said of a larger one.
+        low: smallest value that is allowed.
+        high: largest one.
+        above: what the sentence says of a larger one.
     """
-    wrong = ~((tensor >= low) & (tensor <= high))  # NaN is neither
+    wrong = ~((tensor >= low) & (tensor <= high))
     if not bool(wrong.any()):
         return
     layer, head = (int(i) for i in wrong.nonzero()[0])
@@ -60,3 +61,12 @@ def check_range(name: str, tensor: torch.Tensor, low: float, high: float, above:
     shown = f"{value:g}" if isinstance(value, float) else str(value)
     reason = above if value > high else f"is not a number from {low:g} to {high:g}"
     raise PolicyMismatch(f"layer {layer} head {head}: {name} {shown} {reason}.")
+
+
+def check_bits(bits: torch.Tensor) -> None:
+    """Raises PolicyMismatch unless all values [layers, kv_heads] are some of BITS."""
+    wrong = (bits[..., None] != torch.tensor(BITS)).all(-1).nonzero()
+    if len(wrong):
+        layer, head = wrong[0].tolist()
+        known = f"{', '.join(map(str, BITS[:-1]))} or {BITS[-1]}"
+        raise PolicyMismatch(f"layer {layer} head {head}: bits {bits[layer, head]}, expected {known}.")

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from headscope.errors import DataError
 from headscope.facts import NUMBER
 from headscope.models import bundled_folder
@@ -86,8 +84,7 @@ def card_text(policy: Policy, name: str, picture: str, *, more: Sequence[tuple[s
             "",
             PICTURE,
             "",
-            "| layer | heads | window | heavy | anchor | decay | bits | bytes |",
-            "|---|---|---|---|---|---|---|---|",
+            *_columns(bool(policy.drops_prompt.any())),
             *_layers(policy),
             "",
         ]
@@ -100,12 +97,14 @@ def _rows(policy: Policy, name: str) -> list[tuple[str, str]]:
     weights = f"weights {_plain(shape.weights[:16])}" if shape.weights else "any weights of this shape"
     buckets = sum(len(policy.buckets(layer)) for layer in range(shape.layers))
     bits = ", ".join(f"{int((policy.bits == bits).sum())} in {bits}" for bits in (16, 8, 4))
+    short = int(policy.drops_prompt.sum())
+    prompt = f"{short} with only the first and last token of the prompt; " if short else ""
     rows = [
         ("model", f"{_code(shape.name)}{bundled}, {weights}"),
         ("limit", _limit(policy)),
         (
             "keeps",
-            f"strides of {policy.stride} tokens; {buckets} buckets in {shape.layers} layers; of heads {bits} bits; "
+            f"strides of {policy.stride} tokens; {buckets} buckets in {shape.layers} layers; of heads {bits} bits; {prompt}"
             f"{_code(f'headscope policy show {name}')} prints them",
         ),
         ("found by", " ".join(_plain(provenance[key]) for key in ("method", "origin") if key in provenance) or "hand"),
@@ -174,13 +173,21 @@ def _loss(found: Mapping[str, Any], on: str) -> str:
 
 def _layers(policy: Policy) -> list[str]:
     """A row a bucket."""
-    spec, rows = policy.spec(), []
+    spec, rows, short = policy.spec(), [], bool(policy.drops_prompt.any())
     for layer in range(policy.shape.layers):
         for b in policy.buckets(layer):
-            size = int(np.sum(spec.head_bytes(b.window, b.heavy, b.anchor, policy.stride, b.bits))) * spec.rows * len(b.heads)
-            heads = ", ".join(map(str, b.heads))
-            rows.append(f"| {layer} | {heads} | {b.window} | {b.heavy} | {b.anchor} | {b.decay:g} | {b.bits} | {size:,} |")
+            head = spec.head_bytes(b.window, b.heavy, b.anchor, policy.stride, b.bits, int(b.whole_prompt))
+            size, heads = int(head) * spec.rows * len(b.heads), ", ".join(map(str, b.heads))
+            numbers = [layer, heads, b.window, b.heavy, b.anchor, f"{b.decay:g}", b.bits]
+            numbers += ["whole" if b.whole_prompt else "ends"] * short
+            rows.append(f"| {' | '.join(map(str, numbers))} | {size:,} |")
     return rows
+
+
+def _columns(prompt: bool) -> list[str]:
+    """The head of that table; prompts have a column where not all are whole."""
+    names = ["layer", "heads", "window", "heavy", "anchor", "decay", "bits", *["prompt"] * prompt, "bytes"]
+    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
 
 
 def _plain(value: object) -> str:

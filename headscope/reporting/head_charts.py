@@ -235,7 +235,8 @@ def kept(policy: Policy, spec: CacheSpec, width: float = WIDE, margin: float = 0
     """
     layers, heads = policy.window.shape
     count = {name: getattr(policy, name).numpy() for name in ("anchor", "window", "heavy")}
-    nbytes = spec.rows * spec.head_bytes(count["window"], count["heavy"], count["anchor"], policy.stride, policy.bits.numpy())
+    written = (policy.stride, policy.bits.numpy(), policy.prompt.numpy())
+    nbytes = spec.rows * spec.head_bytes(count["window"], count["heavy"], count["anchor"], *written)
     count["buffer"] = np.where(count["heavy"] > 0, min(policy.stride, policy.shape.geometry.tokens), 1)
     top = float(sum(count.values()).max())
     pitch = 0.52 if layers <= 12 else 0.36  # inches a layer, of which 0.08 stay free
@@ -257,6 +258,7 @@ def kept(policy: Policy, spec: CacheSpec, width: float = WIDE, margin: float = 0
         f"layer {n} head {h}: {count['window'][n, h]} recent, {count['heavy'][n, h]} by score"
         + (f", {count['anchor'][n, h]} first tokens" if count["anchor"][n, h] else "")
         + (f", in {policy.bits[n, h]} bits" if policy.quantized else "")
+        + (", of the prompt its first and last token" if policy.drops_prompt[n, h] else "")
         + f", {size(nbytes[n, h])}"
         for n in range(layers)
         for h in range(heads)

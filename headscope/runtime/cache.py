@@ -42,6 +42,9 @@ class CompressedCache(Cache):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        if bool(policy.drops_prompt.any()):
+            layer, head = policy.drops_prompt.nonzero()[0].tolist()
+            raise PolicyMismatch(f"layer {layer} head {head}: prompt 0 is not known to this runtime, expected 1.")
         self.policy = policy
         self.expected = (batch, dtype, None if device is None else torch.device(device).type)
         self.compressed_layers = [CompressedLayer(policy, number, prefix) for number in range(policy.shape.layers)]

@@ -103,8 +103,8 @@ class Search:
     def _check_bits(self) -> None:
         """Refuse a limit that only fewer bits reach, and say which."""
         spec, bits = self.limit.spec, self.config.each_bits
-        if (needed := spec.smallest_of(bits)) > self.limit.bytes:
-            fewer = next((each for each in (8, 4) if spec.smallest_of((each,)) <= self.limit.bytes), None)
+        if (needed := spec.smallest_of(bits, whole_prompt=True)) > self.limit.bytes:
+            fewer = next((each for each in (8, 4) if spec.smallest_of((each,), whole_prompt=True) <= self.limit.bytes), None)
             advice = "expected a larger limit" if fewer is None else f"one of {fewer} bits fits, add {fewer} to bits"
             raise BudgetError(
                 f"bits {self.config.bits}: the smallest cache of such heads takes {needed:,} bytes, the limit is "

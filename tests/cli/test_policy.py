@@ -74,6 +74,17 @@ def test_a_merge_that_no_longer_fits_names_its_limit_anew(command, edits: Path) 
     assert load_policy("m.safetensors").limit is None
 
 
+def test_a_head_that_drops_its_prompt_is_shown(command, edits: Path) -> None:
+    (edits / "edits.toml").write_text('[[edit]]\nlayers = 2\nheads = "5"\nprompt = false\n', encoding="utf-8")
+    said(command("merge stickers-20 edits.toml -o m.safetensors"))
+    lines = said(command("show m.safetensors"))
+    assert [line.split()[-1] for line in lines if line.startswith("    2")].count("ends") == 1
+    assert lines[-1].split()[-1] == "whole"
+    lines = said(command("diff stickers-20 m.safetensors"))
+    assert [line.split()[-1] for line in lines if "of 8" in line] == ["prompt"]
+    assert "It needs a reader that knows bits, prompt, and" in said(command("validate m.safetensors"))[1]
+
+
 def test_a_valid_policy_says_what_it_is(command) -> None:
     lines = said(command("validate stickers-20 --model stickers --keep 20%"))
     assert lines == [

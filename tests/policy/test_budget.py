@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from headscope.errors import BudgetError
-from headscope.policy import PRESETS, CacheSpec, Limit, Policy, make_preset, project
+from headscope.policy import PRESETS, CacheSpec, Limit, Policy, fit, make_preset, project
 from headscope.policy.footprint import parse_share, parse_size
 from tests.policy.shapes import SHAPE
 
@@ -59,12 +59,13 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_a_limit_below_the_smallest_says_what_that_is() -> None:
     smallest = CacheSpec(SHAPE, PREFIX).smallest_bytes
     four_bits = 2 * (4 + 4)  # of a key and a value, with scale and zero
-    assert smallest == 2 * 12 * (5 * TOKEN + four_bits)
-    assert CacheSpec(SHAPE, PREFIX).smallest_of((16,)) == 2 * 12 * 6 * TOKEN
-    with pytest.raises(BudgetError, match=r"the smallest possible is 13\.5% \(4,224 bytes\)"):
-        Limit.of_share("13%", CacheSpec(SHAPE, PREFIX))
-    with pytest.raises(BudgetError, match="the smallest possible is 4,224 bytes"):
-        Limit.of_memory(4_200, CacheSpec(SHAPE, PREFIX))
+    assert smallest == 2 * 12 * (2 * TOKEN + four_bits)
+    assert CacheSpec(SHAPE, PREFIX).smallest_of((16, 4), whole_prompt=True) == 2 * 12 * (5 * TOKEN + four_bits)
+    assert CacheSpec(SHAPE, PREFIX).smallest_of((16,), whole_prompt=True) == 2 * 12 * 6 * TOKEN
+    with pytest.raises(BudgetError, match=r"the smallest possible is 6\.1% \(1,920 bytes\)"):
+        Limit.of_share("6%", CacheSpec(SHAPE, PREFIX))
+    with pytest.raises(BudgetError, match="the smallest possible is 1,920 bytes"):
+        Limit.of_memory(1_900, CacheSpec(SHAPE, PREFIX))
     assert Limit.of_memory(smallest, CacheSpec(SHAPE, PREFIX)).bytes == smallest
     with pytest.raises(BudgetError, match="more than the full cache"):
         Limit.of_memory("1MiB", CacheSpec(SHAPE, PREFIX))
@@ -216,6 +217,25 @@ def test_bits_are_counted_and_projected() -> None:
     sizes = [int(project(one, 0 * one, limit, stride=3, bits=bits)[0].sum()) for bits in (16, 8, 4)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
+
+
+def test_prompts_are_counted_and_projected() -> None:
+    spec = CacheSpec(SHAPE, 10)
+    size, prompt = SHAPE.head_dim, torch.tensor([[1, 0, 0, 1]] * 3)
+    assert spec.head_bytes(5, 3, 1, 6, 8, prompt[0].numpy()).tolist() == [
+        (kept + 1) * 4 * size + 14 * (2 * size + 8 + 8) for kept in (10, 2, 2, 10)
+    ]
+    for other, kept in ((spec.replace(prefix=2), 2), (spec.replace(prefix=0), 0), (spec.replace(count_prefix=False), 0)):
+        assert other.head_bytes(5, 0, 0, 1, 16, 0) == (kept + 6) * 4 * size
+    folds = CacheSpec(replace(SHAPE, folds_prefix=True), 10)
+    assert folds.head_bytes(5, 0, 0, 1, 16, 0) == folds.head_bytes(5, 0, 0, 1) == 7 * 4 * size
+    limit, one = Limit.of_share(0.6, spec), torch.ones(3, 4)
+    window, heavy = project(one, one, limit, stride=3, prompt=prompt)
+    assert 0 <= limit.per_row - spec.head_bytes(window, heavy, 0, 3, 16, prompt).sum() < 12 * 4 * size * 2
+    assert window.sum() > project(one, one, limit, stride=3)[0].sum()
+    policy = fit(one, one, limit, stride=3, prompt=prompt)
+    assert policy.prompt.tolist() == prompt.tolist()
+    assert spec.bytes_of(policy) <= limit.bytes
 
 
 def test_presets_are_what_their_papers_say() -> None:

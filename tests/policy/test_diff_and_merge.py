@@ -32,10 +32,13 @@ policies = st.builds(
         torch.tensor(numbers[0]).view(3, 4),
         heavy=torch.tensor(numbers[1]).view(3, 4),
         bits=torch.tensor(numbers[2]).view(3, 4),
+        prompt=torch.tensor(numbers[3]).view(3, 4),
         stride=stride,
         prefix=prefix,
     ),
-    st.tuples(*(st.lists(st.sampled_from(some), min_size=12, max_size=12) for some in ((0, 3, 17), (0, 0, 5), (16, 8, 4)))),
+    st.tuples(
+        *(st.lists(st.sampled_from(some), min_size=12, max_size=12) for some in ((0, 3, 17), (0, 0, 5), (16, 8, 4), (1, 0)))
+    ),
     st.sampled_from([1, 6]),
     st.sampled_from([0, 5]),
 )

@@ -57,6 +57,17 @@ def test_a_policy_comes_back_as_it_was(policy: Policy, file: Path) -> None:
     assert accounting["plain_bytes"] == 2 * 12 * 41 * 2 * 8 * 2
 
 
+@pytest.mark.parametrize("short", [False, True])
+def test_prompts_are_named_where_they_are_needed(policy: Policy, file: Path, short: bool) -> None:
+    prompt = torch.ones(3, 4, dtype=torch.uint8)
+    prompt[1, 2] = not short
+    back = load_policy(save_policy(policy.replace(prompt=prompt), file), SHAPE)
+    assert back.prompt.tolist() == prompt.tolist()
+    assert back.same_as(policy) == (not short)  # as before there were prompts
+    with safe_open(file, framework="pt") as opened:
+        assert json.loads(opened.metadata()["needs"]) == ["prompt"] * short
+
+
 def test_damaged_files_are_refused(file: Path, tmp_path: Path) -> None:
     whole = file.read_bytes()
     for size in (0, 4, 100, len(whole) - 10):
@@ -159,16 +170,17 @@ def test_a_known_field_that_is_no_json_is_named(file: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("tensor", "value", "says"),
     [
-        ("bits", 8, "bits are below 16, which needs does not name"),
+        ("bits", 8, "bits is 8, a feature that needs does not name"),
         ("bits", 3, "bits 3, expected 16, 8 or 4"),
-        ("prompt", 0, "is not"),
+        ("prompt", 0, "prompt is 0, a feature that needs does not name"),
+        ("prompt", 3, "prompt 3 is above 1"),
     ],
 )
 def test_what_only_another_version_can_have_written_is_refused(file: Path, tensor: str, value: int, says: str) -> None:
     changed = load_file(file)[tensor].clone()  # older safetensors map the file, which is rewritten below
     changed[1, 2] = value
     if value == 3:
-        file = rewritten(file, needs=["bits"])
+        file = rewritten(file, needs=[tensor])
     with pytest.raises(PolicyMismatch, match=f"layer 1 head 2: .*{says}"):
         load_policy(rewritten(file, {tensor: changed}))
     with pytest.raises(PolicyMismatch, match=f"lacks the tensor {tensor}"):

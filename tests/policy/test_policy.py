@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -29,6 +31,7 @@ def changed(name: str, value: float) -> torch.Tensor:
         ("decay", float("nan"), "decay nan is not a number from 0 to 1"),
         ("semantic_score", -0.1, "semantic_score -0.1 is not a number"),
         ("per_visit", 2, "per_visit 2 is above 1"),
+        ("prompt", 2, "layer 2 head 1: prompt 2 is above 1"),
     ],
 )
 def test_an_impossible_value_is_named_with_its_place(name: str, value: float, says: str) -> None:
@@ -57,6 +60,19 @@ def test_slots_by_hand() -> None:
     assert slots[0, 1] == 10 + 2 + 5 + 7 + 12
 
 
+def test_a_short_prompt_takes_two_slots_and_a_bucket_of_its_own() -> None:
+    prompt = torch.tensor([[1, 0, 1, 0]] * 3)
+    for prefix, kept in ((10, 2), (2, 2), (1, 1), (0, 0)):
+        policy = Policy.uniform(SHAPE, window=5, prompt=prompt, stride=1, prefix=prefix)
+        assert policy.slots()[1].tolist() == [prefix + 6, kept + 6, prefix + 6, kept + 6]
+    assert [(b.heads, b.whole_prompt) for b in policy.buckets(1)] == [((0, 2), True), ((1, 3), False)]
+    full = Policy.uniform(SHAPE, window=35, prompt=prompt, stride=1, prefix=3)
+    assert not full.keeps_everything
+    folds = full.replace(shape=replace(SHAPE, folds_prefix=True))
+    assert folds.keeps_everything
+    assert [len(b.heads) for b in folds.buckets(0)] == [4]
+
+
 def test_buckets_join_heads_that_remember_alike() -> None:
     window = torch.tensor([[3, 5, 3, 5]] * 3)
     heavy = torch.tensor([[0, 2, 0, 4]] * 3)
@@ -69,7 +85,13 @@ def test_buckets_join_heads_that_remember_alike() -> None:
 def test_fingerprints_tell_policies_apart_by_what_they_keep() -> None:
     policy = Policy.uniform(SHAPE, window=3, heavy=2, stride=6, prefix=5)
     assert policy.same_as(policy.replace(results={"kl": 1.0}, semantic_score=torch.ones(3, 4)))
-    for change in ({"stride": 12}, {"prefix": 6}, {"window": changed("window", 4)}, {"decay": changed("decay", 0.5)}):
+    for change in (
+        {"stride": 12},
+        {"prefix": 6},
+        {"window": changed("window", 4)},
+        {"decay": changed("decay", 0.5)},
+        {"prompt": changed("prompt", 0)},
+    ):
         assert not policy.same_as(policy.replace(**change))
 
 

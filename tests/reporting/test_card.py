@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
@@ -51,6 +52,17 @@ def test_a_card_and_its_picture(tmp_path: Path) -> None:
     assert picture == card.with_suffix(".png")
     with Image.open(picture) as image:
         assert image.width > 1000
+
+
+def test_short_prompts_have_a_column_where_there_are_any() -> None:
+    prompt = torch.ones(3, 4, dtype=torch.uint8)
+    prompt[1, 2] = 0
+    policy = made(prompt=prompt)
+    text = card_text(policy, "p", "p.png")
+    assert "1 with only the first and last token of the prompt" in table(text)["keeps"]
+    assert [row[7] for row in layers(text)] == ["whole", "whole", "ends", "whole"]
+    assert sum(int(row[-1].replace(",", "")) for row in layers(text)) == policy.accounting()["bytes"]
+    assert "prompt" not in table(card_text(made(), "p", "p.png"))["keeps"].replace("`headscope policy show p` prints them", "")
 
 
 def test_what_was_measured_says_on_what() -> None:

@@ -16,7 +16,7 @@ from headscope.facts import OBJECT, check, shown, whole
 from headscope.policy.exchange.reckoning import one_image
 from headscope.policy.exchange.record import Content, Wanted
 from headscope.policy.files import check_fits
-from headscope.policy.metadata import PolicyFile, check_schema, fixed_tensors, metadata_of, read_facts
+from headscope.policy.metadata import PolicyFile, check_schema, metadata_of, read_facts
 from headscope.policy.policy import Policy
 from headscope.policy.rule import KEY as RULE, OPTIONS, TENSORS, Rule, made_of, names_of
 from headscope.policy.shape import ModelShape
@@ -39,7 +39,7 @@ def write(policy: Policy, path: Path) -> Content:
     tensors = {name: getattr(policy, name) for name in HEAD_TENSORS}
     facts = (policy.stride, policy.prefix, policy.shape, policy.limit, policy.provenance, policy.results, policy.rule)
     metadata = metadata_of(PolicyFile(tensors, *facts), path, policy.accounting())
-    values = {name: tensor.tolist() for name, tensor in (tensors | fixed_tensors(policy.shape)).items()}
+    values = {name: tensor.tolist() for name, tensor in tensors.items()}
     if policy.rule is not None:
         metadata[RULE] |= {"tensors": {name: tensor.tolist() for name, tensor in policy.rule.tensors().items()}}
     return Content({"": {MARK: VERSION, **metadata, HEADS: values}}, one_image(policy).bytes_of(policy), ())

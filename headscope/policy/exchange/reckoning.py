@@ -7,6 +7,7 @@ import torch
 
 from headscope.policy.footprint import CACHE_DTYPES, CacheSpec
 from headscope.policy.policy import Policy
+from headscope.policy.shape import PROMPT_ENDS
 
 
 def one_image(policy: Policy) -> CacheSpec:
@@ -80,6 +81,14 @@ def lost_bits(policy: Policy) -> list[str]:
     return [
         f"bits: {heads(int(few.sum()))} keep {span(policy.bits[few])} bits a number; there all are kept in the model's dtype"
     ]
+
+
+def lost_prompt(policy: Policy) -> list[str]:
+    """A sentence on heads that keep two tokens of the prompt."""
+    short = int(policy.drops_prompt.sum())
+    if not short or policy.prefix <= PROMPT_ENDS:
+        return []
+    return [f"prompt: {heads(short)} keep its first and its last token; there all of it is kept"]
 
 
 def lost_rest() -> list[str]:

@@ -12,7 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from headscope.policy.exchange.reckoning import bytes_for, heads, kept_tokens, length_of, lost_bits, lost_heavy, lost_rest, span
+from headscope.policy.exchange.reckoning import (
+    bytes_for,
+    heads,
+    kept_tokens,
+    length_of,
+    lost_bits,
+    lost_heavy,
+    lost_prompt,
+    lost_rest,
+    span,
+)
 from headscope.policy.exchange.record import Content
 from headscope.policy.policy import Policy
 
@@ -31,8 +41,9 @@ def write(policy: Policy, path: Path) -> Content:
     drops = policy.window + policy.heavy < policy.shape.geometry.tokens - 1
     anchors = int(policy.anchor[drops].max()) if bool(drops.any()) else 0
     sink = policy.prefix + anchors
-    # Every head gets the sinks of the head with the most anchors, so that its window still fits beside them.
-    reach = (kept_tokens(policy) + anchors - policy.anchor).clamp(max=length)
+    # Every head gets the whole prompt and the most anchors of any as sinks, so that its window still fits beside them.
+    whole_prompt = policy.replace(prompt=torch.ones_like(policy.prompt))
+    reach = (kept_tokens(whole_prompt) + anchors - policy.anchor).clamp(max=length)
     reach = torch.where(drops, reach, length)
     sizes = rounded_up(reach.max(1).values.tolist(), MOST_SIZES)
     settings = {"kv_cache_config": {"max_attention_window": sizes, "sink_token_length": sink}}
@@ -42,7 +53,8 @@ def write(policy: Policy, path: Path) -> Content:
     ]
     if bool((policy.anchor[drops] != anchors).any()):
         lost.append(f"anchor: {span(policy.anchor[drops])} image tokens; there every head keeps {anchors}")
-    lost += [*lost_heavy(policy, "there as many newest tokens stand for them"), *lost_bits(policy), *lost_rest()]
+    lost += [*lost_heavy(policy, "there as many newest tokens stand for them"), *lost_bits(policy), *lost_prompt(policy)]
+    lost += lost_rest()
     return Content({"": settings}, bytes_for(policy, _allocated(whole, sink, length)), tuple(lost))
 
 

@@ -55,6 +55,8 @@ class LlamaCudaDecoder:
             return "needs a model on a CUDA device"
         if policy is None:
             return "needs a policy"
+        if bool(policy.drops_prompt.any()):
+            return "needs a policy whose heads all keep the whole prompt"
         if not getattr(model, "starts", True):
             return "needs tokens before the image"
         if model.shape.geometry.row_end:

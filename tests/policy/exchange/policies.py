@@ -29,6 +29,7 @@ def policies(draw: st.DrawFn) -> Policy:
         per_visit=numbers(0, 1).to(torch.uint8),
         semantic_score=numbers(0.0, 0.7, 1e-30, 1.0).float(),
         bits=numbers(16, 8, 4).to(torch.uint8) if draw(st.booleans()) else None,
+        prompt=numbers(0, 1, 1).to(torch.uint8) if draw(st.booleans()) else None,
         stride=draw(st.sampled_from(SHAPE.geometry.strides())),
         prefix=draw(st.sampled_from((0, 1, 5))),
         shape=SHAPE,
@@ -47,4 +48,5 @@ def seen(policy: Policy, layer: int, head: int, t: int) -> set[int]:
     if policy.heavy[layer, head] == 0:
         window, anchor = int(policy.window[layer, head]), int(policy.anchor[layer, head])
         image = [s for s in image if s < anchor or t - s <= window]
-    return {*range(policy.prefix), *(policy.prefix + s for s in image)}
+    prompt = range(policy.prefix) if policy.prompt[layer, head] else {0, policy.prefix - 1} & {*range(policy.prefix)}
+    return {*prompt, *(policy.prefix + s for s in image)}

@@ -67,7 +67,7 @@ def imported(facts: object, tmp_path: Path) -> Policy:
         ({"headscope_policy_json": 2}, "version 2, this headscope reads up to 1"),
         ({"headscope_schema": 3}, "written in schema 3"),
         ({"needs": ["lead"]}, r'needs \["lead"\], which this headscope does not know'),
-        ({"needs": []}, "layer 0 head 0: bits are below 16, which needs does not name"),
+        ({"needs": []}, "layer 0 head 0: bits is 8, a feature that needs does not name"),
         ({"stride": 5}, "stride 5: expected 1"),
         ({"heads": []}, r"heads is \[\], expected an object"),
         ({"heads": {}}, r"lacks heads.window, expected 3 lists \(layers\) of 4 numbers"),
@@ -87,7 +87,8 @@ def test_a_fact_that_is_impossible_is_named(facts: dict[str, Any], tmp_path: Pat
         ("bits", 300, "layer 1 head 2: bits is 300"),
         ("decay", float("nan"), "layer 1 head 2: decay is NaN"),
         ("decay", 2, "layer 1 head 2: decay 2 is above 1"),
-        ("prompt", 0, "layer 1 head 2: prompt is not 1"),
+        ("prompt", 0, "layer 1 head 2: prompt is 0, a feature that needs does not name"),
+        ("prompt", 256, "layer 1 head 2: prompt is 256, expected a whole number that uint8 holds"),
     ],
 )
 def test_a_number_that_is_impossible_is_named(facts: dict, tmp_path: Path, name: str, value: object, says: str) -> None:
