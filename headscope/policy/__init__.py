@@ -21,7 +21,7 @@ from headscope.policy.preset import Preset
 from headscope.policy.presets import CONTROLS, PRESETS, make_preset, register_preset, tighter
 from headscope.policy.project import fit, project
 from headscope.policy.rule import Rule
-from headscope.policy.shape import ModelShape
+from headscope.policy.shape import PROMPT_ENDS, ModelShape
 from headscope.policy.shipped import policy_file
 from headscope.policy.tensors import BITS, HEAD_TENSORS
 from headscope.policy.validate import ValidPolicy, unmeasured, validate
@@ -34,6 +34,7 @@ __all__ = [
     "FORMATS",
     "HEAD_TENSORS",
     "PRESETS",
+    "PROMPT_ENDS",
     "Bucket",
     "CacheSpec",
     "Edit",

@@ -4,6 +4,7 @@ Slots of a bucket, from the left:
 
     [ prefix P | anchors A | image ]
 
+P is the whole prompt, or its first and its last token where the heads drop the rest (prompt_ends.py).
 In a window bucket `image` is a ring of `window + 1` slots; in a heavy bucket it is `window + heavy` kept slots and then a
 buffer of one stride. Slots fill from the left without holes, so what is attended to is always one slice. Which slot holds
 what does not matter to attention, because rotary embedding is applied before.
@@ -19,6 +20,7 @@ import torch
 from torch.nn import functional
 
 from headscope.policy import Bucket
+from headscope.runtime.prompt_ends import PromptEnds
 
 
 class KeptHeads:
@@ -27,7 +29,7 @@ class KeptHeads:
     Args:
         bucket: the heads and their numbers.
         start: the first head's place in the layer, once its heads are sorted by bucket.
-        prefix: tokens before the image, P.
+        prefix: slots of the prompt, P.
         image_slots: slots after prefix and anchors.
         like: keys [B, H, P, D] that give batch, head size, dtype and device.
     """
@@ -43,6 +45,7 @@ class KeptHeads:
         self.start, self.stop = start, start + len(bucket.heads)
         self.prefix = prefix
         self.first = prefix + bucket.anchor
+        self.prompt: tuple[torch.Tensor, torch.Tensor] | None = None  # what came of one that is to be dropped
 
     @property
     def total(self) -> int:
@@ -51,7 +54,24 @@ class KeptHeads:
 
     def tensors(self) -> list[torch.Tensor]:
         """Everything allocated."""
-        return [self.keys, self.values]
+        return [self.keys, self.values, *(self.prompt or ())]
+
+    def read_prompt(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Keys and values [B, h, T, D] of the next T tokens of a prompt that is to be dropped."""
+        if self.prompt is not None:
+            keys, values = torch.cat([self.prompt[0], keys], 2), torch.cat([self.prompt[1], values], 2)
+        self.prompt = keys, values
+
+    def drop_prompt(self, ends: PromptEnds) -> None:
+        """Of the prompt that was read only its ends go into the slots of the prefix."""
+        assert self.prompt is not None
+        keys, values = self.prompt
+        self.fill_prefix(ends.of_prompt(keys), ends.of_prompt(values))
+        self.prompt = None
+
+    def prefix_so_far(self, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [B, h, stop, D] of a prompt that is not yet read to its end."""
+        return self.prompt or (self.keys[:, :, :stop], self.values[:, :, :stop])
 
     def fill_prefix(self, keys: torch.Tensor, values: torch.Tensor, start: int = 0) -> None:
         """keys, values [B, h, T, D] into slots `start` and on: of prefix tokens, by their numbers."""
@@ -61,6 +81,8 @@ class KeptHeads:
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows of the batch."""
         self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+        if self.prompt is not None:
+            self.prompt = self.prompt[0].index_select(0, rows), self.prompt[1].index_select(0, rows)
 
     def _padding(self, bias: torch.Tensor | None, slots: int, more: int = 0) -> torch.Tensor | None:
         """The layer's bias [B, 1, 1, all slots], 0 behind the prefix -> [B, 1, 1, slots + more]."""
@@ -242,6 +264,9 @@ class HeavyHeads(KeptHeads):
         """Keep these rows of the batch."""
         super().select(rows)
         self.scores, self.positions = self.scores.index_select(0, rows), self.positions.index_select(0, rows)
+        bias, scale, groups = self._terms
+        if bias is not None and len(bias) > 1:
+            self._terms = (bias.index_select(0, rows), scale, groups)
 
     def step(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, t: int, bias: torch.Tensor | None, scale: float

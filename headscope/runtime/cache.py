@@ -42,9 +42,6 @@ class CompressedCache(Cache):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if bool(policy.drops_prompt.any()):
-            layer, head = policy.drops_prompt.nonzero()[0].tolist()
-            raise PolicyMismatch(f"layer {layer} head {head}: prompt 0 is not known to this runtime, expected 1.")
         self.policy = policy
         self.expected = (batch, dtype, None if device is None else torch.device(device).type)
         self.compressed_layers = [CompressedLayer(policy, number, prefix) for number in range(policy.shape.layers)]
@@ -76,7 +73,11 @@ class CompressedCache(Cache):
         return self.compressed_layers[layer_idx].update(key_states, value_states)
 
     def nbytes(self) -> int:
-        """Bytes of all tensors kept between calls: keys, values, scores, positions. 0 before the first call."""
+        """Bytes of all tensors kept between calls: keys, values, scores, positions. 0 before the first call.
+
+        Those of the policy, but between two calls of a prompt that comes in several: heads that will keep its first and last
+        token hold all of it until it was read.
+        """
         return sum(layer.nbytes() for layer in self.compressed_layers)
 
 

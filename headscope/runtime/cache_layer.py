@@ -17,6 +17,7 @@ from headscope.policy import Policy
 from headscope.runtime.buckets import HeavyHeads, WindowHeads
 from headscope.runtime.folded_prefix import folded
 from headscope.runtime.plain import CountingLayer
+from headscope.runtime.prompt_ends import PromptEnds
 from headscope.runtime.quantized_heads import PackedHeavyHeads, PackedWindowHeads
 
 _CHECKED = "_headscope_checked"  # on a mask that was looked at, for how many tokens seen
@@ -26,7 +27,8 @@ class CompressedLayer(CountingLayer):
     """One decoder layer's cache. `update` only takes the new tokens in; `attend` does the work.
 
     The first call is the whole prefix, unless its length is told: then it may come in several. Later calls bring one image
-    token, or several that do not cross a stride end.
+    token, or several that do not cross a stride end. The prompt's own tokens see each other in full; heads that keep only its
+    ends drop the rest with its last token.
 
     Args:
         policy: what to keep.
@@ -48,9 +50,11 @@ class CompressedLayer(CountingLayer):
         self._order = None if order == sorted(order) else torch.tensor(order)
         self.buckets: list[WindowHeads | HeavyHeads] = []
         self.prefix = 0
-        self.slots = 0  # that the prefix takes
+        self.slots = 0  # that the prefix takes in heads that keep all of it
         self._real: torch.Tensor | None = None
         self._bias: torch.Tensor | None = None
+        self._ends: PromptEnds | None = None
+        self._ends_bias: torch.Tensor | None = None
         self._pending: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -61,12 +65,13 @@ class CompressedLayer(CountingLayer):
         start = 0
         for numbers in self._numbers:
             bucket: WindowHeads | HeavyHeads
+            slots = self.policy.shape.prefix_slots(self.prefix, numbers.whole_prompt)
             if numbers.heavy:
                 heavy = HeavyHeads if numbers.bits == 16 else PackedHeavyHeads
-                bucket = heavy(numbers, start, self.slots, self.stride, key_states)
+                bucket = heavy(numbers, start, slots, self.stride, key_states)
             else:
                 window = WindowHeads if numbers.bits == 16 else PackedWindowHeads
-                bucket = window(numbers, start, self.slots, key_states)
+                bucket = window(numbers, start, slots, key_states)
             self.buckets.append(bucket)
             start = bucket.stop
         if self._order is not None:
@@ -155,7 +160,8 @@ class CompressedLayer(CountingLayer):
             for bucket in self.buckets:
                 rows = slice(bucket.start, bucket.stop)
                 work = bucket.step if length == 1 else bucket.chunk
-                parts.append(work(query[:, rows], keys[:, rows], values[:, rows], t, self._bias, scaling))
+                bias = self._bias if bucket.numbers.whole_prompt else self._ends_bias
+                parts.append(work(query[:, rows], keys[:, rows], values[:, rows], t, bias, scaling))
         except NumberError as error:
             tokens = f"token {t}" if length == 1 else f"tokens {t} to {t + length - 1}"
             raise NumberError(
@@ -210,13 +216,29 @@ class CompressedLayer(CountingLayer):
             elif self._real is not None:
                 self._bias = self._nothing_added(keys, len(self._real))
                 self._bias[..., : self.prefix].masked_fill_(~self._real, -torch.inf)
+            self._drop_prompts(keys)
         return output
+
+    def _drop_prompts(self, like: torch.Tensor) -> None:
+        """The prompt was read to its end; `like`: keys of any shape."""
+        short = [bucket for bucket in self.buckets if not bucket.numbers.whole_prompt]
+        if not short:
+            return
+        self._ends = PromptEnds.of(self.prefix, self._real, like.device)
+        self._ends_bias = self._ends.bias(like, max(bucket.total for bucket in short))
+        for bucket in short:
+            bucket.drop_prompt(self._ends)
 
     def _fill_prefix(self, keys: torch.Tensor, values: torch.Tensor, start: int) -> None:
         """Keys and values [B, H, T, D] into the prefix's slots from `start` on."""
+        part = start + keys.shape[2] < self.prefix  # its keys would outlive the call, with those of all heads
         for bucket in self.buckets:
             rows = slice(bucket.start, bucket.stop)
-            bucket.fill_prefix(self._in_buckets(keys)[:, rows], self._in_buckets(values)[:, rows], start)
+            of_bucket = self._in_buckets(keys)[:, rows], self._in_buckets(values)[:, rows]
+            if bucket.numbers.whole_prompt:
+                bucket.fill_prefix(*of_bucket, start)
+            else:
+                bucket.read_prompt(*(one.clone() if part else one for one in of_bucket))
 
     def _fold(self, values: torch.Tensor) -> None:
         """One entry in place of a prefix with these values [B, H, P, D], see `folded`."""
@@ -226,8 +248,8 @@ class CompressedLayer(CountingLayer):
         self._bias[..., :1] = added
 
     def _nothing_added(self, like: torch.Tensor, rows: int) -> torch.Tensor:
-        """0 for the logits of as many slots as the largest bucket has, [rows, 1, 1, slots]."""
-        return like.new_zeros(rows, 1, 1, max(bucket.total for bucket in self.buckets))
+        """0 for the logits of as many slots as the largest bucket has, and the prefix, [rows, 1, 1, slots]."""
+        return like.new_zeros(rows, 1, 1, max(self.slots, *(bucket.total for bucket in self.buckets)))
 
     def _in_buckets(self, heads: torch.Tensor) -> torch.Tensor:
         """[B, H, ...] in the order of buckets."""
@@ -235,7 +257,7 @@ class CompressedLayer(CountingLayer):
 
     def _prefix_so_far(self, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [B, H, stop, D] of the prompt, heads in the model's order."""
-        kept = [torch.cat([getattr(bucket, name)[:, :, :stop] for bucket in self.buckets], 1) for name in ("keys", "values")]
+        kept = [torch.cat(parts, 1) for parts in zip(*(bucket.prefix_so_far(stop) for bucket in self.buckets), strict=True)]
         if self._order is not None:
             kept = [part.index_select(1, self._order.argsort()) for part in kept]
         return kept[0], kept[1]
@@ -291,7 +313,9 @@ class CompressedLayer(CountingLayer):
             heads = (kv_heads[:, None] * self.queries_per_kv + torch.arange(self.queries_per_kv, device=query.device)).flatten()
             keys, tokens, seen = bucket.looked_at(self._pending[0][:, kv_heads], t)
             seen = seen.expand(len(keys), -1, -1, -1).clone()
-            if self._real is not None and self.slots == self.prefix:
+            if not bucket.numbers.whole_prompt and self._ends is not None:
+                tokens, seen = self._ends.shown(tokens, seen, self.prefix)
+            elif self._real is not None and self.slots == self.prefix:
                 seen[..., : self.prefix] &= self._real.to(seen.device)
             groups.append(
                 Group(
@@ -327,6 +351,7 @@ class CompressedLayer(CountingLayer):
         """Forget everything; the next call brings a new prefix."""
         self.buckets, self.seen, self.prefix, self.slots = [], 0, 0, 0
         self._real, self._bias, self._pending, self.is_initialized = None, None, None, False
+        self._ends, self._ends_bias = None, None
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order; a row may come several times."""
@@ -337,6 +362,7 @@ class CompressedLayer(CountingLayer):
         for bucket in self.buckets:
             bucket.select(indices.to(self.device))
         self._real, self._bias = (_rows(part, indices) for part in (self._real, self._bias))
+        self._ends, self._ends_bias = self._ends and self._ends.rows(indices), _rows(self._ends_bias, indices)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Beam search: row i continues what row beam_idx[i] has seen."""

@@ -33,7 +33,7 @@ class Packed(KeptHeads):
 
     def tensors(self) -> list[torch.Tensor]:
         """Everything allocated."""
-        return [self.keys, self.values, *self.image_keys.tensors(), *self.image_values.tensors()]
+        return [*KeptHeads.tensors(self), *self.image_keys.tensors(), *self.image_values.tensors()]
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows of the batch."""

@@ -52,12 +52,18 @@ class OracleHead:
     per_visit: bool
     stride: int
     bits: int = 16
+    whole_prompt: bool = True
     keys: list[list[float]] = field(default_factory=list)
     values: list[list[float]] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
     score: dict[int, float] = field(default_factory=dict)
     received: dict[int, float] = field(default_factory=dict)
     last_end: int = -1
+
+    def __post_init__(self) -> None:
+        if not self.whole_prompt and len(self.prefix_keys) > 2:
+            self.prefix_keys = [self.prefix_keys[0], self.prefix_keys[-1]]
+            self.prefix_values = [self.prefix_values[0], self.prefix_values[-1]]
 
     def visible(self, t: int) -> list[int]:
         """Image tokens that query t sees."""

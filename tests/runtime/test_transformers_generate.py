@@ -61,12 +61,15 @@ def network(family: str) -> Any:
     return made
 
 
-def policy_for(family: str, window: int | list[int], heavy: int | list[int] = 0, stride: int = 4) -> Policy:
+def policy_for(
+    family: str, window: int | list[int], heavy: int | list[int] = 0, stride: int = 4, prompt: int | list[int] = 1
+) -> Policy:
     kv_heads = 4 if family == "gpt2" else 2
     shape = ModelShape(family, 2, 4, kv_heads, 8, Geometry(4, 4), family, family)
     repeat = kv_heads // 2
-    tensors = [torch.tensor([number * repeat] * 2) if isinstance(number, list) else number for number in (window, heavy)]
-    return Policy.uniform(shape, window=tensors[0], heavy=tensors[1], stride=stride, prefix=PREFIX)
+    numbers = (window, heavy, prompt)
+    tensors = [torch.tensor([number * repeat] * 2) if isinstance(number, list) else number for number in numbers]
+    return Policy.uniform(shape, window=tensors[0], heavy=tensors[1], prompt=tensors[2], stride=stride, prefix=PREFIX)
 
 
 def prompts() -> dict[str, torch.Tensor]:
@@ -95,10 +98,11 @@ def test_with_everything_kept_generate_gives_its_own_tokens(family: str, setting
     assert torch.equal(generated(model, None, **settings), expected)
 
 
+@pytest.mark.parametrize("prompt", [1, [0, 1]], ids=["whole", "ends"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_beams_are_what_each_beam_alone_would_see(family: str) -> None:
+def test_beams_are_what_each_beam_alone_would_see(family: str, prompt: int | list[int]) -> None:
     """Beam search over a small cache: the winner's tokens fed again, row by row, get the score that the search gave them."""
-    model, policy = network(family), policy_for(family, [3, 1], [0, 3])
+    model, policy = network(family), policy_for(family, [3, 1], [0, 3], prompt=prompt)
     with compressed(model, policy):
         found = model.generate(
             **prompts(),
@@ -169,7 +173,7 @@ def test_rows_of_the_batch_go_on_alone_and_several_times(first: int) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4])
 def test_a_prompt_in_chunks_is_the_same_prompt_where_its_length_is_told(family: str, chunk: int) -> None:
-    model, policy = network(family), policy_for(family, [3, 1], [0, 3])
+    model, policy = network(family), policy_for(family, [3, 1], [0, 3], prompt=[1, 0])
     with compressed(model, policy):
         whole = generated(model, CompressedCache(policy), do_sample=False)
         told = CompressedCache(policy, prefix=PREFIX)
@@ -183,7 +187,7 @@ def test_a_prompt_in_chunks_is_the_same_prompt_where_its_length_is_told(family: 
 
 
 def test_a_prompt_in_chunks_is_traced_where_its_length_is_told() -> None:
-    model, policy = network("llama"), policy_for("llama", [3, 1], [0, 3])
+    model, policy = network("llama"), policy_for("llama", [3, 1], [0, 3], prompt=[0, 1])
 
     def traced(chunk: int | None, prefix: int | None) -> torch.Tensor:
         with compressed(model, policy), watch_live(model.model, Geometry(4, 4), prefix=prefix) as seen:

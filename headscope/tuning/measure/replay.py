@@ -2,8 +2,8 @@
 
 The distribution compared is the one that is sampled from: under guidance `u + s * (c - u)` of the two streams, after the
 temperature and before top-k, at the recorded scale and interval. Forward KL(full || policy) in nats. The first image token
-follows from the prefix alone, which every policy keeps, so it does not count: an image of N tokens gives N - 1 positions, and
-position i of every array here belongs to image token i + 1.
+follows from the prefix alone, which every policy reads in full, so it does not count: an image of N tokens gives N - 1
+positions, and position i of every array here belongs to image token i + 1.
 """
 
 from __future__ import annotations
