@@ -125,17 +125,9 @@ class Policy:
         Raises:
             PolicyMismatch: see `Policy`.
         """
-        score: float | torch.Tensor = 0.5 if semantic_score is None else semantic_score
-        given = {
-            "window": window,
-            "heavy": heavy,
-            "anchor": anchor,
-            "decay": decay,
-            "per_visit": per_visit,
-            "bits": bits,
-            "prompt": prompt,
-            "semantic_score": score,
-        }
+        given: dict[str, float | torch.Tensor] = {"window": window, "heavy": heavy, "anchor": anchor, "bits": bits}
+        given |= {"decay": decay, "per_visit": per_visit, "prompt": prompt}
+        given["semantic_score"] = 0.5 if semantic_score is None else semantic_score
         full = (shape.layers, shape.kv_heads)
         tensors: dict[str, Any] = {
             name: value.detach().cpu().to(DTYPES[name]).clone()
