@@ -31,13 +31,14 @@ def too_much(source: str, name: str) -> list[str]:
     return found
 
 
-# Functions whose parameters mirror something: options of a command are a configuration's knobs, `uniform` and `fit` take a
-# policy's fields, and a kernel takes the pointers and strides of its tensors.
+# Functions whose parameters mirror something: options of a command are a configuration's knobs, `uniform`, `fit` and `fit_near`
+# take a policy's fields, and a kernel takes the pointers and strides of its tensors.
 MIRRORS = {
     *(("cli/bench.py", "trace"), ("cli/budget.py", "budget"), ("cli/evaluate.py", "evaluate")),
     *(("cli/generate.py", "generate"), ("cli/heads.py", "heads"), ("cli/run.py", "run")),
     *(("cli/search.py", "search"), ("cli/trace.py", "trace"), ("policy/policy.py", "uniform"), ("policy/project.py", "fit")),
     ("cli/transfer.py", "transfer"),
+    ("tuning/propose/sizes.py", "fit_near"),
     *(("cli/decode.py", "decode"), ("cli/decode_gpu.py", "measure")),
     *(("runtime/decoders/kernels/attention.py", name) for name in ("receive", "looked", "attend", "combine")),
     *(("runtime/decoders/kernels/choice.py", "choose"), ("runtime/decoders/kernels/sampling.py", "draw")),

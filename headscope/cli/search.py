@@ -45,6 +45,7 @@ Prune = Annotated[bool, typer.Option("--prune/--no-prune", help="Give up what is
 Buckets = Annotated[int, typer.Option(min=1, help="Most kinds of heads in a layer.")]
 TableKind = Annotated[str, typer.Option(help="heads, fisher (by gradients), groups (a class in a layer), coverage; auto.")]
 Bits = Annotated[str, typer.Option(help="Bits of a kept number that a head may have, such as 16,8,4.")]
+Prompts = Annotated[str, typer.Option(help="by head: some may keep only the prompt's first and last token; whole: none.")]
 Options = Annotated[int | None, typer.Option(min=4, help="Options of the table, the most telling first (default: all).")]
 TableImages = Annotated[int, typer.Option(min=1, help="Calibration images that the table is measured on.")]
 Patience = Annotated[int, typer.Option(min=0, help="End a phase after so many trials without a gain; 0 never.")]
@@ -70,6 +71,7 @@ def search(
     table: TableKind = SEARCH.table,
     table_images: TableImages = SEARCH.table_images,
     bits: Bits = SEARCH.bits,
+    prompt: Prompts = SEARCH.prompt,
     options: Options = SEARCH.options,
     patience: Patience = SEARCH.patience,
     front: Front = False,
@@ -85,7 +87,7 @@ def search(
     """Search a policy; the same command goes on after a stop. Example: headscope search runs/stickers --keep 20%"""
     config = SEARCH.replace(
         trials=trials, seed=seed, sampler=sampler, prune=prune, patience=patience, buckets=buckets, images=images,
-        table=table, table_images=table_images, bits=bits, options=options, quick=quick,
+        table=table, table_images=table_images, bits=bits, prompt=prompt, options=options, quick=quick,
     )  # fmt: skip
     shared = workers_from(workers, engine, address, storage)
     limited = (keep, memory, max_loss, dtype, guidance, batch, keep_of, front)

@@ -63,7 +63,8 @@ def estimate(asked: Asked, needs: Needs) -> Estimate:
     decoding = _least(lambda: model.forward(step, None, cache), STEPS)
     replayed = CHUNKED * parallel
     searched = min(config.search.images or calibration, calibration)
-    options = len(default_options(model.shape.geometry, config.search.each_bits, config.search.options))
+    offered = (config.search.each_bits, config.search.options, config.search.each_prompt)
+    options = len(default_options(model.shape.geometry, *offered))
     seconds = {
         "trace": _batches(calibration, config) * tokens * decoding + 3 * parallel * calibration,
         "heads": 2.0,

@@ -96,7 +96,7 @@ def _front(run: Run, keeps: Sequence[str], largest: Limit, storage: str | Path) 
     replay = study_replay(model, samples.first(config.images))
     name = f"{model.shape.name}, seed {config.seed}: " if "://" in str(storage) else ""
     identity = {"weights": model.shape.weights, "seed": config.seed, **table_identity(replay, 1), **largest.spec.to_dict()}
-    identity["bits"] = config.bits
+    identity |= {"bits": config.bits, "prompt": config.prompt}
     store = StudyStore.open(storage, name, identity)
     return search_the_front(replay, space_at, shares, _found_before(run, keeps), config, store, run.progress)
 

@@ -102,7 +102,7 @@ def search_smallest(
         return calibration.measure(found[share]).kl, unseen.measure(found[share]).kl
 
     spec = run.spec()
-    least = spec.smallest_of((16, 8, 4), whole_prompt=True) / spec.full_bytes
+    least = spec.smallest_of(run.config.search.each_bits, run.config.search.each_prompt == (1,)) / spec.full_bytes
     result = find_smallest(max_loss, least, solved, searched, told)
     policy = found[result.keep]
     save_policy(policy, run.folder.policy)

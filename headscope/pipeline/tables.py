@@ -30,5 +30,6 @@ def losses_of(run: Run, samples: Samples) -> Losses:
     few = Replay(run.model, samples.first(config.table_images), by_stream=False)
     progress = renamed(run.progress, "sensitivity of heads")
     where = run.folder.table(config.table_images)
-    table = sensitivity_table(few, config.table, groups_of(run), where, progress, config.each_bits, config.options)
+    offered = (config.each_bits, config.options, config.each_prompt)
+    table = sensitivity_table(few, config.table, groups_of(run), where, progress, *offered)
     return losses_from(table.losses, shape.layers, shape.kv_heads, shape.geometry)

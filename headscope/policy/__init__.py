@@ -23,7 +23,7 @@ from headscope.policy.project import fit, project
 from headscope.policy.rule import Rule
 from headscope.policy.shape import PROMPT_ENDS, ModelShape
 from headscope.policy.shipped import policy_file
-from headscope.policy.tensors import BITS, HEAD_TENSORS
+from headscope.policy.tensors import BITS, FEATURES, HEAD_TENSORS
 from headscope.policy.validate import ValidPolicy, unmeasured, validate
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "CACHE_DTYPES",
     "CODE_GROUP",
     "CONTROLS",
+    "FEATURES",
     "FORMATS",
     "HEAD_TENSORS",
     "PRESETS",

@@ -102,9 +102,9 @@ class Search:
 
     def _check_bits(self) -> None:
         """Refuse a limit that only fewer bits reach, and say which."""
-        spec, bits = self.limit.spec, self.config.each_bits
-        if (needed := spec.smallest_of(bits, whole_prompt=True)) > self.limit.bytes:
-            fewer = next((each for each in (8, 4) if spec.smallest_of((each,), whole_prompt=True) <= self.limit.bytes), None)
+        spec, bits, whole = self.limit.spec, self.config.each_bits, self.config.each_prompt == (1,)
+        if (needed := spec.smallest_of(bits, whole)) > self.limit.bytes:
+            fewer = next((each for each in (8, 4) if spec.smallest_of((each,), whole) <= self.limit.bytes), None)
             advice = "expected a larger limit" if fewer is None else f"one of {fewer} bits fits, add {fewer} to bits"
             raise BudgetError(
                 f"bits {self.config.bits}: the smallest cache of such heads takes {needed:,} bytes, the limit is "
@@ -179,6 +179,7 @@ class Search:
             renamed(self.progress, "sensitivity of heads"),
             self.config.each_bits,
             self.config.options,
+            self.config.each_prompt,
         )
 
     def _presets(self, replay: PolicyEvaluator) -> Sweep:
@@ -196,7 +197,8 @@ class Search:
         """The study's storage; a study of another table or of other images is another one."""
         images, seed = self.config.table_images, self.config.seed
         kind = "" if table is None or table.kind == HEADS else table.kind
-        name = f"{self.model.shape.name}, {self.limit.bytes} bytes, {len(replay)} images, seed {seed}, {self.config.bits} bits"
+        heads = f"{self.config.bits} bits, prompt {self.config.prompt}"
+        name = f"{self.model.shape.name}, {self.limit.bytes} bytes, {len(replay)} images, seed {seed}, {heads}"
         identity = {
             "calibration": table_identity(replay, 1)["images"],
             "table": 0 if table is None else f"{kind} of {images}" if kind else images,

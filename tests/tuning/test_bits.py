@@ -139,11 +139,11 @@ def test_a_table_grows_by_the_bits_that_are_asked_for_and_gives_only_those(
 
 def test_a_limit_that_only_fewer_bits_reach_says_which(tiny: ImageModel, tmp_path: Path) -> None:
     samples, counted = generate(tiny, ["red apple"], 0), CacheSpec.of(tiny, tiny.tokenize(["red apple"]).ids.shape[1])
-    scores, least = torch.zeros(2, 2), counted.smallest_of((16,), whole_prompt=True)
+    scores, least = torch.zeros(2, 2), counted.smallest_of((16,))
     limit = Limit.of_memory(least - 1, counted)
     with pytest.raises(BudgetError, match=rf"^bits 16: .* takes {least:,} bytes, .*; one of 8 bits fits, add 8 to bits\.$"):
         Search(tiny, samples, scores, limit, SearchConfig(bits="16"), SearchFiles(tmp_path))
-    below = Limit(counted.smallest_of((4,), whole_prompt=True) - 1, counted)
+    below = Limit(counted.smallest_of((4,)) - 1, counted)
     with pytest.raises(BudgetError, match=r"^bits 16,8,4: .*; expected a larger limit\.$"):
         Search(tiny, samples, scores, below, SearchConfig(), SearchFiles(tmp_path))
 

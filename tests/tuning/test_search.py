@@ -184,7 +184,7 @@ def test_a_stride_that_does_not_fit_is_dropped() -> None:
 
 
 def test_the_closest_sizes_become_one() -> None:
-    window, heavy, decay, _ = merged(torch.tensor([[1, 2, 20, 1]]), torch.zeros(1, 4, dtype=torch.int64), 2)
+    window, heavy, decay, *_ = merged(torch.tensor([[1, 2, 20, 1]]), torch.zeros(1, 4, dtype=torch.int64), 2)
     assert window.tolist() == [[2, 2, 20, 2]]
     assert heavy.sum() == 0
     assert decay.tolist() == [[1.0] * 4]
@@ -192,7 +192,7 @@ def test_the_closest_sizes_become_one() -> None:
 
 def test_scores_that_fade_otherwise_are_another_kind() -> None:
     window, heavy = torch.tensor([[6, 6, 6, 6]]), torch.tensor([[10, 10, 12, 0]])
-    window, heavy, decay, _ = merged(window, heavy, 3, torch.tensor([[1.0, 0.5, 1.0, 0.5]]))
+    window, heavy, decay, *_ = merged(window, heavy, 3, torch.tensor([[1.0, 0.5, 1.0, 0.5]]))
     assert heavy.tolist() == [[12, 10, 12, 0]]  # two tokens are less than half of ten
     assert decay.tolist() == [[1.0, 0.5, 1.0, 1.0]]  # without heavy tokens it is never read
     assert merged(window, heavy, 2, decay)[2].tolist() == [[1.0, 1.0, 1.0, 1.0]]  # the more tokens say how to fade

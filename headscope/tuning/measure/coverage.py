@@ -70,7 +70,7 @@ class Coverage:
         rows = []
         for option in options:
             for (layer, head), missed in np.ndenumerate(self.missed(option)):
-                rows.append((layer, head, option.window, option.heavy, option.decay, option.bits, stride, float(missed) ** 2))
+                rows.append((layer, head, *option.numbers(), stride, float(missed) ** 2))
         return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -64,7 +64,7 @@ def fisher_table(
         progress: told of replays, one an option and batch.
 
     Returns:
-        A row a layer, KV head and option: layer, kv_head, window, heavy, decay, bits, stride, loss (nats a token); its
+        A row a layer, KV head and option: layer, kv_head, window, heavy, decay, bits, prompt, stride, loss (nats a token); its
         `attrs` say the `seconds` that it took.
     """
     shape, started = replay.model.shape, time.monotonic()
@@ -84,7 +84,7 @@ def fisher_table(
     losses = sums.losses / (2 * len(replay) * samples * (shape.geometry.tokens - 1))
     sums.close()
     rows = [
-        (layer, head, option.window, option.heavy, option.decay, option.bits, stride, float(losses[place, layer, head]))
+        (layer, head, *option.numbers(), stride, float(losses[place, layer, head]))
         for place, option in enumerate(options)
         for layer in range(shape.layers)
         for head in range(shape.kv_heads)

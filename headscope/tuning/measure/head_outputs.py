@@ -73,6 +73,7 @@ class HeadOutputs:
             stride=self.stride,
             prefix=replay.prefix,
             bits=option.bits,
+            prompt=option.prompt,
         )
         batch, inputs = replay.batches[number], self.inputs(number)
         written: list[list[torch.Tensor]] = [[] for _ in range(shape.layers)]

@@ -1,4 +1,4 @@
-"""Options: the few (window, heavy, decay, bits) choices at which a head's loss is measured, and the table of those losses."""
+"""Options: the few (window, heavy, decay, bits, prompt) choices at which a head's loss is measured, and the table of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pandas as pd
 
 from headscope.errors import DataError
 from headscope.geometry import Geometry
+from headscope.tuning.measure.offered import of_ends, of_one, of_three
 
-COLUMNS = ["layer", "kv_head", "window", "heavy", "decay", "bits", "stride", "loss"]
+COLUMNS = ["layer", "kv_head", "window", "heavy", "decay", "bits", "prompt", "stride", "loss"]
 
-# How much of a fading score is left after a quarter of a row, and of one that fades fast.
-FADE, FAST = 0.85, 0.6
 # First image tokens that every head keeps while a table is measured: scores that fade would forget them, and many heads
 # rest their attention there.
 ANCHOR = 1
@@ -31,17 +30,24 @@ class Option:
         heavy: older tokens, chosen by score.
         decay: what a score is multiplied by at the end of each stride, in [0, 1]; 1 never fades.
         bits: of a kept number: 16 (the model's dtype), 8 or 4.
+        prompt: 1 keeps the whole prompt, 0 of it only the first and the last token.
     """
 
     window: int
     heavy: int = 0
     decay: float = 1.0
     bits: int = 16
+    prompt: int = 1
 
     def smaller_than(self, other: Option) -> bool:
         """No more of anything, chosen the same way: `other` can not lose more (but for the luck of the scores)."""
         same_score = self.heavy == 0 or other.heavy == 0 or self.decay == other.decay
-        return self.window <= other.window and self.heavy <= other.heavy and self.bits <= other.bits and same_score
+        written = self.bits <= other.bits and self.prompt <= other.prompt
+        return self.window <= other.window and self.heavy <= other.heavy and written and same_score
+
+    def numbers(self) -> tuple[int, int, float, int, int]:
+        """Window, heavy, decay, bits and prompt: its columns in a table."""
+        return self.window, self.heavy, self.decay, self.bits, self.prompt
 
 
 def table_stride(geometry: Geometry) -> int:
@@ -50,7 +56,9 @@ def table_stride(geometry: Geometry) -> int:
     return quarter if quarter in geometry.strides() else geometry.row_length
 
 
-def default_options(geometry: Geometry, bits: Sequence[int] = (16,), count: int | None = None) -> list[Option]:
+def default_options(
+    geometry: Geometry, bits: Sequence[int] = (16,), count: int | None = None, prompts: Sequence[int] = (1,)
+) -> list[Option]:
     """Options relative to the grid, the most telling first, so that a table of fewer is already of use.
 
     A head that looks at the row above falls off a cliff below window = row + 1, so the windows straddle the rows:
@@ -59,95 +67,33 @@ def default_options(geometry: Geometry, bits: Sequence[int] = (16,), count: int 
     a head less than a row. Most heads choose better with scores that fade (of 64 heads of the bundled scenes model 52 at 48
     heavy tokens), some with scores that never do.
 
-    Sixteen options of one number of bits (`_of_one`) were chosen on the bundled scenes model, by the least sum of losses at
+    Sixteen options of one number of bits (`of_one`) were chosen on the bundled scenes model, by the least sum of losses at
     50, 30, 20, 15 and 10 % of the cache: of 28 measured these give what all give, to 5 %. The 42 with 16, 8 and 4 bits
-    (`_of_three`) were taken one after the other from 107 measured on the bundled `stickers`, each the one that brings the sum
-    at 50, 30, 20, 15, 10 and 7 % nearest to that of all, which 24 exceed by 9 % and 42 by 1.
+    (`of_three`) were taken one after the other from 107 measured on the bundled `stickers`, each the one that brings the sum
+    at 50, 30, 20, 15, 10 and 7 % nearest to that of all, which 24 exceed by 9 % and 42 by 1. The eight that drop the prompt
+    (`of_ends`) are what the solver chose at 10 and 7 % of `stickers` among all 42 without it: nearly all are windows, as there
+    every slot of a prompt is one that a window lacks. From 15 % on they are hardly chosen.
 
     Args:
         geometry: of the image.
         bits: that heads may have; below 16 every token is an option too.
         count: the first so many, by default all.
+        prompts: that heads may have; options that drop the prompt come last.
     """
     row, most = geometry.stride_row, geometry.tokens - 1
     if {16, 8, 4} <= set(bits):
-        sizes = [size for size in _of_three(row, most) if size[0] + size[1] < most or size == (most, 0, 1.0, size[3])]
+        sizes = [size for size in of_three(row, most) if size[0] + size[1] < most or size == (most, 0, 1.0, size[3])]
     else:
-        one = [size for size in _of_one(row) if size[0] + size[1] < most] or [(0, 0, 1.0)]
+        one = [size for size in of_one(row) if size[0] + size[1] < most] or [(0, 0, 1.0)]
         whole = {each: [(most, 0, 1.0)] if each < 16 else [] for each in bits}
         sizes = [(*size, each) for each in bits for size in [*one, *whole[each]]]
-    options = [Option(window, heavy, decay if heavy else 1.0, each) for window, heavy, decay, each in sizes]
+    written = [(*size, 1) for size in sizes if 1 in prompts]
+    if 0 in prompts:
+        ends = [size for size in of_ends(row) if size[0] + size[1] < most] or [(0, 0, 1.0, 16)]
+        every = ends if {16, 8, 4} <= set(bits) else [(*size[:3], each) for each in bits for size in ends]
+        written += [(*size, 0) for size in every]
+    options = [Option(window, heavy, decay if heavy else 1.0, *others) for window, heavy, decay, *others in written]
     return list(dict.fromkeys(options))[:count]
-
-
-def _of_one(row: int) -> list[tuple[int, int, float]]:
-    """Window, heavy and decay."""
-    return [
-        (1, 0, 1.0),
-        (row + 2, 0, 1.0),
-        (row + 2, 2 * row, FADE),
-        (4 * row, 0, 1.0),
-        (row + 2, 6 * row, FADE),
-        (2 * row + 2, 0, 1.0),
-        (row + 2, row // 2, FADE),
-        (8 * row, 0, 1.0),
-        (row + 2, 6 * row, 1.0),
-        (2 * row + 2, 4 * row, FADE),
-        (2 * row + 2, row, FADE),
-        (row + 2, 12 * row, FADE),
-        (row + 2, 2 * row, 1.0),
-        (2, row, FADE),
-        (row // 4, 0, 1.0),
-        (2, row // 4, FADE),
-    ]
-
-
-def _of_three(row: int, most: int) -> list[tuple[int, int, float, int]]:
-    """Window, heavy, decay and bits."""
-    return [
-        (1, 0, 1.0, 4),
-        (2 * row + 2, 4 * row, FADE, 8),
-        (row + 2, 0, 1.0, 8),
-        (most, 0, 1.0, 8),
-        (row + 2, 6 * row, 1.0, 4),
-        (most, 0, 1.0, 4),
-        (row + 2, row, FAST, 4),
-        (row + 2, 0, 1.0, 4),
-        (row + 2, 0, 1.0, 16),
-        (row + 2, 9 * row, FADE, 8),
-        (row + 2, 4 * row, FAST, 4),
-        (12 * row, 0, 1.0, 4),
-        (2 * row + 2, 2 * row, FADE, 8),
-        (1, 0, 1.0, 16),
-        (3 * row + 2, 0, 1.0, 4),
-        (row + 2, 6 * row, 1.0, 8),
-        (row + 2, 6 * row, FADE, 4),
-        (8 * row, 0, 1.0, 4),
-        (2 * row + 2, 0, 1.0, 8),
-        (2, row // 4, FADE, 4),
-        (row + 2, 12 * row, FADE, 8),
-        (row + 2, 2 * row, 1.0, 8),
-        (2 * row + 2, 2 * row, FADE, 16),
-        (12 * row, 0, 1.0, 8),
-        (row + 2, 6 * row, FADE, 8),
-        (row // 2, row, FADE, 4),
-        (row + 2, row // 2, FADE, 16),
-        (2 * row + 2, 2 * row, FADE, 4),
-        (2 * row + 2, 0, 1.0, 4),
-        (row // 4, 0, 1.0, 4),
-        (row + 2, row // 2, 1.0, 8),
-        (row + 2, 9 * row, FADE, 4),
-        (4 * row, 0, 1.0, 8),
-        (row + 2, 2 * row, 1.0, 4),
-        (1, 0, 1.0, 8),
-        (row // 2, 0, 1.0, 4),
-        (6 * row, 0, 1.0, 8),
-        (8 * row, 0, 1.0, 8),
-        (row + 2, row // 2, 1.0, 16),
-        (row + 2, row // 2, FADE, 4),
-        (row + 2, 4 * row, FADE, 4),
-        (2 * row + 2, 0, 1.0, 16),
-    ]
 
 
 @dataclass(frozen=True)
@@ -180,7 +126,7 @@ class Losses:
         for number, option in enumerate(self.options[:-1]):
             heavy = option.heavy and option.heavy + shift
             if option.heavy == 0 or (heavy > 0 and option.window + heavy < most):
-                options.append(Option(option.window, heavy, option.decay ** (stride / self.stride), option.bits))
+                options.append(Option(option.window, heavy, option.decay ** (stride / self.stride), option.bits, option.prompt))
                 kept.append(number)
         return Losses((*options, self.options[-1]), self.loss[:, :, [*kept, len(self.options) - 1]], stride)
 
@@ -215,14 +161,15 @@ def losses_from(table: pd.DataFrame, layers: int, kv_heads: int, geometry: Geome
     strides = sorted(set(table["stride"].astype(int)))
     if len(strides) > 1:
         raise DataError(f"The sensitivity table mixes the strides {strides}: solve one of them at a time.")
-    numbers = (table["window"].astype(int), table["heavy"].astype(int), table["decay"].astype(float), table["bits"].astype(int))
+    whole = [table[name].astype(int) for name in ("window", "heavy", "bits", "prompt")]
+    numbers = (*whole[:2], table["decay"].astype(float), *whole[2:])
     options = [Option(*kind) for kind in sorted(set(zip(*numbers, strict=True)))]
     index = {option: number for number, option in enumerate(options)}
     everything = Option(geometry.tokens - 1, 0)
     loss = np.full((layers, kv_heads, len(options) + 1), np.inf)
     loss[:, :, -1] = 0.0
     for row in table.itertuples(index=False):
-        option = Option(int(row.window), int(row.heavy), float(row.decay), int(row.bits))
+        option = Option(int(row.window), int(row.heavy), float(row.decay), int(row.bits), int(row.prompt))
         loss[int(row.layer), int(row.kv_head), index[option]] = max(float(row.loss), 0.0)
     return Losses((*options, everything), _bounded(options, loss), strides[0])
 
@@ -238,7 +185,8 @@ def _bounded(options: Sequence[Option], loss: np.ndarray) -> np.ndarray:
 def interpolated(losses: Losses, between: int = 1) -> Losses:
     """More options: `between` sizes between two neighbours of a chain, their loss the weighted geometric mean.
 
-    A chain is one window and one decay with growing heavy, or windows alone from the third row on, in one number of bits.
+    A chain is one window and one decay with growing heavy, or windows alone from the third row on, in one number of bits and
+    with one prompt.
     Losses fall about as an exponential of the size, so the chord would promise too little, and a size on it could never be
     worth more than a mix of its ends (measured at 20 % of the bundled scenes model: .0518, .0441 and .0426 nats a token by
     three tables, .0536, .0470 and .0438 with the chord). Windows up to two rows are left as measured: there the loss has
@@ -248,7 +196,8 @@ def interpolated(losses: Losses, between: int = 1) -> Losses:
     options, everything = list(losses.options[:-1]), losses.options[-1]
     columns = [losses.loss[:, :, number] for number in range(len(options))]
     smaller = [option for option in options if option.window < everything.window]
-    chains = [chain for bits in sorted({option.bits for option in options}) for chain in _chains(smaller, bits)]
+    written = sorted({(option.bits, option.prompt) for option in options})
+    chains = [chain for bits, prompt in written for chain in _chains(smaller, bits, prompt)]
     made: dict[Option, np.ndarray] = dict(zip(options, columns, strict=True))
     for chain in chains:
         for small, large in zip(sorted(chain), sorted(chain)[1:], strict=False):
@@ -256,16 +205,16 @@ def interpolated(losses: Losses, between: int = 1) -> Losses:
                 share = step / (between + 1)
                 window = round(small.window + share * (large.window - small.window))
                 heavy = round(small.heavy + share * (large.heavy - small.heavy))
-                option = Option(window, heavy, large.decay, large.bits)
+                option = Option(window, heavy, large.decay, large.bits, large.prompt)
                 made.setdefault(option, _between(made[small], made[large], share))
     ordered = sorted(made)
     loss = np.stack([*(made[option] for option in ordered), losses.loss[:, :, -1]], -1)
     return Losses((*ordered, everything), loss, losses.stride)
 
 
-def _chains(options: Sequence[Option], bits: int) -> list[list[Option]]:
-    """Those of so many bits between which sizes are estimated."""
-    mine = [option for option in options if option.bits == bits]
+def _chains(options: Sequence[Option], bits: int, prompt: int) -> list[list[Option]]:
+    """Those of so many bits and such prompts between which sizes are estimated."""
+    mine = [option for option in options if (option.bits, option.prompt) == (bits, prompt)]
     alone = [option for option in mine if option.heavy == 0]
     cliffs = sorted(alone)[len(alone) // 2].window if alone else 0
     chains = [[option for option in alone if option.window >= cliffs]]

@@ -17,7 +17,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.facts import check, parsed, plain, said, shown
-from headscope.policy import BITS, ModelShape
+from headscope.policy import BITS, FEATURES, ModelShape
 from headscope.progress import Progress, of_task
 from headscope.reading import read_parquet, to_frame
 from headscope.storage import write_whole
@@ -31,7 +31,7 @@ NEGLIGIBLE = 2e-6
 SAVE_EVERY = 5.0  # seconds
 _KEY = b"headscope"
 _KIND = "a sensitivity table"
-_WHOLE = ["layer", "kv_head", "window", "heavy", "bits", "stride"]
+_WHOLE = ["layer", "kv_head", "window", "heavy", "bits", "prompt", "stride"]
 _COLUMNS = pa.schema([(name, pa.int64() if name in _WHOLE else pa.float64()) for name in COLUMNS])
 
 
@@ -63,7 +63,7 @@ def measure_sensitivity(
         progress: told of cells, see `headscope.progress`.
 
     Returns:
-        One row per measured (layer, kv_head, option): layer, kv_head, window, heavy, decay, bits, stride, loss (nats a token).
+        One row per measured (layer, kv_head, option): the columns of COLUMNS, loss in nats a token.
         Its `attrs` say how many `cells` this call measured, and the `seconds` that took.
 
     Raises:
@@ -115,7 +115,7 @@ class _Rows:
         """A row for each head of the cell."""
         layer, heads, option = cell
         for head, loss in zip(heads, losses, strict=True):
-            self.rows.append((layer, head, option.window, option.heavy, option.decay, option.bits, stride, float(loss)))
+            self.rows.append((layer, head, *option.numbers(), stride, float(loss)))
         if time.monotonic() - self.saved > SAVE_EVERY:
             self._save()
 
@@ -147,10 +147,10 @@ def _rows_in(path: str | Path | None, identity: dict[str, str | int], shape: Mod
 
 def _known(rows: Sequence[tuple], cells: Sequence[Cell]) -> dict[Cell, float]:
     """The cells that a table holds for all of their heads."""
-    found = {tuple(row[:6]): float(row[7]) for row in rows}
+    found = {tuple(row[:-2]): float(row[-1]) for row in rows}
     known = {}
     for layer, heads, option in cells:
-        losses = [found.get((layer, head, option.window, option.heavy, option.decay, option.bits)) for head in heads]
+        losses = [found.get((layer, head, *option.numbers())) for head in heads]
         if None not in losses:
             known[layer, heads, option] = sum(loss for loss in losses if loss is not None)
     return known
@@ -188,8 +188,9 @@ def load_table(path: str | Path, identity: dict[str, str | int] | None = None) -
         DataError: missing, not readable, without the columns and numbers of a table, or of other weights, images or stride.
     """
     read = read_parquet(path, "sensitivity table", _KIND)
-    if "bits" not in read.column_names:  # as tables were before there were bits
-        read = read.append_column("bits", pa.array([16] * len(read), pa.int64()))
+    for name, usual in FEATURES.items():
+        if name not in read.column_names:  # as tables were before there was such a thing
+            read = read.append_column(name, pa.array([usual] * len(read), pa.int64()))
     try:
         table = read.select(COLUMNS).cast(_COLUMNS)  # names that are missing or twice are refused
     except (pa.ArrowException, KeyError, ValueError) as error:
@@ -211,7 +212,7 @@ def load_table(path: str | Path, identity: dict[str, str | int] | None = None) -
 def _possible(frame: pd.DataFrame) -> pd.Series:
     """Which rows are of a head, an option and a loss; an empty cell is none."""
     numbers = frame.fillna(np.nan).astype("float64")
-    known = numbers["decay"].between(0, 1) & numbers["bits"].isin(BITS)
+    known = numbers["decay"].between(0, 1) & numbers["bits"].isin(BITS) & numbers["prompt"].isin((0, 1))
     return (numbers[_WHOLE] >= 0).all(axis=1) & known & np.isfinite(numbers["loss"])
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,15 +47,11 @@ def alone_policy(
         anchor: first image tokens that they keep besides.
     """
     full = full_policy(replay, stride)
-    window, heavy, decay, anchors, bits = (
-        tensor.clone() for tensor in (full.window, full.heavy, full.decay, full.anchor, full.bits)
-    )
-    heads = list(_several(kv_heads))
-    window[layer, heads], heavy[layer, heads], decay[layer, heads] = option.window, option.heavy, option.decay
-    anchors[layer, heads], bits[layer, heads] = anchor, option.bits
-    return Policy.uniform(
-        full.shape, window=window, heavy=heavy, decay=decay, anchor=anchors, stride=stride, prefix=full.prefix, bits=bits
-    )
+    tensors: dict[str, Any] = {}
+    for name, value in {**vars(option), "anchor": anchor}.items():
+        tensors[name] = getattr(full, name).clone()
+        tensors[name][layer, list(_several(kv_heads))] = value
+    return Policy.uniform(full.shape, **tensors, stride=stride, prefix=full.prefix)
 
 
 class SingleHeadLoss:

@@ -94,6 +94,7 @@ def sensitivity_table(
     progress: Progress | None = None,
     bits: Sequence[int] = (16,),
     count: int | None = None,
+    prompts: Sequence[int] = (1,),
 ) -> Table:
     """Measure or read the table of a kind; continued where it stopped.
 
@@ -105,12 +106,13 @@ def sensitivity_table(
         progress: told of cells, see `headscope.progress`.
         bits: of the options.
         count: the first so many of `default_options`, by default all.
+        prompts: of the options; what drops nothing is not measured, and the trace alone does not tell what a prompt is worth.
 
     Raises:
         DataError: see `measure_sensitivity`.
     """
     shape = replay.model.shape
-    options = default_options(shape.geometry, bits, count)
+    options = offered(replay, kind, bits, count, prompts)
     every = shape.layers * shape.kv_heads * len(options)
     asked, kind = kind, kind_for(kind, replay.model, bits)
     told = f"; {NO_GRADIENTS.format(replay.model.name)}" if asked == AUTO and kind != FISHER else ""
@@ -127,6 +129,13 @@ def sensitivity_table(
     stride = table_stride(shape.geometry)
     losses = groups.coverage.table(options, stride)
     return Table(losses, kind, 0, every, 0.0, time_cells(SingleHeadLoss(replay, stride, ANCHOR), options[1]))
+
+
+def offered(replay: Replay, kind: str, bits: Sequence[int], count: int | None, prompts: Sequence[int]) -> list[Option]:
+    """The options of a table; arguments as those of `sensitivity_table`."""
+    shape = replay.model.shape
+    drops = shape.prefix_slots(replay.prefix, whole=False) < shape.prefix_slots(replay.prefix)
+    return default_options(shape.geometry, bits, count, prompts if drops and kind != COVERAGE else (1,))
 
 
 def _exact(replay: Replay, options: list[Option], path: str | Path | None, progress: Progress | None) -> Table:

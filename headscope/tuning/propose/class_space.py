@@ -76,6 +76,8 @@ class ClassSpace:
         size = (policy.window + policy.heavy).double()
         if policy.stride not in self.strides or bool((size == 0).any()) or len(policy.anchor.unique()) > 1:
             return None
+        if bool(policy.drops_prompt.any()):
+            return None
         bits = policy.bits.unique().tolist()
         if len(bits) > 1 or bits[0] not in self.bits:
             return None

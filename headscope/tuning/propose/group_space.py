@@ -9,7 +9,7 @@ import torch
 
 from headscope.policy import Limit, Policy
 from headscope.tuning.config import BUCKETS
-from headscope.tuning.propose.sizes import fit_near, merged
+from headscope.tuning.propose.sizes import fit_near, merged, prompt_dropped
 from headscope.tuning.propose.spaces import Number
 
 
@@ -52,7 +52,8 @@ class GroupSpace:
         window, heavy = self.around.window * factors["window"], self.around.heavy * factors["heavy"]
         mean = values["decay"]
         decay = (self.around.decay * (mean / self.decay)).clamp(max=1.0) if self.decay else torch.full_like(window, mean)
-        window, heavy, decay, bits = merged(window.round(), heavy.round(), self.buckets, decay, self.around.bits)
+        written = (self.around.bits, self.around.prompt, prompt_dropped(self.limit.spec))
+        window, heavy, decay, bits, prompt = merged(window.round(), heavy.round(), self.buckets, decay, *written)
         return fit_near(
             window,
             heavy,
@@ -62,6 +63,7 @@ class GroupSpace:
             decay=decay,
             semantic_score=self.semantic_score,
             bits=bits,
+            prompt=prompt,
         )
 
     def _groups(self) -> torch.Tensor:

@@ -76,7 +76,7 @@ def solve(
             f"No choice of options fits {room:,.0f} bytes a row at stride {stride}: the smallest takes "
             f"{smallest:,.0f}; expected a limit of at least that, or a smaller stride."
         )
-    every = np.array([(option.window, option.heavy, option.decay, option.bits) for option in losses.options])
+    every = np.array([option.numbers() for option in losses.options])
     fields = every[allocation.choice]
     heavy = torch.from_numpy(fields[..., 1]).to(torch.int32)
     faded = fading * torch.from_numpy(fields[..., 2]).float()
@@ -90,6 +90,7 @@ def solve(
         stride=stride,
         prefix=limit.spec.prefix,
         bits=torch.from_numpy(fields[..., 3]).to(torch.uint8),
+        prompt=torch.from_numpy(fields[..., 4]).to(torch.uint8),
         provenance={"method": "solver", "predicted_loss": allocation.loss},
     )
 
@@ -106,8 +107,8 @@ def option_bytes(losses: Losses, limit: Limit, stride: int, anchor: int = 0) -> 
     window = np.array([option.window for option in losses.options])
     heavy = np.array([option.heavy for option in losses.options])
     anchors = np.where(window + heavy >= limit.spec.shape.geometry.tokens - 1, 0, anchor)
-    bits = np.array([option.bits for option in losses.options])
-    return limit.spec.head_bytes(window, heavy, anchors, stride, bits).astype(np.float64)
+    bits, prompt = (np.array([getattr(option, name) for option in losses.options]) for name in ("bits", "prompt"))
+    return limit.spec.head_bytes(window, heavy, anchors, stride, bits, prompt).astype(np.float64)
 
 
 def allocate(loss: np.ndarray, cost: np.ndarray, room: float, buckets: int, *, nodes: int = NODES) -> Allocation | None:

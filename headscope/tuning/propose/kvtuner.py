@@ -27,7 +27,7 @@ def kvtuner(losses: Losses, limit: Limit) -> Policy:
         BudgetError: all tokens do not fit in the fewest bits that the table knows.
     """
     shape, most = limit.spec.shape, limit.spec.shape.geometry.tokens - 1
-    whole = [number for number, option in enumerate(losses.options) if option.window == most and option.heavy == 0]
+    whole = [number for number, one in enumerate(losses.options) if (one.window, one.heavy, one.prompt) == (most, 0, 1)]
     kept = Losses(tuple(losses.options[number] for number in whole), losses.loss[:, :, whole], losses.stride)
     by_layer = kept.loss.sum(1, keepdims=True)
     found = allocate(by_layer, shape.kv_heads * option_bytes(kept, limit, 1), limit.per_row, 1)

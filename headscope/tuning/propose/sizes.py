@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from headscope.errors import BudgetError
-from headscope.policy import Limit, Policy, fit
+from headscope.policy import CacheSpec, Limit, Policy, fit
 
 
 def fit_near(
@@ -18,6 +18,7 @@ def fit_near(
     decay: float | torch.Tensor,
     semantic_score: torch.Tensor,
     bits: int | torch.Tensor = 16,
+    prompt: int | torch.Tensor = 1,
 ) -> Policy:
     """As `headscope.policy.fit`; where so many anchors have no room beside the buffers, the policy without them.
 
@@ -30,11 +31,22 @@ def fit_near(
         decay: of the score at the end of each stride, one number or float32 [layers, kv_heads].
         semantic_score: float32 [layers, kv_heads] in [0, 1], noted in the policy.
         bits: of a kept number, one number or uint8 [layers, kv_heads].
+        prompt: 1 for the whole prompt, 0 for its first and last token, one number or uint8 [layers, kv_heads].
     """
+
+    def with_anchors(count: int) -> Policy:
+        written = {"decay": decay, "bits": bits, "prompt": prompt}
+        return fit(window, heavy, limit, stride=stride, anchor=count, semantic_score=semantic_score, **written)  # type: ignore[arg-type]
+
     try:
-        return fit(window, heavy, limit, stride=stride, anchor=anchor, decay=decay, semantic_score=semantic_score, bits=bits)
+        return with_anchors(anchor)
     except BudgetError:
-        return fit(window, heavy, limit, stride=stride, decay=decay, semantic_score=semantic_score, bits=bits)
+        return with_anchors(0)
+
+
+def prompt_dropped(spec: CacheSpec) -> int:
+    """Tokens of the prompt that a head with prompt 0 drops, of a cache that is counted so."""
+    return spec.shape.prefix_slots(spec.prefix) - spec.shape.prefix_slots(spec.prefix, whole=False)
 
 
 def merged(
@@ -43,11 +55,14 @@ def merged(
     buckets: int,
     decay: torch.Tensor | None = None,
     bits: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """At most `buckets` distinct (window, heavy, decay, bits) a layer: the two closest become the larger of each, repeatedly.
+    prompt: torch.Tensor | None = None,
+    dropped: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """At most `buckets` distinct (window, heavy, decay, bits, prompt) a layer: the two closest become the larger of each,
+    repeatedly.
 
     How far two are apart is counted in tokens: a difference in decay counts as that share of the heavy tokens that both have,
-    one in bits as that share of all tokens that both have.
+    one in bits as that share of all tokens that both have, one in prompts as the tokens that are dropped.
     Without heavy tokens the decay is 1, as it is never read.
 
     Example: windows 1, 2, 20 without heavy tokens and two buckets: 2, 2, 20.
@@ -58,21 +73,25 @@ def merged(
         buckets: most distinct kinds of heads in a layer.
         decay: [layers, kv_heads], by default 1 everywhere.
         bits: [layers, kv_heads], by default 16 everywhere.
+        prompt: [layers, kv_heads], by default 1 everywhere.
+        dropped: tokens that a head with prompt 0 drops.
 
     Returns:
-        Window, heavy, decay and bits, [layers, kv_heads] each; what was given is left as it is.
+        Window, heavy, decay, bits and prompt, [layers, kv_heads] each; what was given is left as it is.
     """
     window, heavy = window.clone(), heavy.clone()
     bits = torch.full_like(window, 16, dtype=torch.uint8) if bits is None else bits.clone()
+    prompt = torch.ones_like(window, dtype=torch.uint8) if prompt is None else prompt.clone()
     decay = torch.ones_like(window, dtype=torch.float32) if decay is None else torch.where(heavy > 0, decay.float(), 1.0)
 
     def apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:
         other_bits = abs(a[3] - b[3]) / max(a[3], b[3]) * min(a[0] + a[1], b[0] + b[1])
-        return abs(a[0] - b[0]) + abs(a[1] - b[1]) + abs(a[2] - b[2]) * min(a[1], b[1]) + other_bits
+        other = other_bits + abs(a[4] - b[4]) * dropped
+        return abs(a[0] - b[0]) + abs(a[1] - b[1]) + abs(a[2] - b[2]) * min(a[1], b[1]) + other
 
     for layer in range(len(window)):
         while True:
-            every = list(zip(*(numbers[layer].tolist() for numbers in (window, heavy, decay, bits)), strict=True))
+            every = list(zip(*(numbers[layer].tolist() for numbers in (window, heavy, decay, bits, prompt)), strict=True))
             if len(kinds := sorted(set(every))) <= buckets:
                 break
             closest = min(((a, b) for i, a in enumerate(kinds) for b in kinds[i + 1 :]), key=lambda two: apart(*two))
@@ -81,4 +100,5 @@ def merged(
             window[layer][both] = max(kind[0] for kind in closest)
             heavy[layer][both] = max(kind[1] for kind in closest)
             decay[layer][both], bits[layer][both] = more[2], int(max(kind[3] for kind in closest))
-    return window, heavy, decay, bits
+            prompt[layer][both] = int(max(kind[4] for kind in closest))
+    return window, heavy, decay, bits, prompt

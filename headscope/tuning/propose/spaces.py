@@ -22,7 +22,7 @@ from headscope.policy import Limit, Policy
 from headscope.tuning.config import BUCKETS
 from headscope.tuning.measure.options import ANCHOR, Losses
 from headscope.tuning.propose.knapsack import solve
-from headscope.tuning.propose.sizes import fit_near, merged
+from headscope.tuning.propose.sizes import fit_near, merged, prompt_dropped
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def neutral(space: Space) -> dict[str, float]:
 class TableSpace:
     """Around the allocator's answer.
 
-    `early`, `late`, `semantic`, `heavy` and `bits` are log2 weights on the table's losses of the first and last third of the
-    layers, of semantic heads (times score minus mean score), of options with heavy tokens and of options below 16 bits (the
-    price of bits); the knapsack is solved again with them. `decay` multiplies each option's decay. `blend` moves all heads'
-    tokens that share of the way to `towards`.
+    `early`, `late`, `semantic`, `heavy`, `bits` and `prompt` are log2 weights on the table's losses of the first and last third
+    of the layers, of semantic heads (times score minus mean score), of options with heavy tokens, of options below 16 bits (the
+    price of bits) and of those that drop the prompt; the knapsack is solved again with them. `decay` multiplies each option's
+    decay. `blend` moves all heads' tokens that share of the way to `towards`.
 
     Attributes:
         limit: the byte limit, which every point keeps to.
@@ -108,7 +108,11 @@ class TableSpace:
             Number("late", -1.0, 1.0, 0.0),
             Number("semantic", -1.5, 1.5, 0.0),
             Number("heavy", -1.0, 1.0, 0.0),
-            *([Number("bits", -1.0, 1.0, 0.0)] if len({option.bits for option in self.losses.options[:-1]}) > 1 else ()),
+            *(
+                Number(name, -1.0, 1.0, 0.0)
+                for name in ("bits", "prompt")
+                if len({getattr(option, name) for option in self.losses.options[:-1]}) > 1
+            ),
             Number("blend", 0.0, 0.3, 0.0),
             Number("decay", 0.0, 1.0, 1.0),
             Number("anchor", 0, 4, ANCHOR, whole=True),
@@ -132,7 +136,8 @@ class TableSpace:
         window = torch.lerp(solved.window.float(), self.towards.window.float(), blend)
         heavy = torch.lerp(solved.heavy.float(), self.towards.heavy.float(), blend)
         decay = torch.where(solved.heavy > 0, solved.decay, values["decay"] * self.towards.decay)
-        window, heavy, decay, bits = merged(window.round(), heavy.round(), self.buckets, decay, solved.bits)
+        written = (solved.bits, solved.prompt, prompt_dropped(self.limit.spec))
+        window, heavy, decay, bits, prompt = merged(window.round(), heavy.round(), self.buckets, decay, *written)
         return fit_near(
             window,
             heavy,
@@ -142,6 +147,7 @@ class TableSpace:
             decay=decay,
             semantic_score=self.semantic_score,
             bits=bits,
+            prompt=prompt,
         )
 
     def _weight(self, values: Mapping[str, float]) -> np.ndarray:
@@ -151,4 +157,5 @@ class TableSpace:
         head = third[:, None] + values["semantic"] * (score - score.mean())
         option = np.array([values["heavy"] if option.heavy else 0.0 for option in self.losses.options])
         option += np.array([values.get("bits", 0.0) if option.bits < 16 else 0.0 for option in self.losses.options])
+        option += np.array([0.0 if option.prompt else values.get("prompt", 0.0) for option in self.losses.options])
         return np.exp2(head[:, :, None] + option)

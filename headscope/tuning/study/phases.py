@@ -88,6 +88,7 @@ class PhasedStudy:
             buckets=config.buckets,
             prune=config.prune,
             bits=config.bits,
+            prompt=config.prompt,
         )
         self._books: list[tuple[TrialBook, Space]] = []
         self._measured: dict[str, dict[str, Any]] = {}
