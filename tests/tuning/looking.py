@@ -35,7 +35,7 @@ class Looking:
         stride, rows = table_stride(self.shape.geometry), []
         for each in default_options(self.shape.geometry, (16, 8, 4)):
             for (layer, head), loss in np.ndenumerate(self.loss(each)):
-                rows.append((layer, head, each.window, each.heavy, each.decay, each.bits, stride, loss))
+                rows.append((layer, head, *each.numbers(), stride, loss))
         return pd.DataFrame(rows, columns=COLUMNS)
 
     @cached_property

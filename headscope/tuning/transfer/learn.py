@@ -21,7 +21,7 @@ from headscope.errors import DataError
 from headscope.geometry import Geometry
 from headscope.heads import FEATURES
 from headscope.policy import ModelShape, Rule
-from headscope.tuning.measure.options import Losses, Option, losses_from
+from headscope.tuning.measure.options import COLUMNS, Losses, Option, losses_from
 from headscope.tuning.transfer.sizes import carried, columns_of
 from headscope.tuning.transfer.target import BY_MAP, BY_TRACE, MAPPED, Seen, Target, depths, ranks
 
@@ -33,7 +33,7 @@ LEAST = 1e-7
 
 
 def rule_of(seen: Seen, table: pd.DataFrame, shape: ModelShape) -> Rule:
-    """What a policy file carries of a model's trace and sensitivity table.
+    """What a policy file carries of a model's trace and sensitivity table: of options with whole prompts.
 
     Args:
         seen: of the trace.
@@ -44,7 +44,8 @@ def rule_of(seen: Seen, table: pd.DataFrame, shape: ModelShape) -> Rule:
         DataError: the table is of another model.
     """
     losses = losses_from(table, shape.layers, shape.kv_heads, shape.geometry)
-    known = [place for place in range(len(losses.options) - 1) if np.isfinite(losses.loss[:, :, place]).all()]
+    whole = [place for place, option in enumerate(losses.options[:-1]) if option.prompt]
+    known = [place for place in whole if np.isfinite(losses.loss[:, :, place]).all()]
     options = [losses.options[place] for place in known]
     if not options:
         raise DataError("The sensitivity table has no option of which every head is measured: measure it to its end.")
@@ -90,13 +91,12 @@ def predicted(sources: Sequence[tuple[Rule, ModelShape]], target: Target, seed: 
     found = np.exp(learnt) if target.kind == BY_TRACE else learnt**2
     stride = _stride(rule.stride, geometry, other)
     table = [
-        (layer, head, option.window, option.heavy, option.decay, option.bits, stride, float(found[layer, head, place]))
+        (layer, head, *option.numbers(), stride, float(found[layer, head, place]))
         for place, option in enumerate(options)
         for layer in range(target.shape.layers)
         for head in range(target.shape.kv_heads)
     ]
-    columns = ["layer", "kv_head", "window", "heavy", "decay", "bits", "stride", "loss"]
-    return losses_from(pd.DataFrame(table, columns=columns), target.shape.layers, target.shape.kv_heads, other)
+    return losses_from(pd.DataFrame(table, columns=COLUMNS), target.shape.layers, target.shape.kv_heads, other)
 
 
 def _of_source(rule: Rule, shape: ModelShape, kind: str) -> tuple[np.ndarray, np.ndarray]:

@@ -60,7 +60,7 @@ def carried(option: Option, source: Geometry, target: Geometry) -> Option:
     if option.window >= source.tokens - 1:
         window = most
     heavy = min(max(round(option.heavy * target.tokens / source.tokens), 1), most - window) if option.heavy else 0
-    return Option(window, heavy, option.decay if heavy else 1.0, option.bits)
+    return Option(window, heavy, option.decay if heavy else 1.0, option.bits, option.prompt)
 
 
 def _rest(geometry: Geometry) -> int:
