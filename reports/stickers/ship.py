@@ -2,11 +2,11 @@
 
     python reports/stickers/ship.py RUN --table reports/stickers/search.csv -o policies
 
-Of every limit in the table the searched policy of seed 0 (bench/keep-20/searched-0.safetensors in RUN) is written with its
-unseen results, as stickers-20.safetensors, with a card, stickers-20.md, and its picture; shipped.csv beside the table lists
-them: policy, budget, heads by bits, replay_kl, its 95 % interval and top1. Where the run has the sensitivity table of
-`--table-images`, they carry the rule by which they can be transferred. `headscope search search/stickers-20.toml` finds the
-same again.
+Of every limit in the table that a file in search/ defines, the searched policy of seed 0 (bench/keep-20/searched-0.safetensors
+in RUN) is written with its unseen results, as stickers-20.safetensors, with a card, stickers-20.md, and its picture;
+shipped.csv beside the table lists them: policy, budget, heads by bits, replay_kl, its 95 % interval and top1. Where the run has
+the sensitivity table of `--table-images`, they carry the rule by which they can be transferred. `headscope search
+search/stickers-20.toml` finds the same again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from headscope.tracing import TraceDataset
 from headscope.tuning import Seen, load_table, rule_of
 
 PROMPT = "red apple, noto style"
+DEFINITIONS = Path(__file__).resolve().parents[2] / "search"
 
 
 def main(
@@ -37,6 +38,8 @@ def main(
     setup, rows, shipped = Setup.open(run, None), pd.read_csv(table), []
     rule = carried_rule(setup, run, table_images)
     for share in sorted(set(rows.loc[rows["method"] == SEARCHED, "budget"]), reverse=True):
+        if not (DEFINITIONS / f"{setup.model.shape.name}-{100 * share:g}.toml").exists():
+            continue
         name, mine = f"{setup.model.shape.name}-{100 * share:g}", rows[rows["budget"] == share].set_index("method")
         policy = load_policy(setup.folder(share) / f"{SEARCHED}-0.safetensors", setup.model.shape)
         ours = mine[mine["seed"] == 0].loc[SEARCHED]

@@ -173,9 +173,10 @@ def main(
 
 
 def lines(table: pd.DataFrame) -> pd.DataFrame:
-    """What the figure shows: the first pair by each kind, beside the best preset and the target's own search."""
-    first = table[(table["source"] == table["source"].iloc[0]) & (table["target"] == table["target"].iloc[0])]
-    kinds = first.rename(columns={"keep": "budget", "kind": "method"})
+    """What the figure shows: the pair with the most limits, by each kind, beside the best preset and the target's own search."""
+    source, target = table.groupby(["source", "target"], sort=False).size().idxmax()
+    pair = table[(table["source"] == source) & (table["target"] == target)]
+    kinds = pair.rename(columns={"keep": "budget", "kind": "method"})
     others = {"searched": "own_kl", "best preset with bits": "preset_kl"}
     several = [
         kinds.drop_duplicates("budget").assign(method=name, replay_kl=lambda rows, of=column: rows[of])
