@@ -173,7 +173,7 @@ def main(
 
 
 def lines(table: pd.DataFrame) -> pd.DataFrame:
-    """What the figure shows: the pair with the most limits, by each kind, beside the best preset and the target's own search."""
+    """What the figure shows: the pair with the most limits, by kind, beside the best preset and the target's own search."""
     source, target = table.groupby(["source", "target"], sort=False).size().idxmax()
     pair = table[(table["source"] == source) & (table["target"] == target)]
     kinds = pair.rename(columns={"keep": "budget", "kind": "method"})
