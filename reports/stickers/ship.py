@@ -1,8 +1,8 @@
 """The shipped policies and their cards, from what `search.py` found and measured.
 
-    python reports/stickers/ship.py RUN --table reports/stickers/search.csv -o policies
+    python reports/stickers/ship.py RUN --table reports/stickers/search.csv --keep 50,30,20,15,10% -o policies
 
-Of every limit in the table that a file in search/ defines, the searched policy of seed 0 (bench/keep-20/searched-0.safetensors
+Of these limits, by default all in the table, the searched policy of seed 0 (bench/keep-20/searched-0.safetensors
 in RUN) is written with its unseen results, as stickers-20.safetensors, with a card, stickers-20.md, and its picture;
 shipped.csv beside the table lists them: policy, budget, heads by bits, replay_kl, its 95 % interval and top1. Where the run has
 the sensitivity table of `--table-images`, they carry the rule by which they can be transferred. `headscope search
@@ -16,7 +16,7 @@ from typing import Annotated
 
 import pandas as pd
 import typer
-from bench_setup import SEARCHED, Run, Setup, TableImages, start, write_table
+from bench_setup import SEARCHED, Run, Setup, TableImages, shares, start, write_table
 
 from headscope.policy import CONTROLS, PRESETS, Policy, Rule, load_policy, save_policy
 from headscope.reporting import write_card
@@ -25,21 +25,20 @@ from headscope.tracing import TraceDataset
 from headscope.tuning import Seen, load_table, rule_of
 
 PROMPT = "red apple, noto style"
-DEFINITIONS = Path(__file__).resolve().parents[2] / "search"
 
 
 def main(
     run: Run,
     table: Annotated[Path, typer.Option(help="What search.py wrote.")] = Path("search.csv"),
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of policies and cards.")] = Path("policies"),
+    keep: Annotated[str | None, typer.Option(help="Which limits, such as 50,20% (default: all of the table).")] = None,
     table_images: TableImages = 32,
 ) -> None:
     """Write every policy and its card."""
     setup, rows, shipped = Setup.open(run, None), pd.read_csv(table), []
     rule = carried_rule(setup, run, table_images)
-    for share in sorted(set(rows.loc[rows["method"] == SEARCHED, "budget"]), reverse=True):
-        if not (DEFINITIONS / f"{setup.model.shape.name}-{100 * share:g}.toml").exists():
-            continue
+    asked = rows.loc[rows["method"] == SEARCHED, "budget"] if keep is None else shares(keep)
+    for share in sorted(set(asked), reverse=True):
         name, mine = f"{setup.model.shape.name}-{100 * share:g}", rows[rows["budget"] == share].set_index("method")
         policy = load_policy(setup.folder(share) / f"{SEARCHED}-0.safetensors", setup.model.shape)
         ours = mine[mine["seed"] == 0].loc[SEARCHED]

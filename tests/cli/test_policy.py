@@ -18,6 +18,7 @@ EDITS = '[[edit]]\nlayers = "4-7"\nheads = "0,3"\nwindow = 3\n\n[[edit]]\nlayers
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # which narrows tables
     return lambda line: headscope(capsys, monkeypatch, "policy", *line.split())
 
 

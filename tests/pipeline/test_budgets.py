@@ -49,7 +49,7 @@ def test_the_sentence_says_what_to_do(tiny: JanusModel) -> None:
 
     assert said(10**9, 4) == "A batch of 4 images fits with the plain cache: no policy is needed."
     assert said(4_000, 1) == "A batch of 1 image may keep 78.1%."
-    assert "does not fit with any policy: the smallest keeps 22.5%" in said(4_000, 16)
+    assert "does not fit with any policy: the smallest keeps 12.5%" in said(4_000, 16)
     assert [fits(*one).keep for one in ((10**9, 4), (4_000, 1), (4_000, 16))] == [None, "78.1%", None]
 
 
