@@ -17,7 +17,7 @@ from headscope.models import ImageModel, random_codes
 from headscope.pipeline.budgets import free_memory
 from headscope.pipeline.opened import Asked
 from headscope.policy import CacheSpec
-from headscope.tuning import BATCH_BYTES, ROOM, replayed_bytes
+from headscope.tuning import ROOM, batch_bytes, replayed_bytes
 from headscope.words import size
 
 # What Python with torch, transformers and pandas takes before any model is loaded.
@@ -142,7 +142,7 @@ def counted(asked: Asked) -> Needs:
         rounded=weights * 2 // model.dtype.itemsize if model.dtype.itemsize > 2 else 0,
         image=spec.full_bytes + step_bytes(model, asked.prefix, asked.streams),
         tables=max(_table(model, searched) + _table(model, table), _table(model, unseen)),
-        replay=min(replayed, BATCH_BYTES),
+        replay=min(replayed, batch_bytes(model.device)),
     )
 
 

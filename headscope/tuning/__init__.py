@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from headscope.tuning.measure.joint import Products, measure_products
     from headscope.tuning.measure.measurement import MemoizedReplay, ReplayResult
     from headscope.tuning.measure.options import ANCHOR, Losses, Option, default_options, losses_from, table_stride
-    from headscope.tuning.measure.replay import BATCH_BYTES, Replay
-    from headscope.tuning.measure.room import replayed_bytes
+    from headscope.tuning.measure.replay import Replay
+    from headscope.tuning.measure.room import batch_bytes, replayed_bytes
     from headscope.tuning.measure.sensitivity import load_table, measure_sensitivity, table_identity
     from headscope.tuning.measure.single_head import SingleHeadLoss
     from headscope.tuning.measure.table import Table, every_head, sensitivity_table
@@ -61,8 +61,8 @@ _MODULES = {
     "measure.joint": "Products measure_products",
     "measure.measurement": "MemoizedReplay ReplayResult",
     "measure.options": "ANCHOR Losses Option default_options losses_from table_stride",
-    "measure.replay": "BATCH_BYTES Replay",
-    "measure.room": "replayed_bytes",
+    "measure.replay": "Replay",
+    "measure.room": "batch_bytes replayed_bytes",
     "measure.sensitivity": "load_table measure_sensitivity table_identity",
     "measure.single_head": "SingleHeadLoss",
     "measure.table": "Table every_head sensitivity_table",

@@ -29,14 +29,16 @@ from headscope.tuning.study.outcome import SearchResult
 from headscope.tuning.study.phases import PhasedStudy
 from headscope.tuning.study.storage import StudyStore, check_sampler, shared, shown
 
-# Images that a study replays together, so that a bad policy is given up after the first of them.
+# Images that a study replays together on a CPU, so that a bad policy is given up after the first of them. A GPU takes about as
+# long for as many as fit.
 AT_ONCE = 8
 
 
 def study_replay(model: ImageModel, samples: Samples) -> Replay:
     """The calibration images of a study, in batches small enough that giving a policy up saves something."""
     fitting = Replay(model, samples.first(1), by_stream=False).fitting_batch()
-    return Replay(model, samples, batch_size=min(AT_ONCE, fitting), by_stream=False)
+    most = fitting if model.device.type == "cuda" else min(AT_ONCE, fitting)
+    return Replay(model, samples, batch_size=most, by_stream=False)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from headscope.pipeline import needs as module, opened, run, weights
 from headscope.pipeline.estimate import estimate
 from headscope.pipeline.needs import Needs, counted, fitting_needs, step_bytes, working_bytes
 from headscope.pipeline.opened import Asked, asked_for
-from headscope.tuning import BATCH_BYTES, LimitConfig, PromptConfig, Replay, RunConfig, SearchConfig, replayed_bytes
+from headscope.tuning import LimitConfig, PromptConfig, Replay, RunConfig, SearchConfig, batch_bytes, replayed_bytes
 from tests.cli.command import headscope
 from tests.janus_original import true_network, write_original
 from tests.llamagen import Tiny, transformer, write_llamagen
@@ -48,7 +48,7 @@ def test_parts_are_what_is_allocated(tiny: JanusModel) -> None:
 
 def test_a_replay_works_with_as_much_as_is_counted(tiny: JanusModel, recorded, stickers: JanusModel) -> None:
     replay = Replay(stickers, recorded)
-    assert replay.fitting_batch() == BATCH_BYTES // replayed_bytes(stickers, replay.prefix, replay.streams)
+    assert replay.fitting_batch() == batch_bytes(stickers.device) // replayed_bytes(stickers, replay.prefix, replay.streams)
 
 
 def test_tensors_that_live_together_are_counted_once() -> None:

@@ -32,7 +32,8 @@ from headscope.progress import Progress, of_task
 from headscope.storage import read_json, write_json
 from headscope.tuning.measure.head_outputs import HeadOutputs, before, image_places, of_image
 from headscope.tuning.measure.options import COLUMNS, Option
-from headscope.tuning.measure.replay import BATCH_BYTES, Batch, Replay
+from headscope.tuning.measure.replay import Batch, Replay
+from headscope.tuning.measure.room import batch_bytes
 from headscope.tuning.measure.sensitivity import table_identity
 from headscope.tuning.measure.sites import Sites, find_sites
 
@@ -205,9 +206,10 @@ class _Sums:
 
 
 def _images_at_once(replay: Replay) -> int:
-    """Images whose graph fits into BATCH_BYTES: every layer's states and attention, and the logits."""
+    """Images whose graph fits into `batch_bytes`: every layer's states and attention, and the logits."""
     shape = replay.model.shape
     length = replay.prefix + shape.geometry.tokens
     width = shape.query_heads * shape.head_dim
     layer = length * (24 * width + 2 * shape.query_heads * length)
-    return max(1, BATCH_BYTES // (4 * replay.streams * (shape.layers * layer + 4 * length * replay.model.vocabulary)))
+    image = 4 * replay.streams * (shape.layers * layer + 4 * length * replay.model.vocabulary)
+    return max(1, batch_bytes(replay.model.device) // image)

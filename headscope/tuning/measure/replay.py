@@ -22,10 +22,7 @@ from headscope.runtime import CompressedCache, compressed, no_numbers, scales
 from headscope.samples import Samples
 from headscope.tuning.measure.full_cache import ROOM, FullCachePredictions
 from headscope.tuning.measure.measurement import ReplayResult, Watch
-from headscope.tuning.measure.room import replayed_bytes
-
-# Working memory of one batch of images; a default that leaves room on a machine with 3 GB.
-BATCH_BYTES = 400 * 2**20
+from headscope.tuning.measure.room import batch_bytes, replayed_bytes
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Replay:
     Args:
         model: whose tokens were recorded.
         samples: the recorded tokens with prompts, guidance scale and temperature.
-        batch_size: images that run together; by default as many as fit in 400 MiB.
+        batch_size: images that run together; by default as many as fit into `batch_bytes`.
         dtype: of the cache (the model's by default).
         by_stream: also report each stream's own KL (three reference tables in memory in place of one).
         reference_bytes: what the tables of the full cache's predictions may take; see `FullCachePredictions`.
@@ -214,8 +211,8 @@ class Replay:
         self._mask = mask.unflatten(0, each)  # [streams, n, P]
 
     def fitting_batch(self) -> int:
-        """Images whose logits, states and attention masks fit in BATCH_BYTES."""
-        return max(1, BATCH_BYTES // replayed_bytes(self.model, self.prefix, self.streams))
+        """Images whose logits, states and attention masks fit into `batch_bytes`."""
+        return max(1, batch_bytes(self.model.device) // replayed_bytes(self.model, self.prefix, self.streams))
 
     def _batch(self, start: int) -> Batch:
         images = slice(start, min(start + self.batch_size, len(self.tokens)))
