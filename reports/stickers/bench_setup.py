@@ -83,7 +83,7 @@ class Setup:
     def open(cls, run: Path, out: Path | None) -> Setup:
         """A run folder; its unseen images are generated with the full cache if they are not there."""
         one_thread()
-        opened = open_run(run)
+        opened = open_run(run, dtype="float32")  # also on a GPU, where the default is bfloat16
         files = opened.folder
         samples, scores = Samples.load(files.samples), Heads.load(files.heads).scores()
         unseen, place = unseen_images(opened), out or files.path / "bench"
@@ -137,10 +137,10 @@ class Setup:
         table.attrs["seconds"] = _added(path.with_suffix(".json"), seconds if len(table) > before else 0.0)
         return table
 
-    def gradients(self, images: int, bits: tuple[int, ...]) -> Table:
+    def gradients(self, images: int, bits: tuple[int, ...], prompts: tuple[int, ...] = (1,)) -> Table:
         """The sensitivity table by gradients of the first calibration images."""
         path, tell = self.out / f"sensitivity-{images}.parquet", shown("the table by gradients")
-        return sensitivity_table(self.few(images), "fisher", None, path, tell, bits)
+        return sensitivity_table(self.few(images), "fisher", None, path, tell, bits, prompts=prompts)
 
     def losses(self, table: pd.DataFrame) -> Losses:
         """A sensitivity table as the solver takes it."""

@@ -10,7 +10,8 @@ ones too), seconds (of measuring them; for the solver and the search with the se
 interval of replay_kl over images (kl_low, kl_high), the paired difference to the searched policy of seed 0 (difference,
 difference_low, difference_high; positive where this method loses more), and what the policy is (variant). Presets depend on no
 seed and have one row; `h2o+bits` is `h2o` with its best 8 or 4 bits, `searched16` and `solver16` have 16 bits alone, `kivi`
-stands at its own sizes, and `full_bfloat16` is the model in bfloat16 with everything kept. Goes on after a stop.
+stands at its own sizes, and `full_bfloat16` is the model in bfloat16 with everything kept. `searched_whole` keeps whole prompts
+in all heads, as `searched16` does; `searched` may drop them by head. Goes on after a stop.
 """
 
 from __future__ import annotations
@@ -49,7 +50,27 @@ from headscope.reporting import budgets_figure, save_figure
 from headscope.storage import write_whole
 from headscope.tuning import SearchResult, Sweep, Table, kvtuner
 
-BITS, PLAIN = (16, 8, 4), (16,)
+
+class Kind(NamedTuple):
+    """What a search may choose.
+
+    Attributes:
+        mark: behind the method's name.
+        bits: of a kept number.
+        prompts: 1 keeps the whole prompt, 0 its first and last token.
+    """
+
+    mark: str
+    bits: tuple[int, ...]
+    prompts: tuple[int, ...]
+
+    @property
+    def knobs(self) -> dict[str, str]:
+        """As `SearchConfig` has them."""
+        return {"bits": ",".join(map(str, self.bits)), "prompt": "by head" if 0 in self.prompts else "whole"}
+
+
+KIND, WHOLE, PLAIN = Kind("", (16, 8, 4), (1, 0)), Kind("_whole", (16, 8, 4), (1,)), Kind("16", (16,), (1,))
 SHOWN = ["budget", "method", "bits", "seed", "replay_kl", "cache_bytes", "trials", "seconds"]
 
 
@@ -78,7 +99,7 @@ def main(
     """Every preset, the solver and the search, on unseen images."""
     setup = Setup.open(run, folder)
     wanted = [(share, setup.limit(share)) for share in shares(keep)]  # each is checked before the first is searched
-    unseen, tables = Unseen(setup), {bits: setup.gradients(table_images, bits) for bits in (BITS, PLAIN)}
+    unseen, tables = Unseen(setup), {kind: setup.gradients(table_images, *kind[1:]) for kind in (KIND, WHOLE, PLAIN)}
     search = Searching(setup, tables, trials, images)
     rows = at_their_own_size(setup, unseen)
     for share, _ in wanted:
@@ -94,15 +115,15 @@ class Searching(NamedTuple):
     """What finds policies under a limit."""
 
     setup: Setup
-    tables: dict[tuple[int, ...], Table]
+    tables: dict[Kind, Table]
     trials: int
     images: int
 
     def sweep(self, share: float) -> Sweep:
         """Every preset, with kvtuner where every token fits in some bits."""
-        found = self.setup.sweep(share, self.setup.study(self.images), BITS)
+        found = self.setup.sweep(share, self.setup.study(self.images), KIND.bits)
         try:
-            policy = kvtuner(self.setup.losses(self.tables[BITS].losses), self.setup.limit(share))
+            policy = kvtuner(self.setup.losses(self.tables[WHOLE].losses), self.setup.limit(share))
         except BudgetError:
             return found
         return Sweep({**found.best, "kvtuner": policy}, found.table)
@@ -115,14 +136,14 @@ class Searching(NamedTuple):
             yield Entry(name, 0, policy, float(mine["kl"].min()), len(mine), float(mine["seconds"].sum()))
 
     def searched(self, share: float, seeds: int) -> Iterator[Entry]:
-        """The solver's answer and the search around it, with bits for every seed and with 16 bits alone for the first."""
+        """The solver's answer and the search around it: with all it may choose for every seed, with less for the first."""
         replay, place, sweep = self.setup.study(self.images), self.setup.folder(share), self.sweep(share)
-        for seed, bits in [*((seed, BITS) for seed in range(seeds)), (0, PLAIN)]:
-            table, mark = self.tables[bits], "" if bits == BITS else "16"
-            plain = {name: policy for name, policy in sweep.best.items() if bits == BITS or not policy.quantized}
+        for seed, kind in [*((seed, KIND) for seed in range(seeds)), (0, WHOLE), (0, PLAIN)]:
+            table, mark = self.tables[kind], kind.mark
+            some = {name: policy for name, policy in sweep.best.items() if kind != PLAIN or not policy.quantized}
             name = f"{SEARCHED}{mark}-{seed}"
-            knobs = {"trials": self.trials, "seed": seed, "bits": ",".join(map(str, bits))}
-            result = self.setup.search(share, replay, Sweep(plain, sweep.table), table.losses, name, **knobs)
+            knobs = {"trials": self.trials, "seed": seed, **kind.knobs}
+            result = self.setup.search(share, replay, Sweep(some, sweep.table), table.losses, name, **knobs)
             save_policy(result.policy, place / f"{name}.safetensors")
             write_whole(place / f"{name}.parquet", partial(result.trials.to_parquet, index=False))
             yield Entry(f"{SEARCHED}{mark}", seed, result.policy, result.kl, *cost(result, table.seconds))
