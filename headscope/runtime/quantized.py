@@ -171,9 +171,12 @@ class QuantizedSlots:
 
     def keep(self, staying: torch.Tensor) -> None:
         """Move slots int64 [B, h, n] to the front, in this order."""
+        batch, heads, slots = self.codes.shape[:3]
+        begin = torch.arange(0, batch * heads * slots, slots, device=staying.device)
+        rows = (staying + begin.view(batch, heads, 1)).flatten()  # of each tensor seen as one table; whole rows copy fast
         for tensor in self.tensors():
-            index = staying[..., None].expand(-1, -1, -1, tensor.shape[3])
-            tensor[:, :, : staying.shape[2]] = tensor.gather(2, index)
+            chosen = tensor.view(-1, tensor.shape[3]).index_select(0, rows)
+            tensor[:, :, : staying.shape[2]] = chosen.view(*staying.shape, tensor.shape[3])
 
     def put(self, slots: torch.Tensor, source: int) -> None:
         """The slot `source` into slots int64 [B, h, 1]."""

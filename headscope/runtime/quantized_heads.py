@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch.nn import functional
 
 from headscope.policy import Bucket
 from headscope.runtime.buckets import HeavyHeads, KeptHeads, WindowHeads, causal
@@ -125,7 +126,12 @@ class PackedWindowHeads(Packed, WindowHeads):
         padding = self._padding(bias, filled, length)
         if padding is not None:
             mask = mask + padding
-        out, _ = self.attend(query, filled, mask, scale, self._read_chunk(key, value, t))
+        keys, values = self._read_chunk(key, value, t)
+        if filled > self.first:
+            out, _ = self.attend(query, filled, mask, scale, (keys, values))
+        else:  # nothing has to be read back: as heads in 16 bits do it
+            keys, values = torch.cat([self.keys[:, :, :filled], keys], 2), torch.cat([self.values[:, :, :filled], values], 2)
+            out = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
         self._commit(key, value, t)
         return out
 
