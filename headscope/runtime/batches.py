@@ -16,7 +16,7 @@ from headscope.models import ImageModel
 from headscope.policy import CacheSpec, Policy
 from headscope.progress import Progress, of_task
 from headscope.runtime.decoders.registry import AUTO
-from headscope.runtime.generate import generate
+from headscope.runtime.generate import by_length, generate
 from headscope.runtime.sampling import Sampling
 from headscope.samples import Samples
 from headscope.storage import read_json, write_json
@@ -115,12 +115,15 @@ class ImageBatches:
         if there:
             yield list(there), _joined(list(there.values()))
         todo = [number for number in range(self.total) if number not in there]
-        for start in range(0, len(todo), batch_size):
-            numbers = todo[start : start + batch_size]
+        if not todo:
+            return
+        prefix = self.model.tokenize([self.prompts[number // self.seeds] for number in todo])
+        for _, places in by_length(prefix, batch_size):
+            numbers = [todo[place] for place in places]
             yield numbers, self.generate(numbers)
 
     def generate(self, numbers: Sequence[int]) -> Samples:
-        """The images of these following numbers, and their seconds, into files of their own."""
+        """The images of these numbers, and their seconds, into files of their own."""
         began = time.monotonic()
         samples = generate(
             self.model,

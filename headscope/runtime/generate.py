@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def generate(
     decoder: str = AUTO,
     progress: Progress | None = None,
 ) -> Samples:
-    """Generate one image a prompt.
+    """Generate one image a prompt, prompts of one length together, so that padding takes as little as it can.
 
     Args:
         model: the image model.
@@ -60,22 +60,22 @@ def generate(
     asked = (asked if seeds is None else replace(asked, seed=seeds)).of(model)
     every = asked.seeds(len(prompts))
     warn_of_unknown_words(model, prompts)
-    prefix = model.tokenize(prompts)  # all at once: one length, so that batches are alike
+    prefix = model.tokenize(prompts)  # all at once: what is wrong with any is said first
     size, count = batch_size or DEFAULT_BATCH, model.shape.geometry.tokens
-    found, tell = [], of_task(progress, "generating", len(prompts) * count)
-    for start in range(0, len(prompts), size):
-        rows = slice(start, min(start + size, len(prompts)))
+    tokens, tell = torch.empty(len(prompts), count, dtype=torch.int32), of_task(progress, "generating", len(prompts) * count)
+    for start, rows in by_length(prefix, size):
 
-        def report(step: int, rows: slice = rows) -> None:
-            tell(rows.start * count + (rows.stop - rows.start) * step, len(prompts) * count)
+        def report(step: int, start: int = start, images: int = len(rows)) -> None:
+            tell(start * count + images * step, len(prompts) * count)
 
-        sampler = Sampler(model, asked, every[rows])
-        found.append(_image_tokens(choose(model, policy, decoder), _part(prefix, rows), sampler, report))
+        sampler = Sampler(model, asked, [every[row] for row in rows])
+        some = model.tokenize([prompts[row] for row in rows]) if len(rows) < len(prompts) else prefix
+        tokens[rows] = _image_tokens(choose(model, policy, decoder), some, sampler, report).int().cpu()
     return Samples(
         prompts=prompts,
         texts=prefix.texts,
         seeds=torch.tensor(every, dtype=torch.int64),
-        tokens=torch.cat(found).to(torch.int32).cpu(),
+        tokens=tokens,
         guidance=sampler.guidance,
         temperature=sampler.temperature,
         top_k=sampler.top_k,
@@ -104,7 +104,15 @@ def _image_tokens(decoder: Decoder, prefix: Prefix, sampler: Sampler, report: Ca
     return tokens
 
 
-def _part(prefix: Prefix, rows: slice) -> Prefix:
-    """Some prompts of a batch, padded as they are."""
-    names = ("ids", "mask", "unconditional_ids", "unconditional_mask", "texts")
-    return replace(prefix, **{name: getattr(prefix, name)[rows] for name in names})
+def by_length(prefix: Prefix, size: int) -> Iterator[tuple[int, list[int]]]:
+    """Batches of prompts in order of their length, those of one length, and a single batch, as they come: how many came
+    before, and which.
+
+    Args:
+        prefix: of all prompts.
+        size: prompts of a batch.
+    """
+    lengths = prefix.mask.sum(1)
+    order = lengths.argsort(stable=True).tolist() if len(lengths) > size else list(range(len(lengths)))
+    for start in range(0, len(order), size):
+        yield start, order[start : start + size]

@@ -43,6 +43,7 @@ def test_each_prompt_several_times(command, tiny_folder: Path, tmp_path: Path) -
         np.testing.assert_array_equal(pixels(out / f"{number:04d}.png"), image.numpy())
     assert "cache: " in ended.out
     assert "2 at a time take" in ended.out
+    assert "Prompts have 3 to 4 tokens; those of one length are generated together." in " ".join(ended.out.split())
 
 
 def test_a_stopped_run_goes_on_and_draws_nothing_twice(
@@ -62,8 +63,11 @@ def test_a_stopped_run_goes_on_and_draws_nothing_twice(
     with monkeypatch.context() as patch:
         patch.setattr("headscope.runtime.batches.generate", stopped)
         assert command(*asked, "-o", out).status != 0
-        assert len(list(out.glob("*.png"))) == 2  # the first batch is there
-        (out / "0001.png").unlink()
+        assert sorted(path.name for path in out.glob("*.png")) == [
+            "0002.png",
+            "0003.png",
+        ]  # the first batch: the shortest prompt
+        (out / "0003.png").unlink()
         assert command(*asked, "-o", out).status == 0
     assert [len(prompts) for prompts in calls] == [2, 2, 2, 2]  # of four calls one was stopped
     for path in sorted((tmp_path / "whole").glob("*.png")):

@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
+from headscope.models import Prefix
 from headscope.models.janus import JanusModel
 from headscope.runtime import generate
+from headscope.runtime.decoders.transformers import TransformersDecoder
 from headscope.runtime.noise import LARGEST, Noise, gumbel
 
 BITS = (1 << 32) - 1
@@ -86,6 +88,24 @@ def test_an_image_does_not_hang_on_its_place_in_the_batch(tiny: JanusModel) -> N
     other = generate(tiny, [prompts[i] for i in (3, 1)], [8, 6], batch_size=1)
     assert torch.equal(together.tokens[[3, 1]], other.tokens)
     assert not torch.equal(generate(tiny, prompts, [6, 7, 8, 9]).tokens, together.tokens)
+
+
+def test_prompts_of_one_length_are_generated_together(tiny: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, seeds, seen = ["red apple", "dog", "blue car", "dog", "red car"], [5, 6, 7, 8, 9], []
+
+    def prefill(self: TransformersDecoder, prefix: Prefix, guided: bool) -> torch.Tensor:
+        seen.append((list(prefix.texts), prefix.mask.clone()))
+        return plain(self, prefix, guided)
+
+    plain = TransformersDecoder.prefill
+    together = generate(tiny, prompts, seeds, decoder="transformers")
+    monkeypatch.setattr(TransformersDecoder, "prefill", prefill)
+    found = generate(tiny, prompts, seeds, batch_size=2, decoder="transformers")
+    assert torch.equal(found.tokens, together.tokens)
+    assert (found.texts, found.seeds.tolist()) == (together.texts, seeds)
+    drawn = [[text.split("<")[0] for text in texts] for texts, _ in seen]
+    assert drawn == [["dog", "dog"], ["red apple", "blue car"], ["red car"]]
+    assert all(bool(mask.all()) for _, mask in seen)  # nothing is padded
 
 
 def test_blocks_ahead_are_the_noise_of_their_token() -> None:
