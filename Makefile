@@ -1,6 +1,8 @@
 PYTHON ?= python3
 # Given to pytest: make test ARGS="tests/policy -k budget"
 ARGS ?=
+# A run folder: make peers RUN=runs/stickers
+RUN ?= runs/stickers
 VENV := .venv
 OLD := .venv-oldest
 KVPRESS := .venv-kvpress
@@ -18,7 +20,7 @@ PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-oldest test-postgres test-ray test-triton test-janus test-kvpress lint clean
+.PHONY: help demo test fuzz test-oldest test-postgres test-ray test-triton test-janus test-kvpress peers lint clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +54,9 @@ test-janus: $(VENV)/.ready ## Take Janus-Pro's true width and image through ever
 
 test-kvpress: $(VENV)/.ready $(KVPRESS)/.ready ## Compare an exported policy with what kvpress makes of it
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m kvpress tests/servers $(ARGS)
+
+peers: $(VENV)/.ready $(KVPRESS)/.ready ## Measure kvpress' presses beside headscope's policies: make peers RUN=runs/stickers
+	OMP_NUM_THREADS=1 $(VENV)/bin/python reports/peers/peers.py $(RUN) -o reports/peers/peers.csv $(ARGS)
 
 lint: $(VENV)/.ready ## Check style, format and types
 	$(VENV)/bin/ruff check .
