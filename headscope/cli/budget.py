@@ -17,7 +17,9 @@ def budget(
     batch: Batch = LIMIT.batch,
     policy: Annotated[list[Path] | None, typer.Option(help="A policy file; may be given again.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the cache (default: the model's here).")] = None,
-    guidance: Annotated[bool, typer.Option("--guidance/--no-guidance", help="Two streams an image, or one.")] = True,
+    guidance: Annotated[
+        bool | None, typer.Option("--guidance/--no-guidance", help="Two streams an image, or one (default: the model's).")
+    ] = None,
     prefix: Annotated[int | None, typer.Option(min=0, help="Tokens of the longest prompt (default: of its own).")] = None,
     keep_of: KeepOf = "all",
     features: Features = None,
@@ -36,13 +38,13 @@ def budget(
     model = with_settings(model, features, fold_prefix)
     loaded = load_model(model, device=device)
     longest = prefix if prefix is not None else int(loaded.tokenize(default_prompts(model)).ids.shape[1])
+    streams = 1 + (loaded.guidance != 1.0 if guidance is None else guidance)
     room = parse_size(memory) if memory is not None else free_memory(str(loaded.device))
-    limit = limit_from(None, str(room), keep_of, batch=batch, dtype=dtype, streams=1 + guidance)
-    spec = limit.spec(loaded.shape, longest, dtype=str(loaded.dtype), streams=1 + guidance)
+    limit = limit_from(None, str(room), keep_of, batch=batch, dtype=dtype, streams=streams)
+    spec = limit.spec(loaded.shape, longest, dtype=str(loaded.dtype), streams=streams)
     fits = what_fits(spec, room, {path.stem: load_policy(path, loaded.shape) for path in policy or []})
-    say(
-        f"{loaded.shape.name}: prompts of {longest} tokens, {loaded.shape.geometry.tokens} image tokens, {1 + guidance} streams"
-    )
+    counted = f"{streams} stream{'s' if streams > 1 else ''}"
+    say(f"{loaded.shape.name}: prompts of {longest} tokens, {loaded.shape.geometry.tokens} image tokens, {counted}")
     rows = [(row.name, f"{row.kept:.1%}", f"{row.bytes:,}", f"{row.images:,}") for row in fits.rows]
     print_table(pd.DataFrame(rows, columns=["cache", "kept", "bytes per image", f"images in {words.size(room)}"]))
     say(fits.sentence)
