@@ -20,6 +20,7 @@ from headscope.facts import said, shown
 from headscope.models.tokens import check_spaces
 from headscope.storage import read_lines, write_whole
 
+_FLOATS = ("F32", "BF16", "F16", "F64")  # as safetensors name them
 _TAG = re.compile(r"<[^<>]*>")
 
 
@@ -38,25 +39,40 @@ class Features:
 
     def __init__(self, file: Path, slots: int, width: int) -> None:
         self.file, self.slots = file, slots
+        if not file.is_file():
+            found = "a folder" if file.is_dir() else "no such file"
+            raise ModelError(f"{file}: {found}, expected a safetensors file with the features of captions; give its path.")
         try:
             with self._opened() as opened:
                 shape, mask = (tuple(opened.get_slice(name).get_shape()) for name in ("features", "mask"))
+                kind = str(opened.get_slice("features").get_dtype())
                 captions = json.loads((opened.metadata() or {}).get("captions", "null"))
             if captions is None:
                 captions = [line.text.strip() for line in read_lines(file.with_suffix(".txt"), "list of captions")]
         except Exception as error:  # a damaged file may fail in any way
             raise ModelError(
-                f"{file}: cannot be read as features, mask and captions ({said(error)}): write it again."
+                f"{file}: cannot be read ({said(error)}), expected features, mask and captions in safetensors: write it again."
             ) from error
         if len(shape) != 3 or shape[2] != width or mask != shape[:2]:
             raise ModelError(
                 f"{file}: features {list(shape)} with a mask {list(mask)}, expected [captions, tokens, {width}] and "
                 "[captions, tokens]: compute them with the encoder that the model was trained with."
             )
-        if not isinstance(captions, list) or len(captions) != shape[0]:
+        if kind not in _FLOATS:
+            raise ModelError(f"{file}: features are of {kind}, expected {', '.join(_FLOATS)}: write the encoder's own numbers.")
+        if not isinstance(captions, list) or len(captions) != shape[0] or not captions:
             count = len(captions) if isinstance(captions, list) else "no list of"
             raise ModelError(f"{file}: has features of {shape[0]} captions, but {count} captions: write both in one go.")
-        self._places = {str(caption): place for place, caption in enumerate(captions)}
+        self._places: dict[str, int] = {}
+        for place, caption in enumerate(captions):
+            if not isinstance(caption, str) or not caption.strip():
+                raise ModelError(f"{file}: caption {place + 1} is {shown(caption)}, expected a text: write the captions again.")
+            if caption in self._places:
+                raise ModelError(
+                    f"{file}: caption {place + 1}, {shown(caption)}, stands there twice, first as caption "
+                    f"{self._places[caption] + 1}: keep one."
+                )
+            self._places[caption] = place
 
     def __len__(self) -> int:
         """Different captions."""
@@ -76,8 +92,14 @@ class Features:
         if place is None:
             return None
         with self._opened() as opened:
-            real = opened.get_slice("mask")[place].bool()
+            mask = opened.get_slice("mask")[place]
+            real = mask.bool()
             found: torch.Tensor = opened.get_slice("features")[place][real]
+        if not bool((mask == real).all()) or int((real.int().diff(prepend=real.new_zeros(1).int()) > 0).sum()) > 1:
+            raise DataError(
+                f"{self.file}: the mask of caption {place + 1}, {shown(prompt)}, has a gap or other numbers than 0 and 1; "
+                "expected 1 at its tokens, one beside the other, and 0 at the padding: write it again."
+            )
         if not 0 < len(found) <= self.slots or not bool(found.isfinite().all()):
             raise DataError(
                 f"{self.file}: caption {place + 1}, {shown(prompt)}, has {len(found)} tokens, expected 1 to {self.slots} of "

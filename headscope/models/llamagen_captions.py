@@ -130,5 +130,5 @@ class Captions:
             return f"prompt {shown(prompt)}: no features of it, and {here}: put it there, or {FEATURE_FILE} with yours."
         return (
             f"prompt {shown(prompt)}: not among the {len(self._precomputed)} captions of {self._precomputed.file.name}, and "
-            f"{here}."
+            f"{here}: give one of those, such as {shown(self._precomputed.captions()[0])}, or put it there."
         )

@@ -182,7 +182,10 @@ def test_features_lie_anywhere_and_a_run_remembers_where(
         ("{folder}?fold=1", r"takes no setting fold \(features, fold_prefix\)"),
         ("stickers?fold_prefix=false", r"stickers: takes no setting fold_prefix \(none at all\); a folder with a LlamaGen"),
         ("{folder}?fold_prefix=no", 'fold_prefix is "no", expected true or false'),
-        ("{folder}?features=none.safetensors", r"none\.safetensors: cannot be read as features"),
+        (
+            "{folder}?features=none.safetensors",
+            r"none\.safetensors: no such file, expected a safetensors file with the features",
+        ),
     ],
 )
 def test_settings_that_are_none_are_refused(folder: Path, name: str, says: str) -> None:
@@ -205,12 +208,16 @@ def test_a_fifth_of_the_cache_goes_through_every_step(tmp_path: Path, capsys, mo
     assert load_policy(out / "policy.safetensors", load_model(str(folder)).shape).prefix == 6
 
 
+ONE = {"captions": '["dog"]'}
 BAD = [
     (lambda f, features: write_features(f, features, CAPTIONS[:3]), "has features of 4 captions, but 3 captions"),
     (lambda f, features: write_features(f, features, None), "features.txt: no such list of captions"),
     (lambda f, features: write_features(f, [one[:, :8] for one in features]), r"features \[4, 7, 8\] with a mask \[4, 7\]"),
-    (lambda f, features: save_file({"features": torch.zeros(1, 2, 16)}, f), "cannot be read as features, mask and captions"),
-    (lambda f, features: f.write_bytes(b"features"), "cannot be read as features, mask and captions"),
+    (lambda f, features: save_file({"features": torch.zeros(1, 2, 16)}, f), "expected features, mask and captions in safe"),
+    (lambda f, features: write_features(f, features, list("abca")), 'caption 4, "a", stands there twice, first as caption 1'),
+    (lambda f, features: write_features(f, features, ["a", "b", "c", 4]), "caption 4 is 4, expected a text"),
+    (lambda f, features: save_file({"features": torch.zeros(1, 2, 16).int(), "mask": torch.ones(1, 2)}, f, ONE), "are of I32"),
+    (lambda f, features: f.write_bytes(b"features"), "expected features, mask and captions in safe"),
 ]  # fmt: skip
 
 
@@ -243,3 +250,13 @@ def test_features_that_are_none_are_refused(tensors: Tensors, features: list[tor
     write_features(folder / "features.safetensors", [first, *features[1:]])
     with pytest.raises(DataError, match=r'caption 1, "a red apple", has [03] tokens, expected 1 to 6 of finite numbers'):
         load_model(str(folder), device="cpu").tokenize(CAPTIONS[:1])
+
+
+@pytest.mark.parametrize("mask", [[1, 0, 1], [0.5, 0.5, 0.5], [2, 1, 1]])
+def test_a_mask_that_is_none_is_refused(tensors: Tensors, tmp_path: Path, mask: list[float]) -> None:
+    folder = write_llamagen(tmp_path / "Toy", SIZE, tensors, "captions.pt")
+    told = {"captions": json.dumps(["dog"])}
+    held = {"features": torch.randn(1, 3, SIZE.features), "mask": torch.tensor([mask])}
+    save_file(held, folder / "features.safetensors", told)
+    with pytest.raises(DataError, match='the mask of caption 1, "dog", has a gap or other numbers than 0 and 1; expected 1 at'):
+        load_model(str(folder), device="cpu").tokenize(["dog"])
