@@ -141,5 +141,7 @@ def test_images_of_another_model_are_refused(tiny: JanusModel, generated: Sample
         Replay(tiny, generated.select([]))
     with pytest.raises(DataError, match="15 image tokens, tiny generates 16"):
         Replay(tiny, Samples(**{**vars(generated), "tokens": generated.tokens[:, 1:]}))
+    with pytest.raises(DataError, match="of temperature 0, which leaves no distribution to compare"):
+        Replay(tiny, Samples(**{**vars(generated), "temperature": 0.0}))
     with pytest.raises(DataError, match="other weights"):
         Replay(tiny, Samples(**{**vars(generated), "weights": "feedbeef"}))

@@ -54,7 +54,7 @@ class Replay:
         reference_bytes: what the tables of the full cache's predictions may take; see `FullCachePredictions`.
 
     Raises:
-        DataError: no image, tokens of another grid or outside the vocabulary, samples of another model's weights.
+        DataError: no image, tokens of another grid or outside the vocabulary, temperature 0, another model's weights.
         NumberError: the full cache gives NaN or infinite logits; names the token.
     """
 
@@ -280,6 +280,11 @@ def _check(model: ImageModel, samples: Samples) -> None:
         raise DataError(
             f"A recorded token is outside 0..{model.vocabulary - 1}, the image codes of {model.name}: the samples are "
             "damaged or of another model; trace this one again."
+        )
+    if not float(samples.temperature) > 0:
+        raise DataError(
+            f"The recorded images are of temperature {samples.temperature:g}, which leaves no distribution to compare: "
+            "generate them at a temperature above 0."
         )
     if samples.weights and samples.weights != model.shape.weights:
         raise DataError(
