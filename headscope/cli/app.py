@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -137,6 +138,8 @@ def main() -> None:
     except Exception as error:
         if _is_usage(error):
             error.show()  # type: ignore[attr-defined]
+            if re.fullmatch(r"-\d", option := str(getattr(error, "option_name", ""))):
+                errors.print(f"A prompt that begins with - goes behind `--`: -- {option}...", markup=False, soft_wrap=True)
             raise SystemExit(2) from None
         raise
 

@@ -43,9 +43,9 @@ class ClassNames:
         Raises:
             DataError: none, or several.
         """
-        if prompt.strip().isdecimal():
+        if prompt.strip().removeprefix("-").isdecimal():
             number = int(prompt) if len(prompt) < _DIGITS else self.count
-            if number >= self.count:
+            if not 0 <= number < self.count:
                 raise DataError(f"class {clipped(prompt.strip())}: {self.folder.name} has classes 0 to {self.count - 1}.")
             return number
         found = self._numbers.get(_plain(prompt), [])

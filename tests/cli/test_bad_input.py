@@ -173,6 +173,12 @@ def test_a_run_whose_model_is_gone(command, tmp_path: Path, tiny_folder: Path, p
     refused(command("heads", tmp_path / "r"), f"begun with the model folder {moved}, which is not there")
 
 
+def test_a_prompt_that_looks_like_an_option_is_told_how_to_be_one(command) -> None:
+    ended = command("generate", "stickers-classes", "-1")
+    assert (ended.status, "A prompt that begins with - goes behind `--`: -- -1..." in ended.err) == (2, True)
+    refused(command("generate", "stickers-classes", "--out", "nowhere", "--", "-1"), "class -1: stickers-classes has classes")
+
+
 def test_unknown_words_are_a_usage_error(command) -> None:
     assert command("frobnicate").status == 2
     assert command("run").status == 2

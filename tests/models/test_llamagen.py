@@ -151,7 +151,7 @@ def test_classes_have_names_where_a_list_is_there(folder: Path, tensors: Tensors
     [
         ("10", "class 10: Toy has classes 0 to 9"),
         ("a red apple", "no class of Toy, .* expected a number from 0 to 9"),
-        ("-1", "no"),
+        ("-1", "class -1: Toy has classes 0 to 9"),
     ],
 )
 def test_what_is_no_class_is_refused(model: LlamaGenModel, prompt: str, says: str) -> None:
