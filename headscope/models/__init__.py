@@ -9,6 +9,7 @@ from headscope.models.attention import (
     observe,
     through_cache,
 )
+from headscope.models.card import is_raster_folder, raster_prompts
 from headscope.models.expected import expect_decoder, expect_model, expect_module, kind_of
 from headscope.models.groups import Group, plain_groups, split_mask
 from headscope.models.intercept import attach
@@ -20,7 +21,7 @@ from headscope.models.model_name import split_name, with_settings
 from headscope.models.own_file import check_members
 from headscope.models.protocol import ImageModel, Prefix
 from headscope.models.published import published_shape
-from headscope.models.raster import RasterModel, is_raster_folder, raster_prompts
+from headscope.models.raster import RasterModel
 from headscope.models.registry import (
     bundled_folder,
     is_own,

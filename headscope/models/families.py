@@ -10,6 +10,7 @@ from typing import Any
 
 from headscope.errors import ModelError
 from headscope.facts import clipped
+from headscope.models.card import CARD, is_raster_folder
 from headscope.models.causal_lm import is_text_family, load_causal_lm
 from headscope.models.janus import load_janus
 from headscope.models.janus_original import ORIGINAL_TYPE, load_janus_original
@@ -17,7 +18,7 @@ from headscope.models.llamagen_files import SIDE_FILE, is_llamagen_folder
 from headscope.models.llamagen_loading import load_llamagen
 from headscope.models.model_name import FEATURES, FOLD_PREFIX
 from headscope.models.protocol import ImageModel
-from headscope.models.raster import CARD, is_raster_folder, load_raster
+from headscope.models.raster import load_raster
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,10 @@ def family_of(source: str | Path, file: Path | None = None) -> Family:
     own = file is None and is_raster_folder(Path(source))
     config = _configuration(source, file)
     if config is None and not own:
-        raise ModelError(f"{source}: no readable config.json in this folder, so it holds no model.")
+        raise ModelError(
+            f"{source}: no readable config.json in this folder, so it holds no model, and neither *.pt nor {SIDE_FILE} of a "
+            "LlamaGen: copy all files of the checkpoint."
+        )
     found = [family for family in FAMILIES if family.claims(config or {})]
     if own:  # beside a network that may be of a text model's kind
         found = [OWN, *(family for family in found if not family.writes_text)]

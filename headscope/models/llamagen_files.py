@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from headscope.errors import ModelError
-from headscope.facts import FLAG, NUMBER, check, optional, or_null, shown, whole
+from headscope.facts import FLAG, check, optional, or_null, shown, whole
 from headscope.models.checkpoint import Checkpoint, Shapes, weight_files
 from headscope.models.loading import read_object, some
+from headscope.models.ranges import GUIDANCE, TEMPERATURE
 
 SIDE_FILE = "llamagen.json"
 # Heads by width: the shapes of B, L, XL, XXL, 1B, 3B, XXXL and 7B do not tell them.
@@ -27,8 +28,8 @@ SUFFIX = {"class": "c2i", "text": "t2i"}  # as the published files name the two
 _SETTINGS = {
     "heads": optional(whole(1, 1024)),
     "grid": optional(whole(1, 1024)),
-    "guidance": optional(NUMBER),
-    "temperature": optional(NUMBER),
+    "guidance": GUIDANCE,
+    "temperature": TEMPERATURE,
     "top_k": or_null(whole(1)),
     "cfg_interval": optional(whole(-1)),
     "fold_prefix": optional(FLAG),

@@ -13,6 +13,7 @@ import torch
 from headscope.errors import HeadscopeError, ModelError
 from headscope.facts import said
 from headscope.models.protocol import ImageModel
+from headscope.models.ranges import check_ranges
 
 _NAME = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 # What an `ImageModel` has, see protocol.py.
@@ -55,7 +56,7 @@ def load_own(name: str, device: str, dtype: torch.dtype) -> ImageModel:
         model: Any = make(device, dtype)
     except HeadscopeError:
         raise
-    except Exception as error:  # it is somebody else's
+    except (Exception, SystemExit) as error:  # it is somebody else's
         raise ModelError(
             f"{name}: {function}({device!r}, {dtype}) failed with {type(error).__name__} ({said(error)})."
         ) from error
@@ -71,14 +72,15 @@ def check_members(model: object, name: str) -> None:
         name: for the message.
 
     Raises:
-        ModelError: names what it lacks.
+        ModelError: names what it lacks, or a number that can't be.
     """
     lacking = [member for member in MEMBERS if not hasattr(model, member)]
     if lacking:
         raise ModelError(
             f"{name}: gave a {type(model).__name__} without {', '.join(lacking[:4])}{' and more' if len(lacking) > 4 else ''}; "
-            "expected an image model, such as headscope.models.RasterModel makes of a network of transformers."
+            "expected an image model, such as headscope.models.RasterModel makes of a network."
         )
+    check_ranges(model, name)
 
 
 def _module(path: Path, name: str) -> Any:
@@ -95,7 +97,7 @@ def _module(path: Path, name: str) -> Any:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[key]
-        if not isinstance(error, Exception):
+        if not isinstance(error, (Exception, SystemExit)):
             raise
         raise ModelError(f"{name}: {path} cannot be run, {type(error).__name__} ({said(error)}).") from error
     return module

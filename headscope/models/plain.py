@@ -84,7 +84,10 @@ class PlainNetwork(nn.Module):
         self.config: Any = SimpleNamespace(_attn_implementation="sdpa", model_type=type(self.network).__name__)
         self.config.max_position_embeddings, self.config.num_hidden_layers = trial.shape[1], 0
         self.attentions = nn.ModuleList()
-        self._try(trial.to(next(self.network.parameters()).device))
+        first = next(self.network.parameters(), None)
+        if first is None:
+            raise ModelError(f"{name}: {self.config.model_type} has no parameters; expected a network with its weights.")
+        self._try(trial.to(first.device))
 
     def get_decoder(self) -> PlainNetwork:
         """The whole."""
@@ -175,7 +178,11 @@ class PlainNetwork(nn.Module):
                 f"{self.name}: {self.config.model_type} cannot be driven: it takes no {trial.shape[1]} tokens, those before an "
                 f"image and its own, or fails token by token ({type(error).__name__}: {said(error)})."
             ) from error
-        apart = float((torch.cat(parts, 1) - own).abs().max() / own.abs().max())
+        if not bool(own.isfinite().all()):
+            raise ModelError(
+                f"{self.name}: {self.config.model_type} gives NaN or infinite logits; look for such numbers in its weights."
+            )
+        apart = float((torch.cat(parts, 1) - own).abs().max() / own.abs().max().clamp(min=torch.finfo(own.dtype).tiny))
         if not apart <= _TOLERANCE.get(own.dtype, _LOOSE):
             raise ModelError(
                 f"{self.name}: {self.config.model_type} gives other logits token by token ({apart:.2g} of the largest apart): "

@@ -1,29 +1,16 @@
 """Any decoder-only network of transformers that draws an image token by token, row by row: a model of one's own.
 
 From Python, `RasterModel` around the network; from the command line, a folder with the network in transformers' format and
-beside it `headscope.toml`:
-
-    rows = 16
-    cols = 16
-    row_end = 514           # the token that ends each row, where there is one
-    codes = [0, 512]        # the first token that is an image code, and how many there are
-    start = [512]           # tokens before every image, where there are any
-    unconditional = [513]   # the same for the other stream of guidance, where there is one
-    guidance = 3.0          # 1, none, unless given
-    temperature = 1.0
-    top_k = 100             # all codes unless given
-
-    [prompts]               # where prompts mean something: tokens that take the place of `start`
-    cat = [515]
-    dog = [516]
+beside it `headscope.toml` (card.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -34,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaModel
 from headscope.errors import DataError, HeadscopeError, ModelError
 from headscope.facts import clipped, said, shown
 from headscope.geometry import Geometry
+from headscope.models.card import read_card
 from headscope.models.checkpoint import weight_files
 from headscope.models.expected import kind_of
 from headscope.models.fingerprint import weights_fingerprint
@@ -41,18 +29,12 @@ from headscope.models.loading import Placed, check_whole
 from headscope.models.network import NetworkModel
 from headscope.models.plain import PlainNetwork
 from headscope.models.protocol import Prefix
+from headscope.models.ranges import check_ranges
 from headscope.models.row_ends import NEVER
 from headscope.models.tokens import check_prompts
 from headscope.policy import ModelShape
 
-CARD = "headscope.toml"
 CELL = 8  # pixels of a token's side where nothing better is known
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("rows", "cols", "row_end", "top_k"), int),
-    **dict.fromkeys(("guidance", "temperature"), (int, float)),
-    **dict.fromkeys(("codes", "start", "unconditional"), list),
-    "prompts": dict,
-}
 
 
 class RasterModel(NetworkModel):
@@ -96,23 +78,22 @@ class RasterModel(NetworkModel):
         top_k: int | None = None,
         pixels: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
+        _check_kinds(name, network, geometry, prompts, pixels)
+        self._start, self._pixels = _tokens(name, "start", start), pixels
+        self._prompts = {prompt: _tokens(name, f"prompt {shown(prompt)}", ids) for prompt, ids in (prompts or {}).items()}
+        self._unconditional = None if unconditional is None else _tokens(name, "unconditional", unconditional)
+        codes = _codes(name, codes)
         self.first, self._cells = codes
-        self.row_end, self.vocabulary = row_end, self._cells + (row_end is not None)
-        if not isinstance(network, nn.Module):
-            raise ModelError(
-                f"{name}: expected a network, a ...ForCausalLM of transformers or a module of PyTorch from tokens to logits, "
-                f"found {kind_of(network)}."
-            )
+        self.row_end = None if row_end is None else _tokens(name, "row_end", [row_end])[0]
+        self.vocabulary = self._cells + (row_end is not None)
         if not hasattr(network, "get_decoder"):
-            rows = [list(start), *(list(row) for row in (prompts or {}).values()), list(unconditional or [])]
-            rows += [] if row_end is None else [[row_end]]
+            rows = [self._start, *self._prompts.values(), self._unconditional or []]
+            rows += [] if self.row_end is None else [[self.row_end]]
             network = PlainNetwork(network, name, self._trial(rows, geometry.tokens))
         super().__init__(network, name)
         self.counts_padding = isinstance(self.decoder, LlamaModel)  # whose rotary positions are relative
         heads, words = self.probe("a raster image model")
-        self.guidance, self.temperature, self.top_k = float(guidance), float(temperature), top_k
-        self._start, self._prompts, self._pixels = list(start), {k: list(v) for k, v in (prompts or {}).items()}, pixels
-        self._unconditional = None if unconditional is None else list(unconditional)
+        self.guidance, self.temperature, self.top_k = guidance, temperature, top_k
         self.reads_prompts, self.starts = bool(self._prompts), bool(self._prompts or self._start)
         config = network.config
         self.max_prefix = int(config.max_position_embeddings) - geometry.tokens
@@ -140,7 +121,13 @@ class RasterModel(NetworkModel):
         """Refuse numbers that do not fit the network."""
         last = self.first + self._cells - 1
         if not 0 <= self.first <= last < words:
-            raise ModelError(f"{self.name}: codes {self.first} to {last}, its vocabulary has {words}.")
+            raise ModelError(
+                f"{self.name}: codes {self.first} to {last}, its vocabulary has {words}; expected one or more of it."
+            )
+        if self.row_end is not None and self.first <= self.row_end <= last:
+            raise ModelError(
+                f"{self.name}: row_end {self.row_end} is one of the codes {self.first} to {last}; expected a token of its own."
+            )
         if geometry.row_end != (self.row_end is not None):
             raise ModelError(
                 f"{self.name}: {geometry.row_end} tokens end a row, and `row_end` is {self.row_end}; expected one token and "
@@ -155,7 +142,7 @@ class RasterModel(NetworkModel):
             rows["unconditional"] = self._unconditional
         tokens = getattr(self.network.get_input_embeddings(), "num_embeddings", None)  # a plain network was tried on all
         for what, ids in rows.items():
-            if not ids or not all(isinstance(one, int) and 0 <= one < (tokens or one + 1) for one in ids):
+            if not ids or not all(0 <= one < (tokens or one + 1) for one in ids):
                 to = f" to {tokens - 1}" if tokens else ""
                 raise ModelError(f"{self.name}: {what} {ids}: expected one token or more, from 0{to}.")
             if len(ids) > self.max_prefix:
@@ -163,6 +150,8 @@ class RasterModel(NetworkModel):
                 raise ModelError(
                     f"{self.name}: {what} and {geometry.tokens} image tokens are more than its {longest} positions."
                 )
+        check_ranges(self, self.name)
+        self.guidance, self.temperature = float(self.guidance), float(self.temperature)
         if self.guidance != 1.0 and self._unconditional is None:
             raise ModelError(f"{self.name}: guidance {self.guidance:g} needs `unconditional`, the tokens of the other stream.")
 
@@ -206,58 +195,62 @@ class RasterModel(NetworkModel):
         cells = self.network.get_output_embeddings()(hidden)[..., self.first : self.first + self._cells]
         return cells if self.row_end is None else functional.pad(cells, (0, 1), value=NEVER)
 
+    def _painted(self, pixels: Callable[[torch.Tensor], torch.Tensor], cells: torch.Tensor) -> torch.Tensor:
+        """What the user's own function makes of cells int64 [B, N]."""
+        try:
+            found: Any = pixels(cells)
+        except HeadscopeError:
+            raise
+        except Exception as error:  # it is somebody else's
+            raise ModelError(f"{self.name}: pixels failed with {type(error).__name__} ({said(error)}).") from error
+        shape = tuple(getattr(found, "shape", ()))
+        if not isinstance(found, torch.Tensor) or found.dtype != torch.uint8 or (len(shape), *shape[::3]) != (4, len(cells), 3):
+            what = f"{found.dtype} {list(shape)}" if isinstance(found, torch.Tensor) else kind_of(found)
+            raise ModelError(f"{self.name}: pixels gave {what}, expected uint8 [{len(cells)}, height, width, 3].")
+        return found.cpu()
+
     def to_images(self, tokens: torch.Tensor) -> torch.Tensor:
         """Image codes [B, N] -> uint8 [B, height, width, 3]."""
         geometry = self.shape.geometry
         grid = tokens.view(len(tokens), geometry.rows, geometry.row_length)[..., : geometry.cols]
         if self._pixels is not None:
-            return self._pixels(grid.flatten(1).long())
+            return self._painted(self._pixels, grid.flatten(1).long())
         grey = (grid.float() * (255 / max(self._cells - 1, 1))).round().to(torch.uint8).cpu()
         return grey.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)[..., None].expand(-1, -1, -1, 3).contiguous()
 
 
-def is_raster_folder(folder: Path) -> bool:
-    """Whether a folder says that its network draws."""
-    return (folder / CARD).is_file()
+def _check_kinds(name: str, network: Any, geometry: Any, prompts: Any, pixels: Any) -> None:
+    """Refuse arguments of `RasterModel` that are something else altogether."""
+    if not isinstance(network, nn.Module):
+        raise ModelError(
+            f"{name}: expected a network, a ...ForCausalLM of transformers or a module of PyTorch from tokens to logits, "
+            f"found {kind_of(network)}."
+        )
+    if not isinstance(geometry, Geometry):
+        raise ModelError(f"{name}: geometry is {shown(geometry)}, expected headscope.Geometry(rows, cols).")
+    if not isinstance(prompts, (Mapping, NoneType)):
+        raise ModelError(f'{name}: prompts is {shown(prompts)}, expected tokens by prompt, such as {{"cat": [515]}}.')
+    if pixels is not None and not callable(pixels):
+        raise ModelError(f"{name}: pixels is {kind_of(pixels)}, expected a function of codes [B, N] to images.")
 
 
-def raster_prompts(folder: Path) -> list[str]:
-    """The prompts that a folder's card names; none where they mean nothing.
-
-    Raises:
-        ModelError: see `read_card`.
-    """
-    return list(read_card(folder).get("prompts", {}))
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """headscope.toml of a folder, with `geometry` in place of rows and cols.
-
-    Raises:
-        ModelError: it is no TOML, or names what it does not know, or another kind of value.
-    """
-    path = folder / CARD
+def _tokens(name: str, what: str, found: Any) -> list[int]:
+    """Whole numbers, of numpy or PyTorch too."""
     try:
-        found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as TOML ({said(error)}).") from None
-    for key, value in found.items():
-        if key not in _KINDS:
-            raise ModelError(f"{path}: {key}: no such key; known are {', '.join(_KINDS)}.")
-        if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
-            raise ModelError(f"{path}: {key} {value!r}: not the kind of value that belongs there.")
-    if missing := [key for key in ("rows", "cols", "codes") if key not in found]:
-        raise ModelError(f"{path}: says no {', '.join(missing)}.")
-    for prompt, ids in found.get("prompts", {}).items():
-        if not isinstance(ids, list):
-            raise ModelError(f"{path}: prompt {shown(prompt)} is {shown(ids)}, expected a list of tokens, such as [515].")
-    if len(found["codes"]) != 2 or not all(isinstance(one, int) for one in found["codes"]):
-        raise ModelError(f"{path}: codes {found['codes']}: expected the first token that is a code, and how many there are.")
-    try:
-        geometry = Geometry(found.pop("rows"), found.pop("cols"), int("row_end" in found))
-    except HeadscopeError as error:
-        raise ModelError(f"{path}: {error}") from None
-    return {**found, "codes": tuple(found["codes"]), "geometry": geometry}
+        tokens = list(found)
+        if not any(isinstance(one, (bool, str)) for one in tokens):
+            return [index(one) for one in tokens]
+    except TypeError:
+        pass
+    raise ModelError(f"{name}: {what} is {shown(found)}, expected tokens, a list of whole numbers such as [515].")
+
+
+def _codes(name: str, found: Any) -> tuple[int, int]:
+    """The first and how many."""
+    codes = _tokens(name, "codes", found)
+    if len(codes) != 2:
+        raise ModelError(f"{name}: codes are {codes}, expected the first token that is a code and how many there are.")
+    return codes[0], codes[1]
 
 
 def load_raster(source: str | Path, name: str, device: str, dtype: torch.dtype) -> RasterModel:

@@ -12,6 +12,7 @@ import torch
 
 from headscope.errors import BudgetError, DataError, ModelError
 from headscope.facts import clipped
+from headscope.models.card import is_raster_folder
 from headscope.models.causal_lm import load_smollm2
 from headscope.models.expected import kind_of
 from headscope.models.families import family_of
@@ -19,7 +20,6 @@ from headscope.models.hub import HUB_ID, from_hub
 from headscope.models.model_name import join_name, split_name
 from headscope.models.own_file import check_members, is_own_file, lasting_file, load_own
 from headscope.models.protocol import ImageModel
-from headscope.models.raster import is_raster_folder
 from headscope.plugins import plugged
 from headscope.policy import dtype_name
 from headscope.run_folder import RunFolder
@@ -113,7 +113,8 @@ def load_model(name: str | os.PathLike[str], device: str = "auto", dtype: torch.
         return family_of(name).load(name, Path(name).resolve().name, device, kind)
     if HUB_ID.fullmatch(name):
         return from_hub(name, device, kind, _known(), known=name in _HUB)
-    raise ModelError(f"{name}: neither a known model nor a folder; {_known()}.")
+    own = f"; a function of yours is named too, such as {name.partition('.py')[0]}.py:load" if ".py" in name else ""
+    raise ModelError(f"{name}: neither a known model nor a folder{own}; {_known()}, or FILE.py:FUNCTION.")
 
 
 def _with_settings(plain: str, settings: dict[str, str], device: str, dtype: torch.dtype) -> ImageModel:

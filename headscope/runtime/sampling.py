@@ -63,13 +63,14 @@ class Sampling:
         Raises:
             DataError: more codes than the model has.
         """
-        if self.top_k is not None and self.top_k > model.vocabulary:
-            raise DataError(f"top-k {self.top_k}: expected 1 to {model.vocabulary}, the number of image codes.")
+        top_k = model.top_k if self.top_k is None else int(self.top_k)
+        if top_k is not None and top_k > model.vocabulary:
+            raise DataError(f"top-k {top_k}: expected 1 to {model.vocabulary}, the number of image codes.")
         return replace(
             self,
             guidance=float(model.guidance if self.guidance is None else self.guidance),
             temperature=float(model.temperature if self.temperature is None else self.temperature),
-            top_k=model.top_k if self.top_k is None else int(self.top_k),
+            top_k=top_k,
             cfg_interval=getattr(model, "cfg_interval", -1) if self.cfg_interval is None else self.cfg_interval,
         )
 

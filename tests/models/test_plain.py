@@ -217,6 +217,15 @@ class Mixing(Plain):
         return found + found.cumsum(1)
 
 
+def filled(value: float) -> Plain:
+    """A network whose weights are all of this number."""
+    network = made()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(value)
+    return network
+
+
 class Last(Plain):
     """Logits of the last token alone."""
 
@@ -230,6 +239,8 @@ class Last(Plain):
         (lambda: made(how=by_hand), {}, r"made no call of scaled_dot_product_attention, .*: write its attention as scaled_dot"),
         (lambda: made(how=everything), {}, "other logits token by token .* expected causal attention"),
         (lambda: made(how=sliding), {}, "other logits token by token"),
+        (lambda: nn.Identity(), {}, "Identity has no parameters"),
+        (lambda: filled(float("nan")), {}, "gives NaN or infinite logits; look for such numbers in its weights"),
         (lambda: made(Mixing), {}, "nothing else that looks at other tokens"),
         (lambda: made(Last), {}, r"Last gave \(2, 1, 20\) for tokens \(2, 19\); expected logits"),
         (made, {"prompts": {"cat": [0] * 5}}, "cannot be driven: it takes no 21 tokens"),

@@ -148,7 +148,9 @@ def test_row_ends_are_forced_cached_and_counted(make) -> None:
     assert images.shape == (8, 24, 32, 3)
     assert CacheSpec.of(model, prefix=3).full_bytes == 2 * 2 * 4 * (3 + 15) * model.shape.kv_heads * 8
     given: list[torch.Tensor] = []
-    model_of(network, geometry=Geometry(3, 4, 1), row_end=19, pixels=given.append).to_images(hot.flatten(1))
+    blank = torch.zeros(8, 1, 1, 3, dtype=torch.uint8)
+    paint = model_of(network, geometry=Geometry(3, 4, 1), row_end=19, pixels=lambda codes: given.append(codes) or blank)
+    paint.to_images(hot.flatten(1))
     assert torch.equal(given[0], hot[..., :4].flatten(1).long())
 
 
@@ -219,23 +221,6 @@ def test_prompts_come_from_the_card(folder: Path) -> None:
         generate(load_model(str(folder), "cpu"), ["fish"])
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("rows = ", r"headscope\.toml: cannot be read as TOML"),
-        ("row = 4", "row: no such key; known are rows, cols"),
-        ('rows = "4"', "rows '4': not the kind of value"),
-        ("rows = 4", "says no cols, codes"),
-        ("rows = 4\ncols = 4\ncodes = [3]", r"codes \[3\]: expected the first token"),
-        ("rows = 0\ncols = 4\ncodes = [3, 12]", r"headscope\.toml: "),
-    ],
-)
-def test_a_card_that_is_wrong_is_a_sentence(tmp_path: Path, line: str, said: str) -> None:
-    (tmp_path / "headscope.toml").write_text(line)
-    with pytest.raises(ModelError, match=said):
-        load_model(str(tmp_path), "cpu")
-
-
 SOURCE = """
 import sys
 sys.path.insert(0, {root!r})
@@ -249,6 +234,14 @@ def less(device, dtype):
 
 def broken(device, dtype):
     raise RuntimeError("no weights here")
+
+def leaves(device, dtype):
+    raise SystemExit(3)
+
+def unnamed(device, dtype):
+    model = model_of(gpt2())
+    model.name = "a\\nb"
+    return model
 """
 
 
@@ -276,6 +269,8 @@ def test_a_function_in_a_file_gives_a_model(tmp_path: Path, monkeypatch: pytest.
         ("own.py:draw", "own.py has no function draw"),
         ("own.py:less", "gave a object without name, shape, vocabulary, max_prefix and more"),
         ("own.py:broken", r"broken\('cpu', torch.float32\) failed with RuntimeError \(no weights here\)"),
+        ("own.py:leaves", r"leaves\('cpu', torch.float32\) failed with SystemExit \(3\)"),
+        ("own.py:unnamed", r'own.py:unnamed: name is "a\\nb", expected a text'),
         ("bad.py:load", "bad.py cannot be run, SyntaxError"),
     ],
 )

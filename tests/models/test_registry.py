@@ -55,7 +55,8 @@ def test_the_bundled_model_has_heads_enough(stickers: JanusModel) -> None:
     [
         ("sticker", "known models are stickers"),
         ("deepseek-ai/Janus-Pro-1B", "deepseek-community/Janus-Pro-1B"),
-        ("./nowhere", "neither a known model nor a folder"),
+        ("./nowhere", "neither a known model nor a folder; known models are .*, or FILE.py:FUNCTION"),
+        ("./mine.py", r"nor a folder; a function of yours is named too, such as \./mine\.py:load; known"),
     ],
 )
 def test_an_unknown_name_is_answered(name: str, says: str) -> None:
