@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 from headscope.errors import ModelError
 from headscope.facts import said
 from headscope.geometry import Geometry
-from headscope.models.checkpoint import weight_files
+from headscope.models.checkpoint import check_room, weight_files
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import Placed, check_whole
 from headscope.models.network import NetworkModel
@@ -98,10 +98,14 @@ def is_text_family(family: object) -> bool:
 
 def load_causal_lm(source: str | Path, name: str, device: str, dtype: torch.dtype) -> CausalLMModel:
     """Load from a folder."""
-    weight_files(Path(source))
+    files = weight_files(Path(source))
     try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
+        check_room(Path(source), files, lambda: AutoModelForCausalLM.from_config(config))
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True, output_loading_info=True)
+    except ModelError:
+        raise
     except Exception as error:  # what stands in a folder may fail in any way, in classes of several libraries
         raise ModelError(f"{source}: cannot be loaded as a text model ({said(error)}).") from error
     network, found = loaded

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import safe_open
@@ -16,6 +17,7 @@ from torch import nn
 from headscope.errors import ModelError
 from headscope.facts import OBJECT, check, said, shown
 from headscope.models.loading import Placed, check_whole, other_shape, read_object, some
+from headscope.words import size
 
 # What is looked for, in this order: safetensors first, as transformers does.
 _KINDS = (("model", "safetensors"), ("pytorch_model", "bin"))
@@ -25,6 +27,8 @@ _WRAPPINGS = ("model", "module", "state_dict")
 _OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 Shapes = dict[str, tuple[int, ...]]
+
+_SLACK = 2**26  # numbers of parts that a checkpoint may lack, such as a small tower that looks at images
 
 
 class Checkpoint:
@@ -81,6 +85,27 @@ def weight_files(folder: Path) -> list[Path]:
         f"{folder}: has no weights (looked for model.safetensors and pytorch_model.bin, whole or in parts): copy the whole "
         "checkpoint."
     )
+
+
+def check_room(folder: Path, files: Sequence[Path], make: Callable[[], nn.Module]) -> None:
+    """Refuse a configuration of a far larger network than its weights are of, before memory is taken for that.
+
+    Args:
+        folder: of the model.
+        files: its weights.
+        make: the network by its configuration; called on the meta device.
+
+    Raises:
+        ModelError: says both.
+    """
+    with torch.device("meta"):
+        asked = sum(parameter.numel() for parameter in make().parameters())
+    held = sum(file.stat().st_size for file in files)
+    if asked > 2 * held + _SLACK:  # a number has half a byte at least
+        raise ModelError(
+            f"{folder}: config.json is of a network of {asked:,} numbers, and the files of its weights hold {size(held)}: copy "
+            "both from one checkpoint."
+        )
 
 
 def _indexed(index: Path) -> list[str]:
@@ -140,6 +165,8 @@ def _opened(file: Path) -> tuple[Shapes, Callable[[str], torch.Tensor]]:
         opened: Any = safe_open(file, framework="pt")
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}, opened.get_tensor  # noqa: SIM118
     _refuse_old(file)
+    if not is_zipfile(file):
+        raise ValueError("it is no archive such as torch.save writes")
     with torch.serialization.safe_globals([argparse.Namespace]):  # the settings of a training, which are plain values
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if file.suffix == ".pt":
@@ -191,6 +218,11 @@ def fill(
         if here != expected:
             raise other_shape(checkpoint.folder, name, here, expected, settings)
     for name, tensor in checkpoint.tensors(places):
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{checkpoint.folder}: {name} is of {kind}, expected floating numbers: copy weights that were not quantised."
+            )
         owner, _, leaf = places[name].rpartition(".")
         setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor.to(device, dtype, copy=True)))
     return Placed(len(places), len(checkpoint.shapes) - len(given))

@@ -10,17 +10,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, DynamicCache, JanusForConditionalGeneration
+from transformers import AutoTokenizer, DynamicCache, JanusConfig, JanusForConditionalGeneration
 
 from headscope.errors import ModelError
 from headscope.facts import said
 from headscope.geometry import Geometry
 from headscope.models.cache_name import cache_name
-from headscope.models.checkpoint import weight_files
+from headscope.models.checkpoint import check_room, weight_files
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import Placed, check_whole, other_size
 from headscope.models.network import NetworkModel
 from headscope.models.protocol import Prefix
+from headscope.models.ranges import check_ranges
 from headscope.models.tokens import check_prompts, check_spaces, left_padded
 from headscope.models.vq import as_pixels
 from headscope.policy import ModelShape
@@ -60,6 +61,7 @@ class JanusModel(NetworkModel):
         self.guidance = float(settings.guidance_scale or GUIDANCE)
         self.temperature = float(settings.temperature or TEMPERATURE)
         self.top_k: int | None = TOP_K
+        check_ranges(self, name)
         self._begin = getattr(tokenizer, "boi_token", None) or "<begin_of_image>"
         self._begin_id = int(tokenizer.convert_tokens_to_ids(self._begin))
 
@@ -121,13 +123,17 @@ class JanusModel(NetworkModel):
 def load_janus(source: str | Path, name: str, device: str, dtype: torch.dtype) -> JanusModel:
     """Load from a folder or a hub id; a folder is never looked up on a network."""
     local = Path(source).is_dir()
-    if local:
-        weight_files(Path(source))
+    files = weight_files(Path(source)) if local else []
     try:
+        if local:
+            config = JanusConfig.from_pretrained(source, local_files_only=True)
+            check_room(Path(source), files, lambda: JanusForConditionalGeneration(config))
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
         loaded: Any = JanusForConditionalGeneration.from_pretrained(
             source, dtype=dtype, local_files_only=local, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    except ModelError:
+        raise
     except Exception as error:  # what stands in a folder may fail in any way, in classes of several libraries
         raise ModelError(f"{source}: cannot be loaded as a Janus model ({said(error)}).") from error
     network, found = loaded

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, LlamaModel
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaModel
 
 from headscope.errors import DataError, HeadscopeError, ModelError
 from headscope.facts import clipped, said, shown
 from headscope.geometry import Geometry
 from headscope.models.card import read_card
-from headscope.models.checkpoint import weight_files
+from headscope.models.checkpoint import check_room, weight_files
 from headscope.models.expected import kind_of
 from headscope.models.fingerprint import weights_fingerprint
 from headscope.models.loading import Placed, check_whole
@@ -256,11 +256,15 @@ def _codes(name: str, found: Any) -> tuple[int, int]:
 def load_raster(source: str | Path, name: str, device: str, dtype: torch.dtype) -> RasterModel:
     """Load a folder with a network of transformers and headscope.toml beside it."""
     card = read_card(Path(source))
-    weight_files(Path(source))
+    files = weight_files(Path(source))
     try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
+        check_room(Path(source), files, lambda: AutoModelForCausalLM.from_config(config))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    except ModelError:
+        raise
     except Exception as error:  # what stands in a folder may fail in any way, in classes of several libraries
         raise ModelError(f"{source}: cannot be loaded as a decoder-only network ({said(error)}).") from error
     network, found = loaded

@@ -55,6 +55,7 @@ STRANGE = r"has other\.A, other\.B, other\.C \(4 tensors in all\), for which the
 LOST = r"lacks model-00002-of-0000\d\.safetensors, which model\.safetensors\.index\.json names: copy the whole checkpoint"
 LLAMAGEN = "or checkpoints of LlamaGen's, and .*, which is another family's: give each model a folder"
 SIZE = "asks for 8 x 8 tokens, but the model was trained on images of 4 x 4, and other sizes come out as noise"
+LARGE = {"hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 20}
 DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ("janus", lambda f: shards(f)[1].unlink(), LOST),
     ("janus", lambda f: [path.unlink() for path in f.glob("model*")], r"has no weights \(looked for model\.safetensors and"),
@@ -63,6 +64,9 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ("janus", lambda f: (f / "c2i_B_256.pt").touch(), LLAMAGEN),
     ("janus", lambda f: rewrite(f / CONFIG, vision_config={"image_size": 32, "num_image_tokens": 64}), SIZE),
     ("janus", lambda f: rewrite(f / CONFIG, text_config={"intermediate_size": 40}), "has the shape .*, by the configuration"),
+    ("janus", lambda f: rewrite(f / CONFIG, text_config=LARGE), r"is of a network of 4,\d\d\d,.* numbers, and the files"),
+    ("janus", lambda f: rewrite(f / "generation_config.json", guidance_scale=-3), "guidance is -3.0, expected a scale from 0"),
+    ("raster", lambda f: rewrite(f / CONFIG, n_embd=8192, n_layer=5), r"network of 4,.* weights hold \d+ KiB: copy both"),
     ("raster", lambda f: shards(f)[1].unlink(), LOST),
     ("raster", add_strange, STRANGE),
     ("raster", lambda f: (f / "llamagen.json").write_text("{}"), LLAMAGEN),
