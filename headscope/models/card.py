@@ -30,8 +30,8 @@ _TOKENS = Kind(
     "a list of tokens, such as [515]", lambda value: isinstance(value, list) and all(type(one) is int for one in value)
 )
 _CODES = Kind(
-    "the first token that is a code and how many there are, such as [0, 512]",
-    lambda value: _TOKENS.accepts(value) and len(value) == 2,
+    "the first token that is a code and how many there are, such as [0, 512], or the token of every code",
+    lambda value: _TOKENS.accepts(value) and len(value) >= 2,
 )
 _FIELDS = {
     **dict.fromkeys(("rows", "cols"), whole(1, MOST_TOKENS)),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from operator import index
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -25,6 +24,7 @@ from headscope.models.card import read_card
 from headscope.models.checkpoint import check_room, weight_files
 from headscope.models.expected import kind_of
 from headscope.models.fingerprint import weights_fingerprint
+from headscope.models.image_codes import ImageCodes, token_list
 from headscope.models.loading import Placed, check_whole
 from headscope.models.network import NetworkModel
 from headscope.models.plain import PlainNetwork
@@ -44,7 +44,8 @@ class RasterModel(NetworkModel):
         network: a `...ForCausalLM` of transformers, or in plain PyTorch tokens int64 [B, T] -> logits [B, T, words] (plain.py).
         name: what to call it.
         geometry: rows and columns of the image's tokens, and whether a token ends each row.
-        codes: the first token that is an image code, and how many there are.
+        codes: the first token that is an image code, and how many there are; or the token of every code, where they lie
+            scattered (three at least).
         row_end: the token that ends each row, which is forced; it is the code after the last of `codes`.
         start: tokens before every image; without any the image is the whole sequence, and its first code is drawn evenly.
         prompts: by prompt, the tokens that take the place of `start`; without it prompts are only names of images.
@@ -68,7 +69,7 @@ class RasterModel(NetworkModel):
         name: str,
         *,
         geometry: Geometry,
-        codes: tuple[int, int],
+        codes: Sequence[int],
         row_end: int | None = None,
         start: Sequence[int] = (),
         prompts: Mapping[str, Sequence[int]] | None = None,
@@ -79,13 +80,12 @@ class RasterModel(NetworkModel):
         pixels: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         _check_kinds(name, network, geometry, prompts, pixels)
-        self._start, self._pixels = _tokens(name, "start", start), pixels
-        self._prompts = {prompt: _tokens(name, f"prompt {shown(prompt)}", ids) for prompt, ids in (prompts or {}).items()}
-        self._unconditional = None if unconditional is None else _tokens(name, "unconditional", unconditional)
-        codes = _codes(name, codes)
-        self.first, self._cells = codes
-        self.row_end = None if row_end is None else _tokens(name, "row_end", [row_end])[0]
-        self.vocabulary = self._cells + (row_end is not None)
+        self._start, self._pixels = token_list(name, "start", start), pixels
+        self._prompts = {prompt: token_list(name, f"prompt {shown(prompt)}", ids) for prompt, ids in (prompts or {}).items()}
+        self._unconditional = None if unconditional is None else token_list(name, "unconditional", unconditional)
+        self._codes = ImageCodes(name, codes)
+        self.row_end = None if row_end is None else token_list(name, "row_end", [row_end])[0]
+        self.vocabulary = len(self._codes) + (row_end is not None)
         if not hasattr(network, "get_decoder"):
             rows = [self._start, *self._prompts.values(), self._unconditional or []]
             rows += [] if self.row_end is None else [[self.row_end]]
@@ -99,7 +99,7 @@ class RasterModel(NetworkModel):
         self.max_prefix = int(config.max_position_embeddings) - geometry.tokens
         self._check(words, geometry)
         width = getattr(config, "hidden_size", heads["query_heads"] * heads["head_dim"])
-        facts: tuple[object, ...] = ("raster", config.model_type, heads, width, codes, geometry.rows, geometry.cols)
+        facts: tuple[object, ...] = ("raster", config.model_type, heads, width, self._codes.fact, geometry.rows, geometry.cols)
         facts += () if row_end is None else (row_end,)
         self.shape = ModelShape(
             name=name,
@@ -111,23 +111,15 @@ class RasterModel(NetworkModel):
 
     def _trial(self, rows: list[list[int]], tokens: int) -> torch.Tensor:
         """int64 [n, T], the longest of the rows with an image of random codes, then all tokens of the rows."""
-        codes = torch.randint(self.first, self.first + self._cells, (tokens,), generator=torch.Generator().manual_seed(0))
-        longest = [*max(rows, key=len), *codes.tolist()]
+        codes = torch.randint(0, len(self._codes), (tokens,), generator=torch.Generator().manual_seed(0))
+        longest = [*max(rows, key=len), *self._codes.to_tokens(codes).tolist()]
         every = sorted({token for row in rows for token in row})
         every += every[:1] * (-len(every) % len(longest))
         return torch.tensor([*longest, *every], dtype=torch.int64).view(-1, len(longest))
 
     def _check(self, words: int, geometry: Geometry) -> None:
         """Refuse numbers that do not fit the network."""
-        last = self.first + self._cells - 1
-        if not 0 <= self.first <= last < words:
-            raise ModelError(
-                f"{self.name}: codes {self.first} to {last}, its vocabulary has {words}; expected one or more of it."
-            )
-        if self.row_end is not None and self.first <= self.row_end <= last:
-            raise ModelError(
-                f"{self.name}: row_end {self.row_end} is one of the codes {self.first} to {last}; expected a token of its own."
-            )
+        self._codes.check(words, self.row_end)
         if geometry.row_end != (self.row_end is not None):
             raise ModelError(
                 f"{self.name}: {geometry.row_end} tokens end a row, and `row_end` is {self.row_end}; expected one token and "
@@ -187,12 +179,12 @@ class RasterModel(NetworkModel):
 
     def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Image codes [B, T] -> [B, T, C]."""
-        ids = tokens + self.first
-        return self.embed_prefix(ids if self.row_end is None else torch.where(tokens == self._cells, self.row_end, ids))
+        ids = self._codes.to_tokens(tokens)
+        return self.embed_prefix(ids if self.row_end is None else torch.where(tokens == len(self._codes), self.row_end, ids))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [B, T, C] -> [B, T, V], of image codes alone; a cell is never the row end."""
-        cells = self.network.get_output_embeddings()(hidden)[..., self.first : self.first + self._cells]
+        cells = self._codes.of_logits(self.network.get_output_embeddings()(hidden))
         return cells if self.row_end is None else functional.pad(cells, (0, 1), value=NEVER)
 
     def _painted(self, pixels: Callable[[torch.Tensor], torch.Tensor], cells: torch.Tensor) -> torch.Tensor:
@@ -215,7 +207,7 @@ class RasterModel(NetworkModel):
         grid = tokens.view(len(tokens), geometry.rows, geometry.row_length)[..., : geometry.cols]
         if self._pixels is not None:
             return self._painted(self._pixels, grid.flatten(1).long())
-        grey = (grid.float() * (255 / max(self._cells - 1, 1))).round().to(torch.uint8).cpu()
+        grey = (grid.float() * (255 / max(len(self._codes) - 1, 1))).round().to(torch.uint8).cpu()
         return grey.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)[..., None].expand(-1, -1, -1, 3).contiguous()
 
 
@@ -232,25 +224,6 @@ def _check_kinds(name: str, network: Any, geometry: Any, prompts: Any, pixels: A
         raise ModelError(f'{name}: prompts is {shown(prompts)}, expected tokens by prompt, such as {{"cat": [515]}}.')
     if pixels is not None and not callable(pixels):
         raise ModelError(f"{name}: pixels is {kind_of(pixels)}, expected a function of codes [B, N] to images.")
-
-
-def _tokens(name: str, what: str, found: Any) -> list[int]:
-    """Whole numbers, of numpy or PyTorch too."""
-    try:
-        tokens = list(found)
-        if not any(isinstance(one, (bool, str)) for one in tokens):
-            return [index(one) for one in tokens]
-    except TypeError:
-        pass
-    raise ModelError(f"{name}: {what} is {shown(found)}, expected tokens, a list of whole numbers such as [515].")
-
-
-def _codes(name: str, found: Any) -> tuple[int, int]:
-    """The first and how many."""
-    codes = _tokens(name, "codes", found)
-    if len(codes) != 2:
-        raise ModelError(f"{name}: codes are {codes}, expected the first token that is a code and how many there are.")
-    return codes[0], codes[1]
 
 
 def load_raster(source: str | Path, name: str, device: str, dtype: torch.dtype) -> RasterModel:

@@ -12,9 +12,11 @@ import torch
 from headscope.errors import ModelError
 from headscope.geometry import Geometry
 from headscope.models import RasterModel, load_model
+from headscope.policy import Policy
+from headscope.runtime import generate
 from tests.cli.command import headscope
 from tests.models.test_plain import made as plain
-from tests.models.test_raster import CARD, CODES, FIRST, gpt2, model_of
+from tests.models.test_raster import CARD, CODES, FIRST, gpt2, llama, model_of
 
 PROMPT = r'prompt "cat" is .*, expected a list of tokens, such as \[515\]'
 
@@ -60,7 +62,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("guidance = 2.0", "top_k = 0", "top_k is 0, expected a whole number from 1"),
         ("guidance = 2.0", "top_k = 13", "top_k is 13, expected None for all codes, or 1 to 12"),
         ("guidance = 2.0", f"row_end = {FIRST}", "row_end 3 is one of the codes 3 to 14; expected a token of its own"),
-        (f"[{FIRST}, {CODES}]", f"[{FIRST}, 0]", "codes 3 to 2, its vocabulary has 20; expected one or more of it"),
+        (
+            f"[{FIRST}, {CODES}]",
+            f"[{FIRST}, 0]",
+            r"codes are \[3, 0\], expected the first token that is a code and how many there are, or the token of",
+        ),
     ],
 )
 def test_what_a_card_says_of_the_network_is_tried_when_it_is_loaded(folder: Path, old: str, new: str, said: str) -> None:
@@ -75,7 +81,9 @@ def test_what_a_card_says_of_the_network_is_tried_when_it_is_loaded(folder: Path
     [
         ({"geometry": (4, 4)}, r"mine: geometry is \[4, 4\], expected headscope.Geometry\(rows, cols\)"),
         ({"codes": 12}, "codes is 12, expected tokens, a list of whole numbers"),
-        ({"codes": (3, 12, 1)}, r"codes are \[3, 12, 1\], expected the first token that is a code and how many"),
+        ({"codes": (3,)}, r"codes are \[3\], expected the first token that is a code and how many there are, or the"),
+        ({"codes": (3, 12, 3)}, "token 3 stands for two codes; expected a token of its own for each"),
+        ({"codes": (3, 12, 20)}, r"codes \[3, 12, 20\], its vocabulary has 20; expected tokens from 0 to 19"),
         ({"start": 0}, "start is 0, expected tokens"),
         ({"start": "0"}, 'start is "0", expected tokens'),
         ({"start": [0.5]}, r"start is \[0.5\], expected tokens"),
@@ -97,6 +105,27 @@ def test_whole_numbers_may_be_anybodys_and_lists_are_tuples() -> None:
     one = model_of(gpt2(), start=torch.tensor([0]), codes=[np.int64(FIRST), CODES])
     assert one.shape.architecture == model_of(gpt2()).shape.architecture
     assert one.tokenize(["a"]).ids.tolist() == [[0]]
+
+
+@pytest.mark.parametrize("make", [gpt2, llama, plain])
+def test_codes_may_lie_scattered_over_the_vocabulary(make) -> None:
+    """A network whose tokens are dealt anew gives the same images by the list of where they went."""
+    network, places = make(), torch.randperm(20, generator=torch.Generator().manual_seed(3)).tolist()
+    dealt = make()
+    with torch.no_grad():
+        for (name, one), other in zip(network.named_parameters(), dealt.parameters(), strict=True):
+            if any(part in name for part in ("wte", "embed_tokens", "words", "head")):  # a row a word
+                other[places] = one[:20]
+    one = model_of(network, geometry=Geometry(3, 4, 1), row_end=19)
+    scattered = {"codes": [places[FIRST + code] for code in range(CODES)], "start": [places[0]], "row_end": places[19]}
+    other = model_of(dealt, geometry=Geometry(3, 4, 1), **scattered)
+    small = {"window": 4, "heavy": 4, "stride": 5, "prefix": 1}
+    for kept in (None, small):
+        policies = [None if kept is None else Policy.uniform(model.shape, **kept) for model in (one, other)]
+        found = [generate(model, ["a", "b"], 4, policy=policy) for model, policy in zip((one, other), policies, strict=True)]
+        assert torch.equal(found[0].tokens, found[1].tokens)
+    assert one.shape.architecture != other.shape.architecture
+    assert model_of(network, codes=range(FIRST, FIRST + CODES)).shape.architecture == model_of(network).shape.architecture
 
 
 @pytest.mark.parametrize(
