@@ -74,7 +74,7 @@ class NetworkModel:
             with observe(self.decoder, note):
                 hidden = self.forward(self.embed_prefix(ids), torch.ones_like(ids))
             found = self.network.get_output_embeddings()(hidden)[:, :2]
-            apart = float((found - expected).abs().max() / expected.abs().max())
+            apart = float((found - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
         except Exception as error:  # a network of an unknown kind may fail in any way
             raise ModelError(f"{self.name}: cannot be driven as {kind} ({error!r}).") from error
         config = self.network.config

@@ -40,6 +40,8 @@ CELL = 8  # pixels of a token's side where nothing better is known
 class RasterModel(NetworkModel):
     """An `ImageModel` (see protocol.py) over a decoder-only network whose vocabulary holds image codes.
 
+    A base class: what differs, `prompt_tokens`, `embed_prefix`, `embed_tokens`, `logits`, `to_images`, is a subclass's to say.
+
     Args:
         network: a `...ForCausalLM` of transformers, or in plain PyTorch tokens int64 [B, T] -> logits [B, T, words] (plain.py).
         name: what to call it.
@@ -94,7 +96,8 @@ class RasterModel(NetworkModel):
         self.counts_padding = isinstance(self.decoder, LlamaModel)  # whose rotary positions are relative
         heads, words = self.probe("a raster image model")
         self.guidance, self.temperature, self.top_k = guidance, temperature, top_k
-        self.reads_prompts, self.starts = bool(self._prompts), bool(self._prompts or self._start)
+        self.reads_prompts = bool(self._prompts) or type(self).prompt_tokens is not RasterModel.prompt_tokens
+        self.starts = self.reads_prompts or bool(self._start)
         config = network.config
         self.max_prefix = int(config.max_position_embeddings) - geometry.tokens
         self._check(words, geometry)
@@ -132,7 +135,7 @@ class RasterModel(NetworkModel):
             rows["start"] = self._start
         if self._unconditional is not None:
             rows["unconditional"] = self._unconditional
-        tokens = getattr(self.network.get_input_embeddings(), "num_embeddings", None)  # a plain network was tried on all
+        tokens = self._words()
         for what, ids in rows.items():
             if not ids or not all(0 <= one < (tokens or one + 1) for one in ids):
                 to = f" to {tokens - 1}" if tokens else ""
@@ -147,20 +150,40 @@ class RasterModel(NetworkModel):
         if self.guidance != 1.0 and self._unconditional is None:
             raise ModelError(f"{self.name}: guidance {self.guidance:g} needs `unconditional`, the tokens of the other stream.")
 
+    def _words(self) -> int | None:
+        """Tokens that the network takes; None of a plain one, which was tried on all."""
+        return getattr(self.network.get_input_embeddings(), "num_embeddings", None)
+
     def tokenize(self, prompts: list[str], length: int | None = None) -> Prefix:
         """See `ImageModel.tokenize`.
 
         Raises:
-            DataError: a prompt that is none of the model's, where it has some.
+            DataError: a prompt that is none of the model's, where it has some, or one that is too long.
         """
         check_prompts(prompts)
-        rows = [self._ids(prompt) for prompt in prompts]
+        rows = [token_list(self.name, f"prompt {shown(prompt)}", self.prompt_tokens(prompt)) for prompt in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > self.max_prefix or (self.starts and not row):
+                raise DataError(
+                    f"prompt {shown(prompt)}: {len(row)} tokens, {self.name} takes {int(self.starts)} to {self.max_prefix} "
+                    "before an image."
+                )
+            if row and not 0 <= min(row) <= max(row) < (self._words() or max(row) + 1):
+                raise DataError(f"prompt {shown(prompt)}: tokens {shown(row)}, {self.name} has {self._words()} from 0 on.")
         other = [self._unconditional or row for row in rows]
         longest = max(length or 0, *(len(row) for row in [*rows, *other]))
         (ids, mask), (plain, plain_mask) = (self._padded(part, longest) for part in (rows, other))
         return Prefix(ids, mask, plain, plain_mask, list(prompts))
 
-    def _ids(self, prompt: str) -> list[int]:
+    def prompt_tokens(self, prompt: str) -> Sequence[int]:
+        """Tokens before an image; a subclass whose prompts are more than names of `prompts` has its own.
+
+        Args:
+            prompt: as the user typed it.
+
+        Raises:
+            DataError: it is none of the model's.
+        """
         if not self._prompts:
             return self._start
         if prompt not in self._prompts:

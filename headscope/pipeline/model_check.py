@@ -235,5 +235,6 @@ class _Trial:
 
     def _apart(self, expected: torch.Tensor, found: torch.Tensor, what: str, times: float = 1.0) -> str | None:
         """Whether they are further apart than `times` the tolerance."""
-        off = float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
+        largest = expected.float().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        off = float((found.float() - expected.float()).abs().max() / largest)
         return None if off <= times * self.tolerance else f"{off:.2g} of the largest number apart in the {what}"

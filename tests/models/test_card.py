@@ -149,6 +149,12 @@ def test_pixels_that_are_none_are_a_sentence(pixels: Any, said: str) -> None:
         model.to_images(torch.zeros(1, 16, dtype=torch.int64))
 
 
+def test_a_trace_says_how_many_prompts_there_are(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    (folder / "headscope.toml").write_text(CARD)
+    found = headscope(capsys, monkeypatch, "trace", folder, "--out", tmp_path / "run", "--device", "cpu")
+    assert (found.status, "prompts: 2 to trace and search on, 1 to judge by\n" in found.out) == (0, True)
+
+
 def test_what_is_counted_is_what_the_model_caches(folder: Path, capsys, monkeypatch) -> None:
     """One stream where nothing is guided: two would make a limit twice too large."""
     (folder / "headscope.toml").write_text(CARD)

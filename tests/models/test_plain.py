@@ -226,6 +226,11 @@ def filled(value: float) -> Plain:
     return network
 
 
+def test_a_head_of_zeros_makes_every_code_as_likely() -> None:
+    model = model_of(filled(0.0))
+    assert [finding.sentence() for finding in check_model(model, list(PROMPTS)[:2]) if finding.wrong] == []
+
+
 class Last(Plain):
     """Logits of the last token alone."""
 
