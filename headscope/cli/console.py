@@ -81,7 +81,7 @@ Device = Annotated[str, typer.Option(help="auto (CUDA where there is one, else t
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16 (default: float32 on a CPU, else bfloat16).")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by `headscope trace` or `run`.")]
 PolicyFile = Annotated[Path, typer.Argument(metavar="FILE", help="A policy file, or a shipped policy by its name.")]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, or a hub id.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, FILE.py:FUNCTION, or a hub id.")]
 Features = Annotated[Path | None, typer.Option(help="Features of captions in safetensors, for a LlamaGen that takes captions.")]
 FoldPrefix = Annotated[bool, typer.Option(help="Keep a prefix whose keys are 0, a LlamaGen's caption, as one entry.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
@@ -225,6 +225,11 @@ def check_begin(resume: bool, overwrite: bool) -> None:
     """
     if resume and overwrite:
         raise typer.BadParameter("give --resume or --overwrite, not both.")
+
+
+def dealt(calibration: int, unseen: int) -> str:
+    """How many prompts a run has, which are fewer than were asked for where the model brings no more."""
+    return f"prompts: {calibration} to trace and search on, {unseen} to judge by"
 
 
 def default_out(model: str) -> Path:

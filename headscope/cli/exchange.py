@@ -31,7 +31,9 @@ def import_(
     source: Annotated[
         str | None, typer.Option("--from", help="json, duo_attention or headkv (default: what the file says it is).")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="What it is for: a bundled model, a folder, or a hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="What it is for: a bundled model, a folder, FILE.py:FUNCTION, or a hub id.")
+    ] = None,
     prefix: Annotated[
         int | None, typer.Option(min=0, help="Longest prompt in tokens; duo_attention and headkv need it.")
     ] = None,

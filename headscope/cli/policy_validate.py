@@ -11,7 +11,9 @@ from headscope.cli.console import Features, FoldPrefix, Keep, LimitBatch, Memory
 
 def validate(
     file: PolicyFile,
-    model: Annotated[str | None, typer.Option(help="A bundled model, a folder, or a hub id that it has to fit.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="What it has to fit: a bundled model, a folder, FILE.py:FUNCTION, or a hub id.")
+    ] = None,
     keep: Keep = None,
     memory: Memory = None,
     batch: LimitBatch = None,

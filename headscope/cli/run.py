@@ -25,6 +25,7 @@ from headscope.cli.console import (
     Seed,
     Trials,
     check_begin,
+    dealt,
     default_out,
     progress,
     say,
@@ -93,5 +94,6 @@ def go(config: RunConfig, out: Path, *, device: str, resume: bool, overwrite: bo
 def _announce(model: ImageModel, estimate: Estimate) -> None:
     shape = model.shape
     say(f"{shape.name}: {shape.layers} layers, {shape.kv_heads} KV heads, {shape.geometry.rows} x {shape.geometry.cols} tokens")
+    say(dealt(estimate.calibration, estimate.unseen))
     say(f"all steps take about {words.duration(60 * estimate.minutes)} and {words.size(estimate.needs.nbytes)} of memory here")
     say(estimate.needs.sentence())

@@ -21,6 +21,7 @@ from headscope.cli.console import (
     Seed,
     WorkerCount,
     check_begin,
+    dealt,
     pasted,
     progress,
     say,
@@ -84,6 +85,7 @@ def trace(
     selection.check(loaded.shape.layers, loaded.shape.query_heads, loaded.shape.geometry.rows)
     through = None if policy is None else load_policy(policy, loaded.shape)
     run = begin_run(config, out, model=loaded, resume=resume, overwrite=overwrite, limited=False)
+    say(dealt(*(len(run.prompts()[part]) for part in ("calibration", "unseen"))))
     with progress() as tell:  # a finished trace is only looked over
         if workers > 1:
             trace_in_shards(run.told(tell), shared, selection=selection)

@@ -13,7 +13,7 @@ from headscope.cli.settings import limit_from
 
 def transfer(
     policy: Annotated[list[Path], typer.Argument(metavar="POLICY...", help="Files or names; several teach together.")],
-    to: Annotated[str, typer.Option(help="The other model: a bundled one, a folder, or a hub id.")],
+    to: Annotated[str, typer.Option(help="The other model: a bundled one, a folder, FILE.py:FUNCTION, or a hub id.")],
     trace: Annotated[Path | None, typer.Option(help="A run of that model with a trace: the best kind of transfer.")] = None,
     head_map: Annotated[
         Path | None, typer.Option("--map", help="A score a KV head: CSV, heads.safetensors, janus-pro-1b or janus-pro-7b.")

@@ -31,10 +31,14 @@ class Estimate:
     Attributes:
         seconds: by step.
         needs: memory, by part.
+        calibration: prompts to trace and search on.
+        unseen: prompts to judge by.
     """
 
     seconds: dict[str, float]
     needs: Needs
+    calibration: int
+    unseen: int
 
     @property
     def minutes(self) -> float:
@@ -73,7 +77,7 @@ def estimate(asked: Asked, needs: Needs) -> Estimate:
         "generate": _batches(unseen, config) * tokens * decoding + 2 * unseen * needs.pixel_seconds,
         "report": 5.0,
     }
-    return Estimate(seconds, needs)
+    return Estimate(seconds, needs, calibration, unseen)
 
 
 def _search(config: SearchConfig, options: int, images: int, parallel: float) -> float:
