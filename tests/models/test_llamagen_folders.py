@@ -97,14 +97,40 @@ def test_a_damaged_folder_is_one_sentence(folder: Path, damage: Callable[[Path],
     assert "\n" not in str(told.value)
 
 
+PUBLISHED = [
+    ("c2i_B_256", 768, 12, 64, 16),
+    ("c2i_B_384", 768, 12, 64, 24),
+    ("c2i_L_384", 1024, 16, 64, 24),
+    ("c2i_XL_384", 1280, 20, 64, 24),
+    ("c2i_XXL_384", 1536, 24, 64, 24),
+    ("c2i_3B_384", 3200, 32, 100, 24),
+    ("t2i_XL_stage1_256", 1280, 20, 64, 16),
+    ("t2i_XL_stage2_512", 1280, 20, 64, 32),
+]
+
+
+def write_shapes(folder: Path, name: str, width: int) -> list[Path]:
+    """A file of a published name and width, which holds shapes and no weights."""
+    shapes = {"tok_embeddings.weight": (8, width), OUTPUT: (8, width), "layers.0.feed_forward.w1.weight": (8, width)}
+    shapes |= {"layers.0.attention.wqkv.weight": (3 * width, width), "layers.0.attention_norm.weight": (width,)}
+    shapes |= {"cls_embedding.uncond_embedding": (120, 2048)} if name.startswith("t2i") else {TABLE: (1001, width)}
+    torch.save({name: torch.empty(shape, dtype=torch.int8) for name, shape in shapes.items()}, folder / f"{name}.pt")
+    return [folder / f"{name}.pt"]
+
+
+@pytest.mark.parametrize(("name", "width", "heads", "dim", "side"), PUBLISHED)
+def test_a_published_model_is_known_by_its_width_and_name(
+    tmp_path: Path, name: str, width: int, heads: int, dim: int, side: int
+) -> None:
+    found = sizes_of(tmp_path, write_shapes(tmp_path, name, width), {})
+    assert (found.heads, found.kv_heads, found.head_dim, found.side) == (heads, heads, dim, side)
+    asked = (found.kind, found.prefix, found.classes, found.features)
+    assert asked == (("text", 120, 0, 2048) if name.startswith("t2i") else ("class", 1, 1000, 0))
+
+
 @pytest.mark.parametrize(("name", "side"), [("c2i_B_256", 16), ("c2i_B_384", 24)])
-def test_a_published_model_is_known_by_its_width_and_name(tmp_path: Path, name: str, side: int) -> None:
-    shapes = {"tok_embeddings.weight": (8, 768), OUTPUT: (8, 768), TABLE: (1001, 768)}
-    shapes |= {"layers.0.attention.wqkv.weight": (2304, 768), "layers.0.feed_forward.w1.weight": (2048, 768)}
-    shapes |= {"layers.0.attention_norm.weight": (768,)}
-    torch.save({name: torch.empty(shape, dtype=torch.int8) for name, shape in shapes.items()}, tmp_path / f"{name}.pt")
-    found = sizes_of(tmp_path, [tmp_path / f"{name}.pt"], {})
-    assert (found.heads, found.kv_heads, found.head_dim, found.side, found.classes) == (12, 12, 64, side, 1000)
+def test_other_sizes_than_a_published_models_are_refused(tmp_path: Path, name: str, side: int) -> None:
+    write_shapes(tmp_path, name, 768)
     with pytest.raises(ModelError, match=rf"{name} was trained on images of {side * 16} pixels .* asks for 32 x 32"):
         sizes_of(tmp_path, [tmp_path / f"{name}.pt"], {"grid": 32})
     other = shutil.copy(tmp_path / f"{name}.pt", tmp_path / "c2i_B_512.pt")
