@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from headscope.errors import DataError
 from headscope.facts import said
 from headscope.models import Group, ImageModel, Placed, Prefix, check_members, observe, random_codes
 from headscope.policy import Policy
@@ -57,6 +58,10 @@ def check_model(model: ImageModel, prompts: list[str], name: str | None = None) 
         model: any image model.
         prompts: two that it takes, of unlike lengths where it can be.
         name: for messages.
+
+    Raises:
+        ModelError: it is no image model.
+        DataError: it does not take these prompts.
     """
     check_members(model, name or str(getattr(model, "name", "the model")))
     yield _placed(model)
@@ -65,6 +70,8 @@ def check_model(model: ImageModel, prompts: list[str], name: str | None = None) 
         try:
             wrong = look()
         except Exception as error:  # somebody else's code may fail in any way
+            if what == _PROMPTS and isinstance(error, DataError):
+                raise  # the prompts are none of the model's
             wrong = f"failed with {type(error).__name__} ({said(error)})"
         yield Finding(what, wrong)
         if wrong is not None and what == _PROMPTS:

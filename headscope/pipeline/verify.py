@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from headscope.errors import DataError
 from headscope.facts import said
 from headscope.models import ImageModel, told_without_path
 from headscope.pipeline.memory import peak_bytes
@@ -55,8 +56,17 @@ def verify_model(model: ImageModel, prompts: Sequence[str], name: str, progress:
         prompts: that it takes; some are used, none is told.
         name: that it was loaded by; a path is not told.
         progress: told of tokens, see `headscope.progress`.
+
+    Raises:
+        DataError: the model does not take these prompts.
     """
     four = [prompts[number % len(prompts)] for number in range(IMAGES)]
+    try:
+        model.tokenize(four)
+    except DataError:
+        raise
+    except Exception:  # told below
+        pass
     report = _Report(model, four, name, progress)
     yield from report.facts()
     for finding in check_model(model, list(prompts[:COMPARED]), "the model"):

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from headscope.errors import ModelError
+from headscope.errors import DataError, ModelError
 from headscope.geometry import Geometry
 from headscope.models import Prefix, RasterModel, register_model, registry
 from headscope.models.janus import JanusModel
 from headscope.pipeline import run
 from headscope.pipeline.model_check import check_model
+from headscope.pipeline.verify import verify_model
 from headscope.tuning import PromptConfig, RunConfig
 from tests.cli.command import headscope
 from tests.models.test_raster import CARD, gpt2, llama, model_of
@@ -143,6 +144,13 @@ def test_attention_that_is_not_seen_is_told() -> None:
 
     model.decoder = Own(model.decoder)
     assert "transformers' attention interface" in wrongs(model)["attention is"]
+
+
+def test_prompts_that_the_model_does_not_take_are_no_fault_of_it() -> None:
+    model = model_of(gpt2(), prompts=NAMED)
+    for look in (check_model, lambda *of: verify_model(*of, "mine")):
+        with pytest.raises(DataError, match="prompt 'cow': mine knows 2 prompts"):
+            list(look(model, ["cow", "cat"]))
 
 
 def test_what_is_no_model_is_refused() -> None:
