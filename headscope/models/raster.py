@@ -60,6 +60,7 @@ class RasterModel(NetworkModel):
     Attributes:
         reads_prompts: whether an image depends on its prompt; equal prompts are different images where it does not.
         starts: whether tokens come before the image.
+        can_guide: whether there is another stream to guide by.
 
     Raises:
         ModelError: the network can't be driven, or numbers that do not fit it.
@@ -97,6 +98,7 @@ class RasterModel(NetworkModel):
         heads, words = self.probe("a raster image model")
         self.guidance, self.temperature, self.top_k = guidance, temperature, top_k
         self.reads_prompts = bool(self._prompts) or type(self).prompt_tokens is not RasterModel.prompt_tokens
+        self.can_guide = self._unconditional is not None
         self.starts = self.reads_prompts or bool(self._start)
         config = network.config
         self.max_prefix = int(config.max_position_embeddings) - geometry.tokens

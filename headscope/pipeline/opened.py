@@ -14,6 +14,7 @@ from headscope.policy import CacheSpec, Limit
 from headscope.progress import Progress
 from headscope.provenance import machine
 from headscope.run_folder import RunFolder
+from headscope.runtime import Sampling
 from headscope.storage import read_json, write_json
 from headscope.tuning import LimitConfig, PromptConfig, RunConfig, SearchConfig, config_from
 
@@ -135,7 +136,7 @@ def asked_for(config: RunConfig, *, model: ImageModel | None = None, device: str
         device: to load it on.
 
     Raises:
-        HeadscopeError: no such model, weights that can't fit into memory, or prompts that can't work.
+        HeadscopeError: no such model, weights that can't fit into memory, or prompts or a guidance that can't work.
     """
     texts = texts_of(config)
     if len(texts) < 2:  # said before a model is loaded
@@ -143,6 +144,7 @@ def asked_for(config: RunConfig, *, model: ImageModel | None = None, device: str
     if model is None:
         check_weights(config.model, device, config.dtype)
         model = load_model(config.model, device=device, dtype=config.dtype)
+    Sampling(guidance=config.guidance).of(model)
     texts = texts if getattr(model, "reads_prompts", True) else numbered(texts)
     calibration, unseen = split(texts, config.prompts.calibration, config.prompts.unseen)
     return Asked(model, config, calibration, unseen, model.tokenize([*calibration, *unseen]).ids.shape[1])

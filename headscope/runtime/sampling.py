@@ -61,8 +61,12 @@ class Sampling:
             model: whose guidance, temperature and top-k fill in what is None.
 
         Raises:
-            DataError: more codes than the model has.
+            DataError: more codes than the model has, or guidance where it has no stream to guide by.
         """
+        if self.guidance not in (None, 1.0) and not getattr(model, "can_guide", True):
+            raise DataError(
+                f"guidance {self.guidance:g}: {model.name} has no stream to guide by (`unconditional`), expected 1."
+            )
         top_k = model.top_k if self.top_k is None else int(self.top_k)
         if top_k is not None and top_k > model.vocabulary:
             raise DataError(f"top-k {top_k}: expected 1 to {model.vocabulary}, the number of image codes.")

@@ -149,10 +149,16 @@ def test_pixels_that_are_none_are_a_sentence(pixels: Any, said: str) -> None:
         model.to_images(torch.zeros(1, 16, dtype=torch.int64))
 
 
-def test_a_trace_says_how_many_prompts_there_are(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_a_trace_says_how_many_prompts_there_are_and_begins_with_nothing_that_can_not_be(
+    folder: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
     (folder / "headscope.toml").write_text(CARD)
     found = headscope(capsys, monkeypatch, "trace", folder, "--out", tmp_path / "run", "--device", "cpu")
     assert (found.status, "prompts: 2 to trace and search on, 1 to judge by\n" in found.out) == (0, True)
+    (folder / "headscope.toml").write_text(CARD.replace("unconditional = [1]", "").replace("guidance = 2.0", ""))
+    found = headscope(capsys, monkeypatch, "trace", folder, "--out", tmp_path / "other", "--guidance", "3", "--device", "cpu")
+    assert (found.status, "guidance 3: mine has no stream to guide by" in found.err) == (2, True)
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_is_counted_is_what_the_model_caches(folder: Path, capsys, monkeypatch) -> None:

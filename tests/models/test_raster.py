@@ -95,6 +95,13 @@ def test_it_draws_what_the_network_says(make) -> None:
     assert decoder_name(model, whole) == ("llama_cpu" if make is llama else "transformers")
 
 
+def test_without_another_stream_nothing_is_guided() -> None:
+    model = model_of(gpt2())
+    with pytest.raises(DataError, match=r"guidance 3: mine has no stream to guide by .*, expected 1"):
+        generate(model, ["a"], sampling=Sampling(guidance=3.0))
+    assert generate(model, ["a"], sampling=Sampling(guidance=1.0)).guidance == 1.0
+
+
 def test_prompts_that_mean_nothing_are_names() -> None:
     model = model_of(gpt2())
     samples = generate(model, ["image 1", "image 2"], [4, 4])
