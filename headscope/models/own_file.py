@@ -12,6 +12,7 @@ import torch
 
 from headscope.errors import HeadscopeError, ModelError
 from headscope.facts import said
+from headscope.models.expected import kind_of
 from headscope.models.protocol import ImageModel
 from headscope.models.ranges import check_ranges
 
@@ -77,7 +78,7 @@ def check_members(model: object, name: str) -> None:
     lacking = [member for member in MEMBERS if not hasattr(model, member)]
     if lacking:
         raise ModelError(
-            f"{name}: gave a {type(model).__name__} without {', '.join(lacking[:4])}{' and more' if len(lacking) > 4 else ''}; "
+            f"{name}: gave {kind_of(model)} without {', '.join(lacking[:4])}{' and more' if len(lacking) > 4 else ''}; "
             "expected an image model, such as headscope.models.RasterModel makes of a network."
         )
     check_ranges(model, name)

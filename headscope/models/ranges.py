@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from headscope.errors import ModelError
-from headscope.facts import TEXT, Kind, shown
+from headscope.facts import TEXT, Kind, plain, shown
 
 MOST = 100.0  # of guidance and temperature, as `Sampling` has it
 
@@ -39,4 +39,4 @@ def check_ranges(model: Any, name: str) -> None:
     named = Kind(f"{TEXT.expected}, not an empty one", lambda value: TEXT.accepts(value) and bool(value.strip()))
     for what, kind in {"name": named, "guidance": GUIDANCE, "temperature": TEMPERATURE, "top_k": top_k}.items():
         if not kind.accepts(found := getattr(model, what)):
-            raise ModelError(f"{name}: {what} is {shown(found)}, expected {kind.expected}.")
+            raise ModelError(f"{plain(name) or 'the model'}: {what} is {shown(found)}, expected {kind.expected}.")

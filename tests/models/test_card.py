@@ -101,6 +101,12 @@ def test_what_is_no_argument_is_a_sentence(network: Any, more: dict[str, Any], s
         model_of(network(), **more)
 
 
+def test_a_name_that_can_not_be_printed_is_refused_in_one_line() -> None:
+    for name, said in (("a\nb", r'^a\\nb: name is "a\\nb", expected a text'), ("", '^the model: name is "", expected a text')):
+        with pytest.raises(ModelError, match=said):
+            RasterModel(gpt2(), name, geometry=Geometry(4, 4), codes=(FIRST, CODES), start=[0])
+
+
 def test_whole_numbers_may_be_anybodys_and_lists_are_tuples() -> None:
     one = model_of(gpt2(), start=torch.tensor([0]), codes=[np.int64(FIRST), CODES])
     assert one.shape.architecture == model_of(gpt2()).shape.architecture

@@ -274,7 +274,7 @@ def test_a_function_in_a_file_gives_a_model(tmp_path: Path, monkeypatch: pytest.
     [
         ("gone.py:load", "there is no file gone.py"),
         ("own.py:draw", "own.py has no function draw"),
-        ("own.py:less", "gave a object without name, shape, vocabulary, max_prefix and more"),
+        ("own.py:less", "gave an object without name, shape, vocabulary, max_prefix and more"),
         ("own.py:broken", r"broken\('cpu', torch.float32\) failed with RuntimeError \(no weights here\)"),
         ("own.py:leaves", r"leaves\('cpu', torch.float32\) failed with SystemExit \(3\)"),
         ("own.py:unnamed", r'own.py:unnamed: name is "a\\nb", expected a text'),
