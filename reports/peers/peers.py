@@ -88,7 +88,8 @@ def theirs(setup: Setup, replay: Replay, share: float) -> list[dict[str, Any]]:
             said = file.metadata() or {}
     rows = [row(name, interval, "hides" not in name, None, text) for (name, interval), text in labels(said).items()]
     for label, states in sorted(hidden.items()):
-        divergence = replay.compare(states, slice(0, len(replay)))[0]
+        with torch.inference_mode():
+            divergence = replay.compare(states, slice(0, len(replay)))[0]
         assert divergence is not None
         name, interval = label.rsplit(" ", 1)
         rows.append(row(f"kvpress {name}", int(interval), "hides" not in name, divergence.double().mean(1).numpy()))
