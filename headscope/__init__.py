@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         load_policy as load_policy,
         make_preset as make_preset,
         register_preset as register_preset,
+        register_score as register_score,
         save_policy as save_policy,
     )
     from headscope.progress import Progress as Progress
@@ -68,7 +69,7 @@ _ROOMS = {
     "models": "load_model observe register_model",
     "pipeline": "run transfer",
     "policy": "CacheSpec Limit ModelShape PRESETS Policy export_policy import_policy load_policy make_preset "
-    "register_preset save_policy",
+    "register_preset register_score save_policy",
     "progress": "Progress",
     "runtime": "CompressedCache Sampling compressed generate",
     "samples": "Samples",

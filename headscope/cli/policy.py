@@ -39,6 +39,8 @@ def show(file: PolicyFile) -> None:
     say(f"weights    {shape.weights[:16] or 'any of this shape'}")
     say(f"stride     {policy.stride} tokens; prompts up to {policy.prefix} tokens")
     say(f"bytes      {spec.bytes_of(policy):,} of {spec.full_bytes:,} ({spec.share_of(policy):.1%}) for {spec.words()}")
+    if policy.table_bytes:
+        say(f"tables     {policy.table_bytes:,} bytes, of scores; all images share them")
     if policy.limit is not None:
         share = "" if policy.limit.share is None else f" ({policy.limit.share:.3g} of the plain cache)"
         say(f"limit      {policy.limit.bytes:,} bytes{share}")
@@ -51,17 +53,18 @@ def show(file: PolicyFile) -> None:
     if told := unmeasured(policy):
         say(told)
     say("")
-    say("layer  heads  window  heavy  anchor  decay  bits  prompt")
+    scored = bool(policy.score.any())
+    say(f"layer  heads  window  heavy  anchor  decay  bits  prompt{'  score' if scored else ''}")
     for layer in range(shape.layers):
-        for row in _rows(policy, layer):
+        for row in _rows(policy, layer, scored):
             say(row)
 
 
-def _rows(policy: Policy, layer: int) -> list[str]:
+def _rows(policy: Policy, layer: int, scored: bool) -> list[str]:
     """A line a bucket; `ends` of a prompt are its first and last token."""
     return [
         f"{layer:5}  {len(b.heads):5}  {b.window:6}  {b.heavy:5}  {b.anchor:6}  {b.decay:5.2f}  {b.bits:4}  "
-        f"{'whole' if b.whole_prompt else 'ends':>6}"
+        f"{'whole' if b.whole_prompt else 'ends':>6}{f'  {b.score}' if scored else ''}"
         for b in policy.buckets(layer)
     ]
 

@@ -38,6 +38,8 @@ def validate(
     say(
         f"It takes {spec.bytes_of(policy):,} bytes, {spec.share_of(policy):.1%} of the plain cache, for {spec.words()}, {told}."
     )
+    if policy.table_bytes:
+        say(f"Its tables of scores take {policy.table_bytes:,} bytes more, which all images share.")
     say("It has no limit." if policy.limit is None else f"It fits its own limit, {policy.limit.bytes:,} bytes.")
     if limit is not None:
         say(f"It fits {keep or memory}: {taken:,} bytes of {limit.bytes:,} for {limit.spec.words()}.")

@@ -21,6 +21,8 @@ from headscope.policy.preset import Preset
 from headscope.policy.presets import CONTROLS, PRESETS, make_preset, register_preset, tighter
 from headscope.policy.project import fit, project
 from headscope.policy.rule import Rule
+from headscope.policy.score_table import ScoreTable
+from headscope.policy.scores import BUILT_IN, EXPECTED, FLOOR, RECEIVED, SCORES, VALUE, Candidates, ScoreKind, register_score
 from headscope.policy.shape import PROMPT_ENDS, ModelShape
 from headscope.policy.shipped import policy_file
 from headscope.policy.tensors import BITS, FEATURES, HEAD_TENSORS
@@ -28,16 +30,23 @@ from headscope.policy.validate import ValidPolicy, unmeasured, validate
 
 __all__ = [
     "BITS",
+    "BUILT_IN",
     "CACHE_DTYPES",
     "CODE_GROUP",
     "CONTROLS",
+    "EXPECTED",
     "FEATURES",
+    "FLOOR",
     "FORMATS",
     "HEAD_TENSORS",
     "PRESETS",
     "PROMPT_ENDS",
+    "RECEIVED",
+    "SCORES",
+    "VALUE",
     "Bucket",
     "CacheSpec",
+    "Candidates",
     "Edit",
     "Exported",
     "LayerChange",
@@ -47,6 +56,8 @@ __all__ = [
     "PolicyDiff",
     "Preset",
     "Rule",
+    "ScoreKind",
+    "ScoreTable",
     "ValidPolicy",
     "check_fits_limit",
     "code_bytes",
@@ -65,6 +76,7 @@ __all__ = [
     "project",
     "read_edits",
     "register_preset",
+    "register_score",
     "save_policy",
     "tighter",
     "unmeasured",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from headscope.policy.score_table import ScoreTable
+from headscope.policy.scores import RECEIVED
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class Bucket:
         per_visit: likewise.
         bits: likewise.
         whole_prompt: whether they keep more of the prompt than its first and last token.
+        score: kind of score by which heavy tokens are chosen.
+        table: weights of these heads, in their order, where the kind needs them.
     """
 
     heads: tuple[int, ...]
@@ -28,3 +33,5 @@ class Bucket:
     per_visit: bool
     bits: int = 16
     whole_prompt: bool = True
+    score: str = RECEIVED
+    table: ScoreTable | None = field(default=None, compare=False)

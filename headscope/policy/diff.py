@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from headscope.policy.footprint import CacheSpec
 from headscope.policy.policy import Policy
-from headscope.policy.tensors import KEPT
+from headscope.policy.tensors import KEPT, SCORE
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def diff(first: Policy, second: Policy, where: str = "the second policy") -> Pol
     tokens = [policy.slots().numpy() for policy in pair]
     sizes = [_bytes(policy, spec) for policy, spec in zip(pair, specs, strict=True)]
     changed = {name: (getattr(first, name) != getattr(second, name)).numpy() for name in KEPT}
+    scores = [[_score(policy, head) for head in range(tokens[0].size)] for policy in pair]
+    changed[SCORE] = np.array([one != two for one, two in zip(*scores, strict=True)]).reshape(tokens[0].shape)
     if first.stride != second.stride:
         changed["stride"] = ((first.heavy > 0) | (second.heavy > 0)).numpy()
     if first.prefix != second.prefix:
@@ -112,6 +115,13 @@ def diff(first: Policy, second: Policy, where: str = "the second policy") -> Pol
         Change(*(spec.full_bytes for spec in specs)),
         layers,
     )
+
+
+def _score(policy: Policy, number: int) -> tuple[str, bytes]:
+    """The kind of score of a head, layer * kv_heads + head, and the table that it needs, in some form."""
+    layer, head = divmod(number, policy.shape.kv_heads)
+    has = policy.tables is not None and bool(policy.needs_table[layer, head] & policy.tables.has(torch.tensor(number)))
+    return policy.score_of(layer, head), policy.tables.of([number]).digest() if has and policy.tables is not None else b""
 
 
 def _bytes(policy: Policy, spec: CacheSpec) -> np.ndarray:

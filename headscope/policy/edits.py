@@ -3,7 +3,8 @@
     [[edit]]
     layers = "4-7"                # or 4, or [4, 5]; numbers from 0
     heads = "0,3"                 # KV heads; all where it is left out
-    window = 24                   # and heavy, anchor, decay, per_visit and prompt = true or false, bits = 16, 8 or 4
+    window = 24                   # and heavy, anchor, decay, per_visit and prompt = true or false, bits = 16, 8 or 4,
+                                  # score = "value" or another kind
 
     [[edit]]
     layers = [0]
@@ -44,7 +45,7 @@ _BITS = Kind("16, 8 or 4", lambda value: type(value) is int and value in (16, 8,
 _DECAY = Kind("a number from 0 to 1", lambda value: NUMBER.accepts(value) and 0 <= value <= 1)
 _TOKENS = whole(0, MOST_TOKENS)
 _NUMBERS = dict.fromkeys(("window", "heavy", "anchor"), _TOKENS) | {"decay": _DECAY, "bits": _BITS}
-_NUMBERS |= dict.fromkeys(("per_visit", "prompt"), FLAG)
+_NUMBERS |= dict.fromkeys(("per_visit", "prompt"), FLAG) | {"score": TEXT}
 _EDIT = {"layers": _SOME, "heads": optional(_SOME), "from": optional(TEXT)} | {
     name: optional(kind) for name, kind in _NUMBERS.items()
 }

@@ -1,14 +1,16 @@
 """The policy file: one safetensors file that executes nothing and is checked entirely before it is believed.
 
 Tensors [layers, kv_heads]: those of `Policy`. A policy with fewer bits than 16 needs the feature `bits`, one with a head that
-keeps less than the whole prompt the feature `prompt`. Metadata, all JSON strings:
+keeps less than the whole prompt the feature `prompt`, one that chooses heavy tokens by other than attention received the
+feature `score`: only then there is a tensor `score`, and with kinds that need tables `score.*` (score_table.py). Metadata, all
+JSON strings:
 
     headscope_schema  2; a reader refuses a later one
     needs             names of features without which the file is not understood; a reader refuses those it does not know
     model             shape and fingerprints; weights null: made for any weights of this shape
     stride, prefix    as in `Policy`
     lead              columns between rows that are generated at once; a row's whole length: one after the other
-    score             how heavy tokens are chosen: received
+    score             how heavy tokens are chosen: received; or kinds in a list, of which the tensor `score` names places
     limit             bytes, share, and what they are counted for; or null
     accounting        the policy's bytes and the plain cache's, counted for the same
     provenance, results
@@ -34,9 +36,10 @@ from headscope.errors import DataError, PolicyMismatch
 from headscope.facts import parsed
 from headscope.policy.metadata import PolicyFile, check_facts, check_schema, metadata_of, read_facts
 from headscope.policy.rule import read_rule
+from headscope.policy.score_table import PARTS, PREFIX, ScoreTable, check_headers, table_of
 from headscope.policy.shape import ModelShape
 from headscope.policy.shipped import shipped
-from headscope.policy.tensors import check_tensor
+from headscope.policy.tensors import check_tensor, is_written
 from headscope.reading import open_tensors
 from headscope.storage import write_whole
 
@@ -56,8 +59,9 @@ def write_file(file: PolicyFile, path: str | Path, accounting: Mapping[str, Any]
     if os.path.exists(path) and not overwrite:
         raise DataError(f"{path}: exists already; choose another name.")
     metadata = metadata_of(file, path, accounting)
-    tensors = {name: tensor.contiguous() for name, tensor in file.tensors.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in file.tensors.items() if is_written(name, tensor)}
     tensors |= {} if file.rule is None else file.rule.tensors()
+    tensors |= {} if file.tables is None else file.tables.tensors()
     strings = {name: json.dumps(value) for name, value in metadata.items()}
     return write_whole(path, lambda target: save_file(tensors, target, metadata=strings))
 
@@ -73,7 +77,11 @@ def read_file(path: Path) -> PolicyFile:
     with _opened(path) as file:
         facts = _facts(file, path)
         return read_facts(
-            facts, lambda name, made: _tensor(file, name, made), lambda said, made: read_rule(file, said, made), path
+            facts,
+            lambda name, made: _tensor(file, name, made),
+            lambda said, made: read_rule(file, said, made),
+            lambda made: _tables(file, made),
+            path,
         )
 
 
@@ -105,6 +113,21 @@ def _tensor(file: safe_open, name: str, shape: ModelShape) -> torch.Tensor:
     dtype = _DTYPES.get(header.get_dtype(), header.get_dtype())
     check_tensor(name, tuple(header.get_shape()), dtype, shape)
     return file.get_tensor(name)
+
+
+def _tables(file: safe_open, shape: ModelShape) -> ScoreTable | None:
+    """Tables of scores, read only after the header says that they are of the right size; None where there are none."""
+    names = [f"{PREFIX}{name}" for name in PARTS]
+    if not set(names) & set(file.keys()):
+        return None
+    headers = {}
+    for name in names:
+        if name not in file.keys():  # noqa: SIM118 - it is no dictionary
+            raise PolicyMismatch(f"lacks the tensor {name}, which tables of scores have; write the file anew.")
+        header = file.get_slice(name)
+        headers[name] = (header.get_dtype(), tuple(header.get_shape()))
+    check_headers(headers, shape)
+    return table_of({name: file.get_tensor(name) for name in names})
 
 
 def check_fits(made: ModelShape, shape: ModelShape, path: Path) -> None:

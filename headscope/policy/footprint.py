@@ -87,6 +87,11 @@ class Kept(Protocol):
         """Tokens between two choices of the heavy ones."""
         ...
 
+    @property
+    def table_bytes(self) -> int:
+        """Of the tables of scores, which all images share."""
+        ...
+
 
 class Running(Protocol):
     """What a cache is counted for by, of a model that is loaded."""
@@ -253,6 +258,17 @@ class Limit:
     def per_row(self) -> float:
         """Bytes for one row of the batch."""
         return self.bytes / self.spec.rows
+
+    def taken_by(self, policy: Kept, prefix: int) -> int:
+        """Bytes of a policy that count against the limit: a size holds the tables of scores too, once; a share does not, as its
+        plain cache, which all images share as little as the weights of the model, has none.
+
+        Args:
+            policy: of this shape's layers and KV heads.
+            prefix: tokens of the prompt.
+        """
+        cache = self.spec.replace(prefix=prefix).bytes_of(policy)
+        return cache + (policy.table_bytes if self.share is None else 0)
 
     @classmethod
     def parse(cls, text: str | float, spec: CacheSpec) -> Limit:

@@ -11,7 +11,8 @@ import torch
 from headscope.errors import BudgetError, HeadscopeError, PolicyMismatch
 from headscope.policy.footprint import Limit
 from headscope.policy.policy import Policy
-from headscope.policy.tensors import DTYPES, KEPT
+from headscope.policy.score_table import joined
+from headscope.policy.tensors import DTYPES, KEPT, SCORE
 
 MERGED = "merged"  # the method of such a policy
 
@@ -24,7 +25,7 @@ class Edit:
         where: what it is called in messages, such as `edits.toml: edit 2`.
         layers: numbers, from 0.
         heads: numbers of KV heads in each of these, None for all.
-        numbers: new values by name: window, heavy, anchor, decay, per_visit, bits, prompt.
+        numbers: new values by name: window, heavy, anchor, decay, per_visit, bits, prompt; score, a name of a kind.
         source: a policy of the same shape from which these heads are taken, or None.
         name: what that policy is called, for the provenance.
     """
@@ -32,7 +33,7 @@ class Edit:
     where: str
     layers: tuple[int, ...]
     heads: tuple[int, ...] | None = None
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, float | str] = field(default_factory=dict)
     source: Policy | None = None
     name: str = ""
 
@@ -64,6 +65,7 @@ def merge(base: Policy, edits: Sequence[Edit], limit: Limit | None = None, name:
     for edit in edits:
         try:
             merged = _edited(merged, edit)
+            merged.check_tables()
         except HeadscopeError as error:
             told = str(error)
             raise PolicyMismatch(told if told.startswith(edit.where) else f"{edit.where}: {told}") from None
@@ -92,17 +94,16 @@ def check_fits_limit(policy: Policy, limit: Limit, what: str) -> int:
         what: the policy, for the sentence.
 
     Returns:
-        Its bytes, counted as those of the limit are.
+        Its bytes, counted as those of the limit are: a size holds the tables of scores too, once, a share does not.
 
     Raises:
         BudgetError: with both numbers of bytes.
     """
-    spec = limit.spec.replace(prefix=policy.prefix)
-    if (needed := spec.bytes_of(policy)) > limit.bytes:
+    if (needed := limit.taken_by(policy, policy.prefix)) > limit.bytes:
         share = "" if limit.share is None else f" ({limit.share:.3g} of the plain cache)"
         raise BudgetError(
-            f"{what}: takes {needed:,} bytes for {spec.words()}, expected at most {limit.bytes:,}{share}; keep less, or name a "
-            "larger limit."
+            f"{what}: takes {needed:,} bytes for {limit.spec.words()}, expected at most {limit.bytes:,}{share}; keep less, or "
+            "name a larger limit."
         )
     return needed
 
@@ -116,15 +117,23 @@ def _edited(policy: Policy, edit: Edit) -> Policy:
     chosen = torch.zeros(shape.layers, shape.kv_heads, dtype=torch.bool)
     for layer in edit.layers:
         chosen[layer, list(range(shape.kv_heads) if edit.heads is None else edit.heads)] = True
-    tensors = {name: getattr(policy, name) for name in KEPT}
+    tensors: dict[str, Any] = {name: getattr(policy, name) for name in KEPT}
+    scores, tables = policy.scores, policy.tables
     if source is not None:
         _check_source(policy, edit, source)
-        tensors = {name: torch.where(chosen, getattr(source, name), tensor) for name, tensor in tensors.items()}
+        scores = (*scores, *(name for name in source.scores if name not in scores))
+        tables = joined(tables, source.tables, chosen)
+        places = torch.tensor([scores.index(name) for name in source.scores], dtype=DTYPES[SCORE])
+        taken = {name: getattr(source, name) for name in KEPT} | {SCORE: places[source.score.long()]}
+        tensors = {name: torch.where(chosen, taken[name], tensor) for name, tensor in tensors.items()}
     for name, number in edit.numbers.items():
         if name not in tensors:
             raise PolicyMismatch(f"{name}: unknown, expected one of {', '.join(KEPT)}.")
+        if name == SCORE:
+            scores = scores if number in scores else (*scores, str(number))
+            number = scores.index(str(number))
         tensors[name] = torch.where(chosen, torch.tensor(number, dtype=DTYPES[name]), tensors[name])
-    return policy.replace(**tensors)
+    return policy.replace(**tensors, scores=scores, tables=tables)
 
 
 def _check_source(policy: Policy, edit: Edit, source: Policy) -> None:

@@ -11,17 +11,19 @@ from typing import Any
 import torch
 
 from headscope.errors import HeadscopeError, PolicyMismatch
-from headscope.facts import FLAG, NUMBER, OBJECT, TEXTS, check, one_of, optional, or_null, record, shown, whole
+from headscope.facts import FLAG, NUMBER, OBJECT, TEXTS, Kind, check, one_of, optional, or_null, record, shown, whole
 from headscope.geometry import MOST_TOKENS
 from headscope.policy.footprint import CACHE_DTYPES, CacheSpec, Limit
 from headscope.policy.rule import KEY as RULE, Rule
+from headscope.policy.score_table import ScoreTable
+from headscope.policy.scores import BUILT_IN, RECEIVED
 from headscope.policy.shape import MODEL, ModelShape
-from headscope.policy.tensors import FEATURES, HEAD_TENSORS
+from headscope.policy.tensors import FEATURES, HEAD_TENSORS, SCORE
 
 SCHEMA = 2
 # Features that a file may need.
 KNOWN_NEEDS = frozenset(FEATURES)
-SCORE = "received"
+_SCORE = Kind(f"{RECEIVED}, or a list of kinds of scores", lambda v: v == RECEIVED or (TEXTS.accepts(v) and 0 < len(v) < 256))
 DTYPE = replace(one_of(*CACHE_DTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHE_DTYPES)
 _COUNTED = {"bytes": whole(0, 2**63 - 1), "batch": whole(1), "streams": whole(1), "dtype": DTYPE}
 _LIMIT = {**_COUNTED, "share": or_null(NUMBER), "prefix": whole(0, MOST_TOKENS), "count_prefix": FLAG}
@@ -40,7 +42,7 @@ _FIELDS = {
         **_COMMON,
         "needs": TEXTS,
         "lead": whole(1, MOST_TOKENS),
-        "score": one_of(SCORE),
+        SCORE: _SCORE,
         "limit": or_null(record(_LIMIT)),
         "provenance": optional(OBJECT),
     },
@@ -60,6 +62,8 @@ class PolicyFile:
         provenance: JSON values.
         results: JSON values.
         rule: for transfer, or None.
+        scores: kinds of scores, of which the tensor `score` names places.
+        tables: of kinds that need them, or None.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -70,6 +74,8 @@ class PolicyFile:
     provenance: Mapping[str, Any]
     results: Mapping[str, Any]
     rule: Rule | None = None
+    scores: tuple[str, ...] = BUILT_IN
+    tables: ScoreTable | None = None
 
 
 def metadata_of(file: PolicyFile, path: Path, accounting: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,13 +90,14 @@ def metadata_of(file: PolicyFile, path: Path, accounting: Mapping[str, Any]) -> 
         PolicyMismatch: provenance or results are no JSON values, or such that a reader would refuse them.
     """
     shape = file.shape
+    needs = [name for name, usual in FEATURES.items() if bool((file.tensors[name] != usual).any())]
     metadata = {
-        "needs": [name for name, usual in FEATURES.items() if bool((file.tensors[name] != usual).any())],
+        "needs": needs,
         "model": {**shape.to_dict(), "weights": shape.weights or None},
         "stride": file.stride,
         "prefix": file.prefix,
         "lead": shape.geometry.row_length,
-        "score": SCORE,
+        SCORE: list(file.scores) if SCORE in needs else RECEIVED,
         "limit": None if file.limit is None else file.limit.to_dict(),
         "provenance": dict(file.provenance),
         "results": dict(file.results),
@@ -124,6 +131,7 @@ def read_facts(
     facts: Mapping[str, Any],
     tensor: Callable[[str, ModelShape], torch.Tensor],
     rule: Callable[[Mapping[str, Any] | None, ModelShape], Rule | None],
+    tables: Callable[[ModelShape], ScoreTable | None],
     path: Path,
 ) -> PolicyFile:
     """What a policy file holds, from its facts and its tensors, all of it checked.
@@ -132,6 +140,7 @@ def read_facts(
         facts: JSON values by name.
         tensor: gives one [layers, kv_heads] of a model by its name.
         rule: gives the rule, if any, from what the facts say of it.
+        tables: gives those of scores, if any; asked of files that need the feature `score`.
         path: of the file, for messages.
 
     Raises:
@@ -142,8 +151,9 @@ def read_facts(
         made = ModelShape.from_dict(metadata["model"])
         first = metadata["headscope_schema"] == 1
         names = [name for name in HEAD_TENSORS if name not in FEATURES or not first]
+        scored = SCORE in metadata.get("needs", ())
         found = PolicyFile(
-            {name: tensor(name, made) for name in names},
+            {name: tensor(name, made) for name in names if name != SCORE or scored},
             metadata["stride"],
             metadata["prefix"],
             made,
@@ -151,6 +161,7 @@ def read_facts(
             {name: value for name, value in metadata.get("provenance", {}).items() if name != "limit"},
             metadata.get("results", {}),
             rule(metadata.get(RULE), made),
+            *((tuple(metadata[SCORE]), tables(made)) if scored and metadata[SCORE] != RECEIVED else ()),
         )
         if not first:
             _check_needed(found.tensors, metadata, made)
@@ -189,9 +200,13 @@ def _limit(metadata: dict[str, Any], shape: ModelShape) -> Limit | None:
 
 def _check_needed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, Any], shape: ModelShape) -> None:
     """Refuse features that the file does not say it needs, and values of a later version: rows at once."""
-    for name, usual in FEATURES.items():
-        other = (tensors[name] != usual).nonzero()
-        if len(other) and name not in metadata["needs"]:
+    listed, needed = metadata[SCORE] != RECEIVED, SCORE in metadata["needs"]
+    if listed != needed:
+        names = "names" if needed else "does not name"
+        raise PolicyMismatch(f"{SCORE} is {shown(metadata[SCORE])}, a feature that needs {names}; write the file anew.")
+    for name in (name for name in FEATURES if name in tensors and name not in metadata["needs"]):
+        other = (tensors[name] != FEATURES[name]).nonzero()
+        if len(other):
             layer, head = other[0].tolist()
             raise PolicyMismatch(
                 f"layer {layer} head {head}: {name} is {tensors[name][layer, head]}, a feature that needs does not name; write "

@@ -1,4 +1,7 @@
-"""Policy: for each layer and KV head, what its cache keeps."""
+"""Policy: for each layer and KV head, what its cache keeps.
+
+Long, because every number of a policy is said where it is a field and where it is given.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,21 @@ from headscope.policy.files import check_fits, read_file, write_file
 from headscope.policy.footprint import CacheSpec, Limit
 from headscope.policy.metadata import PolicyFile
 from headscope.policy.rule import Rule
+from headscope.policy.score_table import ScoreTable
+from headscope.policy.scores import BUILT_IN, RECEIVED, SCORES
 from headscope.policy.shape import PROMPT_ENDS, ModelShape
 from headscope.policy.shipped import policy_file
-from headscope.policy.tensors import DTYPES, FEATURES, HEAD_TENSORS, KEPT, check_bits, check_range, check_tensor
+from headscope.policy.tensors import (
+    DTYPES,
+    FEATURES,
+    HEAD_TENSORS,
+    KEPT,
+    SCORE,
+    check_bits,
+    check_range,
+    check_scores,
+    check_tensor,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +51,8 @@ class Policy:
             anchors as integers of so many bits (runtime/quantized.py); all 16 unless given.
         prompt: uint8 [layers, kv_heads]: 1 keeps the whole prompt, 0 of it only the first valid token and the last, begin of
             image, once it was read in full; all 1 unless given.
+        score: uint8 [layers, kv_heads], by which kind of score heavy tokens are chosen, a place in `scores`; all 0, attention
+            received, unless given.
         stride: tokens between two choices of the heavy set.
         prefix: prompt length in tokens that the byte accounting assumes.
         shape: the model.
@@ -43,6 +60,8 @@ class Policy:
         provenance: JSON values, where it came from.
         results: JSON values, what was measured.
         rule: what the heads of the model lost by what they look at, for `headscope.transfer`; None where it is not known.
+        scores: kinds of scores by name, see `headscope.policy.SCORES`.
+        tables: weights of heads whose kind of score needs them; a policy can be made without, but not used or saved.
 
     Raises:
         PolicyMismatch: on construction; names the tensor, layer and head, what was found and what was expected.
@@ -63,6 +82,9 @@ class Policy:
     bits: torch.Tensor = field(default=None)  # type: ignore[assignment]
     prompt: torch.Tensor = field(default=None)  # type: ignore[assignment]
     rule: Rule | None = None
+    score: torch.Tensor = field(default=None)  # type: ignore[assignment]
+    scores: tuple[str, ...] = BUILT_IN
+    tables: ScoreTable | None = None
 
     def __post_init__(self) -> None:
         for name, usual in FEATURES.items():
@@ -80,6 +102,9 @@ class Policy:
         for name in ("decay", "per_visit", "prompt", "semantic_score"):
             check_range(name, getattr(self, name), 0, 1, "is above 1")
         check_bits(self.bits)
+        check_scores(self.score, self.scores)
+        if self.tables is not None:
+            self.tables.check(self.shape)
         try:
             self.shape.geometry.check_stride(self.stride)
         except HeadscopeError as error:
@@ -99,6 +124,7 @@ class Policy:
         per_visit: int | torch.Tensor = 0,
         bits: int | torch.Tensor = 16,
         prompt: int | torch.Tensor = 1,
+        score: int | torch.Tensor = 0,
         stride: int,
         prefix: int,
         semantic_score: torch.Tensor | None = None,
@@ -117,6 +143,7 @@ class Policy:
             per_visit: 1 where a score is divided by the number of queries that could see its token, else 0.
             bits: of a kept number of image tokens behind the anchors: 16 (the model's dtype), 8 or 4.
             prompt: 1 where the whole prompt is kept, 0 where of it only the first and the last token are.
+            score: kind of score by which heavy tokens are chosen, a place in `BUILT_IN`.
             stride: tokens between two choices of the heavy set.
             prefix: prompt length in tokens that the byte accounting assumes.
             semantic_score: float32 [layers, kv_heads] in [0, 1], 1 is semantic; by default 0.5 everywhere, for not known.
@@ -126,7 +153,7 @@ class Policy:
             PolicyMismatch: see `Policy`.
         """
         given: dict[str, float | torch.Tensor] = {"window": window, "heavy": heavy, "anchor": anchor, "bits": bits}
-        given |= {"decay": decay, "per_visit": per_visit, "prompt": prompt}
+        given |= {"decay": decay, "per_visit": per_visit, "prompt": prompt, "score": score}
         given["semantic_score"] = 0.5 if semantic_score is None else semantic_score
         full = (shape.layers, shape.kv_heads)
         tensors: dict[str, Any] = {
@@ -156,7 +183,7 @@ class Policy:
         Args:
             layer: its number, from 0.
         """
-        found: dict[tuple[int, int, int, float, bool, int, bool], list[int]] = {}
+        found: dict[tuple[int, int, int, float, bool, int, bool, str], list[int]] = {}
         short = self.drops_prompt[layer].tolist()
         for head in range(self.shape.kv_heads):
             kind = (
@@ -167,11 +194,63 @@ class Policy:
                 bool(self.per_visit[layer, head]),
                 int(self.bits[layer, head]),
                 not short[head],
+                self.scores[int(self.score[layer, head])],
             )
             if kind[1] == 0:  # without heavy tokens no score is kept
-                kind = (*kind[:3], 1.0, False, *kind[5:])
+                kind = (*kind[:3], 1.0, False, *kind[5:7], RECEIVED)
             found.setdefault(kind, []).append(head)
-        return [Bucket(tuple(heads), *kind) for kind, heads in found.items()]
+        made = [Bucket(tuple(heads), *kind) for kind, heads in found.items()]
+        return made if self.tables is None else [self._with_table(bucket, layer) for bucket in made]
+
+    def _with_table(self, bucket: Bucket, layer: int) -> Bucket:
+        """The bucket with the tables of its heads, where its kind of score needs them and all have one."""
+        assert self.tables is not None
+        heads = torch.tensor(bucket.heads, dtype=torch.int32) + layer * self.shape.kv_heads
+        if not SCORES[bucket.score].by_table or not bool(self.tables.has(heads).all()):
+            return bucket
+        return replace(bucket, table=self.tables.of(heads))
+
+    @property
+    def needs_table(self) -> torch.Tensor:
+        """bool [layers, kv_heads]: heads whose kind of score needs a table."""
+        by_table = torch.tensor([SCORES[name].by_table for name in self.scores])
+        return by_table[self.score.long()] & (self.heavy > 0)
+
+    @property
+    def other_scores(self) -> list[str]:
+        """Kinds of scores that heads with heavy tokens have beside attention received, by name."""
+        names = {self.scores[place] for place in self.score[self.heavy > 0].unique().tolist()}
+        return sorted(names - {RECEIVED})
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the tables of scores: once, whatever the batch, and beside the cache."""
+        return 0 if self.tables is None else self.tables.nbytes
+
+    def check_tables(self) -> None:
+        """Refuse heads whose kind of score needs a table that is not there.
+
+        Raises:
+            PolicyMismatch: names the first one.
+        """
+        heads = self.needs_table.flatten().nonzero().flatten().to(torch.int32)
+        there = torch.zeros_like(heads, dtype=torch.bool) if self.tables is None else self.tables.has(heads)
+        if bool(there.all()):
+            return
+        layer, head = divmod(int(heads[~there][0]), self.shape.kv_heads)
+        raise PolicyMismatch(
+            f"layer {layer} head {head}: score {self.score_of(layer, head)} needs a table, which the policy has not; search it "
+            "anew, or choose another score."
+        )
+
+    def score_of(self, layer: int, head: int) -> str:
+        """The kind of score of a head, by name.
+
+        Args:
+            layer: its number, from 0.
+            head: of the KV heads.
+        """
+        return self.scores[int(self.score[layer, head])]
 
     @property
     def keeps_everything(self) -> bool:
@@ -204,11 +283,17 @@ class Policy:
 
         Raises:
             DataError: the place cannot be written, or holds a file and `overwrite` is False.
-            PolicyMismatch: its provenance or results are no JSON values, or such that `load` would refuse them.
+            PolicyMismatch: its provenance or results are no JSON values, or such that `load` would refuse them; or a table of a
+                score is missing.
         """
+        self.check_tables()
+        return write_file(self.as_file(), path, self.accounting(), overwrite=overwrite)
+
+    def as_file(self) -> PolicyFile:
+        """What a policy file holds of it."""
         tensors = {name: getattr(self, name) for name in HEAD_TENSORS}
         facts = (self.stride, self.prefix, self.shape, self.limit, self.provenance, self.results, self.rule)
-        return write_file(PolicyFile(tensors, *facts), path, self.accounting(), overwrite=overwrite)
+        return PolicyFile(tensors, *facts, self.scores, self.tables)
 
     @classmethod
     def load(cls, path: str | Path, shape: ModelShape | None = None, accept_other_weights: bool = False) -> Policy:
@@ -228,6 +313,7 @@ class Policy:
         facts = dict(vars(read_file(path)))
         try:
             policy = cls(**facts.pop("tensors"), **facts)
+            policy.check_tables()
         except HeadscopeError as error:
             raise PolicyMismatch(f"{path}: {error}") from None
         return policy if shape is None else policy._for_model(shape, path, accept_other_weights)
@@ -265,9 +351,18 @@ class Policy:
         digest = hashlib.sha256(f"{self.shape.geometry.to_dict()} {self.stride} {self.prefix}".encode())
         for name in KEPT:
             tensor = getattr(self, name)
-            if name not in FEATURES or bool((tensor != FEATURES[name]).any()):  # as before there were such features
+            if name == SCORE:
+                digest.update(self._score_digest())
+            elif name not in FEATURES or bool((tensor != FEATURES[name]).any()):  # as before there were such features
                 digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def _score_digest(self) -> bytes:
+        """Of kinds of scores, wherever they stand in the list, and of tables; nothing where all are `received`."""
+        kinds = [self.scores[place] for place in self.score.flatten().tolist()]
+        if set(kinds) == {RECEIVED}:
+            return b""
+        return f"{SCORE}{kinds}".encode() + (b"" if self.tables is None else self.tables.digest())
 
     def same_as(self, other: Policy) -> bool:
         """Whether both keep the same."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 
 from headscope.errors import PolicyMismatch
-from headscope.facts import clipped
+from headscope.facts import clipped, shown
+from headscope.policy.scores import SCORES
 from headscope.policy.shape import ModelShape
 
-HEAD_TENSORS = ("window", "heavy", "anchor", "decay", "per_visit", "bits", "prompt", "semantic_score")
+HEAD_TENSORS = ("window", "heavy", "anchor", "decay", "per_visit", "bits", "prompt", "score", "semantic_score")
 KEPT = HEAD_TENSORS[:-1]  # what changes what is kept
 BITS = (16, 8, 4)
 # Tensors that later versions added, and what every head has unless they say otherwise: features that a file needs by name.
-FEATURES = {"bits": 16, "prompt": 1}
+FEATURES = {"bits": 16, "prompt": 1, "score": 0}
+# Of these, one that a file has only where it needs it.
+SCORE = "score"
 DTYPES = {
     "window": torch.int32,
     "heavy": torch.int32,
@@ -21,6 +24,7 @@ DTYPES = {
     "per_visit": torch.uint8,
     "bits": torch.uint8,
     "prompt": torch.uint8,
+    "score": torch.uint8,
     "semantic_score": torch.float32,
 }
 
@@ -70,3 +74,23 @@ def check_bits(bits: torch.Tensor) -> None:
         layer, head = wrong[0].tolist()
         known = f"{', '.join(map(str, BITS[:-1]))} or {BITS[-1]}"
         raise PolicyMismatch(f"layer {layer} head {head}: bits {bits[layer, head]}, expected {known}.")
+
+
+def check_scores(score: torch.Tensor, scores: tuple[str, ...]) -> None:
+    """Raises PolicyMismatch unless all values [layers, kv_heads] are places in a list of kinds that are known here."""
+    if unknown := [name for name in scores if name not in SCORES]:
+        raise PolicyMismatch(
+            f"score {shown(unknown[0])} is not known here, expected one of {', '.join(SCORES)}; add it by "
+            "`headscope.register_score` before the policy is read."
+        )
+    wrong = (score >= len(scores)).nonzero()
+    if len(wrong):
+        layer, head = wrong[0].tolist()
+        raise PolicyMismatch(
+            f"layer {layer} head {head}: score {score[layer, head]}, expected a place in {shown(list(scores))}."
+        )
+
+
+def is_written(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a policy file has a tensor: all but one that says what every head did before there was such a thing."""
+    return name != SCORE or bool((tensor != FEATURES[SCORE]).any())

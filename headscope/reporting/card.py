@@ -84,7 +84,7 @@ def card_text(policy: Policy, name: str, picture: str, *, more: Sequence[tuple[s
             "",
             PICTURE,
             "",
-            *_columns(bool(policy.drops_prompt.any())),
+            *_columns(bool(policy.drops_prompt.any()), bool(policy.other_scores)),
             *_layers(policy),
             "",
         ]
@@ -99,6 +99,7 @@ def _rows(policy: Policy, name: str) -> list[tuple[str, str]]:
     bits = ", ".join(f"{int((policy.bits == bits).sum())} in {bits}" for bits in (16, 8, 4))
     short = int(policy.drops_prompt.sum())
     prompt = f"{short} with only the first and last token of the prompt; " if short else ""
+    prompt += _scores(policy)
     rows = [
         ("model", f"{_code(shape.name)}{bundled}, {weights}"),
         ("limit", _limit(policy)),
@@ -113,6 +114,16 @@ def _rows(policy: Policy, name: str) -> list[tuple[str, str]]:
         rows.append(("not measured", _plain(told)))
     rows += [(what, said) for result in policy.results for what, said in [_result(policy, result)] if said]
     return rows
+
+
+def _scores(policy: Policy) -> str:
+    """How heads choose heavy tokens, where not all by attention received."""
+    heads = [policy.scores[place] for place in policy.score[policy.heavy > 0].tolist()]
+    if not policy.other_scores:
+        return ""
+    kinds = " and ".join(f"{heads.count(name)} by the score {_plain(name)}" for name in policy.other_scores)
+    tables = f" (tables of {policy.table_bytes:,} bytes beside the cache, shared by all images)" if policy.table_bytes else ""
+    return f"{kinds}{tables}; "
 
 
 def _limit(policy: Policy) -> str:
@@ -173,20 +184,22 @@ def _loss(found: Mapping[str, Any], on: str) -> str:
 
 def _layers(policy: Policy) -> list[str]:
     """A row a bucket."""
-    spec, rows, short = policy.spec(), [], bool(policy.drops_prompt.any())
+    spec, rows = policy.spec(), []
+    short, scored = bool(policy.drops_prompt.any()), bool(policy.other_scores)
     for layer in range(policy.shape.layers):
         for b in policy.buckets(layer):
             head = spec.head_bytes(b.window, b.heavy, b.anchor, policy.stride, b.bits, int(b.whole_prompt))
             size, heads = int(head) * spec.rows * len(b.heads), ", ".join(map(str, b.heads))
             numbers = [layer, heads, b.window, b.heavy, b.anchor, f"{b.decay:g}", b.bits]
             numbers += ["whole" if b.whole_prompt else "ends"] * short
+            numbers += [_plain(b.score)] * scored
             rows.append(f"| {' | '.join(map(str, numbers))} | {size:,} |")
     return rows
 
 
-def _columns(prompt: bool) -> list[str]:
-    """The head of that table; prompts have a column where not all are whole."""
-    names = ["layer", "heads", "window", "heavy", "anchor", "decay", "bits", *["prompt"] * prompt, "bytes"]
+def _columns(prompt: bool, score: bool) -> list[str]:
+    """The head of that table; prompts have a column where not all are whole, scores where not all are attention received."""
+    names = ["layer", "heads", "window", "heavy", "anchor", "decay", "bits", *["prompt"] * prompt, *["score"] * score, "bytes"]
     return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
 
 

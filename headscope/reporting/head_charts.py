@@ -259,6 +259,7 @@ def kept(policy: Policy, spec: CacheSpec, width: float = WIDE, margin: float = 0
         + (f", {count['anchor'][n, h]} first tokens" if count["anchor"][n, h] else "")
         + (f", in {policy.bits[n, h]} bits" if policy.quantized else "")
         + (", of the prompt its first and last token" if policy.drops_prompt[n, h] else "")
+        + (f", chosen by {policy.score_of(n, h)}" if policy.score[n, h] and policy.heavy[n, h] else "")
         + f", {size(nbytes[n, h])}"
         for n in range(layers)
         for h in range(heads)

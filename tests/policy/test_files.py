@@ -152,7 +152,7 @@ LIMIT = {"bytes": 50_000, "share": None, "prefix": 5, "batch": 1, "streams": 2, 
         ("needs", ["lead"], r'needs \["lead"\], which this headscope does not know'),
         ("needs", None, "needs is null"),
         ("lead", 3, "lead is 3, expected 6"),
-        ("score", "expected", 'score is "expected", expected one of received'),
+        ("score", "expected", 'score is "expected", expected received, or a list'),
         ("results", "good", 'results is "good"'),
     ],
 )

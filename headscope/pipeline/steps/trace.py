@@ -72,5 +72,6 @@ def _cache_name(policy: Policy | None) -> str:
     tensors = [policy.window, policy.heavy, policy.anchor, policy.decay, policy.per_visit]
     tensors += [policy.bits] if policy.quantized else []
     tensors += [policy.prompt] if bool((policy.prompt != 1).any()) else []
-    numbers = hashlib.sha256(repr([policy.stride, *(t.tolist() for t in tensors)]).encode()).hexdigest()
+    told = [policy.stride, *(t.tolist() for t in tensors)] + ([policy.fingerprint()] if policy.other_scores else [])
+    numbers = hashlib.sha256(repr(told).encode()).hexdigest()
     return f"{policy.provenance.get('method', 'policy')} {numbers[:12]}"

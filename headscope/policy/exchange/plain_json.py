@@ -6,6 +6,7 @@ docs/exchange.md lists its fields. Numbers of 32 bits are written with as many d
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from headscope.facts import OBJECT, check, shown, whole
 from headscope.policy.exchange.reckoning import one_image
 from headscope.policy.exchange.record import Content, Wanted
 from headscope.policy.files import check_fits
-from headscope.policy.metadata import PolicyFile, check_schema, metadata_of, read_facts
+from headscope.policy.metadata import check_schema, metadata_of, read_facts
 from headscope.policy.policy import Policy
 from headscope.policy.rule import KEY as RULE, OPTIONS, TENSORS, Rule, made_of, names_of
+from headscope.policy.score_table import DTYPES as TABLE_DTYPES, PARTS, PREFIX, ScoreTable, table_of
 from headscope.policy.shape import ModelShape
-from headscope.policy.tensors import DTYPES, HEAD_TENSORS
+from headscope.policy.tensors import DTYPES, is_written
 from headscope.storage import read_json
 
 MARK, VERSION, HEADS = "headscope_policy_json", 1, "heads"
@@ -36,10 +38,12 @@ def write(policy: Policy, path: Path) -> Content:
     Raises:
         PolicyMismatch: its provenance or results are no JSON values.
     """
-    tensors = {name: getattr(policy, name) for name in HEAD_TENSORS}
-    facts = (policy.stride, policy.prefix, policy.shape, policy.limit, policy.provenance, policy.results, policy.rule)
-    metadata = metadata_of(PolicyFile(tensors, *facts), path, policy.accounting())
-    values = {name: tensor.tolist() for name, tensor in tensors.items()}
+    policy.check_tables()
+    file = policy.as_file()
+    metadata = metadata_of(file, path, policy.accounting())
+    values = {name: tensor.tolist() for name, tensor in file.tensors.items() if is_written(name, tensor)}
+    if policy.tables is not None:
+        values |= {name: tensor.tolist() for name, tensor in policy.tables.tensors().items()}
     if policy.rule is not None:
         metadata[RULE] |= {"tensors": {name: tensor.tolist() for name, tensor in policy.rule.tensors().items()}}
     return Content({"": {MARK: VERSION, **metadata, HEADS: values}}, one_image(policy).bytes_of(policy), ())
@@ -68,9 +72,12 @@ def read(path: Path, wanted: Wanted) -> Policy:
     names = {*check_schema(facts, path), "headscope_schema"}
     values = check(facts, {HEADS: OBJECT}, str(path), PolicyMismatch)[HEADS]
     known = {name: value for name, value in facts.items() if name in names}
-    found = dict(vars(read_facts(known, lambda name, shape: _tensor(values, name, shape), _rule, path)))
+    found = dict(
+        vars(read_facts(known, lambda name, shape: _tensor(values, name, shape), _rule, lambda _: _tables(values), path))
+    )
     try:
         policy = Policy(**found.pop("tensors"), **found)
+        policy.check_tables()
     except HeadscopeError as error:
         raise PolicyMismatch(f"{path}: {error}") from None
     if wanted.shape is not None:
@@ -94,6 +101,28 @@ def _rule(facts: Mapping[str, Any] | None, _: ModelShape) -> Rule | None:
             wanted = f"lists of numbers, {depth} deep"
             raise PolicyMismatch(f"rule.tensors: {name} is {shown(lists.get(name))}, expected {wanted}.") from None
     return made_of(facts, found)
+
+
+def _tables(values: Mapping[str, Any]) -> ScoreTable | None:
+    """Tables of scores, out of lists; `ScoreTable` checks their sizes."""
+    names = {f"{PREFIX}{name}": TABLE_DTYPES[code] for name, (code, _) in PARTS.items()}
+    if not set(names) & set(values):
+        return None
+    found = {}
+    for name, dtype in names.items():
+        lists, given = values.get(name), torch.empty(0)
+        with suppress(TypeError, ValueError, OverflowError, RuntimeError):
+            given = torch.tensor(lists)
+        found[name] = given.to(dtype)
+        whole_numbers = dtype.is_floating_point or not given.is_floating_point()
+        if not given.numel() or not whole_numbers or given.dtype == torch.bool or not _kept(given, found[name]):
+            raise PolicyMismatch(f"{HEADS}.{name} is {shown(lists)}, expected lists of numbers that {str(dtype)[6:]} holds.")
+    return table_of(found)
+
+
+def _kept(given: torch.Tensor, stored: torch.Tensor) -> bool:
+    """Whether numbers lost nothing by their type; scales are rounded."""
+    return bool(stored.isfinite().all()) if stored.is_floating_point() else bool((stored == given).all())
 
 
 def _tensor(values: Mapping[str, Any], name: str, shape: ModelShape) -> torch.Tensor:

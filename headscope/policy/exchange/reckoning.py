@@ -69,7 +69,7 @@ def lost_heavy(policy: Policy, instead: str) -> list[str]:
         return []
     return [
         f"heavy: {heads(int(chosen.sum()))} choose {span(policy.heavy[chosen])} older tokens by score; {instead}",
-        "decay, per_visit, stride: nothing is chosen by a score that adds up",
+        f"decay, per_visit, stride{', score' if policy.other_scores else ''}: nothing is chosen by a score that adds up",
     ]
 
 

@@ -153,6 +153,7 @@ def load_policy_text(text: str, shape: ModelShape) -> Policy:
         per_visit=torch.tensor(kept["per_visit"], dtype=torch.uint8),
         bits=torch.tensor(kept["bits"], dtype=torch.uint8) if "bits" in kept else 16,
         prompt=torch.tensor(kept["prompt"], dtype=torch.uint8) if "prompt" in kept else 1,
+        score=torch.tensor(kept["score"], dtype=torch.uint8) if "score" in kept else 0,
         stride=kept["stride"],
         prefix=kept["prefix"],
         semantic_score=torch.tensor(kept["semantic_score"], dtype=torch.float32),
