@@ -19,7 +19,7 @@ from functools import lru_cache
 import torch
 from torch.nn import functional
 
-from headscope.policy import Bucket
+from headscope.policy import RECEIVED, SCORES, Bucket, Candidates
 from headscope.runtime.prompt_ends import PromptEnds
 
 
@@ -89,6 +89,11 @@ class KeptHeads:
         if bias is None or slots + more <= bias.shape[3]:
             return None if bias is None else bias[..., : slots + more]
         return functional.pad(bias, (0, slots + more - bias.shape[3]))
+
+
+def lengths(values: torch.Tensor) -> torch.Tensor:
+    """L2 norms of values [..., D], in float32 at least -> [...]."""
+    return torch.linalg.vector_norm(values, dim=-1, dtype=torch.promote_types(values.dtype, torch.float32))
 
 
 class WindowHeads(KeptHeads):
@@ -255,6 +260,7 @@ class HeavyHeads(KeptHeads):
         self.live = 0
         self._deferred = 0  # queries of the newest tokens that the scores still lack, by tokens
         self._terms: tuple[torch.Tensor | None, float, int] = (None, 1.0, 1)  # padding, scale and query heads of those
+        self._weighed: tuple[int, torch.Tensor] | None = None  # of the row that was asked for last, see `_weights`
 
     def tensors(self) -> list[torch.Tensor]:
         """Everything allocated."""
@@ -401,7 +407,23 @@ class HeavyHeads(KeptHeads):
         value = self.scores[:, :, : self.live]
         if self.numbers.per_visit:
             value = value / (t + 1 - positions)  # every query from a token's own on could see it while it lived
+        if self.numbers.score != RECEIVED:
+            seen = Candidates(value, positions, t, self._lengths, lambda: self._weights(positions, t))
+            value = SCORES[self.numbers.score].worth(seen)
         return value.masked_fill(positions > t - self.numbers.window, torch.inf)
+
+    def _lengths(self) -> torch.Tensor:
+        """[B, h, live]: L2 norms of the live tokens' values, in float32 at least."""
+        return lengths(self.values[:, :, self.first : self.first + self.live])
+
+    def _weights(self, positions: torch.Tensor, t: int) -> torch.Tensor:
+        """float32 [B, h, live]: what the table says of tokens int32 [B, h, live] in the row of t; 1 without a table."""
+        if self.numbers.table is None:
+            return torch.ones_like(positions, dtype=torch.float32)
+        row = self.numbers.table.row_of(t)
+        if self._weighed is None or self._weighed[0] != row:
+            self._weighed = row, self.numbers.table.to(positions.device).weights(row)
+        return self._weighed[1].expand(len(positions), -1, -1).gather(-1, positions.long())
 
     def _drop_one(self, t: int) -> None:
         """Stride 1: the newest token takes the slot of the one that goes, or its own goes. Slots are in no order."""

@@ -31,6 +31,9 @@ class CompressedCache(Cache):
             its length.)
         dtype: of the keys that the first call is expected to bring.
         device: of those keys.
+
+    Raises:
+        PolicyMismatch: a head's kind of score needs a table that the policy has not.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class CompressedCache(Cache):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        policy.check_tables()
         self.policy = policy
         self.expected = (batch, dtype, None if device is None else torch.device(device).type)
         self.compressed_layers = [CompressedLayer(policy, number, prefix) for number in range(policy.shape.layers)]
@@ -73,7 +77,8 @@ class CompressedCache(Cache):
         return self.compressed_layers[layer_idx].update(key_states, value_states)
 
     def nbytes(self) -> int:
-        """Bytes of all tensors kept between calls: keys, values, scores, positions. 0 before the first call.
+        """Bytes of all tensors kept between calls: keys, values, scores, positions. 0 before the first call. Tables of scores,
+        which all caches of a policy share, are the policy's: `Policy.table_bytes`.
 
         Those of the policy, but between two calls of a prompt that comes in several: heads that will keep its first and last
         token hold all of it until it was read.

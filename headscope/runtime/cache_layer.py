@@ -410,7 +410,7 @@ def check_prefix(policy: Policy, prefix: int, prompt: str | None = None) -> None
     limit = policy.limit
     if limit is None or prefix <= policy.prefix:
         return
-    needed = limit.spec.replace(prefix=prefix).bytes_of(policy)
+    needed = limit.taken_by(policy, prefix)
     if needed > limit.bytes:
         words = "" if prompt is None else f" ('{prompt}')"
         raise CacheError(

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from headscope.policy import Bucket
-from headscope.runtime.buckets import HeavyHeads, KeptHeads, WindowHeads, causal
+from headscope.runtime.buckets import HeavyHeads, KeptHeads, WindowHeads, causal, lengths
 from headscope.runtime.quantized import BLOCK, QuantizedSlots
 
 
@@ -187,6 +187,11 @@ class PackedHeavyHeads(Packed, HeavyHeads):
         if (t + length) % self.stride == 0:
             self._choose(t + length - 1)
         return out
+
+    def _lengths(self) -> torch.Tensor:
+        blocks = range(0, self.live, BLOCK)
+        read = (self.image_values.read(start, min(start + BLOCK, self.live)) for start in blocks)
+        return torch.cat([lengths(block) for block in read], -1)
 
     def looked_at(self, key: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See `HeavyHeads.looked_at`."""

@@ -53,6 +53,8 @@ class OracleHead:
     stride: int
     bits: int = 16
     whole_prompt: bool = True
+    kind: str = "received"
+    weights: list[list[float]] = field(default_factory=list)  # by row of the grid and place
     keys: list[list[float]] = field(default_factory=list)
     values: list[list[float]] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
@@ -105,8 +107,14 @@ class OracleHead:
         candidates = [p for p in self.visible(t) if p >= self.anchor and p <= t - self.window]
 
         def worth(p: int) -> tuple[float, int]:
-            score = self.score[p]
-            return (score / (t + 1 - p) if self.per_visit else score, p)
+            score = self.score[p] / (t + 1 - p) if self.per_visit else self.score[p]
+            length = math.sqrt(sum(x * x for x in self.values[p]))
+            if self.kind == "value":
+                score *= length
+            if self.kind == "expected":
+                row = t * len(self.weights) // len(self.weights[0])
+                score = (score + 0.05) * self.weights[row][p] * length
+            return score, p
 
         self.chosen = sorted(candidates, key=worth, reverse=True)[: self.heavy]
         self.received = {}

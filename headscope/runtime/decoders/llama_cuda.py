@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from headscope.models import ImageModel, Prefix
-from headscope.policy import Policy
+from headscope.policy import RECEIVED, Policy
 from headscope.runtime.cache_layer import check_prefix
 from headscope.runtime.decoders.flat_attention import MOST_GROUP, MOST_SIZE
 from headscope.runtime.decoders.gpu_work import GpuWork, Prompts, give_back, out_of_memory, take
@@ -57,6 +57,8 @@ class LlamaCudaDecoder:
             return "needs a policy"
         if bool(policy.drops_prompt.any()):
             return "needs a policy whose heads all keep the whole prompt"
+        if other := policy.other_scores:
+            return f"knows only the score {RECEIVED}, and this policy has {' and '.join(other)}"
         if not getattr(model, "starts", True):
             return "needs tokens before the image"
         if model.shape.geometry.row_end:
