@@ -46,6 +46,7 @@ Buckets = Annotated[int, typer.Option(min=1, help="Most kinds of heads in a laye
 TableKind = Annotated[str, typer.Option(help="heads, fisher (by gradients), groups (a class in a layer), coverage; auto.")]
 Bits = Annotated[str, typer.Option(help="Bits of a kept number that a head may have, such as 16,8,4.")]
 Prompts = Annotated[str, typer.Option(help="by head: some may keep only the prompt's first and last token; whole: none.")]
+Score = Annotated[str, typer.Option(help="by head: some may choose by what is usual at a place too; received: none.")]
 Options = Annotated[int | None, typer.Option(min=4, help="Options of the table, the most telling first (default: all).")]
 TableImages = Annotated[int, typer.Option(min=1, help="Calibration images that the table is measured on.")]
 Patience = Annotated[int, typer.Option(min=0, help="End a phase after so many trials without a gain; 0 never.")]
@@ -72,6 +73,7 @@ def search(
     table_images: TableImages = SEARCH.table_images,
     bits: Bits = SEARCH.bits,
     prompt: Prompts = SEARCH.prompt,
+    score: Score = SEARCH.score,
     options: Options = SEARCH.options,
     patience: Patience = SEARCH.patience,
     front: Front = False,
@@ -87,7 +89,7 @@ def search(
     """Search a policy; the same command goes on after a stop. Example: headscope search runs/stickers --keep 20%"""
     config = SEARCH.replace(
         trials=trials, seed=seed, sampler=sampler, prune=prune, patience=patience, buckets=buckets, images=images,
-        table=table, table_images=table_images, bits=bits, prompt=prompt, options=options, quick=quick,
+        table=table, table_images=table_images, bits=bits, prompt=prompt, score=score, options=options, quick=quick,
     )  # fmt: skip
     shared = workers_from(workers, engine, address, storage)
     limited = (keep, memory, max_loss, dtype, guidance, batch, keep_of, front)
@@ -96,10 +98,7 @@ def search(
             raise typer.BadParameter(f"{run}: says limit and search itself; change them there, or name a run folder.")
         _defined(run, out, device, shared)
         return
-    if max_loss is not None and (keep is not None or memory is not None):
-        raise typer.BadParameter("give --max-loss, --keep or --memory, one of them.")
-    if max_loss is not None and not max_loss > 0:
-        raise typer.BadParameter(f"--max-loss {max_loss:g}: expected more than 0; only the full cache loses nothing.")
+    _check_loss(max_loss, keep, memory)
     keeps = keep_list(keep)
     if memory is not None and keeps:
         raise typer.BadParameter("give --keep or --memory, not both.")
@@ -114,6 +113,15 @@ def search(
         _many(opened, shared, keeps)
     else:
         _one(opened, shared)
+
+
+def _check_loss(max_loss: float | None, keep: str | None, memory: str | None) -> None:
+    if max_loss is None:
+        return
+    if keep is not None or memory is not None:
+        raise typer.BadParameter("give --max-loss, --keep or --memory, one of them.")
+    if not max_loss > 0:
+        raise typer.BadParameter(f"--max-loss {max_loss:g}: expected more than 0; only the full cache loses nothing.")
 
 
 def _opened(path: Path, device: str, limit: LimitConfig, config: SearchConfig) -> Run:

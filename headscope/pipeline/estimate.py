@@ -67,7 +67,8 @@ def estimate(asked: Asked, needs: Needs) -> Estimate:
     decoding = _least(lambda: model.forward(step, None, cache), STEPS)
     replayed = CHUNKED * parallel
     searched = min(config.search.images or calibration, calibration)
-    offered = (config.search.each_bits, config.search.options, config.search.each_prompt)
+    scores = (0, 1) if config.search.compares else (0,)
+    offered = (config.search.each_bits, config.search.options, config.search.each_prompt, scores)
     options = len(default_options(model.shape.geometry, *offered))
     seconds = {
         "trace": _batches(calibration, config) * tokens * decoding + 3 * parallel * calibration,

@@ -12,7 +12,7 @@ from headscope.heads import Heads
 from headscope.pipeline.opened import Run
 from headscope.pipeline.recorded import unseen_images
 from headscope.pipeline.steps.paths import SearchPaths
-from headscope.pipeline.tables import losses_of
+from headscope.pipeline.tables import losses_of, usual_of
 from headscope.policy import Limit, Policy, load_policy, parse_share, save_policy
 from headscope.reporting import front_chart, save_figure
 from headscope.run_folder import RunFolder
@@ -24,6 +24,7 @@ from headscope.tuning import (
     Replay,
     StudyStore,
     TableSpace,
+    UsualAttention,
     fitting_strides,
     neutral,
     search_the_front,
@@ -57,11 +58,16 @@ def search_front(run: Run, keeps: Sequence[str], storage: str | None = None) -> 
     """
     limits = {keep: run.keeping(keep).limit() for keep in keeps}
     largest = max(limits.values(), key=lambda limit: limit.bytes)
-    found = _front(run, keeps, largest, storage or run.folder.search / "front.db")
+    usual = usual_of(run, Samples.load(run.folder.samples))
+    found = _front(run, keeps, largest, storage or run.folder.search / "front.db", usual)
     unseen = Replay(run.model, unseen_images(run), by_stream=False)
     numbers = {keep: found.under(limit.bytes // largest.spec.batch) for keep, limit in limits.items()}
     there = {keep: number for keep, number in numbers.items() if number is not None}
-    judged = {number: unseen.measure(found.policies[number]).kl for number in dict.fromkeys(there.values())}
+    policies = {
+        number: found.policies[number] if usual is None else usual.complete(found.policies[number])
+        for number in dict.fromkeys(there.values())
+    }
+    judged = {number: unseen.measure(policy).kl for number, policy in policies.items()}
     plain = largest.spec.full_bytes / largest.spec.batch
     rows = []
     for keep, number in there.items():
@@ -69,7 +75,7 @@ def search_front(run: Run, keeps: Sequence[str], storage: str | None = None) -> 
         results = {"calibration_kl": float(row["kl"]), "unseen": {"replay_kl": judged[number]}}
         origin = {"method": "front", "origin": str(row["label"]), "seed": run.config.search.seed}
         file = _file_of(run.folder, keep)
-        save_policy(found.policies[number].replace(limit=limits[keep], provenance=origin, results=results), file)
+        save_policy(policies[number].replace(limit=limits[keep], provenance=origin, results=results), file)
         kept = float(row["cache_bytes"]) / plain
         rows.append({"keep": keep, "kept_ratio": kept, "kl": float(row["kl"]), "unseen_kl": judged[number], "file": str(file)})
     points = found.points.assign(unseen_kl=pd.Series(judged, dtype="float64"))
@@ -79,12 +85,12 @@ def search_front(run: Run, keeps: Sequence[str], storage: str | None = None) -> 
     return FrontRun(points, chosen)
 
 
-def _front(run: Run, keeps: Sequence[str], largest: Limit, storage: str | Path) -> Front:
+def _front(run: Run, keeps: Sequence[str], largest: Limit, storage: str | Path, usual: UsualAttention | None) -> Front:
     """The study: spaces at every share, from the run's table and classes, on its calibration images."""
     model, config = run.model, run.config.search
     scores, samples = Heads.load(run.folder.heads).scores(), Samples.load(run.folder.samples)
     shares = {keep: parse_share(keep) for keep in keeps}
-    losses = losses_of(run, samples)
+    losses = losses_of(run, samples, usual)
 
     def space_at(share: float) -> TableSpace:
         limit = largest.at(share)
@@ -93,10 +99,10 @@ def _front(run: Run, keeps: Sequence[str], largest: Limit, storage: str | Path) 
         towards = classes.build(neutral(classes))
         return TableSpace(limit, scores, strides, losses, towards=towards, buckets=config.buckets)
 
-    replay = study_replay(model, samples.first(config.images))
+    replay = study_replay(model, samples.first(config.images), usual)
     name = f"{model.shape.name}, seed {config.seed}: " if "://" in str(storage) else ""
     identity = {"weights": model.shape.weights, "seed": config.seed, **table_identity(replay, 1), **largest.spec.to_dict()}
-    identity |= {"bits": config.bits, "prompt": config.prompt}
+    identity |= {"bits": config.bits, "prompt": config.prompt, "score": config.score}
     store = StudyStore.open(storage, name, identity)
     return search_the_front(replay, space_at, shares, _found_before(run, keeps), config, store, run.progress)
 

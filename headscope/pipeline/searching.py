@@ -16,7 +16,7 @@ from headscope.pipeline.prompts import split
 from headscope.pipeline.recorded import unseen_images
 from headscope.pipeline.steps import compare_step, heads_step, search_step, trace_step
 from headscope.pipeline.steps.paths import SearchPaths
-from headscope.pipeline.tables import losses_of
+from headscope.pipeline.tables import losses_of, usual_of
 from headscope.pipeline.workers import Workers, join_search
 from headscope.policy import Policy, load_policy, make_preset, save_policy
 from headscope.progress import Progress
@@ -83,8 +83,9 @@ def search_smallest(
     """
     samples = Samples.load(run.folder.samples)
     unseen = Replay(run.model, unseen_images(run), by_stream=False)
-    losses = losses_of(run, samples)
-    calibration = study_replay(run.model, samples.first(run.config.search.images))
+    usual = usual_of(run, samples)
+    losses = losses_of(run, samples, usual)
+    calibration = study_replay(run.model, samples.first(run.config.search.images), usual)
     found: dict[float, Policy] = {}
 
     def under(share: float) -> Run:

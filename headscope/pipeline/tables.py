@@ -7,7 +7,17 @@ from headscope.pipeline.opened import Run
 from headscope.progress import renamed
 from headscope.samples import Samples
 from headscope.tracing import TraceDataset
-from headscope.tuning import Coverage, Groups, Losses, Replay, every_head, losses_from, sensitivity_table
+from headscope.tuning import (
+    Coverage,
+    Groups,
+    Losses,
+    Replay,
+    UsualAttention,
+    every_head,
+    losses_from,
+    sensitivity_table,
+    usual_attention,
+)
 
 
 def groups_of(run: Run) -> Groups | None:
@@ -24,10 +34,16 @@ def groups_of(run: Run) -> Groups | None:
     return Groups(semantic.to_numpy(dtype=bool), Coverage(TraceDataset(folder.trace).curves(), shape))
 
 
-def losses_of(run: Run, samples: Samples) -> Losses:
-    """Measure the run's table, or read it."""
+def usual_of(run: Run, samples: Samples) -> UsualAttention | None:
+    """What tokens usually receive on the run's calibration images; None where no head may compare with it."""
+    config, where = run.config.search, run.folder.search / "usual.safetensors"
+    return usual_attention(run.model, samples, where, run.progress) if config.compares else None
+
+
+def losses_of(run: Run, samples: Samples, usual: UsualAttention | None) -> Losses:
+    """Measure the run's table, or read it; with `usual`, options by the score `expected` are in it."""
     config, shape = run.config.search, run.model.shape
-    few = Replay(run.model, samples.first(config.table_images), by_stream=False)
+    few = Replay(run.model, samples.first(config.table_images), by_stream=False, usual=usual)
     progress = renamed(run.progress, "sensitivity of heads")
     where = run.folder.table(config.table_images)
     offered = (config.each_bits, config.options, config.each_prompt)

@@ -125,6 +125,7 @@ def fit(
     semantic_score: torch.Tensor | None = None,
     bits: int | torch.Tensor = 16,
     prompt: int | torch.Tensor = 1,
+    score: int | torch.Tensor = 0,
 ) -> Policy:
     """The policy that `project` makes of two weights [layers, kv_heads].
 
@@ -138,6 +139,7 @@ def fit(
         semantic_score: float32 [layers, kv_heads], noted in the policy.
         bits: of a kept number, one number or uint8 [layers, kv_heads].
         prompt: 1 for the whole prompt, 0 for its first and last token, one number or uint8 [layers, kv_heads].
+        score: kind of score, a place in `BUILT_IN`, one number or uint8 [layers, kv_heads].
 
     Raises:
         BudgetError: it does not fit at any size.
@@ -154,4 +156,5 @@ def fit(
         semantic_score=semantic_score,
         bits=bits,
         prompt=prompt,
+        score=torch.where(kept_heavy > 0, torch.as_tensor(score, dtype=torch.uint8), 0),
     )

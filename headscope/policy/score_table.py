@@ -50,6 +50,19 @@ class ScoreTable:
     rows: torch.Tensor
     places: torch.Tensor
 
+    @classmethod
+    def written(cls, heads: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> ScoreTable:
+        """Tables whose weights are 2 ** (the product of two matrices), each term in 8 bits of its largest number.
+
+        Args:
+            heads: int32 [n], rising.
+            rows: [n, rank, rows of the grid].
+            places: [n, rank, image tokens].
+        """
+        steps = [part.abs().amax(2).clamp(min=1e-6) / 127 for part in (rows, places)]
+        codes = [(part / step[..., None]).round().to(torch.int8) for part, step in zip((rows, places), steps, strict=True)]
+        return cls(heads, (steps[0] * steps[1]).half(), *codes)
+
     @property
     def nbytes(self) -> int:
         """Of all tensors; once, however many images there are."""

@@ -339,6 +339,13 @@ class CompressedLayer(CountingLayer):
         """Tokens that can be seen in all."""
         return self.policy.prefix + self.policy.shape.geometry.tokens
 
+    def received(self) -> torch.Tensor:
+        """float32 [B, H, live], the scores so far of all live tokens, where all heads choose and are alike."""
+        (bucket,) = self.buckets
+        assert isinstance(bucket, HeavyHeads)
+        bucket.flush_scores()
+        return bucket.scores[:, :, : bucket.live]
+
     def kept(self) -> list[torch.Tensor]:
         """Keys and values of all buckets."""
         return [part for bucket in self.buckets for part in (bucket.keys, bucket.values)]

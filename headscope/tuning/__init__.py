@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from headscope.tuning.measure.sensitivity import load_table, measure_sensitivity, table_identity
     from headscope.tuning.measure.single_head import SingleHeadLoss
     from headscope.tuning.measure.table import Table, every_head, sensitivity_table
+    from headscope.tuning.measure.usual import UsualAttention, approximated
+    from headscope.tuning.measure.usual_measured import measure_usual, usual_attention
     from headscope.tuning.propose.class_space import ClassSpace
     from headscope.tuning.propose.knapsack import allocate, option_bytes, solve
     from headscope.tuning.propose.kvtuner import kvtuner
@@ -66,6 +68,8 @@ _MODULES = {
     "measure.sensitivity": "load_table measure_sensitivity table_identity",
     "measure.single_head": "SingleHeadLoss",
     "measure.table": "Table every_head sensitivity_table",
+    "measure.usual": "UsualAttention approximated",
+    "measure.usual_measured": "measure_usual usual_attention",
     "propose.knapsack": "allocate option_bytes solve",
     "propose.presets": "Sweep sweep_presets",
     "propose.class_space": "ClassSpace",

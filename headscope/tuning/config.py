@@ -2,6 +2,8 @@
 
 `config_file` reads them from TOML. An unknown key, a wrong unit or a budget that can't be is refused in one sentence that names
 it.
+
+Long, because every knob stands here once.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ SAMPLERS = ("tpe", "gp", "cma-es", "nsga-ii", "random")
 TABLES = ("auto", "heads", "fisher", "groups", "coverage")
 # The prompts of a policy's heads that the knob offers: 1 is the whole of it, 0 its first and last token.
 PROMPTS = {"by head": (1, 0), "whole": (1,)}
+# Kinds of scores that heads may have: attention received and `expected`, or the former alone.
+SCORES = ("by head", "received")
 KEEP = "20%"
 BUCKETS = 3
 
@@ -210,6 +214,7 @@ class SearchConfig(_Config):
         options: of the table, the most telling first; by default all.
         bits: of kept numbers, of 16, 8 and 4, that a head may have, such as "16,8,4"; presets are compared at each of them too.
         prompt: "by head" lets heads keep just the prompt's first and last token (at 7 % a third less is lost); or "whole".
+        score: "by head" lets heads choose by what tokens receive against what is usual (`expected`); or "received" alone.
         quick: a dry run: no table, one variant a preset.
     """
 
@@ -226,6 +231,7 @@ class SearchConfig(_Config):
     options: int | None = Field(default=None, ge=4)
     bits: Annotated[str, BeforeValidator(_joined), AfterValidator(_bits)] = "16,8,4"
     prompt: Annotated[str, _one_of(tuple(PROMPTS))] = "by head"
+    score: Annotated[str, _one_of(SCORES)] = "by head"
     quick: bool = False
 
     @property
@@ -237,6 +243,11 @@ class SearchConfig(_Config):
     def each_prompt(self) -> tuple[int, ...]:
         """`prompt` as numbers of a policy."""
         return PROMPTS[self.prompt]
+
+    @property
+    def compares(self) -> bool:
+        """Whether heads may choose by the score `expected`; a dry run has no table to choose from."""
+        return self.score == SCORES[0] and not self.quick
 
 
 class RunConfig(_Config):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from headscope.tuning.measure.options import losses_from
 from headscope.tuning.measure.replay import Replay
 from headscope.tuning.measure.sensitivity import table_identity
 from headscope.tuning.measure.table import HEADS, Table, sensitivity_table
+from headscope.tuning.measure.usual import UsualAttention
+from headscope.tuning.measure.usual_measured import usual_attention
 from headscope.tuning.propose.kvtuner import NAME as KVTUNER, kvtuner
 from headscope.tuning.propose.presets import Sweep, sweep_presets
 from headscope.tuning.study.outcome import SearchResult
@@ -34,11 +36,17 @@ from headscope.tuning.study.storage import StudyStore, check_sampler, shared, sh
 AT_ONCE = 8
 
 
-def study_replay(model: ImageModel, samples: Samples) -> Replay:
-    """The calibration images of a study, in batches small enough that giving a policy up saves something."""
+def study_replay(model: ImageModel, samples: Samples, usual: UsualAttention | None = None) -> Replay:
+    """The calibration images of a study, in batches small enough that giving a policy up saves something.
+
+    Args:
+        model: the model.
+        samples: the images.
+        usual: see `Replay`.
+    """
     fitting = Replay(model, samples.first(1), by_stream=False).fitting_batch()
     most = fitting if model.device.type == "cuda" else min(AT_ONCE, fitting)
-    return Replay(model, samples, batch_size=most, by_stream=False)
+    return Replay(model, samples, batch_size=most, by_stream=False, usual=usual)
 
 
 @dataclass(frozen=True)
@@ -141,8 +149,9 @@ class Search:
         self._searched(None)
 
     def _searched(self, ready: Callable[[], None] | None) -> tuple[SearchResult, Sweep]:
-        table = None if self.config.quick else self._table()
-        replay = study_replay(self.model, self.samples.first(self.config.images))
+        usual = self._usual()
+        table = None if self.config.quick else self._table(usual)
+        replay = study_replay(self.model, self.samples.first(self.config.images), usual)
         remembered = MemoizedReplay(replay)  # the study begins with presets that the sweep has just measured
         presets = self._presets(remembered)
         shape, losses = self.model.shape, None
@@ -152,16 +161,17 @@ class Search:
                 presets.best[KVTUNER] = kvtuner(losses, self.limit)
         study = PhasedStudy(
             remembered,
-            self.limit,
+            self._room(usual),
             losses,
             self.semantic_score,
             self.config,
             self._store(replay, table),
             {name: policy for name, policy in presets.best.items() if name not in CONTROLS},
             self.progress,
-            None if self.config.quick else self._free,
+            None if self.config.quick else lambda policy: self._free(replay.completed(policy)),
         )
         result = study.run(ready)
+        result.policy = replay.completed(result.policy).replace(limit=self.limit)
         result.presets = presets.best
         if table is not None:
             result.settings["sensitivity"] = table.facts() | {"sentence": table.sentence()}
@@ -171,10 +181,27 @@ class Search:
         """What a policy loses on images that it makes itself, of the prompts that trials are measured on."""
         return measure_free_running(self.model, self.samples.first(self.config.images), policy).kl
 
-    def _table(self) -> Table:
+    def _usual(self) -> UsualAttention | None:
+        """What tokens usually receive on the calibration images; None where no head may compare with it, or has room for it."""
+        if not self.config.compares:
+            return None
+        path = self.files.table or self.files.folder / "sensitivity.parquet"
+        progress = renamed(self.progress, "what tokens usually receive")
+        found = usual_attention(self.model, self.samples, path.with_name("usual.safetensors"), progress)
+        smallest = self.limit.spec.smallest_of(self.config.each_bits, self.config.each_prompt == (1,))
+        return found if self._room(found).bytes >= smallest else None
+
+    def _room(self, usual: UsualAttention | None) -> Limit:
+        """The limit that caches keep to: a size holds the tables of scores too, of which every head may come to need one."""
+        if usual is None or self.limit.share is not None:
+            return self.limit
+        shape = self.model.shape
+        return replace(self.limit, bytes=self.limit.bytes - usual.table_bytes(shape.layers * shape.kv_heads))
+
+    def _table(self, usual: UsualAttention | None) -> Table:
         few = self.samples.first(self.config.table_images)
         return sensitivity_table(
-            Replay(self.model, few, by_stream=False),
+            Replay(self.model, few, by_stream=False, usual=usual),
             self.config.table,
             self.groups,
             self.files.table or self.files.folder / "sensitivity.parquet",
@@ -199,7 +226,7 @@ class Search:
         """The study's storage; a study of another table or of other images is another one."""
         images, seed = self.config.table_images, self.config.seed
         kind = "" if table is None or table.kind == HEADS else table.kind
-        heads = f"{self.config.bits} bits, prompt {self.config.prompt}"
+        heads = f"{self.config.bits} bits, prompt {self.config.prompt}, score {self.config.score}"
         name = f"{self.model.shape.name}, {self.limit.bytes} bytes, {len(replay)} images, seed {seed}, {heads}"
         identity = {
             "calibration": table_identity(replay, 1)["images"],

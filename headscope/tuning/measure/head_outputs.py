@@ -74,7 +74,9 @@ class HeadOutputs:
             prefix=replay.prefix,
             bits=option.bits,
             prompt=option.prompt,
+            score=option.score,
         )
+        policy = replay.completed(policy)
         batch, inputs = replay.batches[number], self.inputs(number)
         written: list[list[torch.Tensor]] = [[] for _ in range(shape.layers)]
         places, whole = image_places(replay, batch, self.sites), self.sites.whole_rows

@@ -1,9 +1,9 @@
-"""Options: the few (window, heavy, decay, bits, prompt) choices at which a head's loss is measured, and the table of them."""
+"""Options: the few choices of window, heavy, decay, bits, prompt and score at which a head's loss is measured; their table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from headscope.errors import DataError
 from headscope.geometry import Geometry
 from headscope.tuning.measure.offered import of_ends, of_one, of_three
 
-COLUMNS = ["layer", "kv_head", "window", "heavy", "decay", "bits", "prompt", "stride", "loss"]
+COLUMNS = ["layer", "kv_head", "window", "heavy", "decay", "bits", "prompt", "score", "stride", "loss"]
 
 # First image tokens that every head keeps while a table is measured: scores that fade would forget them, and many heads
 # rest their attention there.
@@ -31,6 +31,7 @@ class Option:
         decay: what a score is multiplied by at the end of each stride, in [0, 1]; 1 never fades.
         bits: of a kept number: 16 (the model's dtype), 8 or 4.
         prompt: 1 keeps the whole prompt, 0 of it only the first and the last token.
+        score: kind of score by which heavy tokens are chosen, a place in `headscope.policy.BUILT_IN`.
     """
 
     window: int
@@ -38,16 +39,17 @@ class Option:
     decay: float = 1.0
     bits: int = 16
     prompt: int = 1
+    score: int = 0
 
     def smaller_than(self, other: Option) -> bool:
         """No more of anything, chosen the same way: `other` can not lose more (but for the luck of the scores)."""
-        same_score = self.heavy == 0 or other.heavy == 0 or self.decay == other.decay
+        same_score = self.heavy == 0 or other.heavy == 0 or (self.decay, self.score) == (other.decay, other.score)
         written = self.bits <= other.bits and self.prompt <= other.prompt
         return self.window <= other.window and self.heavy <= other.heavy and written and same_score
 
-    def numbers(self) -> tuple[int, int, float, int, int]:
-        """Window, heavy, decay, bits and prompt: its columns in a table."""
-        return self.window, self.heavy, self.decay, self.bits, self.prompt
+    def numbers(self) -> tuple[int, int, float, int, int, int]:
+        """Window, heavy, decay, bits, prompt and score: its columns in a table."""
+        return self.window, self.heavy, self.decay, self.bits, self.prompt, self.score
 
 
 def table_stride(geometry: Geometry) -> int:
@@ -57,7 +59,11 @@ def table_stride(geometry: Geometry) -> int:
 
 
 def default_options(
-    geometry: Geometry, bits: Sequence[int] = (16,), count: int | None = None, prompts: Sequence[int] = (1,)
+    geometry: Geometry,
+    bits: Sequence[int] = (16,),
+    count: int | None = None,
+    prompts: Sequence[int] = (1,),
+    scores: Sequence[int] = (0,),
 ) -> list[Option]:
     """Options relative to the grid, the most telling first, so that a table of fewer is already of use.
 
@@ -78,7 +84,8 @@ def default_options(
         geometry: of the image.
         bits: that heads may have; below 16 every token is an option too.
         count: the first so many, by default all.
-        prompts: that heads may have; options that drop the prompt come last.
+        prompts: that heads may have; options that drop the prompt come after the others.
+        scores: that heads may have; those with heavy tokens come again for every other one than attention received, last.
     """
     row, most = geometry.stride_row, geometry.tokens - 1
     if {16, 8, 4} <= set(bits):
@@ -93,7 +100,8 @@ def default_options(
         every = ends if {16, 8, 4} <= set(bits) else [(*size[:3], each) for each in bits for size in ends]
         written += [(*size, 0) for size in every]
     options = [Option(window, heavy, decay if heavy else 1.0, *others) for window, heavy, decay, *others in written]
-    return list(dict.fromkeys(options))[:count]
+    others = [replace(option, score=score) for score in scores if score for option in options if option.heavy]
+    return list(dict.fromkeys([*options, *others]))[:count]
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ class Losses:
         for number, option in enumerate(self.options[:-1]):
             heavy = option.heavy and option.heavy + shift
             if option.heavy == 0 or (heavy > 0 and option.window + heavy < most):
-                options.append(Option(option.window, heavy, option.decay ** (stride / self.stride), option.bits, option.prompt))
+                options.append(replace(option, heavy=heavy, decay=option.decay ** (stride / self.stride)))
                 kept.append(number)
         return Losses((*options, self.options[-1]), self.loss[:, :, [*kept, len(self.options) - 1]], stride)
 
@@ -161,7 +169,7 @@ def losses_from(table: pd.DataFrame, layers: int, kv_heads: int, geometry: Geome
     strides = sorted(set(table["stride"].astype(int)))
     if len(strides) > 1:
         raise DataError(f"The sensitivity table mixes the strides {strides}: solve one of them at a time.")
-    whole = [table[name].astype(int) for name in ("window", "heavy", "bits", "prompt")]
+    whole = [table[name].astype(int) for name in ("window", "heavy", "bits", "prompt", "score")]
     numbers = (*whole[:2], table["decay"].astype(float), *whole[2:])
     options = [Option(*kind) for kind in sorted(set(zip(*numbers, strict=True)))]
     index = {option: number for number, option in enumerate(options)}
@@ -169,7 +177,7 @@ def losses_from(table: pd.DataFrame, layers: int, kv_heads: int, geometry: Geome
     loss = np.full((layers, kv_heads, len(options) + 1), np.inf)
     loss[:, :, -1] = 0.0
     for row in table.itertuples(index=False):
-        option = Option(int(row.window), int(row.heavy), float(row.decay), int(row.bits), int(row.prompt))
+        option = Option(int(row.window), int(row.heavy), float(row.decay), int(row.bits), int(row.prompt), int(row.score))
         loss[int(row.layer), int(row.kv_head), index[option]] = max(float(row.loss), 0.0)
     return Losses((*options, everything), _bounded(options, loss), strides[0])
 
@@ -185,8 +193,8 @@ def _bounded(options: Sequence[Option], loss: np.ndarray) -> np.ndarray:
 def interpolated(losses: Losses, between: int = 1) -> Losses:
     """More options: `between` sizes between two neighbours of a chain, their loss the weighted geometric mean.
 
-    A chain is one window and one decay with growing heavy, or windows alone from the third row on, in one number of bits and
-    with one prompt.
+    A chain is one window, one decay and one kind of score with growing heavy, or windows alone from the third row on, in one
+    number of bits and with one prompt.
     Losses fall about as an exponential of the size, so the chord would promise too little, and a size on it could never be
     worth more than a mix of its ends (measured at 20 % of the bundled scenes model: .0518, .0441 and .0426 nats a token by
     three tables, .0536, .0470 and .0438 with the chord). Windows up to two rows are left as measured: there the loss has
@@ -205,7 +213,7 @@ def interpolated(losses: Losses, between: int = 1) -> Losses:
                 share = step / (between + 1)
                 window = round(small.window + share * (large.window - small.window))
                 heavy = round(small.heavy + share * (large.heavy - small.heavy))
-                option = Option(window, heavy, large.decay, large.bits, large.prompt)
+                option = replace(large, window=window, heavy=heavy)
                 made.setdefault(option, _between(made[small], made[large], share))
     ordered = sorted(made)
     loss = np.stack([*(made[option] for option in ordered), losses.loss[:, :, -1]], -1)
@@ -218,9 +226,9 @@ def _chains(options: Sequence[Option], bits: int, prompt: int) -> list[list[Opti
     alone = [option for option in mine if option.heavy == 0]
     cliffs = sorted(alone)[len(alone) // 2].window if alone else 0
     chains = [[option for option in alone if option.window >= cliffs]]
-    for window, decay in sorted({(option.window, option.decay) for option in mine if option.heavy}):
-        chains.append([option for option in mine if option.heavy and (option.window, option.decay) == (window, decay)])
-    return chains
+    chosen = [option for option in mine if option.heavy]
+    kinds = sorted({(option.window, option.decay, option.score) for option in chosen})
+    return chains + [[one for one in chosen if (one.window, one.decay, one.score) == kind] for kind in kinds]
 
 
 def _between(small: np.ndarray, large: np.ndarray, share: float) -> np.ndarray:

@@ -23,6 +23,7 @@ from headscope.samples import Samples
 from headscope.tuning.measure.full_cache import ROOM, FullCachePredictions
 from headscope.tuning.measure.measurement import ReplayResult, Watch
 from headscope.tuning.measure.room import batch_bytes, replayed_bytes
+from headscope.tuning.measure.usual import UsualAttention
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Replay:
         dtype: of the cache (the model's by default).
         by_stream: also report each stream's own KL (three reference tables in memory in place of one).
         reference_bytes: what the tables of the full cache's predictions may take; see `FullCachePredictions`.
+        usual: what tokens usually receive: heads whose kind of score needs a table are measured with one of it.
 
     Raises:
         DataError: no image, tokens of another grid or outside the vocabulary, temperature 0, another model's weights.
@@ -67,11 +69,12 @@ class Replay:
         dtype: torch.dtype | None = None,
         by_stream: bool = True,
         reference_bytes: int = ROOM,
+        usual: UsualAttention | None = None,
     ) -> None:
         expect_model(model, "Replay")
         _check(model, samples)
         self.model = model
-        self.samples = samples
+        self.samples, self.usual = samples, usual
         self.geometry = model.shape.geometry
         self.dtype = dtype or model.dtype
         self.guidance, self.temperature = float(samples.guidance), float(samples.temperature)
@@ -98,11 +101,11 @@ class Replay:
             watch: told the losses of a batch of images once it is done; what it raises ends the measurement.
 
         Raises:
-            PolicyMismatch: the policy is for another model.
+            PolicyMismatch: the policy is for another model, or lacks a table that nothing here gives.
             NumberError: NaN or infinite logits; names the token.
         """
         started = time.perf_counter()
-        parts, nbytes = [], 0
+        parts, nbytes, policy = [], 0, self.completed(policy)
         with torch.inference_mode(), compressed(self.model, policy):
             for batch in self.batches:
                 cache = CompressedCache(
@@ -117,13 +120,13 @@ class Replay:
                     watch(divergence.double().mean(1))
         return ReplayResult.of(parts, self.geometry, cache_bytes=nbytes, seconds=time.perf_counter() - started)
 
+    def completed(self, policy: Policy) -> Policy:
+        """The policy, with the tables that its scores need where it has none and what tokens usually receive is known."""
+        return policy if self.usual is None or policy.tables is not None else self.usual.complete(policy)
+
     @torch.inference_mode()
     def measure_full(self, other: ImageModel) -> ReplayResult:
-        """What a copy of the model in another dtype loses with everything kept: the noise that rounding makes.
-
-        Args:
-            other: of the same weights.
-        """
+        """What a copy of the model in another dtype, of the same weights, loses with everything kept: the noise of rounding."""
         started, twin = time.perf_counter(), Replay(other, self.samples, batch_size=self.batch_size, by_stream=False)
         parts = [self.compare(twin.full(batch), batch.images, other) for batch in twin.batches]
         return ReplayResult.of(parts, self.geometry, cache_bytes=0, seconds=time.perf_counter() - started)

@@ -17,7 +17,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.facts import check, parsed, plain, said, shown
-from headscope.policy import BITS, FEATURES, ModelShape
+from headscope.policy import BITS, BUILT_IN, FEATURES, ModelShape
 from headscope.progress import Progress, of_task
 from headscope.reading import read_parquet, to_frame
 from headscope.storage import write_whole
@@ -31,7 +31,7 @@ NEGLIGIBLE = 2e-6
 SAVE_EVERY = 5.0  # seconds
 _KEY = b"headscope"
 _KIND = "a sensitivity table"
-_WHOLE = ["layer", "kv_head", "window", "heavy", "bits", "prompt", "stride"]
+_WHOLE = ["layer", "kv_head", "window", "heavy", "bits", "prompt", "score", "stride"]
 _COLUMNS = pa.schema([(name, pa.int64() if name in _WHOLE else pa.float64()) for name in COLUMNS])
 
 
@@ -213,6 +213,7 @@ def _possible(frame: pd.DataFrame) -> pd.Series:
     """Which rows are of a head, an option and a loss; an empty cell is none."""
     numbers = frame.fillna(np.nan).astype("float64")
     known = numbers["decay"].between(0, 1) & numbers["bits"].isin(BITS) & numbers["prompt"].isin((0, 1))
+    known &= numbers["score"].isin(range(len(BUILT_IN)))
     return (numbers[_WHOLE] >= 0).all(axis=1) & known & np.isfinite(numbers["loss"])
 
 

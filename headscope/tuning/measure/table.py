@@ -18,6 +18,7 @@ import pandas as pd
 from headscope.errors import DataError
 from headscope.intervals import rank_correlation
 from headscope.models import ImageModel
+from headscope.policy import BUILT_IN, EXPECTED
 from headscope.progress import Progress
 from headscope.tuning.measure.coverage import Groups
 from headscope.tuning.measure.fisher import fisher_table
@@ -132,10 +133,12 @@ def sensitivity_table(
 
 
 def offered(replay: Replay, kind: str, bits: Sequence[int], count: int | None, prompts: Sequence[int]) -> list[Option]:
-    """The options of a table; arguments as those of `sensitivity_table`."""
+    """The options of a table; arguments as those of `sensitivity_table`. Those by the score `expected` are among them where the
+    replay knows what tokens usually receive; the trace alone does not tell what scores are worth."""
     shape = replay.model.shape
     drops = shape.prefix_slots(replay.prefix, whole=False) < shape.prefix_slots(replay.prefix)
-    return default_options(shape.geometry, bits, count, prompts if drops and kind != COVERAGE else (1,))
+    scores = (0, BUILT_IN.index(EXPECTED)) if replay.usual is not None and kind != COVERAGE else (0,)
+    return default_options(shape.geometry, bits, count, prompts if drops and kind != COVERAGE else (1,), scores)
 
 
 def _exact(replay: Replay, options: list[Option], path: str | Path | None, progress: Progress | None) -> Table:

@@ -76,7 +76,7 @@ class ClassSpace:
         size = (policy.window + policy.heavy).double()
         if policy.stride not in self.strides or bool((size == 0).any()) or len(policy.anchor.unique()) > 1:
             return None
-        if bool(policy.drops_prompt.any()):
+        if bool(policy.drops_prompt.any()) or policy.other_scores:
             return None
         bits = policy.bits.unique().tolist()
         if len(bits) > 1 or bits[0] not in self.bits:

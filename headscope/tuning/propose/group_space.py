@@ -52,8 +52,8 @@ class GroupSpace:
         window, heavy = self.around.window * factors["window"], self.around.heavy * factors["heavy"]
         mean = values["decay"]
         decay = (self.around.decay * (mean / self.decay)).clamp(max=1.0) if self.decay else torch.full_like(window, mean)
-        written = (self.around.bits, self.around.prompt, prompt_dropped(self.limit.spec))
-        window, heavy, decay, bits, prompt = merged(window.round(), heavy.round(), self.buckets, decay, *written)
+        written = (self.around.bits, self.around.prompt, prompt_dropped(self.limit.spec), self.around.score)
+        window, heavy, decay, bits, prompt, score = merged(window.round(), heavy.round(), self.buckets, decay, *written)
         return fit_near(
             window,
             heavy,
@@ -64,6 +64,7 @@ class GroupSpace:
             semantic_score=self.semantic_score,
             bits=bits,
             prompt=prompt,
+            score=score,
         )
 
     def _groups(self) -> torch.Tensor:

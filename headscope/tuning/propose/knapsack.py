@@ -76,8 +76,7 @@ def solve(
             f"No choice of options fits {room:,.0f} bytes a row at stride {stride}: the smallest takes "
             f"{smallest:,.0f}; expected a limit of at least that, or a smaller stride."
         )
-    every = np.array([option.numbers() for option in losses.options])
-    fields = every[allocation.choice]
+    fields = np.array([option.numbers() for option in losses.options])[allocation.choice]
     heavy = torch.from_numpy(fields[..., 1]).to(torch.int32)
     faded = fading * torch.from_numpy(fields[..., 2]).float()
     return Policy.uniform(
@@ -91,6 +90,7 @@ def solve(
         prefix=limit.spec.prefix,
         bits=torch.from_numpy(fields[..., 3]).to(torch.uint8),
         prompt=torch.from_numpy(fields[..., 4]).to(torch.uint8),
+        score=torch.where(heavy > 0, torch.from_numpy(fields[..., 5]).to(torch.uint8), 0),
         provenance={"method": "solver", "predicted_loss": allocation.loss},
     )
 

@@ -7,6 +7,9 @@ import torch
 from headscope.errors import BudgetError
 from headscope.policy import CacheSpec, Limit, Policy, fit
 
+# How far two kinds of score are apart, in heavy tokens that both have: about the share of what is lost that `expected` saves.
+OTHER_SCORE = 1 / 3
+
 
 def fit_near(
     window: torch.Tensor,
@@ -19,6 +22,7 @@ def fit_near(
     semantic_score: torch.Tensor,
     bits: int | torch.Tensor = 16,
     prompt: int | torch.Tensor = 1,
+    score: int | torch.Tensor = 0,
 ) -> Policy:
     """As `headscope.policy.fit`; where so many anchors have no room beside the buffers, the policy without them.
 
@@ -32,10 +36,11 @@ def fit_near(
         semantic_score: float32 [layers, kv_heads] in [0, 1], noted in the policy.
         bits: of a kept number, one number or uint8 [layers, kv_heads].
         prompt: 1 for the whole prompt, 0 for its first and last token, one number or uint8 [layers, kv_heads].
+        score: kind of score, a place in `BUILT_IN`, one number or uint8 [layers, kv_heads].
     """
 
     def with_anchors(count: int) -> Policy:
-        written = {"decay": decay, "bits": bits, "prompt": prompt}
+        written = {"decay": decay, "bits": bits, "prompt": prompt, "score": score}
         return fit(window, heavy, limit, stride=stride, anchor=count, semantic_score=semantic_score, **written)  # type: ignore[arg-type]
 
     try:
@@ -57,13 +62,14 @@ def merged(
     bits: torch.Tensor | None = None,
     prompt: torch.Tensor | None = None,
     dropped: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """At most `buckets` distinct (window, heavy, decay, bits, prompt) a layer: the two closest become the larger of each,
-    repeatedly.
+    score: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """At most `buckets` distinct kinds of heads (window, heavy, decay, bits, prompt, score) a layer: the two closest become the
+    larger of each, repeatedly.
 
     How far two are apart is counted in tokens: a difference in decay counts as that share of the heavy tokens that both have,
-    one in bits as that share of all tokens that both have, one in prompts as the tokens that are dropped.
-    Without heavy tokens the decay is 1, as it is never read.
+    one in bits as that share of all tokens that both have, one in prompts as the tokens that are dropped, another kind of score
+    as OTHER_SCORE of the heavy tokens that both have. Without heavy tokens decay is 1 and score 0, as they are never read.
 
     Example: windows 1, 2, 20 without heavy tokens and two buckets: 2, 2, 20.
 
@@ -75,23 +81,28 @@ def merged(
         bits: [layers, kv_heads], by default 16 everywhere.
         prompt: [layers, kv_heads], by default 1 everywhere.
         dropped: tokens that a head with prompt 0 drops.
+        score: [layers, kv_heads], by default 0 everywhere.
 
     Returns:
-        Window, heavy, decay, bits and prompt, [layers, kv_heads] each; what was given is left as it is.
+        Window, heavy, decay, bits, prompt and score, [layers, kv_heads] each; what was given is left as it is.
     """
     window, heavy = window.clone(), heavy.clone()
     bits = torch.full_like(window, 16, dtype=torch.uint8) if bits is None else bits.clone()
     prompt = torch.ones_like(window, dtype=torch.uint8) if prompt is None else prompt.clone()
     decay = torch.ones_like(window, dtype=torch.float32) if decay is None else torch.where(heavy > 0, decay.float(), 1.0)
+    score = torch.zeros_like(prompt) if score is None else torch.where(heavy > 0, score, 0).to(torch.uint8)
 
     def apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:
         other_bits = abs(a[3] - b[3]) / max(a[3], b[3]) * min(a[0] + a[1], b[0] + b[1])
         other = other_bits + abs(a[4] - b[4]) * dropped
-        return abs(a[0] - b[0]) + abs(a[1] - b[1]) + abs(a[2] - b[2]) * min(a[1], b[1]) + other
+        scored = (abs(a[2] - b[2]) + OTHER_SCORE * (a[5] != b[5])) * min(a[1], b[1])
+        return abs(a[0] - b[0]) + abs(a[1] - b[1]) + scored + other
 
     for layer in range(len(window)):
         while True:
-            every = list(zip(*(numbers[layer].tolist() for numbers in (window, heavy, decay, bits, prompt)), strict=True))
+            every = list(
+                zip(*(numbers[layer].tolist() for numbers in (window, heavy, decay, bits, prompt, score)), strict=True)
+            )
             if len(kinds := sorted(set(every))) <= buckets:
                 break
             closest = min(((a, b) for i, a in enumerate(kinds) for b in kinds[i + 1 :]), key=lambda two: apart(*two))
@@ -100,5 +111,5 @@ def merged(
             window[layer][both] = max(kind[0] for kind in closest)
             heavy[layer][both] = max(kind[1] for kind in closest)
             decay[layer][both], bits[layer][both] = more[2], int(max(kind[3] for kind in closest))
-            prompt[layer][both] = int(max(kind[4] for kind in closest))
-    return window, heavy, decay, bits, prompt
+            prompt[layer][both], score[layer][both] = int(max(kind[4] for kind in closest)), int(more[5])
+    return window, heavy, decay, bits, prompt, score

@@ -136,8 +136,8 @@ class TableSpace:
         window = torch.lerp(solved.window.float(), self.towards.window.float(), blend)
         heavy = torch.lerp(solved.heavy.float(), self.towards.heavy.float(), blend)
         decay = torch.where(solved.heavy > 0, solved.decay, values["decay"] * self.towards.decay)
-        written = (solved.bits, solved.prompt, prompt_dropped(self.limit.spec))
-        window, heavy, decay, bits, prompt = merged(window.round(), heavy.round(), self.buckets, decay, *written)
+        written = (solved.bits, solved.prompt, prompt_dropped(self.limit.spec), solved.score)
+        window, heavy, decay, bits, prompt, score = merged(window.round(), heavy.round(), self.buckets, decay, *written)
         return fit_near(
             window,
             heavy,
@@ -148,6 +148,7 @@ class TableSpace:
             semantic_score=self.semantic_score,
             bits=bits,
             prompt=prompt,
+            score=score,
         )
 
     def _weight(self, values: Mapping[str, float]) -> np.ndarray:

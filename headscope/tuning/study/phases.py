@@ -89,6 +89,7 @@ class PhasedStudy:
             prune=config.prune,
             bits=config.bits,
             prompt=config.prompt,
+            score=config.score,
         )
         self._books: list[tuple[TrialBook, Space]] = []
         self._measured: dict[str, dict[str, Any]] = {}

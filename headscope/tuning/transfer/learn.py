@@ -33,7 +33,8 @@ LEAST = 1e-7
 
 
 def rule_of(seen: Seen, table: pd.DataFrame, shape: ModelShape) -> Rule:
-    """What a policy file carries of a model's trace and sensitivity table: of options with whole prompts.
+    """What a policy file carries of a model's trace and sensitivity table: of options with whole prompts, chosen by attention
+    received.
 
     Args:
         seen: of the trace.
@@ -44,7 +45,7 @@ def rule_of(seen: Seen, table: pd.DataFrame, shape: ModelShape) -> Rule:
         DataError: the table is of another model.
     """
     losses = losses_from(table, shape.layers, shape.kv_heads, shape.geometry)
-    whole = [place for place, option in enumerate(losses.options[:-1]) if option.prompt]
+    whole = [place for place, option in enumerate(losses.options[:-1]) if option.prompt and not option.score]
     known = [place for place in whole if np.isfinite(losses.loss[:, :, place]).all()]
     options = [losses.options[place] for place in known]
     if not options:
