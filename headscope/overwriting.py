@@ -29,12 +29,12 @@ _PRESETS = Written(rf"({'|'.join(map(re.escape, (*PRESETS, 'linear', 'kvtuner'))
 _DB = r"db(-wal|-shm|-journal)?"
 _STUDY = rf"(study|front)\.{_DB}|study\.journal(\.lock.*)?"
 _TABLES = r"presets\.(json|parquet)|trials\.parquet|search\.json|methods\.csv|kl_by_row\.parquet"
-_TABLE = r"sensitivity(-\d+)?((-groups|-fisher)?\.parquet|-fisher\.part\.json)"
+_TABLE = r"sensitivity(-\d+)?((-groups|-fisher)?\.parquet|-fisher\.part\.json)|usual\.safetensors"
 _SEARCH = Written(rf"{_STUDY}|{_TABLES}|{_TABLE}", {"presets": _PRESETS})
 _SHARE = r"\d+(\.\d+)?"
 _KEEP = rf"keep-{_SHARE}"
 _BENCH = Written(
-    r"unseen\.json|sensitivity(-\d+)?(-groups|-fisher)?\.parquet|sensitivity\.json",
+    r"unseen\.json|sensitivity(-\d+)?(-groups|-fisher)?\.parquet|sensitivity\.json|usual\.safetensors",
     {_KEEP: Written(rf"presets\.(json|parquet)|[a-z]+\d*(-[a-z-]+)?-\d+(-whole)?\.({_DB}|parquet|safetensors)")},
 )
 _IMAGES = Written(r"sheet\.png|(pictures|images)\.parquet", dict.fromkeys(("full", "searched"), Written(r"\d{3,}\.png")))

@@ -246,8 +246,8 @@ class SearchConfig(_Config):
 
     @property
     def compares(self) -> bool:
-        """Whether heads may choose by the score `expected`; a dry run has no table to choose from."""
-        return self.score == SCORES[0] and not self.quick
+        """Whether heads may choose by the score `expected`; a dry run has no table that tells, nor has the trace alone."""
+        return self.score == SCORES[0] and not self.quick and self.table != "coverage"
 
 
 class RunConfig(_Config):
