@@ -67,7 +67,7 @@ def what_fits(spec: CacheSpec, room: int, policies: Mapping[str, Policy], shares
     ]
     for name, policy in policies.items():
         nbytes = one.replace(prefix=max(spec.prefix, policy.prefix)).bytes_of(policy)
-        rows.append(Row(name, nbytes / plain, nbytes, room // nbytes))
+        rows.append(Row(name, nbytes / plain, nbytes, max(room - policy.table_bytes, 0) // nbytes))  # all images share tables
     allowed = room / (spec.batch * plain)
     keep = f"{floor(1000 * allowed) / 10:g}%" if smallest / plain <= allowed < 1 else None
     return Fits(tuple(rows), allowed, _sentence(spec.batch, allowed, smallest / plain, keep), keep)

@@ -61,6 +61,7 @@ def batch_for(model: ImageModel, variants: Sequence[Variant], prefix: int, strea
         DataError: there is no room for one.
     """
     largest = max(variant.cache_bytes(model, prefix, streams) for variant in variants)
+    memory -= max(0 if variant.policy is None else variant.policy.table_bytes for variant in variants)  # all images share them
     if largest > memory:
         raise DataError(
             f"memory: {memory:,} bytes for a worker's batch hold no cache of one image, which takes {largest:,}; give more."

@@ -114,12 +114,12 @@ class Setup:
         self, share: float, replay: MemoizedReplay, sweep: Sweep, table: pd.DataFrame | None, name: str, **options: Any
     ) -> SearchResult:
         """A search that begins with the presets (controls left out); its study is kept, and goes on, in `name`.db. With 16 bits
-        alone, unless `bits` are given, and whole prompts, unless `prompt` is."""
+        alone, whole prompts and scores of attention received, unless `bits`, `prompt` or `score` are given."""
         presets = {preset: policy for preset, policy in sweep.best.items() if preset not in CONTROLS}
         store, tell = StudyStore.open(self.folder(share) / f"{name}.db"), shown(f"{name} at {share:.0%}")
         losses, config = (
             None if table is None else self.losses(table),
-            SearchConfig(**{"bits": "16", "prompt": "whole", **options}),
+            SearchConfig(**{"bits": "16", "prompt": "whole", "score": "received", **options}),
         )
         free = None if table is None else partial(self.own_images, images=len(replay))
         return PhasedStudy(replay, self.limit(share), losses, self.semantic_score, config, store, presets, tell, free).run()

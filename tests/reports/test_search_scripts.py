@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from headscope.errors import BudgetError, DataError
-from headscope.policy import load_policy
+from headscope.models import ImageModel
+from headscope.policy import Policy, load_policy
 from tests.cli.command import headscope, left_by_an_overwrite
 from tests.reports.scripts import REPORTS, functions, script
 
@@ -108,6 +109,18 @@ def test_more_kinds_of_heads_and_what_replay_costs(made, run: Path) -> None:
     table = made("replay", run, "--keep", "60%", "--images", 1)
     assert list(table.columns) == COLUMNS["replay"]
     assert (table["images"] == 1).all()
+
+
+def test_kinds_of_scores_and_forms_of_their_tables(made, run: Path, tiny: ImageModel, tmp_path: Path) -> None:
+    policy = Policy.uniform(tiny.shape, window=1, heavy=4, stride=4, prefix=12)
+    table = made("scores", run, "--policies", policy.save(tmp_path / "p.safetensors"), "--images", 2)
+    assert list(table.columns) == ["policy", "form", "bytes", "share", "unseen_kl", "difference_low", "difference_high"]
+    assert list(table["form"][:2]) == ["received", "value"]
+    losses = table.set_index("form")["unseen_kl"]
+    assert losses["rank 4, every row, 8 bits"] == pytest.approx(
+        losses["every row, 32 bits"], rel=0.2
+    )  # four rows are of rank 4
+    assert losses["every row, 32 bits"] != losses["received"]
 
 
 def test_what_cannot_be_measured_is_one_sentence(capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
