@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,12 +38,14 @@ from headscope.tuning import (
     StudyStore,
     Sweep,
     Table,
+    UsualAttention,
     losses_from,
     measure_free_running,
     measure_sensitivity,
     sensitivity_table,
     study_replay,
     sweep_presets,
+    usual_attention,
 )
 
 SEARCHED, OPTUNA, SOLVER = "searched", "optuna", "solver"
@@ -97,13 +99,21 @@ class Setup:
         """Where what belongs to one limit is kept: `keep-20`."""
         return self.out / f"keep-{100 * share:g}"
 
-    def few(self, images: int) -> Replay:
-        """The first so many calibration images."""
-        return Replay(self.model, self.calibration.first(images), by_stream=False)
+    @cached_property
+    def usual(self) -> UsualAttention:
+        """What tokens usually receive on all calibration images."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        return usual_attention(self.model, self.calibration, self.out / "usual.safetensors", shown("what is usual"))
 
-    def study(self, images: int | None = None) -> MemoizedReplay:
+    def few(self, images: int, compares: bool = False) -> Replay:
+        """The first so many calibration images; heads may compare with what is usual where asked."""
+        usual = self.usual if compares else None
+        return Replay(self.model, self.calibration.first(images), by_stream=False, usual=usual)
+
+    def study(self, images: int | None = None, compares: bool = False) -> MemoizedReplay:
         """The first calibration images, by default all, as a study replays them; no policy is measured twice."""
-        return MemoizedReplay(study_replay(self.model, self.calibration.first(images)))
+        usual = self.usual if compares else None
+        return MemoizedReplay(study_replay(self.model, self.calibration.first(images), usual))
 
     def sweep(self, share: float, replay: MemoizedReplay, bits: tuple[int, ...] = (16,)) -> Sweep:
         """Every preset at its best on the calibration images."""
@@ -121,7 +131,8 @@ class Setup:
             None if table is None else self.losses(table),
             SearchConfig(**{"bits": "16", "prompt": "whole", "score": "received", **options}),
         )
-        free = None if table is None else partial(self.own_images, images=len(replay))
+        finish = self.usual.complete if config.score == "by head" else lambda policy: policy
+        free = None if table is None else lambda policy: self.own_images(finish(policy), len(replay))
         return PhasedStudy(replay, self.limit(share), losses, self.semantic_score, config, store, presets, tell, free).run()
 
     def own_images(self, policy: Policy, images: int) -> float:
@@ -137,10 +148,10 @@ class Setup:
         table.attrs["seconds"] = _added(path.with_suffix(".json"), seconds if len(table) > before else 0.0)
         return table
 
-    def gradients(self, images: int, bits: tuple[int, ...], prompts: tuple[int, ...] = (1,)) -> Table:
+    def gradients(self, images: int, bits: tuple[int, ...], prompts: tuple[int, ...] = (1,), compares: bool = False) -> Table:
         """The sensitivity table by gradients of the first calibration images."""
         path, tell = self.out / f"sensitivity-{images}.parquet", shown("the table by gradients")
-        return sensitivity_table(self.few(images), "fisher", None, path, tell, bits, prompts=prompts)
+        return sensitivity_table(self.few(images, compares), "fisher", None, path, tell, bits, prompts=prompts)
 
     def losses(self, table: pd.DataFrame) -> Losses:
         """A sensitivity table as the solver takes it."""

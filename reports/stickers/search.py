@@ -10,13 +10,14 @@ ones too), seconds (of measuring them; for the solver and the search with the se
 interval of replay_kl over images (kl_low, kl_high), the paired difference to the searched policy of seed 0 (difference,
 difference_low, difference_high; positive where this method loses more), and what the policy is (variant). Presets depend on no
 seed and have one row; `h2o+bits` is `h2o` with its best 8 or 4 bits, `searched16` and `solver16` have 16 bits alone, `kivi`
-stands at its own sizes, and `full_bfloat16` is the model in bfloat16 with everything kept. `searched_whole` keeps whole prompts
-in all heads, as `searched16` does; `searched` may drop them by head. Goes on after a stop.
+stands at its own sizes, and `full_bfloat16` is the model in bfloat16 with everything kept. `searched` may choose bits, prompts
+and kinds of scores by head, `searched_bits` bits alone. Goes on after a stop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -48,7 +49,7 @@ from headscope.intervals import mean_interval
 from headscope.policy import CONTROLS, PRESETS, Limit, Policy, make_preset, save_policy
 from headscope.reporting import budgets_figure, save_figure
 from headscope.storage import write_whole
-from headscope.tuning import SearchResult, Sweep, Table, kvtuner
+from headscope.tuning import SearchResult, Sweep, Table, UsualAttention, kvtuner
 
 
 class Kind(NamedTuple):
@@ -58,19 +59,23 @@ class Kind(NamedTuple):
         mark: behind the method's name.
         bits: of a kept number.
         prompts: 1 keeps the whole prompt, 0 its first and last token.
+        compares: whether heads may choose by what tokens receive against what is usual.
     """
 
     mark: str
     bits: tuple[int, ...]
     prompts: tuple[int, ...]
+    compares: bool
 
     @property
     def knobs(self) -> dict[str, str]:
         """As `SearchConfig` has them."""
-        return {"bits": ",".join(map(str, self.bits)), "prompt": "by head" if 0 in self.prompts else "whole"}
+        prompt, score = "by head" if 0 in self.prompts else "whole", "by head" if self.compares else "received"
+        return {"bits": ",".join(map(str, self.bits)), "prompt": prompt, "score": score}
 
 
-KIND, WHOLE, PLAIN = Kind("", (16, 8, 4), (1, 0)), Kind("_whole", (16, 8, 4), (1,)), Kind("16", (16,), (1,))
+# All that a search may choose, the bits alone, and nothing but sizes.
+KIND, BITS, PLAIN = Kind("", (16, 8, 4), (1, 0), True), Kind("_bits", (16, 8, 4), (1,), False), Kind("16", (16,), (1,), False)
 SHOWN = ["budget", "method", "bits", "seed", "replay_kl", "cache_bytes", "trials", "seconds"]
 
 
@@ -99,7 +104,7 @@ def main(
     """Every preset, the solver and the search, on unseen images."""
     setup = Setup.open(run, folder)
     wanted = [(share, setup.limit(share)) for share in shares(keep)]  # each is checked before the first is searched
-    unseen, tables = Unseen(setup), {kind: setup.gradients(table_images, *kind[1:]) for kind in (KIND, WHOLE, PLAIN)}
+    unseen, tables = Unseen(setup), {kind: setup.gradients(table_images, *kind[1:]) for kind in (KIND, BITS, PLAIN)}
     search = Searching(setup, tables, trials, images)
     rows = at_their_own_size(setup, unseen)
     for share, _ in wanted:
@@ -123,7 +128,7 @@ class Searching(NamedTuple):
         """Every preset, with kvtuner where every token fits in some bits."""
         found = self.setup.sweep(share, self.setup.study(self.images), KIND.bits)
         try:
-            policy = kvtuner(self.setup.losses(self.tables[WHOLE].losses), self.setup.limit(share))
+            policy = kvtuner(self.setup.losses(self.tables[BITS].losses), self.setup.limit(share))
         except BudgetError:
             return found
         return Sweep({**found.best, "kvtuner": policy}, found.table)
@@ -137,19 +142,29 @@ class Searching(NamedTuple):
 
     def searched(self, share: float, seeds: int) -> Iterator[Entry]:
         """The solver's answer and the search around it: with all it may choose for every seed, with less for the first."""
-        replay, place, sweep = self.setup.study(self.images), self.setup.folder(share), self.sweep(share)
-        for seed, kind in [*((seed, KIND) for seed in range(seeds)), (0, WHOLE), (0, PLAIN)]:
-            table, mark = self.tables[kind], kind.mark
+        place, sweep = self.setup.folder(share), self.sweep(share)
+        for seed, kind in [*((seed, KIND) for seed in range(seeds)), (0, BITS), (0, PLAIN)]:
+            table, mark, replay = self.tables[kind], kind.mark, self.setup.study(self.images, kind.compares)
             some = {name: policy for name, policy in sweep.best.items() if kind != PLAIN or not policy.quantized}
             name = f"{SEARCHED}{mark}-{seed}"
             knobs = {"trials": self.trials, "seed": seed, **kind.knobs}
             result = self.setup.search(share, replay, Sweep(some, sweep.table), table.losses, name, **knobs)
+            if kind.compares:
+                result = completed(result, self.setup.usual)
             save_policy(result.policy, place / f"{name}.safetensors")
             write_whole(place / f"{name}.parquet", partial(result.trials.to_parquet, index=False))
             yield Entry(f"{SEARCHED}{mark}", seed, result.policy, result.kl, *cost(result, table.seconds))
             if seed == 0 and result.solver is not None:
                 solved = result.solver
                 yield Entry(f"{SOLVER}{mark}", 0, solved.policy, solved.kl, *cost(result, table.seconds, SOLVER))
+
+
+def completed(result: SearchResult, usual: UsualAttention) -> SearchResult:
+    """With the tables that scores need."""
+    solver = result.solver
+    if solver is not None:
+        solver = replace(solver, policy=usual.complete(solver.policy))
+    return replace(result, policy=usual.complete(result.policy), solver=solver)
 
 
 def cost(result: SearchResult, extra: float, label: str = "") -> tuple[int, float]:
