@@ -221,4 +221,5 @@ def test_an_observer_is_shown_the_ends_of_each_row(tiny: JanusModel) -> None:
 
 def test_the_gpu_decoder_says_that_it_lacks_them(tiny: JanusModel) -> None:
     on_gpu = SimpleNamespace(device=SimpleNamespace(type="cuda"))
-    assert LlamaCudaDecoder.lacking(on_gpu, mixed(tiny)) == "needs a policy whose heads all keep the whole prompt"  # type: ignore[arg-type]
+    said = LlamaCudaDecoder.lacking(on_gpu, mixed(tiny))  # type: ignore[arg-type]
+    assert said == "needs a policy whose heads all keep the whole prompt, as a search with `prompt` whole finds it"

@@ -172,4 +172,4 @@ def test_a_head_without_its_table_is_refused_where_it_is_used(tiny: JanusModel) 
 def test_the_gpu_decoder_says_which_scores_it_does_not_know(tiny: JanusModel) -> None:
     on_gpu = SimpleNamespace(device=SimpleNamespace(type="cuda"))
     said = LlamaCudaDecoder.lacking(on_gpu, tiny_policy(tiny, [[2, 1], [0, 2]]))  # type: ignore[arg-type]
-    assert said == "knows only the score received, and this policy has expected and value"
+    assert said == "knows only the score received (a search may be told so), and this policy has expected and value"

@@ -56,9 +56,9 @@ class LlamaCudaDecoder:
         if policy is None:
             return "needs a policy"
         if bool(policy.drops_prompt.any()):
-            return "needs a policy whose heads all keep the whole prompt"
+            return "needs a policy whose heads all keep the whole prompt, as a search with `prompt` whole finds it"
         if other := policy.other_scores:
-            return f"knows only the score {RECEIVED}, and this policy has {' and '.join(other)}"
+            return f"knows only the score {RECEIVED} (a search may be told so), and this policy has {' and '.join(other)}"
         if not getattr(model, "starts", True):
             return "needs tokens before the image"
         if model.shape.geometry.row_end:
