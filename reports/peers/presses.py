@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import kvpress
 import torch
@@ -21,6 +22,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 # Tokens between two choices: kvpress lets its cache grow by them, so that the fewer they are, the more tokens a choice keeps.
 INTERVALS = (4, 16)
+# Those that count slots, run again with tokens in order.
+ORDERED = ("streaming", "streaming, whole prompt", "snapkv", "lagkv")
 
 
 def presses(prefix: int, interval: int) -> dict[str, Callable[[], object]]:
@@ -42,6 +45,31 @@ def presses(prefix: int, interval: int) -> dict[str, Callable[[], object]]:
     }
 
 
+class InOrder:
+    """While it lasts, presses that score tokens keep them in order of age.
+
+    kvpress keeps them as `topk` gives them, so that from the second choice on what counts slots (StreamingLLM, LagKV, SnapKV's
+    window) takes some tokens for others.
+    """
+
+    def __enter__(self) -> None:
+        self.before = kvpress.ScorerPress.compress
+        kvpress.ScorerPress.compress = kept_in_order
+
+    def __exit__(self, *_: object) -> None:
+        kvpress.ScorerPress.compress = self.before
+
+
+def kept_in_order(press, module, hidden_states, keys, values, attentions, kwargs):
+    """As `ScorerPress.compress`, but for the order."""
+    if press.compression_ratio == 0:
+        return keys, values
+    scores = press.score(module, hidden_states, keys, values, attentions, kwargs)
+    count = int(keys.shape[2] * (1 - press.compression_ratio))
+    places = scores.topk(count, dim=-1).indices.sort(-1).values[..., None].expand(-1, -1, -1, module.head_dim)
+    return keys.gather(2, places).contiguous(), values.gather(2, places).contiguous()
+
+
 def main(config_file: str, tensor_file: str, kept: str, out: str) -> None:
     """Run every press at every interval."""
     with open(config_file, encoding="utf-8") as file:
@@ -51,12 +79,13 @@ def main(config_file: str, tensor_file: str, kept: str, out: str) -> None:
     model.model.load_state_dict({name[8:]: tensor for name, tensor in tensors.items() if name.startswith("weights.")})
     embeds, prefix = tensors["embeds"], int(tensors["prefix"])
     most, found, said = int(float(kept) * embeds.shape[1]), dict[str, torch.Tensor](), dict[str, str]()
-    for interval in INTERVALS:
-        for name in presses(prefix, interval):
-            label, began = f"{name} {interval}", time.time()
+    for interval, ordered in ((interval, ordered) for interval in INTERVALS for ordered in (False, True)):
+        for name in ORDERED if ordered else presses(prefix, interval):
+            label, began = f"{name}{', in order' if ordered else ''} {interval}", time.time()
             try:
                 press = kvpress.DecodingPress(presses(prefix, interval)[name](), interval, most - interval)
-                found[label] = decoded(model, press, embeds, prefix, most)
+                with InOrder() if ordered else nullcontext():
+                    found[label] = decoded(model, press, embeds, prefix, most)
             except Exception as error:  # what a user would meet
                 said[label] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             print(f"{label}: {said.get(label, 'done')}, {time.time() - began:.0f} s", flush=True)
