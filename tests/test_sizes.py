@@ -42,7 +42,7 @@ MIRRORS = {
     *(("cli/decode.py", "decode"), ("cli/decode_gpu.py", "measure")),
     *(("runtime/decoders/kernels/attention.py", name) for name in ("receive", "looked", "attend", "combine")),
     *(("runtime/decoders/kernels/choice.py", "choose"), ("runtime/decoders/kernels/sampling.py", "draw")),
-    ("runtime/decoders/kernels/sampling.py", "settle"),
+    *(("runtime/decoders/kernels/sampling.py", "settle"), ("runtime/decoders/kernels/worth.py", "weigh")),
 }
 
 

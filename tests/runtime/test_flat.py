@@ -27,11 +27,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PREFIX = 3
 
 
-def run_reference(policy: Policy, q, k, v, mask=None) -> tuple[torch.Tensor, CompressedCache]:
+def run_reference(policy: Policy, q, k, v, mask=None, tokens: int = TOKENS) -> tuple[torch.Tensor, CompressedCache]:
     from headscope.models.attention import attend_through_cache
 
     cache, outputs, at = CompressedCache(policy), [], 0
-    for length in [PREFIX] + [1] * TOKENS:
+    for length in [PREFIX] + [1] * tokens:
         part = slice(at, at + length)
         keys, values = cache.update(k[:, :, part], v[:, :, part], 0)
         module = Module(q.shape[1] // k.shape[1])

@@ -19,6 +19,7 @@ from headscope.runtime.decoders.gpu_work import GpuWork
 from headscope.runtime.decoders.llama_cuda import LlamaCudaDecoder
 from headscope.runtime.decoders.protocol import ImageDecoder
 from headscope.runtime.sampling import Sampler
+from tests.runtime.test_scores import tables
 from tests.tiny import tiny_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -93,7 +94,8 @@ def test_unconditional_rows_of_one_length_share_a_prefix(tiny: JanusModel, there
 
 
 def test_one_work_gives_the_same_images_batch_after_batch(tiny: JanusModel, there: JanusModel, made: list[GpuWork]) -> None:
-    policy, sampling = policy_for(tiny), Sampling(1.0, temperature=2.0, top_k=3).of(tiny)
+    policy = policy_for(tiny, score=torch.tensor([[0, 2], [1, 0]])).replace(tables=tables(tiny.shape))
+    sampling = Sampling(1.0, temperature=2.0, top_k=3).of(tiny)
     for prompts, seeds in ((PROMPTS, [3, 4]), (PROMPTS[1:], [5])):  # nothing of the first batch is left in the second, of fewer
         expected = generate(tiny, prompts, seeds, policy=policy, sampling=sampling).tokens
         decoder = LlamaCudaDecoder(there, policy)

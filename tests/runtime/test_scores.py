@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from headscope.models.attention import attend_through_cache
 from headscope.models.janus import JanusModel
 from headscope.policy import SCORES, ModelShape, Policy, ScoreTable, register_score
 from headscope.runtime import CompressedCache, Sampling, generate
-from headscope.runtime.decoders.llama_cuda import LlamaCudaDecoder
 from headscope.tuning import Replay
 from tests.runtime.oracle import OracleHead
 from tests.runtime.test_cache_meaning import Module
@@ -167,9 +165,3 @@ def test_a_head_without_its_table_is_refused_where_it_is_used(tiny: JanusModel) 
         with pytest.raises(PolicyMismatch, match="layer 1 head 1: score expected needs a table, which the policy has not"):
             CompressedCache(wrong)
     CompressedCache(policy.replace(tables=None, heavy=torch.zeros_like(policy.heavy)))
-
-
-def test_the_gpu_decoder_says_which_scores_it_does_not_know(tiny: JanusModel) -> None:
-    on_gpu = SimpleNamespace(device=SimpleNamespace(type="cuda"))
-    said = LlamaCudaDecoder.lacking(on_gpu, tiny_policy(tiny, [[2, 1], [0, 2]]))  # type: ignore[arg-type]
-    assert said == "knows only the score received (a search may be told so), and this policy has expected and value"

@@ -19,14 +19,14 @@ from headscope.runtime.decoders.kernels import attention, choice, layers, sampli
 TARGET = GPUTarget("cuda", 90, 32)
 # Parameters by what they are; the others are int32, or pointers to it where their name says a table.
 MODEL = ("qkv", "cos_table", "sin_table", "keys", "values", "out", "x", "weight", "gate_up", "logits_in", "table")
-FLOATS = ("scores", "logits", "part_top", "part_sum", "part_out", "decays", "floors", "tops")
+FLOATS = ("scores", "logits", "part_top", "part_sum", "part_out", "decays", "floors", "tops", "worths")
 NUMBERS = (
     *("batch", "prefix", "prefixes", "front", "slots", "slots8", "slots4", "score_slots", "step", "stride", "size", "images"),
-    *("codes", "ahead", "blocks", "top_k"),
+    *("codes", "ahead", "blocks", "top_k", "rank", "grid_rows"),
 )
 SCALARS = ("scale", "epsilon", "temperature", "largest")
 WIDE = ("tokens", "failed")
-CODES = {"codes8": "*u8", "codes4": "*u8"}
+CODES = {"codes8": "*u8", "codes4": "*u8", "rows": "*i8", "places": "*i8"}
 ALIGNED = 16  # bytes that torch's tensors begin at
 Shape = tuple[str, int, int, int, int]
 # Of attention: dtype, query heads of a KV head, numbers of a head, slots of a tile, tiles loaded ahead.
@@ -57,6 +57,8 @@ def compiled(kernel: Any, dtype: str, warps: int = 4, **constants: Any) -> Any:
         }
         if kernel.fn.__name__ in ("draw", "floor_of"):
             kinds["logits"] = f"*{dtype}"
+        if kernel.fn.__name__ == "choose":
+            kinds |= {"scale": "*fp16", "tokens": "i32"}
         signature[name] = "constexpr" if name in constants else kinds.get(name, "*i32")
     names = list(signature)
     places = {(names.index(name),): value for name, value in constants.items()}
@@ -75,9 +77,9 @@ def variants(shapes: tuple[Shape, ...]) -> Iterator[tuple[str, Any, str, dict[st
             more = {"stages": stages, "eight": eight, "four": four, "exact": dtype == "fp32"}
             yield "attend", attention.attend, dtype, {**sizes, **more}
         yield "combine", attention.combine, dtype, kernel_sizes(16, heads_of, size, block, 4)
-    for eight, four in ((False, False), (True, True)):
+    for eight, four, scored in ((False, False, False), (True, True, False), (False, False, True), (True, True, True)):
         numbers = {"heads": 16, "heavies": 8, "size": 128, "wide": wide_of(128), "most": power(200)}
-        yield "choose", choice.choose, "bf16", {**numbers, "eight": eight, "four": four}
+        yield "choose", choice.choose, "bf16", {**numbers, "eight": eight, "four": four, "scored": scored}
     yield "rms_norm", layers.rms_norm, "bf16", {"size": 2048, "wide": 2048}
     yield "silu_times_up", layers.silu_times_up, "bf16", {"block": 1024}
     yield "floor_of", sampling.floor_of, "bf16", {"wide": 16384, "guided": True}

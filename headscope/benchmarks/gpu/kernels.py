@@ -16,7 +16,7 @@ from torch.nn import functional
 from headscope.benchmarks.gpu import faults
 from headscope.benchmarks.gpu.context import Context
 from headscope.geometry import Geometry
-from headscope.policy import ModelShape, Policy
+from headscope.policy import BUILT_IN, SCORES, Candidates, ModelShape, Policy, ScoreTable
 from headscope.runtime.decoders.flat_attention import KernelScratch, attend_flat, choose_flat
 from headscope.runtime.decoders.flat_cache import FlatLayer
 from headscope.runtime.quantized import dequantize, quantize
@@ -37,6 +37,7 @@ class Case:
         bits: of its heads in turn.
         splits: parts that a head's keys are attended to in.
         rows: of the batch.
+        scores: kinds of scores of its heavy heads in turn, places in `BUILT_IN`.
     """
 
     dtype: str
@@ -45,10 +46,13 @@ class Case:
     bits: tuple[int, ...]
     splits: int
     rows: int
+    scores: tuple[int, ...] = (0,)
 
     def about(self) -> dict[str, object]:
         """As a record has it."""
-        return {"dtype": self.dtype, "head_dim": self.size, "group": self.group, "bits": list(self.bits), "splits": self.splits}
+        scores = {"scores": list(self.scores)} if any(self.scores) else {}
+        sizes = {"dtype": self.dtype, "head_dim": self.size, "group": self.group}
+        return {**sizes, "bits": list(self.bits), "splits": self.splits, **scores}
 
 
 def run(context: Context) -> None:
@@ -69,7 +73,7 @@ def run(context: Context) -> None:
 def cases(context: Context) -> Iterator[Case]:
     """The shape's own sizes first, then other head sizes and groups."""
     if context.dry:
-        yield Case("float32", 16, 2, (16, 8), 2, 2)
+        yield Case("float32", 16, 2, (16, 8), 2, 2, (2,))
         return
     size = context.size
     own, group = size.head_dim, size.heads // size.kv_heads
@@ -79,6 +83,8 @@ def cases(context: Context) -> Iterator[Case]:
     yield Case("bfloat16", own, group, mixed, 4, 16)
     for bits in ((16,), mixed):
         yield Case("float32", own, group, bits, 1, 16)
+    for bits in ((16,), (8,), (4,)):
+        yield Case("bfloat16", own, group, bits, 1, 16, (2, 1))
     for head_dim in (64, 24, 100, 96, 256):
         yield Case("bfloat16", head_dim, 1, mixed, 1, 4)
     for groups in (4, 32, 7):
@@ -132,9 +138,12 @@ def prepared(context: Context, case: Case) -> tuple[FlatLayer, torch.Tensor, tup
         "anchor": (heads % 3)[None],
         "per_visit": per_visit,
         "bits": bits,
+        "score": torch.tensor([[case.scores[h // 2 % len(case.scores)] for h in range(kv_heads)]]),
     }
-    policy = Policy.uniform(shape, stride=side, prefix=PREFIX, **numbers)
     generator = torch.Generator().manual_seed(case.size + 7 * case.group + case.splits)
+    places = [torch.randn(kv_heads, 2, length, generator=generator) for length in (side, tokens)]
+    tables = ScoreTable.written(torch.arange(kv_heads, dtype=torch.int32), *places)
+    policy = Policy.uniform(shape, stride=side, prefix=PREFIX, **numbers).replace(tables=tables)
     dtype = getattr(torch, case.dtype)
 
     def some(*lengths: int) -> torch.Tensor:
@@ -226,20 +235,32 @@ def seen(layer: FlatLayer, t: int, h: int, part: int) -> torch.Tensor:
 def staying(layer: FlatLayer, t: int) -> dict[tuple[int, int], torch.Tensor]:
     """By row and heavy head: the image tokens that stay after the choice at t, in order."""
     tables, found = layer.tables, {}
-    for h in tables.heavy.tolist():
+    for number, h in enumerate(tables.heavy.tolist()):
         at, live = int(tables.score_begins[h]), int(tables.lengths[t, h] - tables.firsts[h])
         kept, window = int(tables.kepts[h]), int(tables.windows[h])
+        values, weighed = seen(layer, t, h, 1)[:, -live:], layer.kinds.tables
+        table = weighed.weights(weighed.row_of(t))[layer.kinds.of_head[number]] if len(weighed.heads) else None
+        worth = SCORES[BUILT_IN[int(layer.kinds.kinds[number])]].worth
         for b in range(layer.batch):
-            position = layer.positions[b, at : at + live].tolist()
-            worth = layer.scores[b, at : at + live]
+            positions = layer.positions[b, at : at + live].long()
+            received = layer.scores[b, at : at + live].double()
             if bool(tables.per_visits[h]):
-                worth = worth / (t + 1 - layer.positions[b, at : at + live])
-            worths = worth.tolist()
+                received = received / (t + 1 - positions)
+            worths = worth(_candidates(received, positions, t, values[b], table)).tolist()
+            position = positions.tolist()
             order = sorted(range(live), key=lambda i: (position[i] <= t - window, -worths[i], -position[i]))
             newest = [i for i in range(live) if position[i] > t - window]
             best = [i for i in order if position[i] <= t - window][: kept - len(newest)]
             found[b, h] = torch.tensor(sorted(position[i] for i in newest + best))
     return found
+
+
+def _candidates(
+    received: torch.Tensor, positions: torch.Tensor, t: int, values: torch.Tensor, table: torch.Tensor | None
+) -> Candidates:
+    """What a kind of score is told: values [n, D] as attention reads them, weights [tokens] of the row of t."""
+    weights = torch.ones_like(received) if table is None else table[positions]
+    return Candidates(received, positions, t, lambda: values.norm(dim=-1), lambda: weights)
 
 
 def sorted_positions(layer: FlatLayer, b: int, h: int) -> torch.Tensor:

@@ -27,7 +27,7 @@ class KernelScratch:
     Attributes:
         splits: parts that the keys of a head are attended to in.
         step: most slots that a token sees.
-        logits: float32 [B * Hq, step].
+        logits: float32 [B * Hq, step]; at a choice, what tokens are worth.
         part_top: float32 [B * Hq * splits], the largest logit of a part.
         part_sum: float32 [B * Hq * splits], its sum of exponentials.
         part_out: float32 [B * Hq * splits, D], its weighted values.
@@ -150,7 +150,7 @@ def choose_flat(layer: FlatLayer, scratch: KernelScratch, now: torch.Tensor) -> 
     """The stride end after token `now`."""
     from headscope.runtime.decoders.kernels import choice as kernels
 
-    tables = layer.tables
+    tables, kinds = layer.tables, layer.kinds
     heavies = len(tables.heavy)
     if not heavies:
         return
@@ -165,6 +165,7 @@ def choose_flat(layer: FlatLayer, scratch: KernelScratch, now: torch.Tensor) -> 
         layer.positions,
         scratch.holes,
         scratch.movers,
+        scratch.logits,  # which no kernel reads between two tokens
         now,
         tables.heavy,
         tables.begins,
@@ -177,6 +178,11 @@ def choose_flat(layer: FlatLayer, scratch: KernelScratch, now: torch.Tensor) -> 
         tables.kepts,
         tables.decays,
         tables.per_visits,
+        kinds.kinds,
+        kinds.of_head,
+        kinds.tables.scale,
+        kinds.tables.rows,
+        kinds.tables.places,
         layer.batch,
         layer.prefix,
         layer.front,
@@ -185,6 +191,10 @@ def choose_flat(layer: FlatLayer, scratch: KernelScratch, now: torch.Tensor) -> 
         tables.coded[4],
         tables.score_slots,
         layer.stride,
+        scratch.step,
+        kinds.tables.scale.shape[1],
+        kinds.tables.rows.shape[2],
+        kinds.tables.places.shape[2],
         heads=layer.heads,
         heavies=heavies,
         size=layer.size,
@@ -192,6 +202,7 @@ def choose_flat(layer: FlatLayer, scratch: KernelScratch, now: torch.Tensor) -> 
         most=power(tables.live_most),
         eight=tables.coded[8] > 0,
         four=tables.coded[4] > 0,
+        scored=kinds.other,
     )
 
 

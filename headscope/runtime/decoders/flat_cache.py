@@ -16,6 +16,7 @@ import torch
 
 from headscope.errors import CacheError
 from headscope.policy import Policy, code_bytes, code_groups
+from headscope.runtime.decoders.flat_scores import FlatScores
 
 MOST_NUMBERS = 2**31 - 1
 CODED = (8, 4)  # bits whose slots lie in tensors of their own
@@ -145,6 +146,7 @@ class FlatLayer:
         steps: by bits, float16 [2, B, coded slots, groups, 2], scales and zeros.
         scores: float32 [B, score slots].
         positions: int32 [B, score slots].
+        kinds: kinds of scores, and their tables.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class FlatLayer:
         self.stride = min(policy.stride, policy.shape.geometry.tokens)
         self.queries_per_kv = policy.shape.query_heads // policy.shape.kv_heads
         self.tables = SlotTables.of(policy, layer, prefix, like.device)
+        self.kinds = FlatScores.of(policy, layer, like.device)
         self.padding = padding
         self.batch, self.prefix, self.prefixes = batch, prefix, prefixes or batch
         tables, device = self.tables, like.device
@@ -190,7 +193,7 @@ class FlatLayer:
         return [self.keys, self.values, *self.steps.values()]
 
     def tensors(self) -> list[torch.Tensor]:
-        """Everything that an image's cache takes; tables and scratch are shared by all rows of the batch."""
+        """Everything that an image's cache takes; all tables, and scratch, are shared by all rows of the batch."""
         return [*self.kept(), *self.codes.values(), self.scores, self.positions]
 
     def nbytes(self) -> int:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from headscope.models import ImageModel, Prefix
-from headscope.policy import RECEIVED, Policy
+from headscope.policy import BUILT_IN, Policy
 from headscope.runtime.cache_layer import check_prefix
 from headscope.runtime.decoders.flat_attention import MOST_GROUP, MOST_SIZE
 from headscope.runtime.decoders.gpu_work import GpuWork, Prompts, give_back, out_of_memory, take
@@ -43,6 +43,7 @@ class LlamaCudaDecoder:
 
     def __init__(self, model: ImageModel, policy: Policy | None, *, splits: int | None = None) -> None:
         assert policy is not None
+        policy.check_tables()
         self.model, self.policy, self.splits = model, policy, splits
         self.prefix, self.streams = 0, 1
         self._work: GpuWork | None = None
@@ -57,8 +58,8 @@ class LlamaCudaDecoder:
             return "needs a policy"
         if bool(policy.drops_prompt.any()):
             return "needs a policy whose heads all keep the whole prompt, as a search with `prompt` whole finds it"
-        if other := policy.other_scores:
-            return f"knows only the score {RECEIVED} (a search may be told so), and this policy has {' and '.join(other)}"
+        if unknown := sorted(set(policy.other_scores) - set(BUILT_IN)):
+            return f"knows the scores {', '.join(BUILT_IN)}, and this policy has {' and '.join(unknown)}"
         if not getattr(model, "starts", True):
             return "needs tokens before the image"
         if model.shape.geometry.row_end:

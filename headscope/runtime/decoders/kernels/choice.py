@@ -6,17 +6,22 @@ import triton
 import triton.language as tl
 
 from headscope.runtime.decoders.kernels.attention import NUMBERS
+from headscope.runtime.decoders.kernels.worth import weigh
+
+TABLES = ["step", "rank", "grid_rows", "tokens"]
 
 
-@triton.jit(do_not_specialize=NUMBERS)
-def choose(keys, values, codes8, steps8, codes4, steps4, scores, positions, holes, movers, now, heavy, begins, firsts,
-           score_begins, bits_of, code_begins, lengths, windows, kepts, decays, per_visits, batch, prefix, front, slots, slots8,
-           slots4, score_slots, stride, heads: tl.constexpr, heavies: tl.constexpr, size: tl.constexpr, wide: tl.constexpr,
-           most: tl.constexpr, eight: tl.constexpr, four: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=[*NUMBERS, *TABLES])
+def choose(keys, values, codes8, steps8, codes4, steps4, scores, positions, holes, movers, worths, now, heavy, begins, firsts,
+           score_begins, bits_of, code_begins, lengths, windows, kepts, decays, per_visits, kinds, table_of, scale, rows,
+           places, batch, prefix, front, slots, slots8, slots4, score_slots, stride, step, rank, grid_rows, tokens,
+           heads: tl.constexpr, heavies: tl.constexpr, size: tl.constexpr, wide: tl.constexpr, most: tl.constexpr,
+           eight: tl.constexpr, four: tl.constexpr, scored: tl.constexpr):  # fmt: skip
     """The stride end after the token `now`: program b * heavies + number of the heavy head.
 
     The newest `window` tokens and the best others stay, `kept` in all; those that stay behind slot `kept` take the slots of
-    those that go, so nothing else moves. holes, movers: int32 [B, heavies, stride]; the others as in `attend`.
+    those that go, so nothing else moves. holes, movers: int32 [B, heavies, stride]; worths: float32 [.., step], a row a
+    program; the others as in `attend` and `weigh`. scored: whether any head compares by more than attention received.
     """
     program = tl.program_id(0)
     b, number = program // heavies, program % heavies
@@ -32,18 +37,32 @@ def choose(keys, values, codes8, steps8, codes4, steps4, scores, positions, hole
     score = tl.load(scores + at + lane, mask=alive, other=0.0)
     if live > kept:
         by_visit = tl.load(per_visits + h) != 0
-        worth = tl.where(by_visit, score / (t + 1 - position), score)
-        worth = tl.where(position > t - window, float("inf"), worth)
-        rank = tl.zeros([most], tl.int32)
+        worths += program.to(tl.int64) * step
+        if scored:
+            bits, code_at = tl.load(bits_of + h), tl.load(code_begins + h)
+            plain_at = front + b.to(tl.int64) * slots + tl.load(begins + h) + first - prefix
+            weigh(worths, values, codes8, steps8, codes4, steps4, scores + at, positions + at, scale, rows, places,
+                  tl.load(kinds + number), tl.load(table_of + number), bits, plain_at,
+                  (batch + b).to(tl.int64) * slots8 + code_at, (batch + b).to(tl.int64) * slots4 + code_at, live, t, window,
+                  by_visit, rank, grid_rows, tokens, size, wide, eight, four)  # fmt: skip
+            tl.debug_barrier()  # what one thread wrote the others read
+            worth = tl.load(worths + lane, mask=alive, other=0.0)
+        else:
+            worth = tl.where(by_visit, score / (t + 1 - position), score)
+            worth = tl.where(position > t - window, float("inf"), worth)
+        better = tl.zeros([most], tl.int32)
         for other in range(live):
             their_position = tl.load(positions + at + other)
-            theirs = tl.load(scores + at + other)
-            theirs = tl.where(by_visit, theirs / (t + 1 - their_position), theirs)
-            theirs = tl.where(their_position > t - window, float("inf"), theirs)
+            if scored:
+                theirs = tl.load(worths + other)
+            else:
+                theirs = tl.load(scores + at + other)
+                theirs = tl.where(by_visit, theirs / (t + 1 - their_position), theirs)
+                theirs = tl.where(their_position > t - window, float("inf"), theirs)
             before = (theirs > worth) | ((theirs == worth) & (their_position > position))
-            rank += before.to(tl.int32)
-        stays = alive & (rank < kept)
-        hole = (lane < kept) & (rank >= kept)
+            better += before.to(tl.int32)
+        stays = alive & (better < kept)
+        hole = (lane < kept) & (better >= kept)
         mover = stays & (lane >= kept)
         scratch = program * stride
         tl.store(holes + scratch + tl.cumsum(hole.to(tl.int32), 0) - 1, lane, mask=hole)
