@@ -34,8 +34,11 @@ _SEARCH = Written(rf"{_STUDY}|{_TABLES}|{_TABLE}", {"presets": _PRESETS})
 _SHARE = r"\d+(\.\d+)?"
 _KEEP = rf"keep-{_SHARE}"
 _BENCH = Written(
-    r"unseen\.json|sensitivity(-\d+)?(-groups|-fisher)?\.parquet|sensitivity\.json|usual\.safetensors",
-    {_KEEP: Written(rf"presets\.(json|parquet)|[a-z]+\d*(-[a-z-]+)?-\d+(-whole)?\.({_DB}|parquet|safetensors)")},
+    rf"unseen\.json|sensitivity\.json|{_TABLE}",
+    {
+        _KEEP: Written(rf"presets\.(json|parquet)|[a-z_]+\d*(-[a-z-]+)?-\d+(-whole)?\.({_DB}|parquet|safetensors)"),
+        r"prompts-\d+": Written(_TABLE),
+    },
 )
 _IMAGES = Written(r"sheet\.png|(pictures|images)\.parquet", dict.fromkeys(("full", "searched"), Written(r"\d{3,}\.png")))
 _FIGURES = Written(

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import pandas as pd
 import typer
-from bench_setup import SEARCHED, Run, Setup, TableImages, shares, start, write_table
+from bench_setup import SEARCHED, Folder, Run, Setup, TableImages, shares, start, write_table
 
 from headscope.policy import CONTROLS, PRESETS, Policy, Rule, load_policy, save_policy
 from headscope.reporting import write_card
@@ -33,9 +33,10 @@ def main(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of policies and cards.")] = Path("policies"),
     keep: Annotated[str | None, typer.Option(help="Which limits, such as 50,20% (default: all of the table).")] = None,
     table_images: TableImages = 32,
+    folder: Folder = None,
 ) -> None:
     """Write every policy and its card."""
-    setup, rows, shipped = Setup.open(run, None), pd.read_csv(table), []
+    setup, rows, shipped = Setup.open(run, folder), pd.read_csv(table), []
     rule = carried_rule(setup, run, table_images)
     asked = rows.loc[rows["method"] == SEARCHED, "budget"] if keep is None else shares(keep)
     for share in sorted(set(asked), reverse=True):

@@ -37,8 +37,8 @@ def test_a_diff_is_a_line_a_layer(command, edits: Path) -> None:
     assert said(command("diff stickers-20 stickers-20"))[-1] == "the same: both keep the same tokens in the same bits."
     lines = said(command("diff stickers-20 stickers-10"))
     assert "limit      661,094 bytes -> 330,547 bytes" in lines
-    assert "bytes      661,040 -> 330,496 (20.0% -> 10.0% of the plain cache) for 1 x 2 streams in bfloat16" in lines
-    assert "in all     55 of 64 heads in 8 layers change" in lines
+    assert "bytes      660,992 -> 330,128 (20.0% -> 10.0% of the plain cache) for 1 x 2 streams in bfloat16" in lines
+    assert "in all     64 of 64 heads in 8 layers change" in lines
     assert command("merge stickers-20 edits.toml -o m.safetensors").status == 0
     lines = said(command("diff stickers-20 m.safetensors"))
     assert [line.split()[0] for line in lines if "of 8" in line] == ["0", "4", "5", "6", "7"]
@@ -79,21 +79,22 @@ def test_a_head_that_drops_its_prompt_is_shown(command, edits: Path) -> None:
     (edits / "edits.toml").write_text('[[edit]]\nlayers = 2\nheads = "5"\nprompt = false\n', encoding="utf-8")
     said(command("merge stickers-20 edits.toml -o m.safetensors"))
     lines = said(command("show m.safetensors"))
-    assert [line.split()[-1] for line in lines if line.startswith("    2")].count("ends") == 1
-    assert lines[-1].split()[-1] == "whole"
+    assert [line.split()[-2] for line in lines if line.startswith("    2")].count("ends") == 1
+    assert lines[-1].split()[-2] == "whole"
     lines = said(command("diff stickers-20 m.safetensors"))
     assert [line.split()[-1] for line in lines if "of 8" in line] == ["prompt"]
-    assert "It needs a reader that knows bits, prompt, and" in said(command("validate m.safetensors"))[1]
+    assert "It needs a reader that knows bits, prompt, score, and" in said(command("validate m.safetensors"))[1]
 
 
 def test_a_valid_policy_says_what_it_is(command) -> None:
     lines = said(command("validate stickers-20 --model stickers --keep 20%"))
     assert lines == [
         "stickers-20: a policy of schema 2 for stickers, 8 layers, 8 KV heads of size 24, 16 x 16 tokens.",
-        "It needs a reader that knows bits, and prompts of up to 13 tokens.",
-        "It takes 661,040 bytes, 20.0% of the plain cache, for 1 x 2 streams in bfloat16, as it says itself.",
+        "It needs a reader that knows bits, prompt, score, and prompts of up to 13 tokens.",
+        "It takes 660,992 bytes, 20.0% of the plain cache, for 1 x 2 streams in bfloat16, as it says itself.",
+        "Its tables of scores take 24,840 bytes more, which all images share.",
         "It fits its own limit, 661,094 bytes.",
-        "It fits 20%: 661,040 bytes of 661,094 for 1 x 2 streams in bfloat16.",
+        "It fits 20%: 660,992 bytes of 661,094 for 1 x 2 streams in bfloat16.",
         "It fits stickers.",
         "It was measured: calibration_kl, calibration_top1, unseen.",
         "stickers-20: as it should be.",
@@ -142,7 +143,7 @@ def test_a_measurement_is_printed_and_kept(command, tiny, tiny_folder: Path, tmp
         ("validate stickers-20 --model nothing", "nothing"),
         (
             "validate stickers-20 --keep 10%",
-            "stickers-20: takes 661,040 bytes for 1 x 2 streams in bfloat16, expected at most 330,547",
+            "stickers-20: takes 660,992 bytes for 1 x 2 streams in bfloat16, expected at most 330,547",
         ),
         ("validate stickers-20 --memory many", "memory many: expected a size"),
         ("merge stickers-20 none.toml -o out", "none.toml: no such file of edits"),

@@ -109,9 +109,11 @@ def test_streams_are_stacked_with_the_conditional_ones_first(tiny: JanusModel) -
     assert prefix.stacked(guided=False)[0] is prefix.ids
 
 
-def test_prompts_are_tokenized_once(tiny: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_tokenized_at_once_and_again_by_batch(tiny: JanusModel, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     tokenize = tiny.tokenize
     monkeypatch.setattr(tiny, "tokenize", lambda prompts, length=None: asked.append(prompts) or tokenize(prompts, length))
-    generate(tiny, PROMPTS, batch_size=1)
+    generate(tiny, PROMPTS)
     assert asked == [PROMPTS]
+    generate(tiny, PROMPTS, batch_size=1)  # a prompt at its own length
+    assert sorted(asked[2:]) == sorted([prompt] for prompt in PROMPTS)

@@ -108,7 +108,8 @@ def test_a_shipped_policy_loses_its_bits_and_choices_in_words(tmp_path: Path) ->
         "numbers of tokens",
         "window",
         "heavy",
-        "decay, per_visit, stride",
+        "decay, per_visit, stride, score",
         "bits",
+        "prompt",
         "semantic_score, limit, results, provenance, fingerprints of the model",
     }
