@@ -27,11 +27,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PREFIX = 3
 
 
-def run_reference(policy: Policy, q, k, v, mask=None, tokens: int = TOKENS) -> tuple[torch.Tensor, CompressedCache]:
+def run_reference(
+    policy: Policy, q, k, v, mask=None, tokens: int = TOKENS, prefix: int = PREFIX
+) -> tuple[torch.Tensor, CompressedCache]:
     from headscope.models.attention import attend_through_cache
 
     cache, outputs, at = CompressedCache(policy), [], 0
-    for length in [PREFIX] + [1] * tokens:
+    for length in [prefix] + [1] * tokens:
         part = slice(at, at + length)
         keys, values = cache.update(k[:, :, part], v[:, :, part], 0)
         module = Module(q.shape[1] // k.shape[1])
@@ -41,21 +43,23 @@ def run_reference(policy: Policy, q, k, v, mask=None, tokens: int = TOKENS) -> t
     return torch.cat(outputs[1:], 1), cache
 
 
-def unturned(size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def unturned(positions: int, size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Angles of no rotary embedding."""
-    shape = (PREFIX + TOKENS, size)
+    shape = (positions, size)
     return torch.ones(shape, dtype=dtype, device=DEVICE), torch.zeros(shape, dtype=dtype, device=DEVICE)
 
 
-def run_flat(policy: Policy, q, k, v, splits: int, padding: list[int], tokens: int = TOKENS) -> tuple[torch.Tensor, FlatLayer]:
+def run_flat(
+    policy: Policy, q, k, v, splits: int, padding: list[int], tokens: int = TOKENS, prefix: int = PREFIX
+) -> tuple[torch.Tensor, FlatLayer]:
     q, k, v = (tensor.to(DEVICE) for tensor in (q, k, v))
-    angles = unturned(q.shape[-1], q.dtype)
-    layer = FlatLayer(policy, 0, k[:, :, :PREFIX], torch.tensor(padding, dtype=torch.int32, device=DEVICE))
-    layer.fill_prefix(k[:, :, :PREFIX], v[:, :, :PREFIX])
+    angles = unturned(prefix + tokens, q.shape[-1], q.dtype)
+    layer = FlatLayer(policy, 0, k[:, :, :prefix], torch.tensor(padding, dtype=torch.int32, device=DEVICE))
+    layer.fill_prefix(k[:, :, :prefix], v[:, :, :prefix])
     scratch, outputs = KernelScratch([layer], splits), []
     for t in range(tokens):
         now = torch.tensor([t], dtype=torch.int32, device=DEVICE)
-        qkv = torch.cat([tensor[:, :, PREFIX + t].flatten(1) for tensor in (q, k, v)], 1)
+        qkv = torch.cat([tensor[:, :, prefix + t].flatten(1) for tensor in (q, k, v)], 1)
         outputs.append(attend_flat(layer, scratch, qkv, angles, now, 0.7).view(len(q), -1, q.shape[-1]))
         if (t + 1) % layer.stride == 0:
             choose_flat(layer, scratch, now)

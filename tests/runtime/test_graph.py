@@ -26,6 +26,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PROMPTS = ["red apple", "a blue car on a red background"]  # of different length
 WINDOWS, HEAVY = torch.tensor([[5, 1], [0, 3]]), torch.tensor([[0, 3], [4, 0]])
 BITS = torch.tensor([[4, 16], [8, 4]], dtype=torch.uint8)
+PROMPT = torch.tensor([[1, 0], [0, 1]])  # 1 the whole prompt, 0 its ends
 
 
 @pytest.fixture
@@ -79,17 +80,18 @@ def test_the_same_images_however_they_are_sampled(tiny: JanusModel, there: Janus
 @pytest.mark.triton
 @pytest.mark.parametrize("bits", [8, 4, BITS])
 def test_the_same_images_in_fewer_bits(tiny: JanusModel, there: JanusModel, bits: int | torch.Tensor) -> None:
-    compare(tiny, there, policy_for(tiny, bits=bits), Sampling(3.0))
+    compare(tiny, there, policy_for(tiny, bits=bits, prompt=PROMPT), Sampling(3.0))
 
 
 @torch.inference_mode()
 def test_unconditional_rows_of_one_length_share_a_prefix(tiny: JanusModel, there: JanusModel) -> None:
-    alike, policy = ["red apple", "blue car"], policy_for(tiny)
+    alike, policy = ["red apple", "blue car"], policy_for(tiny, prompt=PROMPT)
     decoder, sampling = LlamaCudaDecoder(there, policy), Sampling(3.0).of(tiny)
     expected = generate(tiny, alike, [3, 4], policy=policy, sampling=sampling).tokens
     assert torch.equal(generated(decoder, Sampler(there, sampling, [3, 4]), [], alike), expected)
     spec = CacheSpec(there.shape, decoder.prefix, batch=2, streams=2, dtype="float32")
-    once = spec.shape.layers * spec.shape.kv_heads * decoder.prefix * spec.shape.head_dim * 2 * 4
+    slots = int(PROMPT.sum()) * decoder.prefix + int((PROMPT == 0).sum()) * 2
+    once = slots * spec.shape.head_dim * 2 * 4
     assert decoder.nbytes() == spec.bytes_of(policy) - once
 
 
@@ -191,7 +193,7 @@ def test_numbers_that_are_none_stop_the_image_at_the_end_of_their_row() -> None:
 
 @pytest.mark.parametrize("bits", [16, BITS])
 def test_bytes_are_those_of_the_cpus_cache(there: JanusModel, bits: int | torch.Tensor) -> None:
-    policy = policy_for(there, bits=bits)
+    policy = policy_for(there, bits=bits, prompt=PROMPT)
     decoder = LlamaCudaDecoder(there, policy)
     assert decoder.nbytes() == 0
     decoder.prefill(there.tokenize(PROMPTS), guided=True)

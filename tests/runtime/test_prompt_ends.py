@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from headscope.models.groups import Group
 from headscope.models.janus import JanusModel
 from headscope.policy import CacheSpec, ModelShape, Policy
 from headscope.runtime import CompressedCache, Sampling, compressed, generate
-from headscope.runtime.decoders.llama_cuda import LlamaCudaDecoder
 from headscope.tracing import watch_live
 from headscope.tuning import Replay
 from tests.runtime.oracle import OracleHead
@@ -217,9 +215,3 @@ def test_an_observer_is_shown_the_ends_of_each_row(tiny: JanusModel) -> None:
                 seen = [p for p in at[group.visible[b, 0, 0]].tolist() if p < length]
                 assert sorted(seen) == ([real[b][0], real[b][-1]] if short else real[b])
     assert live.layers
-
-
-def test_the_gpu_decoder_says_that_it_lacks_them(tiny: JanusModel) -> None:
-    on_gpu = SimpleNamespace(device=SimpleNamespace(type="cuda"))
-    said = LlamaCudaDecoder.lacking(on_gpu, mixed(tiny))  # type: ignore[arg-type]
-    assert said == "needs a policy whose heads all keep the whole prompt, as a search with `prompt` whole finds it"

@@ -21,7 +21,21 @@ TARGET = GPUTarget("cuda", 90, 32)
 MODEL = ("qkv", "cos_table", "sin_table", "keys", "values", "out", "x", "weight", "gate_up", "logits_in", "table")
 FLOATS = ("scores", "logits", "part_top", "part_sum", "part_out", "decays", "floors", "tops", "worths")
 NUMBERS = (
-    *("batch", "prefix", "prefixes", "front", "slots", "slots8", "slots4", "score_slots", "step", "stride", "size", "images"),
+    *(
+        "batch",
+        "prefix",
+        "prefixes",
+        "of_prefix",
+        "front",
+        "slots",
+        "slots8",
+        "slots4",
+        "score_slots",
+        "step",
+        "stride",
+        "size",
+        "images",
+    ),
     *("codes", "ahead", "blocks", "top_k", "rank", "grid_rows"),
 )
 SCALARS = ("scale", "epsilon", "temperature", "largest")

@@ -137,6 +137,7 @@ def prepared(context: Context, case: Case) -> tuple[FlatLayer, torch.Tensor, tup
         "heavy": heavy,
         "anchor": (heads % 3)[None],
         "per_visit": per_visit,
+        "prompt": ((heads + 1) // 2 % 2)[None],
         "bits": bits,
         "score": torch.tensor([[case.scores[h // 2 % len(case.scores)] for h in range(kv_heads)]]),
     }
@@ -163,11 +164,12 @@ def prepared(context: Context, case: Case) -> tuple[FlatLayer, torch.Tensor, tup
             layer.steps[kind][part] = torch.stack([unit, zero], -1)
     layer.scores.copy_(torch.rand(layer.scores.shape, generator=generator))
     _positions(layer, t, generator)
-    for h, (begin, length) in enumerate(zip(layer.tables.begins.tolist(), layer.tables.lengths[t].tolist(), strict=True)):
+    seen_by_head = layer.tables.lengths[t] - layer.tables.prompts
+    for h, (begin, length) in enumerate(zip(layer.tables.begins.tolist(), seen_by_head.tolist(), strict=True)):
         if int(layer.tables.bits[h]) == 16:
             end = (*layer.tables.begins.tolist(), layer.tables.slots)[h + 1]
             for slots in (layer.keys, layer.values):
-                layer.image_of(slots)[:, begin + length - PREFIX : end] = UNWRITTEN
+                layer.image_of(slots)[:, begin + length : end] = UNWRITTEN
     angle = torch.rand(PREFIX + tokens, case.size, generator=generator) * 6.283
     angles = (angle.cos().to(context.device, dtype), angle.sin().to(context.device, dtype))
     return layer, some(case.rows, (case.group + 2) * kv_heads * case.size), angles, t
@@ -178,7 +180,7 @@ def _positions(layer: FlatLayer, t: int, generator: torch.Generator) -> None:
     tables = layer.tables
     for h in tables.heavy.tolist():
         live, at = int(tables.lengths[t, h] - tables.firsts[h]), int(tables.score_begins[h])
-        anchor = int(tables.firsts[h]) - layer.prefix
+        anchor = int(tables.firsts[h] - tables.prompts[h])
         recent = layer.stride + int(tables.windows[h])
         for b in range(layer.batch):
             older = torch.randperm(t + 1 - recent - anchor, generator=generator)[: live - recent] + anchor
@@ -204,11 +206,12 @@ def reference(
     query = (query * cos + query.roll(size // 2, -1) * sin).to(qkv.dtype).double()
     out = torch.zeros(layer.batch, heads * group, size, dtype=torch.float64, device=qkv.device)
     mass = scores.double().clone()
-    hidden = torch.arange(layer.prefix, device=qkv.device) < layer.padding[:, None]
-    for h in range(heads):
+    for h, prompt in enumerate(tables.prompts.tolist()):
+        unseen = (layer.padding - (layer.prefix - prompt)).clamp(min=0)
+        hidden = torch.arange(prompt, device=qkv.device) < unseen[:, None]
         keys, values = (seen(layer, t, h, part) for part in (0, 1))
         logits = query[:, h * group : (h + 1) * group] @ keys.transpose(1, 2) * scale
-        logits[:, :, : layer.prefix].masked_fill_(hidden[:, None], -torch.inf)
+        logits[:, :, :prompt].masked_fill_(hidden[:, None], -torch.inf)
         weights = functional.softmax(logits, -1)
         out[:, h * group : (h + 1) * group] = weights @ values
         at, first, length = int(tables.score_begins[h]), int(tables.firsts[h]), int(tables.lengths[t, h])
@@ -221,15 +224,16 @@ def seen(layer: FlatLayer, t: int, h: int, part: int) -> torch.Tensor:
     """Keys (part 0) or values (part 1) that token t sees in head h, float64 [B, length, D]."""
     tables, bits = layer.tables, int(layer.tables.bits[h])
     begin, first, length = int(tables.begins[h]), int(tables.firsts[h]), int(tables.lengths[t, h])
+    prompt = int(tables.prompts[h])
     numbers = (layer.keys, layer.values)[part]
     of_row = torch.arange(layer.batch, device=numbers.device).clamp(max=layer.prefixes - 1)
-    ahead, image = layer.prefix_of(numbers)[of_row, h].double(), layer.image_of(numbers)
+    ahead, image = layer.prompt_of(numbers, h)[of_row].double(), layer.image_of(numbers)
     if bits == 16:
-        return torch.cat([ahead, image[:, begin : begin + length - layer.prefix].double()], 1)
+        return torch.cat([ahead, image[:, begin : begin + length - prompt].double()], 1)
     at, steps = int(tables.code_begins[h]), layer.steps[bits][part]
     kept = slice(at, at + length - first)
     coded = dequantize(layer.codes[bits][part][:, kept], steps[:, kept, :, 0], steps[:, kept, :, 1], layer.size, torch.float64)
-    return torch.cat([ahead, image[:, begin : begin + first - layer.prefix].double(), coded], 1)
+    return torch.cat([ahead, image[:, begin : begin + first - prompt].double(), coded], 1)
 
 
 def staying(layer: FlatLayer, t: int) -> dict[tuple[int, int], torch.Tensor]:

@@ -56,8 +56,6 @@ class LlamaCudaDecoder:
             return "needs a model on a CUDA device"
         if policy is None:
             return "needs a policy"
-        if bool(policy.drops_prompt.any()):
-            return "needs a policy whose heads all keep the whole prompt, as a search with `prompt` whole finds it"
         if unknown := sorted(set(policy.other_scores) - set(BUILT_IN)):
             return f"knows the scores {', '.join(BUILT_IN)}, and this policy has {' and '.join(unknown)}"
         if not getattr(model, "starts", True):

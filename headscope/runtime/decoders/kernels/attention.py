@@ -26,7 +26,7 @@ from headscope.runtime.decoders.kernels.codes import (
 )
 
 # Numbers of a layer or a batch: a kernel is not compiled anew for those that are 1, or multiples of 16.
-NUMBERS = ["batch", "prefix", "prefixes", "front", "slots", "slots8", "slots4", "score_slots", "step", "stride"]
+NUMBERS = ["batch", "prefix", "prefixes", "of_prefix", "front", "slots", "slots8", "slots4", "score_slots", "step", "stride"]
 
 
 @triton.jit
@@ -93,13 +93,14 @@ def receive(logits, scores, log_sum, first, length, row, step, heads_of: tl.cons
 
 @triton.jit(do_not_specialize=NUMBERS)
 def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, steps4, scores, positions, logits, out, part_top,
-           part_sum, part_out, padding, now, begins, firsts, score_begins, bits_of, code_begins, writes, lengths, scale,
-           batch, prefix, prefixes, slots, slots8, slots4, score_slots, step, heads: tl.constexpr, heads_of: tl.constexpr,
-           padded: tl.constexpr, size: tl.constexpr, wide: tl.constexpr, block: tl.constexpr, stages: tl.constexpr,
-           splits: tl.constexpr, eight: tl.constexpr, four: tl.constexpr, exact: tl.constexpr):  # fmt: skip
+           part_sum, part_out, padding, now, prompts, fronts, begins, firsts, score_begins, bits_of, code_begins, writes,
+           lengths, scale, batch, prefix, prefixes, of_prefix, slots, slots8, slots4, score_slots, step, heads: tl.constexpr,
+           heads_of: tl.constexpr, padded: tl.constexpr, size: tl.constexpr, wide: tl.constexpr, block: tl.constexpr,
+           stages: tl.constexpr, splits: tl.constexpr, eight: tl.constexpr, four: tl.constexpr,
+           exact: tl.constexpr):  # fmt: skip
     """One token for every KV head: program (b * heads + h, split).
 
-    qkv [B, (heads * heads_of + 2 * heads) * size] as projected; keys, values [prefixes * heads * prefix + B * slots, size], see
+    qkv [B, (heads * heads_of + 2 * heads) * size] as projected; keys, values [prefixes * of_prefix + B * slots, size], see
     `FlatLayer`; codes8 uint8 [2, B, slots8, size] and codes4 uint8 [2, B, slots4, bytes] of keys and values, steps8 and steps4
     int32 [2, B, slots, groups] their scales and zeros, float16 in the lower and the upper half; scores, positions
     [B, score_slots]; out [B, heads * heads_of * size]. With one split the output and the scores are finished here, else by
@@ -110,16 +111,17 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
     t = tl.load(now)
     begin, first, score_at = tl.load(begins + h), tl.load(firsts + h), tl.load(score_begins + h)
     write, length = tl.load(writes + t * heads + h), tl.load(lengths + t * heads + h)
-    unseen = tl.load(padding + b)
+    prompt = tl.load(prompts + h)
+    unseen = tl.maximum(tl.load(padding + b) - (prefix - prompt), 0)  # of two slots the first, where both hold one token
     wide_b, row = b.to(tl.int64), program * heads_of
     cos, sin = cos_table + (prefix + t) * size, sin_table + (prefix + t) * size
     of_row = qkv + wide_b * (heads * (heads_of + 2) * size)
     new_key, new_value = of_row + (heads * heads_of + h) * size, of_row + (heads * (heads_of + 1) + h) * size
     d, group = tl.arange(0, wide), tl.arange(0, padded)
     inside = group < heads_of
-    # Slots count from where the prefix would lie before what the row keeps of the image; `to_prefix` is where it does.
-    at_image = prefixes.to(tl.int64) * (heads * prefix) + wide_b * slots + begin - prefix
-    to_prefix = ((tl.minimum(b, prefixes - 1).to(tl.int64) * heads + h) * prefix - at_image).to(tl.int32)
+    # Slots count from where the prompt would lie before what the row keeps of the image; `to_prompt` is where it does.
+    at_image = prefixes.to(tl.int64) * of_prefix + wide_b * slots + begin - prompt
+    to_prompt = (tl.minimum(b, prefixes - 1).to(tl.int64) * of_prefix + tl.load(fronts + h) - at_image).to(tl.int32)
     head_keys, head_values = keys + at_image * size, values + at_image * size
     part = (length + splits - 1) // splits
     start_at, stop_at = split * part, tl.minimum(split * part + part, length)
@@ -167,7 +169,7 @@ def attend(qkv, cos_table, sin_table, keys, values, codes8, steps8, codes4, step
     for start in tl.range(start_at, plain_stop, block, num_stages=stages):
         slot = start + tl.arange(0, block)
         place = tl.minimum(slot, plain_stop - 1)
-        place = tl.where(place < prefix, place + to_prefix, place)
+        place = tl.where(place < prompt, place + to_prompt, place)
         k = tile(head_keys, place, d, size, wide)
         found = tl.dot(q, tl.trans(k.to(dtype)), input_precision="ieee") * scale
         found = tl.where(((slot < plain_stop) & (slot >= unseen))[None, :], found, -float("inf"))

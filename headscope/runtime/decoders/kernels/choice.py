@@ -12,9 +12,9 @@ TABLES = ["step", "rank", "grid_rows", "tokens"]
 
 
 @triton.jit(do_not_specialize=[*NUMBERS, *TABLES])
-def choose(keys, values, codes8, steps8, codes4, steps4, scores, positions, holes, movers, worths, now, heavy, begins, firsts,
-           score_begins, bits_of, code_begins, lengths, windows, kepts, decays, per_visits, kinds, table_of, scale, rows,
-           places, batch, prefix, front, slots, slots8, slots4, score_slots, stride, step, rank, grid_rows, tokens,
+def choose(keys, values, codes8, steps8, codes4, steps4, scores, positions, holes, movers, worths, now, heavy, image_begins,
+           firsts, score_begins, bits_of, code_begins, lengths, windows, kepts, decays, per_visits, kinds, table_of, scale,
+           rows, places, batch, front, slots, slots8, slots4, score_slots, stride, step, rank, grid_rows, tokens,
            heads: tl.constexpr, heavies: tl.constexpr, size: tl.constexpr, wide: tl.constexpr, most: tl.constexpr,
            eight: tl.constexpr, four: tl.constexpr, scored: tl.constexpr):  # fmt: skip
     """The stride end after the token `now`: program b * heavies + number of the heavy head.
@@ -40,7 +40,7 @@ def choose(keys, values, codes8, steps8, codes4, steps4, scores, positions, hole
         worths += program.to(tl.int64) * step
         if scored:
             bits, code_at = tl.load(bits_of + h), tl.load(code_begins + h)
-            plain_at = front + b.to(tl.int64) * slots + tl.load(begins + h) + first - prefix
+            plain_at = front + b.to(tl.int64) * slots + tl.load(image_begins + h)
             weigh(worths, values, codes8, steps8, codes4, steps4, scores + at, positions + at, scale, rows, places,
                   tl.load(kinds + number), tl.load(table_of + number), bits, plain_at,
                   (batch + b).to(tl.int64) * slots8 + code_at, (batch + b).to(tl.int64) * slots4 + code_at, live, t, window,
@@ -85,10 +85,10 @@ def choose(keys, values, codes8, steps8, codes4, steps4, scores, positions, hole
                     _move(codes4, begin4, values_on4, holes, movers, moving, d, (size + 1) // 2)
                     _move(steps4, begin4, values_on4, holes, movers, moving, tl.arange(0, wide // 32), (size + 31) // 32)
             if bits == 16:
-                begin = front + b.to(tl.int64) * slots + tl.load(begins + h) + first - prefix
+                begin = front + b.to(tl.int64) * slots + tl.load(image_begins + h)
                 _move_both(keys, values, begin, holes, movers, moving, d, size)
         else:
-            begin = front + b.to(tl.int64) * slots + tl.load(begins + h) + first - prefix
+            begin = front + b.to(tl.int64) * slots + tl.load(image_begins + h)
             _move_both(keys, values, begin, holes, movers, moving, d, size)
         for one in range(moving):
             into, out_of = tl.load(holes + one), tl.load(movers + one)
