@@ -104,6 +104,23 @@ class Geometry:
                 f"up to {self.tokens}."
             )
 
+    def check_lead(self, lead: int) -> None:
+        """Refuse a lead that rows of this image can't have.
+
+        Args:
+            lead: columns between the newest tokens of two rows that are generated at once.
+
+        Raises:
+            HeadscopeError: says which leads there are.
+        """
+        row = self.row_length
+        if not 1 <= lead <= row:
+            raise HeadscopeError(f"lead {lead}: expected 1 to {row} columns, of which {row} generates row after row.")
+        if self.rows == 1 and lead != row:
+            raise HeadscopeError(
+                f"lead {lead}: a text, or an image of a single row, has no rows to generate at once; leave it out."
+            )
+
     def to_dict(self) -> dict[str, int]:
         """For JSON."""
         return {"rows": self.rows, "cols": self.cols, "row_end": self.row_end}

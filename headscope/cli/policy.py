@@ -38,6 +38,8 @@ def show(file: PolicyFile) -> None:
     say(f"model      {shape.name}, {shape.layers} layers, {shape.kv_heads} KV heads, {geometry} tokens")
     say(f"weights    {shape.weights[:16] or 'any of this shape'}")
     say(f"stride     {policy.stride} tokens; prompts up to {policy.prefix} tokens")
+    if policy.rows_at_once:
+        say(f"lead       {policy.lead} columns: a row begins when the one above is so far, {_steps(policy)}")
     say(f"bytes      {spec.bytes_of(policy):,} of {spec.full_bytes:,} ({spec.share_of(policy):.1%}) for {spec.words()}")
     if policy.table_bytes:
         say(f"tables     {policy.table_bytes:,} bytes, of scores; all images share them")
@@ -58,6 +60,14 @@ def show(file: PolicyFile) -> None:
     for layer in range(shape.layers):
         for row in _rows(policy, layer, scored):
             say(row)
+
+
+def _steps(policy: Policy) -> str:
+    """How many steps an image takes in place of how many."""
+    from headscope.policy import schedule
+
+    geometry = policy.shape.geometry
+    return f"{len(schedule(geometry, policy.lead)) - 1:,} steps in place of {geometry.tokens - 1:,}"
 
 
 def _rows(policy: Policy, layer: int, scored: bool) -> list[str]:

@@ -50,10 +50,13 @@ def _facts(before: Policy, after: Policy, found: PolicyDiff) -> list[str]:
     share = _two(*(f"{100 * one / plain:.1f}%" for one, plain in (
         (found.bytes.before, found.plain_bytes.before), (found.bytes.after, found.plain_bytes.after),
     )))  # fmt: skip
+    lead = [f"lead       {_two(found.lead.before, found.lead.after)} columns"]
+    lead *= before.rows_at_once or after.rows_at_once
     return [
         f"model      {_two(before.shape.name, after.shape.name)}, {before.shape.words()}",
         f"weights    {_two(*weights)}",
         f"stride     {_two(found.stride.before, found.stride.after)} tokens",
+        *lead,
         f"prompts    up to {_two(found.prefix.before, found.prefix.after)} tokens",
         f"limit      {_two(*limits)}",
         f"tokens     {_two(found.tokens.before, found.tokens.after)} in all heads together, prompts included",

@@ -12,9 +12,11 @@ from headscope.policy.footprint import (
     code_bytes,
     code_groups,
     dtype_name,
+    image_slots,
     parse_share,
     parse_size,
 )
+from headscope.policy.lead import Schedule, StandIn, Step, schedule
 from headscope.policy.merge import Edit, check_fits_limit, merge
 from headscope.policy.policy import Policy, load_policy, save_policy
 from headscope.policy.preset import Preset
@@ -56,8 +58,11 @@ __all__ = [
     "PolicyDiff",
     "Preset",
     "Rule",
+    "Schedule",
     "ScoreKind",
     "ScoreTable",
+    "StandIn",
+    "Step",
     "ValidPolicy",
     "check_fits_limit",
     "code_bytes",
@@ -66,6 +71,7 @@ __all__ = [
     "dtype_name",
     "export_policy",
     "fit",
+    "image_slots",
     "import_policy",
     "load_policy",
     "make_preset",
@@ -78,6 +84,7 @@ __all__ = [
     "register_preset",
     "register_score",
     "save_policy",
+    "schedule",
     "tighter",
     "unmeasured",
     "validate",

@@ -34,7 +34,8 @@ class LayerChange:
         heads: KV heads that change.
         tokens: slots of all heads of the layer, as `Policy.slots` counts them.
         bytes: of all heads of the layer, for all rows of the spec.
-        fields: names of what changes, in the order of `Policy`; `stride` and `prefix` where they change what these heads take.
+        fields: names of what changes, in the order of `Policy`; `stride`, `prefix` and `lead`
+            where they change what these heads take.
     """
 
     layer: int
@@ -53,6 +54,7 @@ class PolicyDiff:
         spec: what the bytes of both are counted for: as the first one's are, each with the prefix that it assumes.
         stride: tokens between two choices of the heavy set.
         prefix: tokens of prompts that the accounting assumes.
+        lead: columns between rows that are generated at once.
         tokens: slots of all heads.
         bytes: of all heads.
         plain_bytes: of the plain cache, which differ where the prefixes do.
@@ -63,6 +65,7 @@ class PolicyDiff:
     spec: CacheSpec
     stride: Change
     prefix: Change
+    lead: Change
     tokens: Change
     bytes: Change
     plain_bytes: Change
@@ -94,6 +97,8 @@ def diff(first: Policy, second: Policy, where: str = "the second policy") -> Pol
         changed["stride"] = ((first.heavy > 0) | (second.heavy > 0)).numpy()
     if first.prefix != second.prefix:
         changed["prefix"] = np.ones_like(tokens[0], dtype=bool)
+    if first.lead != second.lead:
+        changed["lead"] = np.ones_like(tokens[0], dtype=bool)
     moved = np.logical_or.reduce(list(changed.values()))
     layers = tuple(
         LayerChange(
@@ -110,6 +115,7 @@ def diff(first: Policy, second: Policy, where: str = "the second policy") -> Pol
         specs[0],
         Change(first.stride, second.stride),
         Change(first.prefix, second.prefix),
+        Change(first.lead, second.lead),
         Change(*(int(count.sum()) for count in tokens)),
         Change(*(int(size.sum()) for size in sizes)),
         Change(*(spec.full_bytes for spec in specs)),
@@ -127,4 +133,7 @@ def _score(policy: Policy, number: int) -> tuple[str, bytes]:
 def _bytes(policy: Policy, spec: CacheSpec) -> np.ndarray:
     """int64 [layers, kv_heads], for all rows."""
     window, heavy, anchor = (one.numpy() for one in (policy.window, policy.heavy, policy.anchor))
-    return spec.head_bytes(window, heavy, anchor, policy.stride, policy.bits.numpy(), policy.prompt.numpy()) * spec.rows
+    return (
+        spec.head_bytes(window, heavy, anchor, policy.stride, policy.bits.numpy(), policy.prompt.numpy(), policy.lead)
+        * spec.rows
+    )

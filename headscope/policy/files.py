@@ -1,9 +1,9 @@
 """The policy file: one safetensors file that executes nothing and is checked entirely before it is believed.
 
 Tensors [layers, kv_heads]: those of `Policy`. A policy with fewer bits than 16 needs the feature `bits`, one with a head that
-keeps less than the whole prompt the feature `prompt`, one that chooses heavy tokens by other than attention received the
-feature `score`: only then there is a tensor `score`, and with kinds that need tables `score.*` (score_table.py). Metadata, all
-JSON strings:
+keeps less than the whole prompt the feature `prompt`, one that begins rows before the one above is done the feature `lead`, one
+that chooses heavy tokens by other than attention received the feature `score`: only then there is a tensor `score`, and with
+kinds that need tables `score.*` (score_table.py). Metadata, all JSON strings:
 
     headscope_schema  2; a reader refuses a later one
     needs             names of features without which the file is not understood; a reader refuses those it does not know

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 from headscope.errors import BudgetError
+from headscope.geometry import Geometry
+from headscope.policy.lead import schedule
 from headscope.policy.shape import ModelShape
 
 SCORE_BYTES = 8  # float32 score and int32 position
@@ -54,6 +56,28 @@ def code_groups(size: Any, bits: Any) -> Any:
     return 1 + (bits == 4) * (-(-size // CODE_GROUP) - 1)
 
 
+def image_slots(window: Any, heavy: Any, stride: int, geometry: Geometry, lead: int | None = None) -> np.ndarray:
+    """Slots of image tokens behind the anchors, for numbers or arrays of any common shape -> int64 of that shape.
+
+    Row after row: window + 1 without heavy tokens, else window + heavy + a buffer of one stride. Rows at once: in place of
+    window + 1 the most that a step's queries see together, in place of the window the most that the next step's will, and in
+    place of the stride the most that is fed between two choices (`Schedule`).
+
+    Args:
+        window: tokens before the query that are always kept.
+        heavy: older tokens kept by score.
+        stride: tokens between two choices of the heavy set.
+        geometry: of the image.
+        lead: columns between rows that are generated at once; None, or a row's length: row after row.
+    """
+    window, heavy = (np.asarray(value, dtype=np.int64) for value in (window, heavy))
+    if lead is None or lead == geometry.row_length:
+        return window + heavy + np.where(heavy > 0, min(stride, geometry.tokens), 1)
+    plan, place = schedule(geometry, lead), window.clip(0, geometry.tokens - 1)
+    chosen = plan.protected_slots[place] + heavy + plan.buffer(stride)
+    return np.where(heavy > 0, chosen, plan.window_slots[place])
+
+
 class Kept(Protocol):
     """What a `Policy` keeps, as far as bytes go: int32 [layers, kv_heads], and the stride."""
 
@@ -85,6 +109,11 @@ class Kept(Protocol):
     @property
     def stride(self) -> int:
         """Tokens between two choices of the heavy ones."""
+        ...
+
+    @property
+    def lead(self) -> int:
+        """Columns between rows that are generated at once; a row's length: row after row."""
         ...
 
     @property
@@ -179,7 +208,7 @@ class CacheSpec:
             policy: of this shape's layers and KV heads; the prefix counted is this spec's, whatever the policy assumes.
         """
         numbers = (policy.window.numpy(), policy.heavy.numpy(), policy.anchor.numpy())
-        sizes = self.head_bytes(*numbers, policy.stride, policy.bits.numpy(), policy.prompt.numpy())
+        sizes = self.head_bytes(*numbers, policy.stride, policy.bits.numpy(), policy.prompt.numpy(), policy.lead)
         return int(sizes.sum()) * self.rows
 
     def share_of(self, policy: Kept) -> float:
@@ -190,7 +219,9 @@ class CacheSpec:
         """
         return self.bytes_of(policy) / self.full_bytes
 
-    def head_bytes(self, window: Any, heavy: Any, anchor: Any, stride: int, bits: Any = 16, prompt: Any = 1) -> np.ndarray:
+    def head_bytes(
+        self, window: Any, heavy: Any, anchor: Any, stride: int, bits: Any = 16, prompt: Any = 1, lead: int | None = None
+    ) -> np.ndarray:
         """Bytes of one head of one row, for numbers or arrays of any common shape -> int64 of that shape.
 
         Example: head size 24, float32, prefix 10, window 16, no heavy tokens: (10 + 16 + 1) * 2 * 24 * 4 = 5,184; at 8 bits
@@ -203,9 +234,10 @@ class CacheSpec:
             stride: tokens between two choices of the heavy set.
             bits: of a number of an image token behind the anchors: 16 (the spec's dtype), 8 or 4.
             prompt: 1 where the whole prefix is kept, 0 where its first and its last token are.
+            lead: columns between rows that are generated at once; None: row after row.
         """
-        window, heavy, anchor, bits = (np.asarray(value, dtype=np.int64) for value in (window, heavy, anchor, bits))
-        image = window + heavy + np.where(heavy > 0, min(stride, self.shape.geometry.tokens), 1)
+        image = image_slots(window, heavy, stride, self.shape.geometry, lead)
+        heavy, anchor, bits = (np.asarray(value, dtype=np.int64) for value in (heavy, anchor, bits))
         size = self.shape.head_dim
         packed = 2 * (code_bytes(size, bits) + SCALE_BYTES * code_groups(size, bits))
         of_image = np.where(bits == 16, self._token_bytes, packed) + np.where(heavy > 0, SCORE_BYTES, 0)

@@ -57,8 +57,8 @@ def merge(base: Policy, edits: Sequence[Edit], limit: Limit | None = None, name:
         name: what `base` is called, for the provenance.
 
     Raises:
-        PolicyMismatch: a layer or head that there is not, a number out of range, or a source of another shape, architecture or
-            stride; the sentence begins with the edit's `where`.
+        PolicyMismatch: a layer or head that there is not, a number out of range, or a source of another shape, architecture,
+            stride or lead; the sentence begins with the edit's `where`.
         BudgetError: the result does not fit; with the bytes.
     """
     merged = base
@@ -144,11 +144,13 @@ def _check_source(policy: Policy, edit: Edit, source: Policy) -> None:
             f"{called}: is for another architecture ({source.shape.architecture[:12]}) than the base "
             f"({policy.shape.architecture[:12]}); take policies of one model."
         )
-    if source.stride != policy.stride:
-        raise PolicyMismatch(
-            f"{called}: its stride is {source.stride}, expected {policy.stride}, which all heads of the base share; take a "
-            "policy of that stride, or give numbers."
-        )
+    for name in ("stride", "lead"):
+        found, wanted = getattr(source, name), getattr(policy, name)
+        if found != wanted:
+            raise PolicyMismatch(
+                f"{called}: its {name} is {found}, expected {wanted}, which all heads of the base share; take a policy of that "
+                f"{name}, or give numbers."
+            )
 
 
 def _named(policy: Policy, name: str) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from headscope.policy.rule import KEY as RULE, Rule
 from headscope.policy.score_table import ScoreTable
 from headscope.policy.scores import BUILT_IN, RECEIVED
 from headscope.policy.shape import MODEL, ModelShape
-from headscope.policy.tensors import FEATURES, HEAD_TENSORS, SCORE
+from headscope.policy.tensors import FEATURES, HEAD_TENSORS, LEAD, SCORE
 
 SCHEMA = 2
 # Features that a file may need.
-KNOWN_NEEDS = frozenset(FEATURES)
+KNOWN_NEEDS = frozenset(FEATURES) | {LEAD}
 _SCORE = Kind(f"{RECEIVED}, or a list of kinds of scores", lambda v: v == RECEIVED or (TEXTS.accepts(v) and 0 < len(v) < 256))
 DTYPE = replace(one_of(*CACHE_DTYPES), accepts=lambda v: isinstance(v, str) and v.removeprefix("torch.") in CACHE_DTYPES)
 _COUNTED = {"bytes": whole(0, 2**63 - 1), "batch": whole(1), "streams": whole(1), "dtype": DTYPE}
@@ -41,7 +41,7 @@ _FIELDS = {
     2: {
         **_COMMON,
         "needs": TEXTS,
-        "lead": whole(1, MOST_TOKENS),
+        LEAD: whole(1, MOST_TOKENS),
         SCORE: _SCORE,
         "limit": or_null(record(_LIMIT)),
         "provenance": optional(OBJECT),
@@ -64,6 +64,7 @@ class PolicyFile:
         rule: for transfer, or None.
         scores: kinds of scores, of which the tensor `score` names places.
         tables: of kinds that need them, or None.
+        lead: columns between rows that are generated at once; None: row after row.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -76,6 +77,7 @@ class PolicyFile:
     rule: Rule | None = None
     scores: tuple[str, ...] = BUILT_IN
     tables: ScoreTable | None = None
+    lead: int | None = None
 
 
 def metadata_of(file: PolicyFile, path: Path, accounting: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,12 +93,15 @@ def metadata_of(file: PolicyFile, path: Path, accounting: Mapping[str, Any]) -> 
     """
     shape = file.shape
     needs = [name for name, usual in FEATURES.items() if bool((file.tensors[name] != usual).any())]
+    row = shape.geometry.row_length
+    lead = row if file.lead is None else file.lead
+    needs += [LEAD] * (lead != row)
     metadata = {
         "needs": needs,
         "model": {**shape.to_dict(), "weights": shape.weights or None},
         "stride": file.stride,
         "prefix": file.prefix,
-        "lead": shape.geometry.row_length,
+        LEAD: lead,
         SCORE: list(file.scores) if SCORE in needs else RECEIVED,
         "limit": None if file.limit is None else file.limit.to_dict(),
         "provenance": dict(file.provenance),
@@ -152,6 +157,7 @@ def read_facts(
         first = metadata["headscope_schema"] == 1
         names = [name for name in HEAD_TENSORS if name not in FEATURES or not first]
         scored = SCORE in metadata.get("needs", ())
+        listed = scored and metadata[SCORE] != RECEIVED
         found = PolicyFile(
             {name: tensor(name, made) for name in names if name != SCORE or scored},
             metadata["stride"],
@@ -161,7 +167,9 @@ def read_facts(
             {name: value for name, value in metadata.get("provenance", {}).items() if name != "limit"},
             metadata.get("results", {}),
             rule(metadata.get(RULE), made),
-            *((tuple(metadata[SCORE]), tables(made)) if scored and metadata[SCORE] != RECEIVED else ()),
+            tuple(metadata[SCORE]) if listed else BUILT_IN,
+            tables(made) if listed else None,
+            metadata.get(LEAD),
         )
         if not first:
             _check_needed(found.tensors, metadata, made)
@@ -199,7 +207,7 @@ def _limit(metadata: dict[str, Any], shape: ModelShape) -> Limit | None:
 
 
 def _check_needed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, Any], shape: ModelShape) -> None:
-    """Refuse features that the file does not say it needs, and values of a later version: rows at once."""
+    """Refuse features that the file does not say it needs."""
     listed, needed = metadata[SCORE] != RECEIVED, SCORE in metadata["needs"]
     if listed != needed:
         names = "names" if needed else "does not name"
@@ -212,7 +220,9 @@ def _check_needed(tensors: Mapping[str, torch.Tensor], metadata: dict[str, Any],
                 f"layer {layer} head {head}: {name} is {tensors[name][layer, head]}, a feature that needs does not name; write "
                 "the file anew."
             )
-    if metadata["lead"] != shape.geometry.row_length:
+    row = shape.geometry.row_length
+    if metadata[LEAD] != row and LEAD not in metadata["needs"]:
         raise PolicyMismatch(
-            f"lead is {metadata['lead']}, expected {shape.geometry.row_length}, which generates row after row."
+            f"{LEAD} is {metadata[LEAD]}, a feature that needs does not name; expected {row}, which generates row after row; "
+            "write the file anew."
         )

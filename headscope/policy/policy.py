@@ -16,7 +16,7 @@ import torch
 from headscope.errors import HeadscopeError, PolicyMismatch
 from headscope.policy.bucket import Bucket
 from headscope.policy.files import check_fits, read_file, write_file
-from headscope.policy.footprint import CacheSpec, Limit
+from headscope.policy.footprint import CacheSpec, Limit, image_slots
 from headscope.policy.metadata import PolicyFile
 from headscope.policy.rule import Rule
 from headscope.policy.score_table import ScoreTable
@@ -28,6 +28,7 @@ from headscope.policy.tensors import (
     FEATURES,
     HEAD_TENSORS,
     KEPT,
+    LEAD,
     SCORE,
     check_bits,
     check_range,
@@ -54,6 +55,8 @@ class Policy:
         score: uint8 [layers, kv_heads], by which kind of score heavy tokens are chosen, a place in `scores`; all 0, attention
             received, unless given.
         stride: tokens between two choices of the heavy set.
+        lead: columns between the newest tokens of two rows that are generated at once (policy/lead.py); a row's whole length,
+            row after row, unless given.
         prefix: prompt length in tokens that the byte accounting assumes.
         shape: the model.
         limit: the byte limit that it was made for, or None.
@@ -85,8 +88,11 @@ class Policy:
     score: torch.Tensor = field(default=None)  # type: ignore[assignment]
     scores: tuple[str, ...] = BUILT_IN
     tables: ScoreTable | None = None
+    lead: int = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.lead is None:
+            object.__setattr__(self, "lead", self.shape.geometry.row_length)
         for name, usual in FEATURES.items():
             if getattr(self, name) is None:
                 heads = (self.shape.layers, self.shape.kv_heads)
@@ -107,6 +113,7 @@ class Policy:
             self.tables.check(self.shape)
         try:
             self.shape.geometry.check_stride(self.stride)
+            self.shape.geometry.check_lead(self.lead)
         except HeadscopeError as error:
             raise PolicyMismatch(str(error)) from None
         if self.prefix < 0:
@@ -127,6 +134,7 @@ class Policy:
         score: int | torch.Tensor = 0,
         stride: int,
         prefix: int,
+        lead: int | None = None,
         semantic_score: torch.Tensor | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Policy:
@@ -146,6 +154,7 @@ class Policy:
             score: kind of score by which heavy tokens are chosen, a place in `BUILT_IN`.
             stride: tokens between two choices of the heavy set.
             prefix: prompt length in tokens that the byte accounting assumes.
+            lead: columns between the newest tokens of two rows that are generated at once; None: row after row.
             semantic_score: float32 [layers, kv_heads] in [0, 1], 1 is semantic; by default 0.5 everywhere, for not known.
             provenance: JSON values, where it came from.
 
@@ -164,7 +173,11 @@ class Policy:
         }
         everything = tensors["window"] + tensors["heavy"] >= shape.geometry.tokens - 1
         tensors["anchor"] = torch.where(everything, 0, tensors["anchor"]) if everything.shape == full else tensors["anchor"]
-        return cls(**tensors, stride=stride, prefix=prefix, shape=shape, provenance=dict(provenance or {}))
+        facts: dict[str, Any] = {
+            "provenance": dict(provenance or {}),
+            "lead": shape.geometry.row_length if lead is None else lead,
+        }
+        return cls(**tensors, stride=stride, prefix=prefix, shape=shape, **facts)
 
     def slots(self) -> torch.Tensor:
         """int64 [layers, kv_heads]: tokens a head has room for.
@@ -172,10 +185,14 @@ class Policy:
         Example: prefix 10, window 24 and no heavy tokens: 10 + 24 + 1 for the query itself. With heavy 8 and stride 24:
         10 + 24 + 8 + a buffer of 24. With prompt 0 the 10 are 2.
         """
-        buffer = min(self.stride, self.shape.geometry.tokens)
         prompt = torch.where(self.drops_prompt, min(self.prefix, PROMPT_ENDS), self.prefix)
-        kept = prompt + self.anchor.long() + self.window.long() + self.heavy.long()
-        return kept + torch.where(self.heavy > 0, buffer, 1)
+        image = image_slots(self.window.numpy(), self.heavy.numpy(), self.stride, self.shape.geometry, self.lead)
+        return prompt + self.anchor.long() + torch.from_numpy(image)
+
+    @property
+    def rows_at_once(self) -> bool:
+        """Whether a row begins before the one above it is done."""
+        return self.lead < self.shape.geometry.row_length
 
     def buckets(self, layer: int) -> list[Bucket]:
         """The distinct kinds of heads of a layer, ordered by their first head.
@@ -293,7 +310,7 @@ class Policy:
         """What a policy file holds of it."""
         tensors = {name: getattr(self, name) for name in HEAD_TENSORS}
         facts = (self.stride, self.prefix, self.shape, self.limit, self.provenance, self.results, self.rule)
-        return PolicyFile(tensors, *facts, self.scores, self.tables)
+        return PolicyFile(tensors, *facts, self.scores, self.tables, self.lead)
 
     @classmethod
     def load(cls, path: str | Path, shape: ModelShape | None = None, accept_other_weights: bool = False) -> Policy:
@@ -349,6 +366,8 @@ class Policy:
     def fingerprint(self) -> str:
         """sha256 of everything that changes what is kept."""
         digest = hashlib.sha256(f"{self.shape.geometry.to_dict()} {self.stride} {self.prefix}".encode())
+        if self.rows_at_once:
+            digest.update(f"{LEAD} {self.lead}".encode())
         for name in KEPT:
             tensor = getattr(self, name)
             if name == SCORE:

@@ -16,6 +16,7 @@ BITS = (16, 8, 4)
 FEATURES = {"bits": 16, "prompt": 1, "score": 0}
 # Of these, one that a file has only where it needs it.
 SCORE = "score"
+LEAD = "lead"  # a feature that is a number of the whole policy
 DTYPES = {
     "window": torch.int32,
     "heavy": torch.int32,

@@ -100,6 +100,7 @@ def _rows(policy: Policy, name: str) -> list[tuple[str, str]]:
     short = int(policy.drops_prompt.sum())
     prompt = f"{short} with only the first and last token of the prompt; " if short else ""
     prompt += _scores(policy)
+    prompt += f"rows at once, each {policy.lead} columns after the one above; " if policy.rows_at_once else ""
     rows = [
         ("model", f"{_code(shape.name)}{bundled}, {weights}"),
         ("limit", _limit(policy)),
@@ -188,7 +189,7 @@ def _layers(policy: Policy) -> list[str]:
     short, scored = bool(policy.drops_prompt.any()), bool(policy.other_scores)
     for layer in range(policy.shape.layers):
         for b in policy.buckets(layer):
-            head = spec.head_bytes(b.window, b.heavy, b.anchor, policy.stride, b.bits, int(b.whole_prompt))
+            head = spec.head_bytes(b.window, b.heavy, b.anchor, policy.stride, b.bits, int(b.whole_prompt), policy.lead)
             size, heads = int(head) * spec.rows * len(b.heads), ", ".join(map(str, b.heads))
             numbers = [layer, heads, b.window, b.heavy, b.anchor, f"{b.decay:g}", b.bits]
             numbers += ["whole" if b.whole_prompt else "ends"] * short

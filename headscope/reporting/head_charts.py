@@ -14,7 +14,7 @@ import torch
 
 from headscope.errors import DataError
 from headscope.heads import SEMANTIC, SPATIAL
-from headscope.policy import CacheSpec, Policy
+from headscope.policy import CacheSpec, Policy, image_slots
 from headscope.reporting.style import (
     ANCHOR,
     BUFFER,
@@ -235,9 +235,10 @@ def kept(policy: Policy, spec: CacheSpec, width: float = WIDE, margin: float = 0
     """
     layers, heads = policy.window.shape
     count = {name: getattr(policy, name).numpy() for name in ("anchor", "window", "heavy")}
-    written = (policy.stride, policy.bits.numpy(), policy.prompt.numpy())
+    written = (policy.stride, policy.bits.numpy(), policy.prompt.numpy(), policy.lead)
     nbytes = spec.rows * spec.head_bytes(count["window"], count["heavy"], count["anchor"], *written)
-    count["buffer"] = np.where(count["heavy"] > 0, min(policy.stride, policy.shape.geometry.tokens), 1)
+    slots = image_slots(count["window"], count["heavy"], policy.stride, policy.shape.geometry, policy.lead)
+    count["buffer"] = slots - count["window"] - count["heavy"]
     top = float(sum(count.values()).max())
     pitch = 0.52 if layers <= 12 else 0.36  # inches a layer, of which 0.08 stay free
     tall = layers * pitch + 0.04

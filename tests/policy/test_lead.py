@@ -1,11 +1,34 @@
-"""The schedule of rows that are generated at once, against its definition, token by token."""
+"""The schedule of rows that are generated at once, against its definition token by token, and policies that carry a lead."""
 
 from __future__ import annotations
 
-from hypothesis import given, settings, strategies as st
+import json
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from safetensors import safe_open
+
+from headscope.errors import PolicyMismatch
 from headscope.geometry import Geometry
-from headscope.policy.lead import Schedule, schedule
+from headscope.policy import (
+    CacheSpec,
+    Edit,
+    Policy,
+    Schedule,
+    diff,
+    export_policy,
+    import_policy,
+    load_policy,
+    merge,
+    save_policy,
+    schedule,
+    validate,
+)
+from tests.policy.shapes import SHAPE
+from tests.policy.test_files import rewritten
 
 
 @st.composite
@@ -101,3 +124,62 @@ def test_a_window_of_a_row_takes_a_row_more_where_three_rows_are_generated() -> 
     plan = schedule(Geometry(24, 24), 8)
     assert plan.window_slots[24] == 49
     assert len(plan.steps) - 1 == 207
+
+
+POLICY = Policy.uniform(SHAPE, window=7, heavy=torch.tensor([[0, 3, 0, 2]] * 3), stride=6, prefix=5)
+
+
+@pytest.mark.parametrize(("lead", "says"), [(0, "lead 0: expected 1 to 6 columns"), (7, "lead 7: expected 1 to 6 columns")])
+def test_a_lead_outside_a_row_is_one_sentence(lead: int, says: str, tmp_path: Path) -> None:
+    with pytest.raises(PolicyMismatch, match=says):
+        POLICY.replace(lead=lead)
+    file = save_policy(POLICY.replace(lead=3), tmp_path / "p.safetensors")
+    with pytest.raises(PolicyMismatch, match=r"p\.safetensors: lead"):
+        load_policy(rewritten(file, {}, lead=lead))
+
+
+def test_a_text_has_no_rows_to_generate_at_once() -> None:
+    text = replace(SHAPE, geometry=Geometry(1, 36))
+    with pytest.raises(PolicyMismatch, match="lead 4: a text, or an image of a single row, has no rows"):
+        Policy.uniform(text, window=7, stride=1, prefix=5, lead=4)
+    assert not Policy.uniform(text, window=7, stride=1, prefix=5, lead=36).rows_at_once
+
+
+def test_files_carry_a_lead_and_older_readers_refuse_it(tmp_path: Path) -> None:
+    policy = POLICY.replace(lead=2)
+    file = save_policy(policy, tmp_path / "p.safetensors")
+    assert json.loads(safe_open(file, "pt").metadata()["needs"]) == ["lead"]
+    assert load_policy(file).lead == 2
+    assert load_policy(file).same_as(policy)
+    assert not policy.same_as(POLICY)
+    export_policy(policy, tmp_path / "p.json", to="json")
+    assert import_policy(tmp_path / "p.json", "json").same_as(policy)
+    plain = save_policy(POLICY, tmp_path / "plain.safetensors")
+    assert json.loads(safe_open(plain, "pt").metadata()["needs"]) == []
+    assert json.loads(safe_open(plain, "pt").metadata()["lead"]) == 6
+    assert POLICY.replace(lead=6).fingerprint() == POLICY.fingerprint()
+    assert validate(file).needs == ("lead",)
+    assert any(
+        "lead: a row begins 2 columns" in line for line in export_policy(policy, tmp_path / "d.json", "kvpress").sentences()
+    )
+
+
+def test_slots_and_bytes_follow_the_schedule() -> None:
+    policy = POLICY.replace(lead=2)
+    plan = schedule(SHAPE.geometry, 2)
+    window, chosen = int(plan.window_slots[7]), int(plan.protected_slots[7]) + plan.buffer(6)
+    assert policy.slots()[0].tolist() == [5 + window, 5 + chosen + 3, 5 + window, 5 + chosen + 2]
+    assert window > 8
+    spec = CacheSpec(SHAPE, 5, dtype="float32")
+    by_hand = 3 * 2 * (2 * 8 * 4 * int(policy.slots()[0].sum()) + 8 * (2 * chosen + 5))
+    assert spec.bytes_of(policy) == by_hand
+    assert POLICY.slots()[0].tolist() == [13, 21, 13, 20]
+
+
+def test_diff_and_merge_know_it() -> None:
+    found = diff(POLICY, POLICY.replace(lead=2))
+    assert (found.lead.before, found.lead.after) == (6, 2)
+    assert [change.fields for change in found.layers] == [("lead",)] * 3
+    assert merge(POLICY.replace(lead=2), [Edit("edit 1", (0,), numbers={"window": 3})]).lead == 2
+    with pytest.raises(PolicyMismatch, match="edit 1: the other policy: its lead is 2, expected 6"):
+        merge(POLICY, [Edit("edit 1", (0,), source=POLICY.replace(lead=2))])

@@ -91,6 +91,13 @@ def lost_prompt(policy: Policy) -> list[str]:
     return [f"prompt: {heads(short)} keep its first and its last token; there all of it is kept"]
 
 
+def lost_lead(policy: Policy) -> list[str]:
+    """A sentence on rows that are generated at once."""
+    if not policy.rows_at_once:
+        return []
+    return [f"lead: a row begins {policy.lead} columns after the one above; there row follows row, one token a step"]
+
+
 def lost_rest() -> list[str]:
     """What no format but headscope's own has a place for."""
     return ["semantic_score, limit, results, provenance, fingerprints of the model: the format has no place for them"]

@@ -19,6 +19,7 @@ from headscope.policy.exchange.reckoning import (
     length_of,
     lost_bits,
     lost_heavy,
+    lost_lead,
     lost_prompt,
     lost_rest,
     span,
@@ -54,7 +55,7 @@ def write(policy: Policy, path: Path) -> Content:
     if bool((policy.anchor[drops] != anchors).any()):
         lost.append(f"anchor: {span(policy.anchor[drops])} image tokens; there every head keeps {anchors}")
     lost += [*lost_heavy(policy, "there as many newest tokens stand for them"), *lost_bits(policy), *lost_prompt(policy)]
-    lost += lost_rest()
+    lost += [*lost_lead(policy), *lost_rest()]
     return Content({"": settings}, bytes_for(policy, _allocated(whole, sink, length)), tuple(lost))
 
 

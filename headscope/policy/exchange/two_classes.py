@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-from headscope.policy.exchange.reckoning import heads, kept_tokens, lost_bits, lost_heavy, lost_prompt, lost_rest, span
+from headscope.policy.exchange.reckoning import (
+    heads,
+    kept_tokens,
+    lost_bits,
+    lost_heavy,
+    lost_lead,
+    lost_prompt,
+    lost_rest,
+    span,
+)
 from headscope.policy.policy import Policy
 
 
@@ -77,4 +86,4 @@ def lost_classes(policy: Policy, classes: TwoClasses) -> tuple[str, ...]:
         if bool((anchor != classes.sink - policy.prefix).any()):
             lost.append(f"anchor: {span(anchor)} image tokens; there each streaming head keeps {classes.sink - policy.prefix}")
     lost += lost_heavy(policy, "there they are full heads and keep every token")
-    return (*lost, *lost_bits(policy), *lost_prompt(policy), *lost_rest())
+    return (*lost, *lost_bits(policy), *lost_prompt(policy), *lost_lead(policy), *lost_rest())

@@ -11,7 +11,17 @@ from pathlib import Path
 import torch
 
 from headscope.errors import PolicyMismatch
-from headscope.policy.exchange.reckoning import bytes_for, heads, length_of, lost_heavy, lost_prompt, lost_rest, one_image, span
+from headscope.policy.exchange.reckoning import (
+    bytes_for,
+    heads,
+    length_of,
+    lost_heavy,
+    lost_lead,
+    lost_prompt,
+    lost_rest,
+    one_image,
+    span,
+)
 from headscope.policy.exchange.record import Content
 from headscope.policy.footprint import CACHE_DTYPES
 from headscope.policy.policy import Policy
@@ -56,4 +66,4 @@ def _lost(policy: Policy, skipped: torch.Tensor) -> tuple[str, ...]:
     if bool((policy.bits[~skipped] == 4).any()):
         lost.append(f"bits: {heads(int((policy.bits[~skipped] == 4).sum()))} of 4 bits keep 8, in {QUANTIZED}")
     lost.append(f"prefix and anchors: kept in the model's dtype here, in {QUANTIZED} there")
-    return (*lost, *lost_prompt(policy), *lost_rest())
+    return (*lost, *lost_prompt(policy), *lost_lead(policy), *lost_rest())

@@ -66,7 +66,7 @@ def imported(facts: object, tmp_path: Path) -> Policy:
     [
         ({"headscope_policy_json": 2}, "version 2, this headscope reads up to 1"),
         ({"headscope_schema": 3}, "written in schema 3"),
-        ({"needs": ["lead"]}, r'needs \["lead"\], which this headscope does not know'),
+        ({"needs": ["rows"]}, r'needs \["rows"\], which this headscope does not know'),
         ({"needs": []}, "layer 0 head 0: bits is 8, a feature that needs does not name"),
         ({"stride": 5}, "stride 5: expected 1"),
         ({"heads": []}, r"heads is \[\], expected an object"),
