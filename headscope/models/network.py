@@ -98,3 +98,30 @@ class NetworkModel:
         positions = None if counted else (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]  # type: ignore[union-attr]
         past = {self._cache: cache, "use_cache": cache is not None}
         return self.decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, **past).last_hidden_state
+
+    def forward_at(
+        self,
+        embeds: torch.Tensor,
+        places: torch.Tensor,
+        mask: torch.Tensor,
+        seen: torch.Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
+        """As `forward`, of tokens at any places: rows at once need it, and a model of one's own may do without.
+
+        Args:
+            embeds: [B, T, C].
+            places: int64 [T], in the sequence: tokens of the prompt from 0, padding included, image token t at P + t.
+            mask: int64 [B, P] of the prompt, 0 at the padding.
+            seen: bool [1 or B, 1, T, S], which keys of the cache and then of these tokens each sees; None: the cache says.
+            cache: what holds the past, None where there is none.
+        """
+        positions = places.expand(len(embeds), -1)
+        if not self.counts_padding:
+            positions = (positions - (1 - mask).sum(1, keepdim=True)).clamp(min=0)
+        shape = (1, 1, 1, 1) if seen is None else seen.shape
+        hides = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        if seen is not None:
+            hides.masked_fill_(~seen, torch.finfo(self.dtype).min)
+        past = {self._cache: cache, "use_cache": cache is not None}
+        return self.decoder(inputs_embeds=embeds, attention_mask=hides, position_ids=positions, **past).last_hidden_state

@@ -115,8 +115,8 @@ class PlainNetwork(nn.Module):
         Args:
             input_ids: int64 [B, T].
             inputs_embeds: int64 [B, T, 1], the next tokens.
-            attention_mask: int64 [B, past + T], 0 at the padding on the left.
-            position_ids: not used, they follow from the mask.
+            attention_mask: int64 [B, past + T], 0 at the padding on the left; or [1 or B, 1, T, past + T], added to attention.
+            position_ids: int64 [B, T], taken with a mask of the second kind; they follow from one of the first.
             cache: what holds the past.
             use_cache: not used.
         """
@@ -126,6 +126,9 @@ class PlainNetwork(nn.Module):
             )
         assert inputs_embeds is not None
         tokens = inputs_embeds[..., 0]
+        if attention_mask is not None and attention_mask.dim() == 4:
+            assert position_ids is not None
+            return self._anywhere(tokens, position_ids, attention_mask, cache)
         past = 0 if cache is None else cache.get_seq_length()
         length = past + tokens.shape[1]
         mask = tokens.new_ones(len(tokens), length) if attention_mask is None else attention_mask
@@ -139,6 +142,16 @@ class PlainNetwork(nn.Module):
                 return Scores(self._logits(tokens, places))
         row = tokens.new_zeros(len(tokens), length).scatter(1, places, tokens)
         with _TakenOver(self, tokens, places, seen, cache):
+            found = self._logits(row, places)
+        return Scores(found.gather(1, places[..., None].expand(-1, -1, found.shape[2])))
+
+    def _anywhere(self, tokens: torch.Tensor, places: torch.Tensor, added: torch.Tensor, cache: Cache | None) -> Scores:
+        """Tokens [B, T] at places [B, T], none twice, with the mask `added` to their attention."""
+        if self._told is not None:
+            with _TakenOver(self, tokens, None, added, cache):
+                return Scores(self._logits(tokens, places))
+        row = tokens.new_zeros(len(tokens), int(places.max()) + 1).scatter(1, places, tokens)
+        with _TakenOver(self, tokens, places, added, cache):
             found = self._logits(row, places)
         return Scores(found.gather(1, places[..., None].expand(-1, -1, found.shape[2])))
 

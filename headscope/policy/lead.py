@@ -105,6 +105,18 @@ class Schedule:
         column = number - row * self.lead
         return (row * self.geometry.row_length + column)[(column >= 0) & (column < self.geometry.row_length)]
 
+    def protected(self, number: int, window: int) -> np.ndarray:
+        """int64, image tokens fed once a step is done that lie within a window before any of the next step's queries.
+
+        Args:
+            number: of the step.
+            window: tokens before a query.
+        """
+        due, there = self.due(number + 1), (self.fed_at <= number).nonzero()[0]
+        place = np.searchsorted(due, there)
+        near = place < len(due)
+        return there[near][due[place[near]] - there[near] <= window]
+
     def chooses(self, number: int, stride: int) -> bool:
         """Whether heavy tokens are chosen at the end of a step: the number of fed tokens passes a multiple of the stride.
 

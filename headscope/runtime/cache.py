@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -34,7 +34,10 @@ class CompressedCache(Cache):
 
     Raises:
         PolicyMismatch: a head's kind of score needs a table that the policy has not.
+        CacheError: the policy generates rows at once, which takes more than a cache.
     """
+
+    kind: ClassVar[type[CompressedLayer]] = CompressedLayer
 
     def __init__(
         self,
@@ -46,9 +49,15 @@ class CompressedCache(Cache):
         device: torch.device | str | None = None,
     ) -> None:
         policy.check_tables()
+        if policy.rows_at_once and self.kind is CompressedLayer:
+            raise CacheError(
+                f"This policy begins a row {policy.lead} columns after the one above, several tokens a step; CompressedCache, "
+                "as beams and transformers' generate() feed it, takes one: use headscope.generate, or a policy with a lead of "
+                f"{policy.shape.geometry.row_length}."
+            )
         self.policy = policy
         self.expected = (batch, dtype, None if device is None else torch.device(device).type)
-        self.compressed_layers = [CompressedLayer(policy, number, prefix) for number in range(policy.shape.layers)]
+        self.compressed_layers = [self.kind(policy, number, prefix) for number in range(policy.shape.layers)]
         super().__init__(layers=list(self.compressed_layers))
 
     def update(

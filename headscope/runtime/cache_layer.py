@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from headscope.errors import CacheError, NumberError
 from headscope.models import Group, goes_through_cache, leave_handle, may_chunk_prompts, plain_groups, split_mask
-from headscope.policy import Policy
+from headscope.policy import Bucket, Policy
 from headscope.runtime.buckets import HeavyHeads, WindowHeads
 from headscope.runtime.folded_prefix import folded
 from headscope.runtime.plain import CountingLayer
@@ -64,16 +64,8 @@ class CompressedLayer(CountingLayer):
         check_prefix(self.policy, self.prefix)
         start = 0
         for numbers in self._numbers:
-            bucket: WindowHeads | HeavyHeads
-            slots = self.policy.shape.prefix_slots(self.prefix, numbers.whole_prompt)
-            if numbers.heavy:
-                heavy = HeavyHeads if numbers.bits == 16 else PackedHeavyHeads
-                bucket = heavy(numbers, start, slots, self.stride, key_states)
-            else:
-                window = WindowHeads if numbers.bits == 16 else PackedWindowHeads
-                bucket = window(numbers, start, slots, key_states)
-            self.buckets.append(bucket)
-            start = bucket.stop
+            self.buckets.append(self._bucket(numbers, start, key_states))
+            start = self.buckets[-1].stop
         if self._order is not None:
             self._order = self._order.to(key_states.device)
             in_group = torch.arange(self.queries_per_kv, device=key_states.device)
@@ -81,6 +73,15 @@ class CompressedLayer(CountingLayer):
             self._query_back = self._query_order.argsort()
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
+
+    def _bucket(self, numbers: Bucket, start: int, like: torch.Tensor) -> WindowHeads | HeavyHeads:
+        """Allocate one whose first head is the `start`-th in the order of buckets, for keys [B, H, T, D] like these."""
+        slots = self.policy.shape.prefix_slots(self.prefix, numbers.whole_prompt)
+        if numbers.heavy:
+            heavy = HeavyHeads if numbers.bits == 16 else PackedHeavyHeads
+            return heavy(numbers, start, slots, self.stride, like)
+        window = WindowHeads if numbers.bits == 16 else PackedWindowHeads
+        return window(numbers, start, slots, like)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -155,21 +156,27 @@ class CompressedLayer(CountingLayer):
     def _by_bucket(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
         """Image tokens: query [B, H, G * T, D], keys and values [B, H, T, D], heads in the order of buckets."""
         t, length = self.seen - self.prefix, keys.shape[2]
-        parts = []
         try:
-            for bucket in self.buckets:
-                rows = slice(bucket.start, bucket.stop)
-                work = bucket.step if length == 1 else bucket.chunk
-                bias = self._bias if bucket.numbers.whole_prompt else self._ends_bias
-                parts.append(work(query[:, rows], keys[:, rows], values[:, rows], t, bias, scaling))
+            parts = self._taken_in(query, keys, values, scaling)
         except NumberError as error:
             tokens = f"token {t}" if length == 1 else f"tokens {t} to {t + length - 1}"
             raise NumberError(
                 f"Layer {self.number}: keys or values of image {tokens} are {error}, and the policy writes them in fewer bits; "
                 "load the model in another dtype, or use a policy that keeps 16 bits."
             ) from None
-        self.seen += length
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _taken_in(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> list[torch.Tensor]:
+        """As `_by_bucket`, a part a bucket."""
+        t, length = self.seen - self.prefix, keys.shape[2]
+        parts = []
+        for bucket in self.buckets:
+            rows = slice(bucket.start, bucket.stop)
+            work = bucket.step if length == 1 else bucket.chunk
+            bias = self._bias if bucket.numbers.whole_prompt else self._ends_bias
+            parts.append(work(query[:, rows], keys[:, rows], values[:, rows], t, bias, scaling))
+        self.seen += length
+        return parts
 
     def _check_whole_prompt(self, length: int) -> None:
         """Refuse what may be a piece of a prompt, taken for a whole one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -13,7 +14,9 @@ from headscope.policy import Policy
 from headscope.progress import Progress, of_task
 from headscope.runtime.decoders.protocol import Decoder, ImageDecoder
 from headscope.runtime.decoders.registry import AUTO, choose
+from headscope.runtime.decoders.transformers import TransformersDecoder
 from headscope.runtime.finite import no_numbers
+from headscope.runtime.rows_at_once import unfilled
 from headscope.runtime.sampling import Sampler, Sampling
 from headscope.samples import Samples
 
@@ -92,6 +95,14 @@ def _image_tokens(decoder: Decoder, prefix: Prefix, sampler: Sampler, report: Ca
     hidden = decoder.prefill(prefix, sampler.guided)
     if isinstance(decoder, ImageDecoder) and sampler.cfg_interval < 0:  # which its device does not know
         return decoder.image_tokens(hidden, sampler, report)
+    if isinstance(decoder, TransformersDecoder) and decoder.plan is not None:
+        tokens = unfilled(model, len(prefix.ids))
+        for number, (token, before) in enumerate(chain([(0, hidden)], decoder.feed(tokens)), 1):
+            tokens[:, token], found = sampler.after(before, token, alone=True)
+            if not bool(found.all()):
+                raise no_numbers(model, token, decoder.kept())
+            report(number)
+        return tokens
     count = model.shape.geometry.tokens
     tokens = torch.empty(len(prefix.ids), count, dtype=torch.int64, device=model.device)
     for t in range(count):

@@ -197,12 +197,13 @@ class Sampler:
             noise = self.noise.of(token) if isinstance(token, torch.Tensor) else self.noise.at(token)
         return sample(guide(logits, self._scale(logits, token)), noise, temperature=self.temperature, top_k=self.top_k)
 
-    def after(self, hidden: torch.Tensor, token: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def after(self, hidden: torch.Tensor, token: int, *, alone: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [streams * n, C] of the tokens before image token `token` -> see `sample`; where C is 0 there is none,
-        and every code is as likely."""
+        and every code is as likely. `alone`: the next token asked for is not the one behind it."""
+        at = torch.tensor([token], device=self.model.device) if alone else token
         if hidden.shape[1]:
-            return self(logits_of(self.model, hidden[:, None], token)[:, 0], token)
-        return self(evenly(self.model, len(hidden), token, hidden.device), token)
+            return self(logits_of(self.model, hidden[:, None], token)[:, 0], at)
+        return self(evenly(self.model, len(hidden), token, hidden.device), at)
 
     def _scale(self, logits: torch.Tensor, token: int | torch.Tensor) -> float | torch.Tensor:
         if not self.guided or self.cfg_interval < 0:

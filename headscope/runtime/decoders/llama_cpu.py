@@ -50,6 +50,8 @@ class LlamaCpuDecoder(TransformersDecoder):
         """See `Decoder.lacking`."""
         if policy is None:
             return "needs a policy"
+        if policy.rows_at_once:
+            return "feeds one token a step, and this policy generates rows at once"
         return None if step_for(model) is not None else "needs a plain Llama decoder without hooks or observers"
 
     def step(self, tokens: torch.Tensor, t: int) -> torch.Tensor:

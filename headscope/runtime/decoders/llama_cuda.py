@@ -56,6 +56,8 @@ class LlamaCudaDecoder:
             return "needs a model on a CUDA device"
         if policy is None:
             return "needs a policy"
+        if policy.rows_at_once:
+            return "feeds one token a step, and this policy generates rows at once"
         if unknown := sorted(set(policy.other_scores) - set(BUILT_IN)):
             return f"knows the scores {', '.join(BUILT_IN)}, and this policy has {' and '.join(unknown)}"
         if not getattr(model, "starts", True):

@@ -27,12 +27,19 @@ def choose(model: ImageModel, policy: Policy | None = None, backend: str = AUTO)
         DataError: an unknown name, or a decoder that cannot run this model and policy here; lists those that can.
     """
     usable = usable_decoders(model, policy)
+    if not usable:
+        raise DataError(f"{model.name}: no decoder can run it with this policy; {_reasons(model, policy)}.")
     if backend == AUTO:
         return DECODERS[usable[0]](model, policy)
     if backend not in usable:
         why = DECODERS[backend].lacking(model, policy) if backend in DECODERS else "is not known"
         raise DataError(f"decoder {backend}: {why}; use one that can run here: {', '.join([AUTO, *usable])}.")
     return DECODERS[backend](model, policy)
+
+
+def _reasons(model: ImageModel, policy: Policy | None) -> str:
+    """`transformers needs ...; llama_cpu needs ...`."""
+    return "; ".join(f"{name} {kind.lacking(model, policy)}" for name, kind in reversed(DECODERS.items()))
 
 
 def passed_over(model: ImageModel, policy: Policy | None = None) -> str | None:
