@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count as count_up
 from pathlib import Path
 
 import torch
@@ -96,13 +96,8 @@ def _image_tokens(decoder: Decoder, prefix: Prefix, sampler: Sampler, report: Ca
     if isinstance(decoder, ImageDecoder) and sampler.cfg_interval < 0:  # which its device does not know
         return decoder.image_tokens(hidden, sampler, report)
     if isinstance(decoder, TransformersDecoder) and decoder.plan is not None:
-        tokens = unfilled(model, len(prefix.ids))
-        for number, (token, before) in enumerate(chain([(0, hidden)], decoder.feed(tokens)), 1):
-            tokens[:, token], found = sampler.after(before, token, alone=True)
-            if not bool(found.all()):
-                raise no_numbers(model, token, decoder.kept())
-            report(number)
-        return tokens
+        drawn = count_up(1)
+        return sample_rows(decoder, len(prefix.ids), hidden, sampler, lambda *_: report(next(drawn)))
     count = model.shape.geometry.tokens
     tokens = torch.empty(len(prefix.ids), count, dtype=torch.int64, device=model.device)
     for t in range(count):
@@ -112,6 +107,31 @@ def _image_tokens(decoder: Decoder, prefix: Prefix, sampler: Sampler, report: Ca
         report(t + 1)
         if t + 1 < count:  # nothing looks at the last token
             hidden = decoder.step(tokens[:, t], t)
+    return tokens
+
+
+def sample_rows(
+    decoder: Decoder, images: int, hidden: torch.Tensor, sampler: Sampler, told: Callable[[int, torch.Tensor], None]
+) -> torch.Tensor:
+    """Sample and feed all tokens of rows that are generated at once, after `prefill` -> int64 [images, N].
+
+    Args:
+        decoder: of a policy with a lead.
+        images: of the batch.
+        hidden: what `prefill` gave, [streams * images, C].
+        sampler: of the batch.
+        told: called with each token's number and the hidden states that it was drawn from, in the order of drawing.
+
+    Raises:
+        NumberError: NaN or infinite logits; names the token.
+    """
+    assert isinstance(decoder, TransformersDecoder)
+    tokens = unfilled(decoder.model, images)
+    for token, before in chain([(0, hidden)], decoder.feed(tokens)):
+        tokens[:, token], found = sampler.after(before, token, alone=True)
+        if not bool(found.all()):
+            raise no_numbers(decoder.model, token, decoder.kept())
+        told(token, before)
     return tokens
 
 

@@ -51,6 +51,22 @@ def feed_rows(
             yield token, hidden[:, place]
 
 
+def replayed_rows(
+    model: Any, cache: CompressedCache, mask: torch.Tensor, tokens: torch.Tensor, prompt_end: torch.Tensor
+) -> torch.Tensor:
+    """Hidden states [rows, N - 1, C] that tell image tokens 1 .. N - 1 of images whose tokens are known; see `feed_rows`.
+
+    Args:
+        model: see there.
+        cache: see there.
+        mask: see there.
+        tokens: [rows, N - 1, C], embeddings of all tokens but the last.
+        prompt_end: see there.
+    """
+    found: dict[int, torch.Tensor] = dict(feed_rows(model, cache, mask, lambda at: tokens[:, at], prompt_end))
+    return torch.stack([found[token] for token in sorted(found)], 1)
+
+
 def _embeds(step: Step, embedded: Callable[[list[int]], torch.Tensor], prompt_end: torch.Tensor) -> torch.Tensor:
     """[rows, T, C] of what a step is fed."""
     if step.stand_in is None:

@@ -15,7 +15,7 @@ import torch
 
 from headscope.models import ImageModel
 from headscope.policy import Policy
-from headscope.runtime import Decoder, Sampler, Sampling, choose, no_numbers
+from headscope.runtime import Decoder, Sampler, Sampling, choose, no_numbers, sample_rows
 from headscope.samples import Samples
 from headscope.tuning.measure.measurement import ReplayResult
 from headscope.tuning.measure.replay import Replay
@@ -48,19 +48,24 @@ def measure_free_running(model: ImageModel, samples: Samples, policy: Policy, *,
     for start in range(0, len(samples), size):
         some = samples.select(range(start, min(start + size, len(samples))))
         decoder = choose(model, policy)
-        tokens, hidden = _generated(decoder, some)
+        tokens, hidden = _generated(decoder, policy, some)
         replay = Replay(model, replace(some, tokens=tokens.to(torch.int32).cpu()), batch_size=size, by_stream=False)
         parts.append(replay.compare(hidden, slice(0, len(some))))
         nbytes = decoder.nbytes() // len(some)
     return ReplayResult.of(parts, model.shape.geometry, cache_bytes=nbytes, seconds=time.perf_counter() - began)
 
 
-def _generated(decoder: Decoder, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
+def _generated(decoder: Decoder, policy: Policy, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens int64 [n, N] of a policy's own, and the hidden states [rows, N - 1, C] after each but the last."""
     model, count = decoder.model, decoder.model.shape.geometry.tokens
     sampling = Sampling.of_samples(samples)
     sampler = Sampler(model, sampling, samples.seeds.tolist())
-    hidden, states = decoder.prefill(model.tokenize(list(samples.prompts)), sampler.guided), []
+    hidden = decoder.prefill(model.tokenize(list(samples.prompts)), sampler.guided)
+    states: list[torch.Tensor] = []
+    if policy.rows_at_once:
+        before: dict[int, torch.Tensor] = {}
+        tokens = sample_rows(decoder, len(samples), hidden, sampler, before.__setitem__)
+        return tokens, torch.stack([before[token] for token in range(1, count)], 1)
     tokens = torch.empty(len(samples), count, dtype=torch.int64, device=model.device)
     for t in range(count):
         tokens[:, t], found = sampler.after(hidden, t)

@@ -18,7 +18,7 @@ from headscope.errors import DataError
 from headscope.geometry import Geometry
 from headscope.models import ImageModel, expect_model, logits_of
 from headscope.policy import Policy
-from headscope.runtime import CompressedCache, compressed, no_numbers, scales
+from headscope.runtime import CompressedCache, cache_for, compressed, no_numbers, replayed_rows, scales
 from headscope.samples import Samples
 from headscope.tuning.measure.full_cache import ROOM, FullCachePredictions
 from headscope.tuning.measure.measurement import ReplayResult, Watch
@@ -108,7 +108,7 @@ class Replay:
         parts, nbytes, policy = [], 0, self.completed(policy)
         with torch.inference_mode(), compressed(self.model, policy):
             for batch in self.batches:
-                cache = CompressedCache(
+                cache = cache_for(
                     policy, batch=len(batch.prefix), prefix=self.prefix, dtype=self.dtype, device=self.model.device
                 )
                 hidden = self.run(batch, policy, cache)
@@ -134,7 +134,8 @@ class Replay:
     def run(self, batch: Batch, policy: Policy, cache: CompressedCache) -> torch.Tensor:
         """Hidden states [rows, N - 1, C] after image tokens 0 .. N - 2, computed chunk by chunk through `cache`.
 
-        Chunks never cross a stride end, where heavy heads choose; without heavy heads the image is one chunk.
+        Chunks never cross a stride end, where heavy heads choose; without heavy heads the image is one chunk. Rows at once are
+        fed a step at a time, each state then being the one that the token after its position is drawn from.
 
         Args:
             batch: the images.
@@ -142,6 +143,8 @@ class Replay:
             cache: an empty one of that policy, for as many rows.
         """
         self.feed_prefix(batch, cache)
+        if policy.rows_at_once:
+            return replayed_rows(self.model, cache, batch.mask[:, : self.prefix], batch.tokens, batch.prefix[:, -1:])
         hidden = []
         for start, end in chunks(policy, self.geometry):
             mask = batch.mask[:, : self.prefix + end]
