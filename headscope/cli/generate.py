@@ -37,6 +37,9 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the model's).")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the most likely code (default: the model's).")] = None,
     cfg_interval: Annotated[int | None, typer.Option(help="Tokens that are guided; -1 all (default: the model's).")] = None,
+    lead: Annotated[
+        int | None, typer.Option(help="Begin a row so many columns after the one above (default: the policy's).")
+    ] = None,
     accept_other_weights: Annotated[bool, typer.Option(help="Use the policy on a fine-tune of its model.")] = False,
     decoder: Annotated[str, typer.Option(help="transformers, llama_cpu, llama_cuda; auto: the fastest here.")] = "auto",
     seed: Seed = 0,
@@ -48,12 +51,12 @@ def generate(
     """Generate images. Example: headscope generate stickers "red apple, noto style" --policy stickers-20 -n 4 -o images"""
     from headscope.models import load_model, with_settings
     from headscope.pipeline import Request, default_prompts, free_memory, generate_images, plan_images, read_prompts
-    from headscope.policy import load_policy
+    from headscope.policy import load_policy, with_lead
     from headscope.runtime import Sampling
 
     model = with_settings(model, features, fold_prefix)
     together = _batch(batch)
-    if compare and policy is None:
+    if compare and policy is None and lead is None:
         raise typer.BadParameter("--compare: compares a policy with the full cache; name one with --policy.")
     wanted = [*(texts or []), *(prompt or []), *(read_prompts(prompts) if prompts is not None else [])]
     wanted = wanted or default_prompts(model)
@@ -64,6 +67,7 @@ def generate(
     settle_threads(model)
     loaded = load_model(model, device=device, dtype=dtype)
     kept = None if policy is None else load_policy(policy, loaded.shape, accept_other_weights=accept_other_weights)
+    kept = kept if lead is None else with_lead(kept, loaded.shape, loaded.max_prefix, lead)
     request = Request(tuple(wanted), each, sampling, kept, compare, decoder)
     plan = plan_images(loaded, request, free=free_memory(str(loaded.device)), batch=together)
     say(plan.sentence())

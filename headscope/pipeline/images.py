@@ -14,7 +14,7 @@ from PIL import Image
 from headscope.errors import BudgetError, DataError
 from headscope.models import ImageModel, warn_of_unknown_words
 from headscope.pipeline.needs import step_bytes
-from headscope.policy import Policy
+from headscope.policy import Policy, schedule
 from headscope.progress import Progress, of_task
 from headscope.reporting import contact_sheet
 from headscope.runtime import AUTO, ImageBatches, Sampling, Variant, check_prefix, decoder_name, passed_over
@@ -102,7 +102,11 @@ class Plan:
             text += f" The GPU's own is left aside: {self.passed_over}."
         if self.lengths[0] < self.lengths[1] and self.batch < self.request.total:
             text += f" Prompts have {self.lengths[0]} to {self.lengths[1]} tokens; those of one length are generated together."
-        if policy is not None and self.batch == 1:  # reports/runtime: 1.1 to 1.15 times, for the weights are read anyway
+        if policy is not None and policy.rows_at_once:
+            plan = schedule(policy.shape.geometry, policy.lead)
+            text += f" Rows follow each other by {policy.lead} columns: {len(plan) - 1:,} steps in place of "
+            text += f"{policy.shape.geometry.tokens - 1:,}."
+        elif policy is not None and self.batch == 1:  # reports/runtime: 1.1 to 1.15 times, for the weights are read anyway
             text += " One at a time, a policy saves memory and hardly any time; it pays when several are generated together."
         return text
 

@@ -17,6 +17,7 @@ from headscope.policy.footprint import (
     parse_size,
 )
 from headscope.policy.lead import Schedule, StandIn, Step, schedule
+from headscope.policy.leading import with_lead
 from headscope.policy.merge import Edit, check_fits_limit, merge
 from headscope.policy.policy import Policy, load_policy, save_policy
 from headscope.policy.preset import Preset
@@ -88,4 +89,5 @@ __all__ = [
     "tighter",
     "unmeasured",
     "validate",
+    "with_lead",
 ]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from headscope.models import load_model
-from headscope.policy import Policy, save_policy
+from headscope.policy import Policy, load_policy, save_policy
 from headscope.runtime import generate
 from headscope.samples import Samples
 from tests.cli.command import headscope
@@ -238,3 +238,27 @@ def test_a_folder_with_files_of_such_names_is_refused(command, tiny_folder: Path
     assert theirs.split("/")[0] in ended.err
     assert [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()] == [theirs]
     assert (out / theirs).read_text() == "years of work"
+
+
+def test_rows_at_once_with_and_without_a_policy(command, tiny_folder: Path, policy: Path, tmp_path: Path) -> None:
+    model = load_model(str(tiny_folder))
+    ended = command("generate", tiny_folder, "dog", "--lead", 2, "--policy", policy, "-o", tmp_path / "small")
+    assert ended.status == 0, ended.err
+    assert "Rows follow each other by 2 columns: 9 steps in place of 15." in " ".join(ended.out.split())
+    assert "by decoder transformers" in ended.out
+    tokens = generate(model, ["dog"], policy=load_policy(policy).replace(lead=2)).tokens
+    np.testing.assert_array_equal(pixels(tmp_path / "small" / "0000.png"), model.to_images(tokens)[0].numpy())
+    ended = command("generate", tiny_folder, "dog", "--lead", 2, "--compare", "-o", tmp_path / "full")
+    assert ended.status == 0, ended.err
+    assert (tmp_path / "full" / "sheet.png").is_file()
+    whole = Policy.uniform(model.shape, window=15, stride=1, prefix=model.max_prefix, lead=2)
+    tokens = generate(model, ["dog"], policy=whole).tokens
+    np.testing.assert_array_equal(pixels(tmp_path / "full" / "policy" / "0000.png"), model.to_images(tokens)[0].numpy())
+
+
+@pytest.mark.parametrize("lead", [0, 5])
+def test_a_lead_outside_a_row_is_one_sentence(command, lead: int, tiny_folder: Path, tmp_path: Path) -> None:
+    ended = command("generate", tiny_folder, "dog", "--lead", lead, "-o", tmp_path / "out")
+    assert ended.status == 2
+    assert f"lead {lead}: expected 1 to 4 columns, of which 4 generates row after row." in " ".join(ended.err.split())
+    assert not (tmp_path / "out").exists()

@@ -16,6 +16,7 @@ from headscope.geometry import Geometry
 from headscope.policy import (
     CacheSpec,
     Edit,
+    Limit,
     Policy,
     Schedule,
     diff,
@@ -26,6 +27,7 @@ from headscope.policy import (
     save_policy,
     schedule,
     validate,
+    with_lead,
 )
 from tests.policy.shapes import SHAPE
 from tests.policy.test_files import rewritten
@@ -183,3 +185,18 @@ def test_diff_and_merge_know_it() -> None:
     assert merge(POLICY.replace(lead=2), [Edit("edit 1", (0,), numbers={"window": 3})]).lead == 2
     with pytest.raises(PolicyMismatch, match="edit 1: the other policy: its lead is 2, expected 6"):
         merge(POLICY, [Edit("edit 1", (0,), source=POLICY.replace(lead=2))])
+
+
+def test_a_lead_for_a_policy_or_for_none() -> None:
+    limited = POLICY.replace(limit=Limit(10**6, CacheSpec(SHAPE, 5)), results={"measured": 1})
+    changed = with_lead(limited, SHAPE, 5, 2)
+    assert changed is not None
+    assert (changed.lead, changed.limit, changed.results) == (2, None, {})
+    assert with_lead(limited, SHAPE, 5, 6) is limited
+    assert with_lead(None, SHAPE, 5, 6) is None
+    whole = with_lead(None, SHAPE, 5, 2)
+    assert whole is not None
+    assert whole.keeps_everything
+    assert whole.slots().unique().tolist() == [5 + 36]
+    with pytest.raises(PolicyMismatch, match="lead 0: expected 1 to 6"):
+        with_lead(None, SHAPE, 5, 0)
