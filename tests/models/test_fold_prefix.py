@@ -18,6 +18,7 @@ from headscope.tracing import watch_live
 from headscope.tracing.catalogue import STATISTICS
 from tests.llamagen import Tiny, transformer, write_llamagen
 from tests.models.test_llamagen_captions import CAPTIONS, LENGTHS, write_features
+from tests.runtime.test_rows_of_models import slowly
 
 SIZE = Tiny(slots=6)
 
@@ -127,3 +128,15 @@ def test_a_prompt_in_pieces_is_refused(both: tuple[ImageModel, ImageModel]) -> N
     embeds = model.embed_prefix(model.tokenize(CAPTIONS).ids)
     with compressed(model, policy), pytest.raises(CacheError, match="3 tokens of a prompt of 6, which is kept as one entry"):
         model.forward(embeds[:, :3], None, CompressedCache(policy, prefix=6))
+
+
+def test_rows_at_once_see_the_entry(both: tuple[ImageModel, ImageModel]) -> None:
+    """And the grid's own positions: both give what full attention under the mask of times gives."""
+    sampling = Sampling(guidance=2.0, temperature=1.0)
+    for settings in (POLICIES["everything"], POLICIES["mixed"]):
+        policies = [Policy.uniform(model.shape, prefix=6, lead=2, **settings) for model in both]
+        pair = zip(both, policies, strict=True)
+        found = [generate(model, CAPTIONS, 1, policy=policy, sampling=sampling).tokens for model, policy in pair]
+        assert torch.equal(*found)
+        if settings is POLICIES["everything"]:
+            assert torch.equal(found[0].long(), slowly(both[1], CAPTIONS, 1, 2, sampling))

@@ -38,6 +38,7 @@ class LeadOracle:
     scale: float
     bits: int = 16
     whole_prompt: bool = True
+    kind: str = "received"
     keys: dict[int, Vector] = field(default_factory=dict)
     values: dict[int, Vector] = field(default_factory=dict)
     fed_in: dict[int, int] = field(default_factory=dict)
@@ -116,6 +117,7 @@ class LeadOracle:
         candidates = [p for p in self.alive if p >= self.anchor and p not in recent]
 
         def worth(p: int) -> tuple[float, int, int]:
-            return self.score[p] / (self.visits[p] if self.per_visit else 1), self.fed_in[p], p
+            length = math.sqrt(sum(x * x for x in self.values[p])) if self.kind == "value" else 1.0
+            return self.score[p] / (self.visits[p] if self.per_visit else 1) * length, self.fed_in[p], p
 
         self.alive = recent | set(sorted(candidates, key=worth, reverse=True)[: self.heavy])

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from headscope.geometry import Geometry
 from headscope.models.attention import attend_through_cache
-from headscope.policy import CacheSpec, ModelShape, Policy, schedule
+from headscope.policy import BUILT_IN, VALUE, CacheSpec, ModelShape, Policy, schedule
 from headscope.runtime.row_cache import RowsCache
 from tests.runtime.lead_oracle import LeadOracle
 from tests.runtime.test_cache_meaning import Module
@@ -60,6 +60,7 @@ def cases(draw: st.DrawFn) -> Case:
         per_visit=per_head(0, 1),
         bits=per_head(16, 16, 8, 4),
         prompt=per_head(1, 1, 0),
+        score=per_head(0, 0, BUILT_IN.index(VALUE)),
         stride=draw(st.sampled_from(geometry.strides())),
         prefix=prefix,
     )
@@ -112,6 +113,7 @@ def run_oracle(case: Case, b: int, h: int) -> dict[object, torch.Tensor]:
         stand_in=lambda row: at(prefix + case.geometry.tokens + row),
         scale=SCALE,
         whole_prompt=bool(policy.prompt[0, h]),
+        kind=policy.score_of(0, h),
     )
     return {name: torch.tensor(outputs, dtype=torch.float64) for name, outputs in oracle.run().items()}
 
@@ -130,7 +132,7 @@ MIXED = policy_of(
 
 @given(cases())
 @example(Case(MIXED, [0, 2], 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_head_attends_to_what_the_oracle_says(case: Case) -> None:
     found = run_cache(case)
     for b in range(2):
