@@ -26,7 +26,6 @@ def feed_rows(
     cache: CompressedCache,
     mask: torch.Tensor,
     embedded: Callable[[list[int]], torch.Tensor],
-    prompt_end: torch.Tensor,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Feed images whose prompts were fed, all but their last token.
 
@@ -35,7 +34,6 @@ def feed_rows(
         cache: of the images, empty but for the prompts; a `RowsCache`.
         mask: int64 [rows, P] of the prompts, 0 at the padding.
         embedded: gives embeddings [rows, n, C] of image tokens by their numbers; asked once they were given out here.
-        prompt_end: [rows, 1, C], the embedding of each prompt's last token; [rows, 0, 0] without prompts.
 
     Returns:
         Image tokens from 1 on, each once, in the order in which they are drawn, with the hidden states [rows, C] that tell it.
@@ -43,7 +41,7 @@ def feed_rows(
     layer = cache.compressed_layers[0]
     assert isinstance(layer, RowsLayer)
     for step in layer.plan.steps[:-1]:  # nothing looks at the last token, which is a step of its own
-        embeds = _embeds(step, embedded, prompt_end)
+        embeds = _embeds(step, embedded)
         places = torch.tensor(step.positions, device=mask.device) + mask.shape[1]
         with compressed(model, cache.policy):
             hidden = model.forward_at(embeds, places, mask, None, cache)
@@ -51,9 +49,7 @@ def feed_rows(
             yield token, hidden[:, place]
 
 
-def replayed_rows(
-    model: Any, cache: CompressedCache, mask: torch.Tensor, tokens: torch.Tensor, prompt_end: torch.Tensor
-) -> torch.Tensor:
+def replayed_rows(model: Any, cache: CompressedCache, mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Hidden states [rows, N - 1, C] that tell image tokens 1 .. N - 1 of images whose tokens are known; see `feed_rows`.
 
     Args:
@@ -61,16 +57,17 @@ def replayed_rows(
         cache: see there.
         mask: see there.
         tokens: [rows, N - 1, C], embeddings of all tokens but the last.
-        prompt_end: see there.
     """
-    found: dict[int, torch.Tensor] = dict(feed_rows(model, cache, mask, lambda at: tokens[:, at], prompt_end))
+    found: dict[int, torch.Tensor] = dict(feed_rows(model, cache, mask, lambda at: tokens[:, at]))
     return torch.stack([found[token] for token in sorted(found)], 1)
 
 
-def _embeds(step: Step, embedded: Callable[[list[int]], torch.Tensor], prompt_end: torch.Tensor) -> torch.Tensor:
+def _embeds(step: Step, embedded: Callable[[list[int]], torch.Tensor]) -> torch.Tensor:
     """[rows, T, C] of what a step is fed."""
     if step.stand_in is None:
         return embedded([*step.tokens])
-    if step.stand_in.source is None and prompt_end.shape[1]:
-        return torch.cat([embedded([*step.tokens]), prompt_end], 1)
-    return embedded([*step.tokens, step.stand_in.source or 0])
+    count, sources = len(step.tokens), step.stand_in.sources
+    found = embedded([*step.tokens, *sources])
+    stand_in = found[:, count:]
+    stand_in = stand_in.mean(1, keepdim=True) if stand_in.is_floating_point() else stand_in[:, :1]
+    return torch.cat([found[:, :count], stand_in], 1)

@@ -61,12 +61,13 @@ def test_every_token_is_fed_once_in_its_step_and_drawn_before(plan: Schedule) ->
         if stand is not None:
             assert stand.position % length == length - 1
             assert fed_at(plan, stand.position) > step.number  # the true one is not there yet
+            first = stand.position - length + 1
             if plan.geometry.row_end:
-                assert stand.source == stand.position
+                assert stand.sources == (stand.position,)
             else:
-                ends = range(length - 1, stand.position, length)
-                there = [end for end in ends if fed_at(plan, end) <= step.number]
-                assert stand.source == (there[-1] if there else None)
+                before = [first - 1] if first and fed_at(plan, first - 1) <= step.number else []
+                assert stand.sources == (first, *before)
+                assert fed_at(plan, first) <= step.number
         done += len(step.tokens)
         assert plan.fed(step.number) == done
     assert sorted(drawn) == list(range(tokens))
@@ -107,7 +108,7 @@ def test_the_worked_example() -> None:
     steps = schedule(Geometry(4, 4), 2).steps
     assert [step.tokens for step in steps[:6]] == [(0,), (1,), (2, 4), (3, 5), (6, 8), (7, 9)]
     stands = [step.stand_in for step in steps if step.stand_in is not None]
-    assert [(stand.position, stand.source) for stand in stands] == [(3, None), (7, 3), (11, 7)]
+    assert [(stand.position, stand.sources) for stand in stands] == [(3, (0,)), (7, (4, 3)), (11, (8, 7))]
     assert steps[1].draws == ((0, 2), (1, 4))
     assert steps[3].draws == ((1, 6), (2, 8))  # what comes after 3 was drawn two steps before
     assert schedule(Geometry(4, 4), 3).buffer(4) == 5

@@ -49,14 +49,16 @@ def slowly(model: Any, prompts: list[str], seed: int, lead: int, sampling: Sampl
     for step in range(max(fed_at)):
         fed = [t for t in range(count) if fed_at[t] <= step]
         ends = [t for t in range(count - 1) if (t + 1) % length == 0 and fed_at[t + 1] == step + 1 and fed_at[t] > step]
-        codes, there = tokens[:, fed], [t for t in fed if (t + 1) % length == 0]
-        if ends and geometry.row_end:
-            codes = torch.cat([codes, torch.full((len(prompts), 1), model.vocabulary - 1)], 1)
-        elif ends:
-            codes = torch.cat([codes, tokens[:, [max(there, default=0)]]], 1)
-        embeds = torch.cat([prompt, model.embed_tokens(codes).repeat(sampling.streams, 1, 1)], 1)
-        if ends and not geometry.row_end and not there and prefix:
-            embeds[:, -1] = prompt[:, -1]
+        image = model.embed_tokens(tokens[:, fed])
+        for end in ends:
+            first = end - length + 1
+            there = [first, *([first - 1] if first and first - 1 in fed else [])]
+            if not image.is_floating_point():
+                there = there[:1]
+            codes = torch.full((len(prompts), 1), model.vocabulary - 1) if geometry.row_end else tokens[:, there]
+            stand_in = model.embed_tokens(codes)
+            image = torch.cat([image, stand_in.mean(1, keepdim=True) if len(there) > 1 else stand_in], 1)
+        embeds = torch.cat([prompt, image.repeat(sampling.streams, 1, 1)], 1)
         at = [*range(-prefix, 0), *fed, *ends]
         seen = torch.zeros(len(ids), 1, len(at), len(at), dtype=torch.bool)
         for i, query in enumerate(at):
@@ -98,7 +100,7 @@ def test_forced_row_ends_stand_in_for_themselves(make: Any, lead: int, start: li
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
-def test_without_row_ends_and_prompts_the_first_token_stands_in(make: Any) -> None:
+def test_a_model_without_prompts_has_stand_ins(make: Any) -> None:
     model = model_of(make(), geometry=Geometry(4, 2), start=[])
     sampling = Sampling(temperature=1.0)
     found = generate(model, ["one", "two"], 5, policy=everything(model, 1), sampling=sampling).tokens

@@ -31,10 +31,11 @@ def in_one_pass(model: ImageModel, samples: Samples, lead: int) -> torch.Tensor:
     prompt, streams = model.embed_prefix(ids), len(ids) // len(samples)
     image = model.embed_tokens(samples.tokens.long()).repeat(streams, 1, 1)
     rows = range(geometry.rows - 1)
-    above = [row + 1 - -(-length // lead) for row in rows]  # the row whose end stands in
     own = [(row + 1) * length - 1 for row in rows]
-    source = own if geometry.row_end else [(row + 1) * length - 1 for row in above]
-    stands = [prompt[:, -1:] if one < 0 else image[:, one : one + 1] for one in source]
+    # The row's first token, and the end of the row before where it was fed by then.
+    there = [[row * length, *([row * length - 1] if row and 2 * lead >= length else [])] for row in rows]
+    source = [[end] for end in own] if geometry.row_end else there
+    stands = [image[:, some].mean(1, keepdim=True) for some in source]
     times = torch.tensor([t // length * lead + t % length for t in range(count)] + [(row + 1) * lead - 1 for row in rows])
     at = torch.tensor([*range(count), *own])
     seen = (at[None, :count] <= at[:, None]) & (times[None, :count] <= times[:, None])

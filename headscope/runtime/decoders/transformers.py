@@ -34,7 +34,7 @@ class TransformersDecoder:
             self.policy = Policy.uniform(model.shape, window=model.shape.geometry.tokens - 1, stride=1, prefix=model.max_prefix)
         self.cache: PlainCache | CompressedCache | None = None
         self.prefix, self.streams = 0, 1
-        self._mask = self._prompt_end = torch.empty(0)
+        self._mask = torch.empty(0)
         rows = self.policy is not None and self.policy.rows_at_once
         self.plan: Schedule | None = schedule(model.shape.geometry, self.policy.lead) if self.policy and rows else None
 
@@ -57,12 +57,9 @@ class TransformersDecoder:
             whole: dict[str, Any] = {"batch": len(ids), "dtype": model.dtype, "device": model.device}
             self.cache = cache_for(self.policy, prefix=self.prefix, **whole)
         if not self.prefix:
-            self._prompt_end = torch.empty(len(ids), 0, 0, device=ids.device)
             return torch.empty(len(ids), 0, device=ids.device)
-        embeds = model.embed_prefix(ids)
-        self._prompt_end = embeds[:, -1:]
         with self._attention():
-            return model.forward(embeds, mask, self.cache)[:, -1]
+            return model.forward(model.embed_prefix(ids), mask, self.cache)[:, -1]
 
     def step(self, tokens: torch.Tensor, t: int) -> torch.Tensor:
         """See `Decoder.step`."""
@@ -86,7 +83,7 @@ class TransformersDecoder:
             return self.model.embed_tokens(tokens[:, at]).repeat(self.streams, 1, 1)
 
         mask = self._mask[:, : self.prefix]
-        return feed_rows(self.model, self.cache, mask, embedded, self._prompt_end)
+        return feed_rows(self.model, self.cache, mask, embedded)
 
     def kept(self) -> Iterable[Sequence[torch.Tensor]]:
         """See `Decoder.kept`."""

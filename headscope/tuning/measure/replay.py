@@ -144,7 +144,7 @@ class Replay:
         """
         self.feed_prefix(batch, cache)
         if policy.rows_at_once:
-            return replayed_rows(self.model, cache, batch.mask[:, : self.prefix], batch.tokens, batch.prefix[:, -1:])
+            return replayed_rows(self.model, cache, batch.mask[:, : self.prefix], batch.tokens)
         hidden = []
         for start, end in chunks(policy, self.geometry):
             mask = batch.mask[:, : self.prefix + end]
