@@ -34,7 +34,9 @@ def rewritten(file: Path, **metadata: object) -> Path:
 def test_every_shipped_policy_is_valid(name: str) -> None:
     found = validate(name, load_policy(name).shape)
     assert found.accounted
-    assert found.needs == (("bits",) if found.policy.quantized else ())
+    policy = found.policy
+    parts = {"bits": policy.quantized, "prompt": bool(policy.drops_prompt.any()), "score": bool(policy.other_scores)}
+    assert found.needs == tuple(name for name, has in parts.items() if has)
 
 
 def test_what_a_file_says_of_itself_is_told(file: Path) -> None:

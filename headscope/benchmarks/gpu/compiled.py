@@ -21,26 +21,12 @@ TARGET = GPUTarget("cuda", 90, 32)
 MODEL = ("qkv", "cos_table", "sin_table", "keys", "values", "out", "x", "weight", "gate_up", "logits_in", "table")
 FLOATS = ("scores", "logits", "part_top", "part_sum", "part_out", "decays", "floors", "tops", "worths")
 NUMBERS = (
-    *(
-        "batch",
-        "prefix",
-        "prefixes",
-        "of_prefix",
-        "front",
-        "slots",
-        "slots8",
-        "slots4",
-        "score_slots",
-        "step",
-        "stride",
-        "size",
-        "images",
-    ),
-    *("codes", "ahead", "blocks", "top_k", "rank", "grid_rows"),
+    *("batch", "prefix", "prefixes", "of_prefix", "front", "slots", "slots8", "slots4", "score_slots", "step", "stride"),
+    *("size", "images", "codes", "ahead", "blocks", "top_k", "rank", "grid_rows"),
 )
 SCALARS = ("scale", "epsilon", "temperature", "largest")
 WIDE = ("tokens", "failed")
-CODES = {"codes8": "*u8", "codes4": "*u8", "rows": "*i8", "places": "*i8"}
+CODES = {"codes8": "*u8", "codes4": "*u8"}
 ALIGNED = 16  # bytes that torch's tensors begin at
 Shape = tuple[str, int, int, int, int]
 # Of attention: dtype, query heads of a KV head, numbers of a head, slots of a tile, tiles loaded ahead.
@@ -72,7 +58,7 @@ def compiled(kernel: Any, dtype: str, warps: int = 4, **constants: Any) -> Any:
         if kernel.fn.__name__ in ("draw", "floor_of"):
             kinds["logits"] = f"*{dtype}"
         if kernel.fn.__name__ == "choose":
-            kinds |= {"scale": "*fp16", "tokens": "i32"}
+            kinds |= {"scale": "*fp16", "rows": "*i8", "places": "*i8", "tokens": "i32"}
         signature[name] = "constexpr" if name in constants else kinds.get(name, "*i32")
     names = list(signature)
     places = {(names.index(name),): value for name, value in constants.items()}
