@@ -27,6 +27,7 @@ NUMBERS = (
 SCALARS = ("scale", "epsilon", "temperature", "largest")
 WIDE = ("tokens", "failed")
 CODES = {"codes8": "*u8", "codes4": "*u8"}
+TABLE = {"scale": "*fp16", "rows": "*i8", "places": "*i8", "tokens": "i32"}  # of `choose`, as ScoreTable has them
 ALIGNED = 16  # bytes that torch's tensors begin at
 Shape = tuple[str, int, int, int, int]
 # Of attention: dtype, query heads of a KV head, numbers of a head, slots of a tile, tiles loaded ahead.
@@ -58,7 +59,7 @@ def compiled(kernel: Any, dtype: str, warps: int = 4, **constants: Any) -> Any:
         if kernel.fn.__name__ in ("draw", "floor_of"):
             kinds["logits"] = f"*{dtype}"
         if kernel.fn.__name__ == "choose":
-            kinds |= {"scale": "*fp16", "rows": "*i8", "places": "*i8", "tokens": "i32"}
+            kinds |= TABLE
         signature[name] = "constexpr" if name in constants else kinds.get(name, "*i32")
     names = list(signature)
     places = {(names.index(name),): value for name, value in constants.items()}
