@@ -47,7 +47,7 @@ test-ray: $(VENV)/.ready ## Search and trace on a local Ray cluster, with a work
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m ray tests/servers
 
 test-triton: $(VENV)/.ready ## Run all tests of the GPU's kernels in Triton's interpreter, against the CPU's cache
-	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) -m "" tests/runtime/test_flat.py tests/runtime/test_graph.py $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) -m "" tests/runtime/test_flat*.py tests/runtime/test_graph.py $(ARGS)
 
 test-janus: $(VENV)/.ready ## Take Janus-Pro's true width and image through every step
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m janus tests/pipeline/test_janus_pro.py $(ARGS)
