@@ -26,10 +26,14 @@ SIZE = Tiny(slots=6)
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageModel, ImageModel]:
     """The same weights with the prefix folded and with every token of it."""
+    return pair(tmp_path_factory, SIZE)
+
+
+def pair(tmp_path_factory: pytest.TempPathFactory, size: Tiny) -> tuple[ImageModel, ImageModel]:
     found = []
     for name, more in (("folded", {}), ("whole", {"fold_prefix": False})):
         settings = {"heads": 4, "grid": 4, **more}
-        folder = write_llamagen(tmp_path_factory.mktemp(name) / "Toy", SIZE, transformer(SIZE), "t.pt", settings=settings)
+        folder = write_llamagen(tmp_path_factory.mktemp(name) / "Toy", size, transformer(size), "t.pt", settings=settings)
         features = [torch.randn(length, 16, generator=torch.Generator().manual_seed(length)) for length in LENGTHS]
         write_features(folder / "features.safetensors", features)
         found.append(load_model(str(folder), device="cpu"))
@@ -56,10 +60,10 @@ POLICIES: dict[str, dict[str, Any]] = {
 @torch.inference_mode()
 def states(model: ImageModel, settings: dict[str, Any], chunk: int) -> tuple[torch.Tensor, CompressedCache, Policy]:
     """Logits of captions and of nothing, teacher forced through the cache, `chunk` tokens at a time."""
-    policy = Policy.uniform(model.shape, prefix=6, **settings)
     ids, mask = model.tokenize(CAPTIONS).stacked(True)
+    policy = Policy.uniform(model.shape, prefix=ids.shape[1], **settings)
     codes = torch.randint(0, 64, (len(ids), 15), generator=torch.Generator().manual_seed(0))
-    cache, found = CompressedCache(policy, prefix=6), []
+    cache, found = CompressedCache(policy, prefix=ids.shape[1]), []
     with compressed(model, policy):
         found.append(model.forward(model.embed_prefix(ids), mask, cache)[:, -1:])
         for start in range(0, 15, chunk):
@@ -67,6 +71,16 @@ def states(model: ImageModel, settings: dict[str, Any], chunk: int) -> tuple[tor
             mask = torch.cat([mask, mask.new_ones(part.shape[:2])], 1)
             found.append(model.forward(part, mask, cache))
     return model.logits(torch.cat(found, 1)), cache, policy
+
+
+@pytest.mark.parametrize("kind", ["everything", "mixed", "one by one"])  # in 8 bits a number on an edge falls to either side
+def test_it_changes_nothing_of_a_caption_as_long_as_published(tmp_path_factory: pytest.TempPathFactory, kind: str) -> None:
+    (one, small, _), (every, large, policy) = (
+        states(model, POLICIES[kind], 1) for model in pair(tmp_path_factory, Tiny(slots=120))
+    )
+    assert policy.prefix == 120
+    assert float((one - every).abs().max()) <= 1e-5 * float(every.abs().max())
+    assert small.nbytes() < large.nbytes() / 4
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
